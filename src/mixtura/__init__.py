@@ -1,0 +1,53 @@
+"""Mixtura: sparse Mixture-of-Experts models on PyTorch. Names are imported when first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixtura.models import Decoder, DecoderConfig
+    from mixtura.moe import MoE, MoEConfig, MoEOutput, Routing
+
+    __version__: str
+
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "MoE",
+    "MoEConfig",
+    "MoEOutput",
+    "Routing",
+    "__version__",
+]
+
+_HOMES = {
+    "Decoder": "mixtura.models",
+    "DecoderConfig": "mixtura.models",
+    "MoE": "mixtura.moe",
+    "MoEConfig": "mixtura.moe",
+    "MoEOutput": "mixtura.moe",
+    "Routing": "mixtura.moe",
+}
+
+
+def _first_use(name: str) -> Any:
+    """Import what `name` stands for. Torch stays out until a name that needs it is used."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value = version("mixtura")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'mixtura' has no attribute {name!r}")
+    # Kept, so that the next use does not come here.
+    globals()[name] = value
+    return value
+
+
+# Hidden from type checkers, which would take any misspelt name for one that exists.
+if not TYPE_CHECKING:
+    __getattr__ = _first_use
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,117 @@
+"""Frozen configs that check themselves: YAML files, dotted overrides, errors in one line."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mixtura.errors import ConfigError
+
+Tree = dict[str, Any]
+
+
+class Config(BaseModel):
+    """A frozen config. `Config.parse` raises ConfigError in one line, never pydantic's own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any], origin: str = "config") -> Self:
+        """Build from plain data; `origin` (a file's name) opens the error's line."""
+        try:
+            return cls.model_validate(dict(tree))
+        except ValidationError as error:
+            raise ConfigError(f"{origin}: {_explain(cls, error)}") from error
+
+
+def read_yaml(path: Path) -> Tree:
+    """The mapping in a YAML file. Raises ConfigError if it is absent, malformed or no mapping."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the path of a YAML recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({error})") from error
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML: {problem}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, found {tree!r:.60}")
+    return tree
+
+
+def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> Tree:
+    """A copy of `tree` with each `a.b.c=value` set; values are read as YAML."""
+    result = _copied(tree)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted:
+            raise ConfigError(f"--set {override}: expected KEY=VALUE, as in train.lr=3e-4")
+        *parents, leaf = dotted.strip().split(".")
+        node = result
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {override}: {parent!r} is a value, not a section")
+            node = child
+        node[leaf] = _scalar(text)
+    return result
+
+
+def _copied(tree: Mapping[str, Any]) -> Tree:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"--set value {text!r} is not valid YAML: {problem}") from error
+    # YAML 1.1 reads 3e-4 (no dot) as a string.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(cls: type[BaseModel], error: ValidationError) -> str:
+    """The first problem in one line, with the nearest known key where a key is unknown."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(cls, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+        return f"unknown key {where!r}; {hint}"
+    if first["type"] == "missing":
+        return f"missing key {where!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    place = f"{where}: " if where else ""
+    given = "" if first["type"] == "value_error" else f" (given {first['input']!r:.60})"
+    return f"{place}{message}{given}"
+
+
+def _known_keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Keys of the config that `path` leads to, through nested configs and tagged unions."""
+    here: list[type[BaseModel]] = [cls]
+    for part in path:
+        inner: list[type[BaseModel]] = []
+        for model in here:
+            field = model.model_fields.get(str(part))
+            if field is not None:
+                inner += _configs_in(field.annotation)
+        # A discriminated union adds its tag to the location; it names no field.
+        here = inner or here
+    return sorted({key for model in here for key in model.model_fields})
+
+
+def _configs_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _configs_in(argument)]

@@ -1,0 +1,81 @@
+"""The source of the machine's own Python standard library: a corpus that every user has."""
+
+import platform
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mixtura.config import Config
+from mixtura.data.documents import Document, Skipped
+from mixtura.data.files_as_text import files_under, read_text, total_bytes
+from mixtura.data.python_domains import python_spans
+from mixtura.data.split import share
+from mixtura.errors import DataError
+
+# Third-party packages, tests, generated tables, and programs that are no library.
+_LEFT_OUT = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings"}
+)
+
+
+class StdlibSource(Config):
+    """About 10 MB of code, comments, docstrings and tables, offline; nothing is imported.
+
+    `limit_mb` (10^6 bytes) takes a sample of whole files, the same one each time.
+    """
+
+    kind: Literal["stdlib"] = "stdlib"
+    limit_mb: float | None = Field(None, gt=0)
+
+    @property
+    def unit(self) -> Literal["bytes", "documents"]:
+        return "bytes"
+
+    def size(self) -> int:
+        return total_bytes(self._files().values())
+
+    def fingerprint(self) -> str:
+        # The library does not change under a Python version, wherever it stands.
+        return f"{platform.python_implementation()} {platform.python_version()}"
+
+    def read(self) -> Iterator[Document | Skipped]:
+        for name, path in self._files().items():
+            text = read_text(path)
+            if isinstance(text, str):
+                yield Document(name, "code", text, python_spans)
+            # An empty __init__.py is no loss.
+            elif text.reason != "empty":
+                yield text
+
+    def _files(self) -> dict[str, Path]:
+        """Files by name, as in `json/decoder.py`. Raises DataError if there are none."""
+        root = Path(sysconfig.get_paths()["stdlib"])
+        files = {
+            path.relative_to(root).as_posix(): path
+            for path in files_under(root)
+            if isinstance(path, Path)
+            and path.suffix == ".py"
+            and _LEFT_OUT.isdisjoint(path.relative_to(root).parts)
+        }
+        if not files:
+            raise DataError(
+                f"{root}: no .py files; this Python comes without its library's source, "
+                "so give text of your own: data.source.kind=text and data.source.paths"
+            )
+        return files if self.limit_mb is None else _sample(files, self.limit_mb * 1e6)
+
+
+def _sample(files: dict[str, Path], limit: float) -> dict[str, Path]:
+    """Whole files up to `limit` bytes, drawn by name and so not all from the letter `a`."""
+    kept: set[str] = set()
+    for name in sorted(files, key=lambda name: share(name, "sample")):
+        size = files[name].stat().st_size
+        if size <= limit:
+            limit -= size
+            kept.add(name)
+    if not kept:
+        raise DataError("data.source.limit_mb: no file is that small; allow at least 0.01")
+    return {name: path for name, path in files.items() if name in kept}

@@ -1,0 +1,163 @@
+"""Files that appear whole or not at all: written beside their target, synced, then renamed.
+
+A process killed in the middle leaves the target as it was, and at most one file or folder named
+`.NAME.*.partial`, which the next writer of the same target removes.
+"""
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from mixtura.errors import StorageError
+
+# What a full, read-only or failing disk says; any other OSError in a caller's block is its own.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_SETTLED_SECONDS = 10.0
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary handle whose bytes become `path`, replacing it, when the block ends without error.
+
+    Missing parent folders are made. Raises StorageError if the file system refuses.
+    """
+    with _refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = _partial(path)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    handle = os.fdopen(descriptor, "wb")
+    try:
+        _claim(descriptor)
+        with _refusals(path, _DISK):
+            yield handle
+        with _refusals(path):
+            handle.flush()
+            os.fsync(descriptor)
+            partial.replace(path)
+            _sync_folder(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    finally:
+        # After a failed write, closing tries once more to flush and fails in the same way.
+        with suppress(OSError):
+            handle.close()
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, whole or not at all. Raises StorageError."""
+    with atomic_write(path) as handle:
+        handle.write(text.encode("utf-8"))
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """An empty folder that becomes `path` when the block ends without error.
+
+    Raises StorageError if `path` exists, before or after, or if the file system refuses.
+    """
+    with _refusals(path):
+        _refuse_existing(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = _partial(path)
+        partial.mkdir()
+        descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        _claim(descriptor)
+        with _refusals(path, _DISK):
+            yield partial
+        with _refusals(path):
+            _sync_tree(partial)
+            # rename() would replace an empty folder that came up in the meantime.
+            _refuse_existing(path)
+            partial.rename(path)
+            _sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _refusals(path: Path, numbers: set[int] | None = None) -> Iterator[None]:
+    """Turn an OSError (with one of `numbers`, if given) into a StorageError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if numbers is not None and error.errno not in numbers:
+            raise
+        reason = error.strerror or error
+        raise StorageError(
+            f"{path}: cannot be written ({reason}); nothing was half-written: "
+            "free some space or choose another place"
+        ) from error
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise StorageError(f"{path}: already exists; remove it or choose another place")
+
+
+def _partial(path: Path) -> Path:
+    """A new name beside `path`, which is on the same file system; older left-overs are removed."""
+    # NAME_MAX is 255 bytes, and a character of a name takes up to four.
+    stem = path.name[:40]
+    for left_over in path.parent.glob(f".{_literal(stem)}.*.partial"):
+        _remove_abandoned(left_over)
+    return path.parent / f".{stem}.{secrets.token_hex(4)}.partial"
+
+
+def _literal(name: str) -> str:
+    """`name` as a glob pattern that matches only itself."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _claim(descriptor: int) -> None:
+    """Hold a lock for as long as the descriptor is open, so that no one takes it for abandoned."""
+    # A file system without locks loses only the tidying.
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_abandoned(partial: Path) -> None:
+    """Remove what a killed process left: nobody holds its lock, and it is not brand-new."""
+    with suppress(OSError):
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between its creation and its lock a partial looks abandoned for a moment.
+            if time.time() - os.fstat(descriptor).st_mtime > _SETTLED_SECONDS:
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for here, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            descriptor = os.open(Path(here) / name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        _sync_folder(Path(here))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync a folder by themselves and refuse to be asked.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,54 @@
+"""Activations of expert and dense FFNs, forward and backward.
+
+N rows, F hidden width, H = 2F rows of gate then up where gated, F where not.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixtura.shapes import Activation
+from mixtura.shapes.moe import GATED
+
+
+def activate(h_NH: Tensor, activation: Activation) -> Tensor:
+    """act(gate) * up, or act(h); plain autograd. GELU is the exact one, by erf."""
+    if activation in GATED:
+        gate_NF, up_NF = h_NH.chunk(2, -1)
+        return _act(gate_NF, activation) * up_NF
+    return _act(h_NH, activation)
+
+
+def activate_backward(
+    h_NH: Tensor, grad_a_NF: Tensor, activation: Activation
+) -> tuple[Tensor, Tensor]:
+    """(a_NF, grad_h_NH) from h and the gradient of a: recomputes a, which was not kept."""
+    if activation not in GATED:
+        return _act(h_NH, activation), _act_backward(grad_a_NF, h_NH, activation)
+    gate_NF, up_NF = h_NH.chunk(2, -1)
+    act_NF = _act(gate_NF, activation)
+    grad_h_NH = torch.empty_like(h_NH)
+    grad_gate_NF, grad_up_NF = grad_h_NH.chunk(2, -1)
+    torch.mul(grad_a_NF, act_NF, out=grad_up_NF)
+    grad_gate_NF.copy_(_act_backward(grad_a_NF * up_NF, gate_NF, activation))
+    return act_NF * up_NF, grad_h_NH
+
+
+def _act(x: Tensor, activation: Activation) -> Tensor:
+    match activation:
+        case "swiglu":
+            return F.silu(x)
+        case "geglu" | "gelu":
+            return F.gelu(x)
+        case "relu":
+            return F.relu(x)
+
+
+def _act_backward(grad: Tensor, x: Tensor, activation: Activation) -> Tensor:
+    match activation:
+        case "swiglu":
+            return torch.ops.aten.silu_backward(grad, x)
+        case "geglu" | "gelu":
+            return torch.ops.aten.gelu_backward(grad, x)
+        case "relu":
+            return torch.ops.aten.threshold_backward(grad, x, 0)

@@ -1,0 +1,140 @@
+"""The FFN of every expert over rows sorted by expert: a naive twin and two torch backends.
+
+N rows, D width, E experts, F expert width, H rows of w_in: 2F (gate, then up) or F.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from mixtura.kernels.activation import activate, activate_backward
+from mixtura.shapes import Activation
+
+Products = Literal["grouped", "loop"]
+
+
+def experts_ffn_naive(
+    x_ND: Tensor, count_E: Tensor, w_in_EHD: Tensor, w_out_EDF: Tensor, activation: Activation
+) -> Tensor:
+    """y_ND = w_out[e] act(w_in[e] x) for each expert's rows in turn; rows of no expert give 0."""
+    outputs: list[Tensor] = []
+    start = 0
+    for expert, count in enumerate(count_E.tolist()):
+        h_nH = x_ND[start : start + count] @ w_in_EHD[expert].T
+        outputs.append(activate(h_nH, activation) @ w_out_EDF[expert].T)
+        start += count
+    outputs.append(x_ND.new_zeros(x_ND.shape[0] - start, w_out_EDF.shape[1]))
+    return torch.cat(outputs)
+
+
+def experts_ffn(
+    x_ND: Tensor,
+    count_E: Tensor,
+    w_in_EHD: Tensor,
+    w_out_EDF: Tensor,
+    activation: Activation,
+    products: Products,
+) -> Tensor:
+    """As the naive twin, keeping only x and h for the backward pass.
+
+    `products`: one grouped_mm for all experts, or a matmul per expert.
+    """
+    return _ExpertsFFN.apply(x_ND, count_E, w_in_EHD, w_out_EDF, activation, products)
+
+
+class _ExpertsFFN(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x_ND: Tensor,
+        count_E: Tensor,
+        w_in_EHD: Tensor,
+        w_out_EDF: Tensor,
+        activation: Activation,
+        products: Products,
+    ) -> Tensor:
+        multiply = _Multiply(products, count_E, x_ND)
+        h_NH = multiply.rows(x_ND, w_in_EHD.mT)
+        y_ND = multiply.rows(activate(h_NH, activation), w_out_EDF.mT)
+        ctx.save_for_backward(x_ND, h_NH, w_in_EHD, w_out_EDF)
+        ctx.multiply, ctx.activation = multiply, activation  # pyright: ignore
+        return y_ND
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y_ND: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x_ND, h_NH, w_in_EHD, w_out_EDF = ctx.saved_tensors
+        multiply: _Multiply = ctx.multiply
+        # The gradient of a sum arrives expanded, with strides that no product takes.
+        grad_y_ND = grad_y_ND.contiguous()
+        grad_a_NF = multiply.rows(grad_y_ND, w_out_EDF)
+        a_NF, grad_h_NH = activate_backward(h_NH, grad_a_NF, ctx.activation)
+        grad_w_out_EDF = multiply.weights(grad_y_ND, a_NF)
+        grad_w_in_EHD = multiply.weights(grad_h_NH, x_ND)
+        grad_x_ND = multiply.rows(grad_h_NH, w_in_EHD)
+        return grad_x_ND, None, grad_w_in_EHD, grad_w_out_EDF, None, None
+
+
+class _Multiply:
+    """Products of each expert's rows, by one method throughout a forward and backward pass."""
+
+    def __init__(self, products: Products, count_E: Tensor, x_ND: Tensor) -> None:
+        self.rows: Callable[[Tensor, Tensor], Tensor]
+        """(N, I) rows and (E, I, O) weights -> (N, O); rows of no expert give 0"""
+        self.weights: Callable[[Tensor, Tensor], Tensor]
+        """(N, O) and (N, I) rows -> (E, O, I), the sum of outer products of each expert's rows"""
+        if products == "loop":
+            self._counts: list[int] = count_E.tolist()
+            self.rows, self.weights = self._loop_rows, self._loop_weights
+        else:
+            self._ends_E = count_E.cumsum(0).to(torch.int32)
+            self._num_rows = x_ND.shape[0]
+            self.rows, self.weights = self._grouped_rows, self._grouped_weights
+
+    def _loop_rows(self, rows_NI: Tensor, weight_EIO: Tensor) -> Tensor:
+        out_NO = rows_NI.new_empty(rows_NI.shape[0], weight_EIO.shape[2])
+        start = 0
+        for expert, count in enumerate(self._counts):
+            end = start + count
+            if count:
+                torch.mm(rows_NI[start:end], weight_EIO[expert], out=out_NO[start:end])
+            start = end
+        out_NO[start:] = 0
+        return out_NO
+
+    def _loop_weights(self, left_NO: Tensor, right_NI: Tensor) -> Tensor:
+        shape = (len(self._counts), left_NO.shape[1], right_NI.shape[1])
+        out_EOI = left_NO.new_empty(shape)
+        start = 0
+        for expert, count in enumerate(self._counts):
+            end = start + count
+            # A product over no rows is 0, and mm writes that.
+            torch.mm(left_NO[start:end].T, right_NI[start:end], out=out_EOI[expert])
+            start = end
+        return out_EOI
+
+    def _grouped_rows(self, rows_NI: Tensor, weight_EIO: Tensor) -> Tensor:
+        return self._clear_lost(F.grouped_mm(rows_NI, weight_EIO, offs=self._ends_E))
+
+    def _clear_lost(self, out_NO: Tensor) -> Tensor:
+        """grouped_mm leaves the rows past the last end uninitialised."""
+        if out_NO.device.type == "cpu":
+            out_NO[int(self._ends_E[-1]) :] = 0
+            return out_NO
+        # Reading the end would wait for the device.
+        row_N = torch.arange(self._num_rows, device=out_NO.device)
+        return out_NO.masked_fill_((row_N >= self._ends_E[-1])[:, None], 0)
+
+    def _grouped_weights(self, left_NO: Tensor, right_NI: Tensor) -> Tensor:
+        return F.grouped_mm(left_NO.T, right_NI, offs=self._ends_E)
+
+
+def grouped_mm_takes(dtype: torch.dtype, *widths: int) -> bool:
+    """Whether torch's grouped_mm takes rows of these widths: strides in multiples of 16 bytes."""
+    return dtype in (torch.float32, torch.bfloat16, torch.float16) and all(
+        width * dtype.itemsize % 16 == 0 for width in widths
+    )

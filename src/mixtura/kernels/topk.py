@@ -1,0 +1,24 @@
+"""The k best experts of each token. T tokens, E experts, K experts per token."""
+
+import torch
+from torch import Tensor
+
+# Beyond this many passes torch.topk is the faster one on a CPU (docs/decisions/0004).
+MOST_PASSES = 4
+
+
+def topk_naive(score_TE: Tensor, top_k: int) -> Tensor:
+    """chosen_TK, the best first; the twin of `topk`. Which of two equal scores wins is open."""
+    return score_TE.topk(top_k).indices
+
+
+def topk(score_TE: Tensor, top_k: int) -> Tensor:
+    """As the naive twin, by `top_k` passes of max where that is faster: few experts, on a CPU."""
+    if score_TE.device.type != "cpu" or top_k > MOST_PASSES:
+        return topk_naive(score_TE, top_k)
+    chosen = [score_TE.argmax(-1, keepdim=True)]
+    left_TE = score_TE.clone() if top_k > 1 else score_TE
+    for _ in range(top_k - 1):
+        left_TE.scatter_(1, chosen[-1], -torch.inf)
+        chosen.append(left_TE.argmax(-1, keepdim=True))
+    return torch.cat(chosen, dim=1)

@@ -1,0 +1,138 @@
+"""The decoder: pre-norm blocks of attention and an FFN that is dense or an MoE.
+
+B sequences, S positions, D width, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixtura.errors import ConfigError
+from mixtura.models.attention import Attention
+from mixtura.models.cache import KVCache, LayerCache
+from mixtura.models.rotary import Rotary, rotary
+from mixtura.moe import MoE, MoEConfig, MoEOutput
+from mixtura.moe.capacity import Dropless
+from mixtura.moe.experts import DenseFFN
+from mixtura.shapes import DecoderShape
+
+NORM_EPSILON = 1e-6
+
+
+class DecoderConfig(DecoderShape):
+    """A decoder: its shape, and for MoE layers how they route, balance and compute."""
+
+    moe: MoEConfig | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderOutput:
+    """What a decoder gives back."""
+
+    logits_BSV: Tensor
+    layers: tuple[MoEOutput | None, ...]
+    """each layer's MoE; None for a dense one"""
+
+    @property
+    def moe(self) -> list[MoEOutput]:
+        return [layer for layer in self.layers if layer is not None]
+
+    @property
+    def losses(self) -> Mapping[str, Tensor]:
+        """Balancing losses by name, weighted, averaged over MoE layers; empty outside training."""
+        names = {name: None for layer in self.moe for name in layer.losses}
+        return {
+            name: torch.stack([layer.losses[name] for layer in self.moe]).mean() for name in names
+        }
+
+    @property
+    def balance_loss(self) -> Tensor:
+        """The sum of `losses`, to add to the task's loss; 0 for a dense decoder."""
+        return sum(self.losses.values(), self.logits_BSV.new_zeros((), dtype=torch.float32))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x))."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=NORM_EPSILON)
+        self.attention = Attention(config.width, config.attention)
+        self.ffn_norm = nn.RMSNorm(config.width, eps=NORM_EPSILON)
+        if config.moe is not None and config.holds_moe(layer):
+            self.ffn: MoE | DenseFFN = MoE(config.width, config.moe)
+        else:
+            assert config.ffn_width is not None, "DecoderShape checks this"
+            self.ffn = DenseFFN(config.width, config.ffn_width, config.activation)
+
+    def forward(
+        self, x_BSD: Tensor, rope: Rotary, valid_BS: Tensor | None, cache: LayerCache | None
+    ) -> tuple[Tensor, MoEOutput | None]:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rope, cache)
+        normed_BSD = self.ffn_norm(x_BSD)
+        if isinstance(self.ffn, MoE):
+            # Generation is dropless: one new token must not depend on how many came with it.
+            output = self.ffn(normed_BSD, valid_BS, Dropless() if cache is not None else None)
+            return x_BSD + output.hidden, output
+        return x_BSD + self.ffn(normed_BSD), None
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model; dense where the config holds no MoE."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=NORM_EPSILON)
+        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.embedding = (
+            None if config.tied_head else nn.Embedding(config.vocabulary, config.width)
+        )
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Branches that write to the residual stream start smaller, by 1/sqrt(2 layers)."""
+        nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=1.0)
+        shrink = (2 * self.config.layers) ** -0.5
+        with torch.no_grad():
+            for name, parameter in self.blocks.named_parameters():
+                if name.endswith(("w_out", "attention.out.weight")):
+                    parameter.mul_(shrink)
+
+    def forward(
+        self, tokens_BS: Tensor, valid_BS: Tensor | None = None, cache: KVCache | None = None
+    ) -> DecoderOutput:
+        """Logits of the next token at each position.
+
+        `valid_BS` is False for padding, which must follow a sequence's tokens. With a cache the
+        tokens continue what it holds. Raises ConfigError past the context.
+        """
+        start = 0 if cache is None else cache.length
+        new = tokens_BS.shape[1]
+        self._check_length(start + new)
+        if cache is not None:
+            cache.check_room(new)
+        positions_S = torch.arange(start, start + new, device=tokens_BS.device)
+        heads = self.config.attention
+        rope = rotary(positions_S, heads.head_dim, heads.rope_base)
+        table_VD = self.head.weight if self.embedding is None else self.embedding.weight
+        x_BSD = F.embedding(tokens_BS, table_VD)
+        layers: list[MoEOutput | None] = []
+        for index, block in enumerate(self.blocks):
+            layer_cache = None if cache is None else cache.layers[index]
+            x_BSD, output = block(x_BSD, rope, valid_BS, layer_cache)
+            layers.append(output)
+        return DecoderOutput(self.head(self.norm(x_BSD)), tuple(layers))
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.context:
+            raise ConfigError(
+                f"a sequence of {length} tokens exceeds the model's context of "
+                f"{self.config.context}; shorten it, or train with a larger model.context"
+            )

@@ -1,0 +1,36 @@
+"""The heart: routing, routers, capacity, balance, dispatch, experts, the layer, its load."""
+
+from mixtura.moe.balance import BalanceConfig, balance_loss, bias_step, z_loss
+from mixtura.moe.capacity import Capacity, CapacityConfig, Drop, Dropless, Reroute
+from mixtura.moe.layer import (
+    MoE,
+    MoEConfig,
+    MoEOutput,
+    end_micro_step,
+    end_step,
+    moe_layers,
+    sum_loads_with,
+)
+from mixtura.moe.routers import RouterConfig
+from mixtura.moe.routing import Routing
+
+__all__ = [
+    "BalanceConfig",
+    "Capacity",
+    "CapacityConfig",
+    "Drop",
+    "Dropless",
+    "MoE",
+    "MoEConfig",
+    "MoEOutput",
+    "Reroute",
+    "RouterConfig",
+    "Routing",
+    "balance_loss",
+    "bias_step",
+    "end_micro_step",
+    "end_step",
+    "moe_layers",
+    "sum_loads_with",
+    "z_loss",
+]

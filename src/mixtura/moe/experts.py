@@ -1,0 +1,97 @@
+"""The experts of one layer: stacked weights, and the backend that multiplies with them.
+
+N rows, D width, E experts, F expert width, H rows of w_in: 2F (gate, then up) or F.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mixtura.errors import ConfigError
+from mixtura.kernels.activation import activate
+from mixtura.kernels.experts_ffn import (
+    Products,
+    experts_ffn,
+    experts_ffn_naive,
+    grouped_mm_takes,
+)
+from mixtura.shapes import Activation
+from mixtura.shapes.moe import GATED
+
+Backend = Literal["auto", "naive", "torch", "torch_grouped", "torch_loop"]
+
+
+class Experts(nn.Module):
+    """E FFNs. `backend` is used as named, or refused; `auto` is `torch`."""
+
+    def __init__(
+        self,
+        width: int,
+        num_experts: int,
+        expert_width: int,
+        activation: Activation,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        self.activation: Activation = activation
+        self.backend: Backend = backend
+        rows = expert_width * (2 if activation in GATED else 1)
+        self.w_in = nn.Parameter(torch.empty(num_experts, rows, width))
+        self.w_out = nn.Parameter(torch.empty(num_experts, width, expert_width))
+        nn.init.normal_(self.w_in, std=width**-0.5)
+        nn.init.normal_(self.w_out, std=expert_width**-0.5)
+
+    def forward(self, x_ND: Tensor, count_E: Tensor) -> Tensor:
+        """y_ND for rows sorted by expert, `count_E` of each; rows past their sum give 0."""
+        dtype = compute_dtype(x_ND)
+        x_ND, w_in, w_out = x_ND.to(dtype), self.w_in.to(dtype), self.w_out.to(dtype)
+        if self.backend == "naive":
+            return experts_ffn_naive(x_ND, count_E, w_in, w_out, self.activation)
+        products = self.products_for(dtype, x_ND.device)
+        return experts_ffn(x_ND, count_E, w_in, w_out, self.activation, products)
+
+    def products_for(self, dtype: torch.dtype, device: torch.device) -> Products:
+        """Which products `torch` takes: the rule that docs/decisions/0004 derives.
+
+        Raises ConfigError where the named backend cannot take this dtype or width.
+        """
+        num_experts, rows, width = self.w_in.shape
+        fits = grouped_mm_takes(dtype, width, rows, self.w_out.shape[2])
+        if self.backend == "torch_loop":
+            return "loop"
+        if self.backend == "torch_grouped":
+            if not fits:
+                raise ConfigError(
+                    f"backend=torch_grouped takes float32, bfloat16 or float16 and widths whose "
+                    f"rows are multiples of 16 bytes, not {dtype} with width={width}; "
+                    "choose backend=torch"
+                )
+            return "grouped"
+        return "grouped" if fits else "loop"
+
+
+class DenseFFN(nn.Module):
+    """One FFN with the experts' layout of weights: dense layers, shared experts, residuals."""
+
+    def __init__(self, width: int, hidden: int, activation: Activation) -> None:
+        super().__init__()
+        self.activation: Activation = activation
+        rows = hidden * (2 if activation in GATED else 1)
+        self.w_in = nn.Parameter(torch.empty(rows, width))
+        self.w_out = nn.Parameter(torch.empty(width, hidden))
+        nn.init.normal_(self.w_in, std=width**-0.5)
+        nn.init.normal_(self.w_out, std=hidden**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)"""
+        h = nn.functional.linear(x, self.w_in)
+        return nn.functional.linear(activate(h, self.activation), self.w_out)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that matrix products run in: autocast's where it is on, else the input's."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype

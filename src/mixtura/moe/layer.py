@@ -1,0 +1,137 @@
+"""The MoE layer, for Mixtura's decoder and for anybody's PyTorch module.
+
+B sequences, S tokens each, T = B*S tokens, D width.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from mixtura.moe.balance import BalanceConfig, Balancer, bias_step
+from mixtura.moe.capacity import Capacity, CapacityConfig
+from mixtura.moe.dispatch import Dispatcher, dispatch_local
+from mixtura.moe.experts import Backend, DenseFFN, Experts
+from mixtura.moe.routers import RouterConfig, SoftmaxTopKConfig
+from mixtura.moe.routing import Routing
+from mixtura.shapes import MoEShape
+
+
+class MoEConfig(MoEShape):
+    """An MoE layer: its shape, and how it routes, balances and computes."""
+
+    router: RouterConfig = SoftmaxTopKConfig()
+    capacity: CapacityConfig = CapacityConfig()
+    balance: BalanceConfig = BalanceConfig()
+    backend: Backend = "auto"
+
+    @model_validator(mode="after")
+    def _router_fits(self) -> Self:
+        self.router.check(self.top_k)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class MoEOutput:
+    """What an MoE layer gives back."""
+
+    hidden: Tensor
+    """as the input's shape"""
+    routing: Routing
+    losses: Mapping[str, Tensor]
+    """this layer's balancing losses by name, weighted; empty outside training"""
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum to add to the task's loss; 0 outside training."""
+        return sum(self.losses.values(), self.hidden.new_zeros((), dtype=torch.float32))
+
+
+class MoE(nn.Module):
+    """Router, experts, shared experts and residual branch.
+
+    out = sum_k weight_k expert_k(x) + shared(x), and with a residual branch
+    out = c_0 (that) + c_1 residual(x), c = softmax(W x). After each optimizer step call
+    `mixtura.moe.end_step(model)`, or a choosing bias never moves.
+    """
+
+    def __init__(
+        self, width: int, config: MoEConfig, dispatch: Dispatcher = dispatch_local
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dispatch = dispatch
+        self.balancer = Balancer(config.balance)
+        self.router = config.router.build(
+            width, config.num_experts, config.top_k, config.capacity.build()
+        )
+        self.experts = Experts(
+            width, config.num_experts, config.expert_width, config.activation, config.backend
+        )
+        self.shared = self._dense(width, config.shared_width)
+        self.shared_gate = nn.Linear(width, 1, bias=False) if config.shared_gate else None
+        self.residual = self._dense(width, config.residual_width)
+        self.residual_mix = nn.Linear(width, 2, bias=False) if config.residual_width else None
+
+    def _dense(self, width: int, hidden: int) -> DenseFFN | None:
+        return DenseFFN(width, hidden, self.config.activation) if hidden else None
+
+    def forward(
+        self, x: Tensor, valid: Tensor | None = None, capacity: Capacity | None = None
+    ) -> MoEOutput:
+        """x (B, S, D), or (T, D) as one sequence; `valid` (B, S) or (T,), False for padding.
+
+        `capacity` stands in for the configured rule (`Dropless()` for generation).
+        """
+        x_TD = x.reshape(-1, x.shape[-1])
+        num_sequences = x.shape[0] if x.dim() == 3 else 1
+        valid_T = None if valid is None else valid.reshape(-1)
+        routing = self.router(x_TD, valid_T, num_sequences, capacity)
+        out_TD = self.dispatch(x_TD, routing, self.experts)
+        if self.shared is not None:
+            out_TD = out_TD + self._shared(x_TD, self.shared)
+        if self.residual is not None and self.residual_mix is not None:
+            mix_T2 = self.residual_mix(x_TD).softmax(-1)
+            out_TD = mix_T2[:, :1] * out_TD + mix_T2[:, 1:] * self.residual(x_TD)
+        losses: dict[str, Tensor] = {}
+        if self.training:
+            self.balancer.observe(routing)
+            losses = self.balancer.losses(routing)
+        return MoEOutput(out_TD.view(x.shape), routing, losses)
+
+    def _shared(self, x_TD: Tensor, shared: DenseFFN) -> Tensor:
+        out_TD = shared(x_TD)
+        return out_TD if self.shared_gate is None else self.shared_gate(x_TD).sigmoid() * out_TD
+
+
+def moe_layers(model: nn.Module) -> list[MoE]:
+    """The MoE layers of a model, in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, MoE)]
+
+
+def end_micro_step(model: nn.Module) -> None:
+    """Call after each backward pass under gradient accumulation, so that loads add up."""
+    for layer in moe_layers(model):
+        layer.balancer.end_micro_step()
+
+
+def end_step(model: nn.Module) -> list[Tensor | None]:
+    """Call after each optimizer step: moves choosing biases, and begins a fresh count of load.
+
+    Returns each layer's load_E over the step, over all ranks; None where a layer saw no token.
+    """
+    loads = [layer.balancer.end_step() for layer in moe_layers(model)]
+    for layer, load_E in zip(moe_layers(model), loads, strict=True):
+        rate = layer.config.balance.bias_rate
+        if load_E is not None and layer.router.bias is not None and rate > 0:
+            layer.router.bias.copy_(bias_step(layer.router.bias, load_E, rate))
+    return loads
+
+
+def sum_loads_with(model: nn.Module, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    """Give every MoE layer the sum over ranks that global balancing needs."""
+    for layer in moe_layers(model):
+        layer.balancer.sum_over_ranks = sum_over_ranks

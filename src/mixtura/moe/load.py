@@ -1,0 +1,83 @@
+"""Load statistics, as plain functions of Routing and of the load that it gives.
+
+E experts, L layers, N routed rows, T tokens. All read `chosen_N` (what the router wanted) and leave
+padding out, but `dropped_share` and `computed_load`, which read `expert_N`.
+"""
+
+import torch
+from torch import Tensor
+
+from mixtura.moe.routing import Routing
+
+STARVING_SHARE = 0.1
+COLLAPSED_SHARE = 0.9
+
+
+def load(routing: Routing) -> Tensor:
+    """load_E: rows that chose each expert, before capacity; int64."""
+    return _count(routing.chosen_N, routing.valid_N, routing.num_experts)
+
+
+def computed_load(routing: Routing) -> Tensor:
+    """load_E: rows that each expert computes, after capacity; int64."""
+    # Padding and lost rows carry num_experts and fall into the extra bin.
+    return _count(routing.expert_N, None, routing.num_experts + 1)[:-1]
+
+
+def _count(expert_N: Tensor, valid_N: Tensor | None, bins: int) -> Tensor:
+    one_N = torch.ones_like(expert_N) if valid_N is None else valid_N.to(expert_N.dtype)
+    return expert_N.new_zeros(bins).scatter_add_(0, expert_N, one_N)
+
+
+def importance(routing: Routing) -> Tensor:
+    """importance_E: sum over tokens of the combine weights (Shazeer 2017, eq. 6); differentiable.
+
+    A lost row weighs nothing.
+    """
+    weight_N = routing.weight_N
+    kept_N = routing.expert_N.clamp(max=routing.num_experts - 1)
+    return weight_N.new_zeros(routing.num_experts).index_add(0, kept_N, weight_N)
+
+
+def max_over_mean(load_E: Tensor) -> Tensor:
+    """The busiest expert's load over the mean load, along the last dim; 1 is even, E is one."""
+    load_E = load_E.double()
+    return load_E.amax(-1) / load_E.mean(-1)
+
+
+def coefficient_of_variation(load_E: Tensor) -> Tensor:
+    """Standard deviation of load over its mean, along the last dim; 0 is even."""
+    load_E = load_E if load_E.is_floating_point() else load_E.double()
+    return load_E.std(-1, correction=0) / load_E.mean(-1)
+
+
+def entropy(load_E: Tensor) -> Tensor:
+    """Entropy of the load's shares over log E, along the last dim: 1 is even, 0 is one expert."""
+    share_E = load_E.double() / load_E.sum(-1, keepdim=True)
+    num_experts = load_E.shape[-1]
+    if num_experts == 1:
+        return torch.ones_like(share_E[..., 0])
+    return torch.special.entr(share_E).sum(-1) / torch.tensor(float(num_experts)).log()
+
+
+def dropped_share(routing: Routing) -> Tensor:
+    """Share of rows that no expert computed; padding counts neither way. In 0..1."""
+    rows = routing.lost_N.numel() if routing.valid_N is None else routing.valid_N.sum()
+    return routing.lost_N.sum() / rows
+
+
+def starving(load_E: Tensor) -> Tensor:
+    """True for an expert under a tenth of its even share; give it the load of 100 steps."""
+    return load_E < STARVING_SHARE * load_E.double().mean(-1, keepdim=True)
+
+
+def collapsed(load_E: Tensor, top_k: int) -> Tensor:
+    """True for a layer whose busiest `top_k` experts were chosen by over 90% of its rows.
+
+    A layer with no more than `top_k` / 0.9 experts has no choice and never counts as collapsed.
+    """
+    num_experts = load_E.shape[-1]
+    busiest = load_E.topk(min(top_k, num_experts)).values.sum(-1)
+    share = busiest.double() / load_E.sum(-1)
+    has_choice = top_k < COLLAPSED_SHARE * num_experts
+    return (share > COLLAPSED_SHARE) & has_choice

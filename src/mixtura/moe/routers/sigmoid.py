@@ -1,0 +1,66 @@
+"""DeepSeek-V3's sigmoid router with a bias that chooses and never weighs.
+
+T tokens, E experts, K experts per token.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from mixtura.config import Config
+from mixtura.moe.capacity import Capacity
+from mixtura.moe.routers.token_choice import (
+    Scores,
+    TokenChoiceRouter,
+    refuse_single_renormalised,
+)
+
+
+class SigmoidTopKConfig(Config):
+    """s = sigmoid(W x); the k largest s + bias; weights s over their sum, times `scale`."""
+
+    kind: Literal["sigmoid_topk"] = "sigmoid_topk"
+    renormalise: bool = True
+    scale: float = Field(default=1.0, gt=0)
+    choosing_bias: bool = True
+
+    def check(self, top_k: int) -> None:
+        if self.renormalise:
+            refuse_single_renormalised(top_k, self.kind, "set renormalise=false or top_k above 1")
+
+    def build(
+        self, width: int, num_experts: int, top_k: int, capacity: Capacity
+    ) -> "SigmoidTopK":
+        return SigmoidTopK(self, width, num_experts, top_k, capacity)
+
+
+class SigmoidTopK(TokenChoiceRouter):
+    """g' = s where s + b is among the k largest; g = g' / sum g' (arXiv 2412.19437, eq. 12-16).
+
+    probs_TE is s over its sum over all experts, as DeepSeek-V3's sequence-wise loss takes it.
+    """
+
+    def __init__(
+        self,
+        config: SigmoidTopKConfig,
+        width: int,
+        num_experts: int,
+        top_k: int,
+        capacity: Capacity,
+    ) -> None:
+        super().__init__(
+            width, num_experts, top_k, capacity, choosing_bias=config.choosing_bias
+        )
+        self.config = config
+
+    def score(self, logits_TE: Tensor) -> Scores:
+        score_TE = logits_TE.sigmoid()
+        # As transformers' DeepSeek-V3: a row of zeros stays finite.
+        return Scores(logits_TE, score_TE, score_TE / (score_TE.sum(-1, keepdim=True) + 1e-20))
+
+    def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
+        weight_TK = scores.score_TE.gather(1, expert_TK)
+        if self.config.renormalise:
+            weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)
+        return weight_TK * self.config.scale

@@ -1,0 +1,107 @@
+"""What every router shares in which tokens choose experts: score, choose, admit, weigh.
+
+T tokens, D model width, E experts, K experts per token, N = T*K routed rows.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixtura.kernels.topk import topk
+from mixtura.moe.capacity import Capacity
+from mixtura.moe.routing import Routing, token_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A router's view of every expert for every token, in fp32 (or float64) whatever the model."""
+
+    logits_TE: Tensor
+    """before any activation"""
+    score_TE: Tensor
+    """what combine weights are made of"""
+    probs_TE: Tensor
+    """each row sums to 1; balance losses read it"""
+
+
+class TokenChoiceRouter(nn.Module, ABC):
+    """A gate of one (E, D) matrix; a subclass says how logits become scores, scores weights."""
+
+    weight: nn.Parameter
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        width: int,
+        num_experts: int,
+        top_k: int,
+        capacity: Capacity,
+        *,
+        choosing_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.top_k = top_k
+        self.capacity = capacity
+        self.weight = nn.Parameter(torch.empty(num_experts, width))
+        # In fp32 for good: steps of 1e-3 vanish in bf16 beside a bias of 1.
+        self.register_buffer(
+            "bias", torch.zeros(num_experts, dtype=torch.float32) if choosing_bias else None
+        )
+        nn.init.normal_(self.weight, std=width**-0.5)
+
+    @abstractmethod
+    def score(self, logits_TE: Tensor) -> Scores: ...
+
+    @abstractmethod
+    def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
+        """weight_TK of the given experts, differentiable; `expert_TK` lies in 0..E-1."""
+
+    def gate(self, x_TD: Tensor) -> Tensor:
+        """logits_TE in fp32 (float64 for float64 input), outside any autocast."""
+        dtype = torch.promote_types(x_TD.dtype, torch.float32)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return F.linear(x_TD.to(dtype), self.weight.to(dtype))
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        valid_T: Tensor | None = None,
+        num_sequences: int = 1,
+        capacity: Capacity | None = None,
+    ) -> Routing:
+        """Route T tokens. `capacity` stands in for the router's own rule (generation: Dropless)."""
+        scores = self.score(self.gate(x_TD))
+        with torch.no_grad():
+            ranking_TE = scores.score_TE if self.bias is None else scores.score_TE + self.bias
+            chosen_TK = topk(ranking_TE, self.top_k)
+            rule = capacity or self.capacity
+            expert_TK = rule.admit(ranking_TE, chosen_TK, valid_T, num_sequences)
+            lost_TK = expert_TK == self.num_experts
+        weight_TK = self.weigh(scores, torch.where(lost_TK, chosen_TK, expert_TK))
+        token_N, choice_N = token_rows(x_TD.shape[0], self.top_k, x_TD.device)
+        return Routing(
+            token_N=token_N,
+            choice_N=choice_N,
+            chosen_N=chosen_TK.reshape(-1),
+            expert_N=expert_TK.reshape(-1),
+            weight_N=weight_TK.masked_fill(lost_TK, 0.0).view(-1),
+            logits_TE=scores.logits_TE,
+            probs_TE=scores.probs_TE,
+            valid_T=valid_T,
+            num_experts=self.num_experts,
+            num_sequences=num_sequences,
+            top_k=self.top_k,
+        )
+
+
+def refuse_single_renormalised(top_k: int, kind: str, remedy: str) -> None:
+    """Raises ValueError for top_k=1: one renormalised weight is the constant 1."""
+    if top_k == 1:
+        raise ValueError(
+            f"top_k=1 under router kind={kind} makes every combine weight the constant 1, so the "
+            f"task gives the router no gradient; {remedy}"
+        )

@@ -1,0 +1,113 @@
+"""The shape of a decoder, which answers every count without building it. No torch."""
+
+from collections.abc import Iterator
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from mixtura.config import Config
+from mixtura.shapes import ledger
+from mixtura.shapes.ledger import Convention, Weight
+from mixtura.shapes.moe import Activation, MoEShape, ffn_weights
+
+
+class AttentionShape(Config):
+    """Grouped-query attention: `heads` queries share `kv_heads` keys and values."""
+
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=2)
+    rope_base: float = Field(default=10_000.0, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even; RoPE turns pairs")
+        return self
+
+
+class DecoderShape(Config):
+    """Everything that decides the weights of a decoder-only transformer."""
+
+    layers: int = Field(ge=1)
+    width: int = Field(ge=1)
+    vocabulary: int = Field(ge=1)
+    context: int = Field(ge=1)
+    attention: AttentionShape
+    ffn_width: int | None = Field(default=None, ge=1)
+    activation: Activation = "swiglu"
+    moe: MoEShape | None = None
+    tied_head: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        listed = self.moe.placement.only if self.moe else None
+        for layer in listed or ():
+            if not 0 <= layer < self.layers:
+                raise ValueError(
+                    f"moe.placement.only names layer {layer}, outside 0..layers-1={self.layers - 1}"
+                )
+        if self.ffn_width is None and not all(map(self.holds_moe, range(self.layers))):
+            raise ValueError("ffn_width is missing; the layers without an MoE need it")
+        return self
+
+    def holds_moe(self, layer: int) -> bool:
+        return self.moe is not None and self.moe.placement.holds_moe(layer)
+
+    def weights(self) -> Iterator[Weight]:
+        """The ledger: each weight once, under the name that the built decoder gives it."""
+        heads, width = self.attention, self.width
+        queries = heads.heads * heads.head_dim
+        rows = queries + 2 * heads.kv_heads * heads.head_dim
+        if not self.tied_head:
+            yield Weight("embedding.weight", (self.vocabulary, width), "embedding")
+        for layer in range(self.layers):
+            block = f"blocks.{layer}."
+            yield Weight(f"{block}attention_norm.weight", (width,), "norm")
+            yield Weight(f"{block}attention.qkv.weight", (rows, width), "attention")
+            yield Weight(f"{block}attention.out.weight", (width, queries), "attention")
+            yield Weight(f"{block}ffn_norm.weight", (width,), "norm")
+            yield from self._ffn(layer, f"{block}ffn.")
+        yield Weight("norm.weight", (width,), "norm")
+        yield Weight("head.weight", (self.vocabulary, width), "head")
+
+    def _ffn(self, layer: int, prefix: str) -> Iterator[Weight]:
+        if self.moe is not None and self.holds_moe(layer):
+            yield from self.moe.weights(self.width, prefix)
+        elif self.ffn_width is not None:
+            yield from ffn_weights(self.width, self.ffn_width, self.activation, "ffn", prefix)
+
+    def total_parameters(self) -> int:
+        return ledger.total_parameters(self.weights())
+
+    def active_parameters(self, convention: Convention = "A") -> int:
+        """Parameters that one token uses; see `ledger.active_parameters` for the conventions."""
+        return ledger.active_parameters(self.weights(), convention)
+
+    def flops_per_token(self, length: int | None = None) -> int:
+        """Forward FLOPs of a token that attends to `length` positions (default: the context).
+
+        A multiply-add is 2. Norms, activations and the embedding's look-up are left out.
+        """
+        attended = self.context if length is None else length
+        scores_and_values = 4 * self.attention.heads * self.attention.head_dim * attended
+        return ledger.matmul_flops(self.weights()) + self.layers * scores_and_values
+
+
+def dense_twin(shape: DecoderShape, multiple: int = 8) -> DecoderShape:
+    """The dense decoder whose active parameters come nearest, its FFN a multiple of `multiple`.
+
+    The fair rival of an MoE: the same attention, embedding and active compute in each layer.
+    """
+    fields = {name: getattr(shape, name) for name in DecoderShape.model_fields}
+    ffn_roles = {"ffn", "router", "expert", "shared_expert", "residual"}
+    active = sum(w.active_parameters for w in shape.weights() if w.role in ffn_roles)
+    activation = shape.moe.activation if shape.moe else shape.activation
+    matrices = 3 if activation in ("swiglu", "geglu") else 2
+    exact = active / (shape.layers * matrices * shape.width)
+    ffn_width = max(multiple, round(exact / multiple) * multiple)
+    return DecoderShape(**{**fields, "moe": None, "ffn_width": ffn_width, "activation": activation})

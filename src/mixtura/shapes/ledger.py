@@ -1,0 +1,57 @@
+"""One entry for each weight of a model, from which every count is derived."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Literal
+
+Role = Literal[
+    "embedding", "norm", "attention", "ffn", "router", "expert", "shared_expert", "residual", "head"
+]
+Convention = Literal["A", "B"]
+
+# Multiplied with every token's row; a norm's and an embedding's work is not counted as FLOPs.
+MATMUL_ROLES: frozenset[Role] = frozenset(
+    {"attention", "ffn", "router", "expert", "shared_expert", "residual", "head"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A named tensor; `active` is the share of it that one token uses (top_k/E of the experts)."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    active: Fraction = Fraction(1)
+
+    @property
+    def parameters(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def active_parameters(self) -> int:
+        return int(self.parameters * self.active)
+
+
+def total_parameters(weights: Iterable[Weight]) -> int:
+    """Every weight, counted once."""
+    return sum(weight.parameters for weight in weights)
+
+
+def active_parameters(weights: Iterable[Weight], convention: Convention) -> int:
+    """Weights that one token uses: A, all of them; B, A less an input embedding that is untied.
+
+    A tied head is the embedding itself and stands in the ledger once, as the head.
+    """
+    return sum(
+        weight.active_parameters
+        for weight in weights
+        if convention == "A" or weight.role != "embedding"
+    )
+
+
+def matmul_flops(weights: Iterable[Weight]) -> int:
+    """Forward FLOPs of one token in matrix products; a multiply-add is 2."""
+    return sum(2 * weight.active_parameters for weight in weights if weight.role in MATMUL_ROLES)

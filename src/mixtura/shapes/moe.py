@@ -1,0 +1,92 @@
+"""The shape of MoE layers: how many experts, how wide, in which layers. No torch."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from mixtura.config import Config
+from mixtura.shapes.ledger import Role, Weight
+
+Activation = Literal["swiglu", "geglu", "gelu", "relu"]
+GATED: frozenset[Activation] = frozenset({"swiglu", "geglu"})
+
+
+class MoEPlacement(Config):
+    """Which layers hold an MoE; the others hold a dense FFN. Layers count from 0.
+
+    `only` lists them outright; otherwise layer i has one where i >= first_dense and i + 1 is a
+    multiple of `every` (2: every other layer, starting with the second, as in Switch).
+    """
+
+    every: int = Field(default=1, ge=1)
+    first_dense: int = Field(default=0, ge=0)
+    only: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.only is not None and (self.every != 1 or self.first_dense != 0):
+            raise ValueError("only=[...] lists the MoE layers; leave out every and first_dense")
+        return self
+
+    def holds_moe(self, layer: int) -> bool:
+        if self.only is not None:
+            return layer in self.only
+        return layer >= self.first_dense and (layer + 1) % self.every == 0
+
+
+class MoEShape(Config):
+    """Experts of one MoE layer; everything that decides a weight's shape."""
+
+    num_experts: int = Field(ge=1)
+    top_k: int = Field(ge=1)
+    expert_width: int = Field(ge=1)
+    activation: Activation = "swiglu"
+    # Shared experts see every token; n of width w compute what one of width n*w computes.
+    shared_width: int = Field(default=0, ge=0)
+    # A sigmoid of x scales the shared experts (Qwen2-MoE).
+    shared_gate: bool = False
+    # A dense FFN mixed with the routed experts by a learned softmax (DeepSpeed-MoE's release).
+    residual_width: int = Field(default=0, ge=0)
+    placement: MoEPlacement = MoEPlacement()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"top_k={self.top_k} must lie in 1..num_experts={self.num_experts}; "
+                "lower top_k or add experts"
+            )
+        if self.shared_gate and self.shared_width == 0:
+            raise ValueError("shared_gate=true needs shared_width above 0")
+        return self
+
+    def weights(self, width: int, prefix: str = "") -> Iterator[Weight]:
+        """The layer's ledger, for a model `width` wide, names opened by `prefix`."""
+        share = Fraction(self.top_k, self.num_experts)
+        yield Weight(f"{prefix}router.weight", (self.num_experts, width), "router")
+        rows = self.expert_width * (2 if self.activation in GATED else 1)
+        yield Weight(f"{prefix}experts.w_in", (self.num_experts, rows, width), "expert", share)
+        out_shape = (self.num_experts, width, self.expert_width)
+        yield Weight(f"{prefix}experts.w_out", out_shape, "expert", share)
+        yield from ffn_weights(
+            width, self.shared_width, self.activation, "shared_expert", f"{prefix}shared."
+        )
+        if self.shared_gate:
+            yield Weight(f"{prefix}shared_gate.weight", (1, width), "shared_expert")
+        yield from ffn_weights(
+            width, self.residual_width, self.activation, "residual", f"{prefix}residual."
+        )
+        if self.residual_width:
+            yield Weight(f"{prefix}residual_mix.weight", (2, width), "residual")
+
+
+def ffn_weights(
+    width: int, hidden: int, activation: Activation, role: Role, prefix: str
+) -> Iterator[Weight]:
+    """A dense FFN's two matrices; none where `hidden` is 0."""
+    if hidden:
+        rows = hidden * (2 if activation in GATED else 1)
+        yield Weight(f"{prefix}w_in", (rows, width), role)
+        yield Weight(f"{prefix}w_out", (width, hidden), role)

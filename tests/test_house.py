@@ -1,0 +1,141 @@
+"""The house rules that no linter knows: sizes, names, and imports that stay light."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+import mixtura
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "src" / "mixtura"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+WITHOUT_TORCH = ["config", "errors", "files", "shapes", "trace", "plan", "cli"]
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    """Each node of the package's syntax, with the place where it stands."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            line = getattr(node, "lineno", 0)
+            yield f"{path.relative_to(REPOSITORY)}:{line}", node
+
+
+def length(function: Function) -> int:
+    """Lines from `def` to the end; a docstring is free, so that nobody saves on it."""
+    assert function.end_lineno is not None
+    lines = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function) is not None and first.end_lineno is not None:
+        lines -= first.end_lineno - first.lineno + 1
+    return lines
+
+
+def lengths() -> dict[str, int]:
+    return {
+        f"{place} {node.name}": length(node)
+        for place, node in nodes()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def test_a_docstring_does_not_count_towards_a_function() -> None:
+    # def, a docstring of two lines, return: 4 - 2 = 2.
+    function = ast.parse('def f():\n    """One.\n    Two."""\n    return 1\n').body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert length(function) == 2
+
+
+def test_files_are_short() -> None:
+    sizes = {str(path.relative_to(PACKAGE)): lines_of(path) for path in FILES}
+    long = {name: n for name, n in sizes.items() if n > 500 and not name.startswith("kernels")}
+    assert not long
+    # An __init__.py only lists names, and would flatter the median.
+    assert median(n for name, n in sizes.items() if not name.endswith("__init__.py")) <= 150
+
+
+def test_functions_are_short() -> None:
+    assert not {name: n for name, n in lengths().items() if n > 80}
+    assert median(lengths().values()) <= 12
+
+
+def test_a_helper_lives_beside_its_user() -> None:
+    drawers = {"utils", "util", "common", "helpers", "helper", "misc"}
+    found = [path for path in FILES if drawers & {path.stem, *path.relative_to(PACKAGE).parts}]
+    assert not found
+
+
+def test_nothing_probes_with_hasattr() -> None:
+    assert not [
+        place
+        for place, node in nodes()
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "hasattr"
+    ]
+
+
+def test_no_function_passes_unnamed_keywords_on() -> None:
+    assert not [
+        place
+        for place, node in nodes()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        and node.args.kwarg is not None
+    ]
+
+
+def test_nothing_is_left_for_later() -> None:
+    later = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+    assert not [path for path in FILES if later.search(path.read_text(encoding="utf-8"))]
+
+
+def test_import_mixtura_leaves_torch_out() -> None:
+    assert not torch_after("import mixtura; mixtura.__version__; dir(mixtura)")
+
+
+@pytest.mark.parametrize(
+    "name",
+    # A package that a later version adds is held to this as soon as it exists.
+    [n for n in WITHOUT_TORCH if (PACKAGE / n).is_dir() or (PACKAGE / f"{n}.py").is_file()],
+)
+def test_light_parts_leave_torch_out(name: str) -> None:
+    assert not torch_after(f"import mixtura.{name}")
+
+
+def torch_after(code: str) -> bool:
+    """Whether a fresh interpreter holds torch once it ran `code`."""
+    command = [sys.executable, "-c", f"import sys; {code}; print('torch' in sys.modules)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1] == "True"
+
+
+def test_torch_is_seen_where_it_is_imported() -> None:
+    assert torch_after("import torch")
+
+
+@pytest.mark.parametrize("name", mixtura.__all__)
+def test_each_exported_name_is_there(name: str) -> None:
+    assert getattr(mixtura, name) is not None
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'MoEs'"):
+        mixtura.MoEs  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_version_is_the_one_in_pyproject() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert mixtura.__version__ == project["version"]

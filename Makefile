@@ -7,7 +7,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
-SOURCES := src tests examples docs/nav.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint format types imports docs check clean
@@ -25,12 +24,12 @@ test-slow: $(READY)  ## Run the slow and the distributed tests
 	@$(BIN)/python -m pytest -m "slow or distributed" $(ARGS)
 
 lint: $(READY)  ## Check style and format
-	@$(BIN)/ruff check $(SOURCES)
-	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
 
 format: $(READY)  ## Format, and mend what can be mended
-	@$(BIN)/ruff check --fix $(SOURCES)
-	@$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
 
 types: $(READY)  ## Check types
 	@$(BIN)/basedpyright
@@ -39,7 +38,7 @@ imports: $(READY)  ## Check the direction of imports
 	@$(BIN)/lint-imports
 
 docs: $(READY)  ## Build the documentation into site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: lint types imports docs test  ## Everything that CI checks
 

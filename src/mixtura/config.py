@@ -82,7 +82,10 @@ def _scalar(text: str) -> Any:
 
 def _explain(cls: type[BaseModel], error: ValidationError) -> str:
     """The first problem in one line, with the nearest known key where a key is unknown."""
-    first = error.errors()[0]
+    problems = error.errors()
+    # A misspelt key is both unknown and missing; the unknown one says what to mend.
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    first = (unknown or problems)[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(cls, first["loc"][:-1])
@@ -106,9 +109,14 @@ def _known_keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
             field = model.model_fields.get(str(part))
             if field is not None:
                 inner += _configs_in(field.annotation)
-        # A discriminated union adds its tag to the location; it names no field.
-        here = inner or here
+        # A discriminated union adds its tag to the location; it names no field, but a config.
+        here = inner or [model for model in here if _bears_tag(model, part)] or here
     return sorted({key for model in here for key in model.model_fields})
+
+
+def _bears_tag(model: type[BaseModel], tag: int | str) -> bool:
+    kind = model.model_fields.get("kind")
+    return kind is not None and tag in get_args(kind.annotation)
 
 
 def _configs_in(annotation: Any) -> list[type[BaseModel]]:

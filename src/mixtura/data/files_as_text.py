@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from mixtura.data.documents import Skipped
@@ -11,33 +11,59 @@ from mixtura.data.documents import Skipped
 
 def read_text(path: Path) -> str | Skipped:
     """The text of a UTF-8 file, without a byte-order mark, or why it is left out."""
-    name = str(path)
     try:
-        if not path.is_file():
-            path.stat()
-            return Skipped(name, "not a regular file")
-        raw = path.read_bytes()
+        reason = _why_no_file(path)
+        raw = b"" if reason else path.read_bytes()
     except OSError as error:
-        return Skipped(name, f"unreadable ({error.strerror})")
+        reason, raw = f"unreadable ({error.strerror})", b""
+    if reason:
+        return Skipped(printable(path), reason)
     if (nul := raw.find(b"\0")) >= 0:
-        return Skipped(name, f"binary (NUL at byte {nul})")
+        return Skipped(printable(path), f"binary (NUL at byte {nul})")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return Skipped(name, f"not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start})")
-    return text if text.strip() else Skipped(name, "empty")
+        wrong = f"0x{error.object[error.start]:02x}"
+        return Skipped(printable(path), f"not UTF-8 ({wrong} at byte {error.start})")
+    return text if text.strip() else Skipped(printable(path), "empty")
 
 
-def files_under(folder: Path) -> Iterator[Path | Skipped]:
-    """Every file below a folder, sorted; names that start with a dot are passed over.
+def printable(path: Path) -> str:
+    """The path as text; Linux allows names that no UTF-8 file could hold."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
-    Links to folders are not followed. A folder that cannot be listed is named.
+
+def _why_no_file(path: Path) -> str | None:
+    """Why a path that exists cannot hold text; reading a pipe, say, would wait for ever."""
+    if path.is_dir():
+        next(path.iterdir(), None)
+        return "a folder without files"
+    path.stat()
+    return None if path.is_file() else "not a regular file"
+
+
+def files_under(folder: Path, without: Container[str] = ()) -> Iterator[Path]:
+    """Every file below a folder, sorted, and then each folder that cannot be listed.
+
+    Names that start with a dot and folders named in `without` are passed over, and links to
+    folders are not followed. Where there is no file, the folder itself comes, so that reading it
+    says why.
     """
-    problems: list[OSError] = []
-    for here, folders, files in os.walk(folder, onerror=problems.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(here, name) for name in sorted(files) if not name.startswith("."))
-    yield from (Skipped(str(e.filename), f"unreadable ({e.strerror})") for e in problems)
+    unlisted: list[Path] = []
+    found = False
+    for here, folders, files in os.walk(
+        folder, onerror=lambda error: unlisted.append(Path(error.filename))
+    ):
+        folders[:] = sorted(
+            name for name in folders if name not in without and not name.startswith(".")
+        )
+        for name in sorted(files):
+            if not name.startswith("."):
+                found = True
+                yield Path(here, name)
+    yield from unlisted
+    if not found and not unlisted:
+        yield folder
 
 
 def total_bytes(paths: Iterable[Path]) -> int:

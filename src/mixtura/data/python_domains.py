@@ -15,14 +15,16 @@ from typing import NamedTuple
 
 from mixtura.data.documents import Span
 
-PYTHON_DOMAINS = ("code", "comment", "docstring", "string", "table")
-
 _TABLE_LITERALS = 16
 _TABLE_CHARACTERS = 200
 _LONG_LITERAL = 30
 _STRING_ROWS = 2
+_OPENING = frozenset("([{")
+_CLOSING = frozenset(")]}")
 _CONSTANTS = frozenset({"True", "False", "None"})
 _SILENT = frozenset({token.NL, token.INDENT, token.DEDENT, token.ENCODING, token.ENDMARKER})
+
+_Place = tuple[int, int]
 
 
 class _Region(NamedTuple):
@@ -73,56 +75,62 @@ class _Scanner:
 
     def regions(self) -> list[_Region]:
         """Regions that do not overlap, in no order. Raises TokenError or SyntaxError."""
+        handlers = {
+            token.NAME: self._name,
+            token.OP: self._operator,
+            token.NUMBER: self._number,
+            token.STRING: self._string,
+            token.COMMENT: self._comment,
+            token.NEWLINE: self._end_line,
+            token.ERRORTOKEN: self._refuse,
+        }
         for kind, text, start, end, _ in tokenize.generate_tokens(io.StringIO(self.text).readline):
-            if kind == token.NAME:
-                self.only_strings = False
-                self.names += text not in _CONSTANTS
-                self.literals += text in _CONSTANTS
-            elif kind == token.OP:
-                self.only_strings = False
-                if text in "([{":
-                    self._open(self._offset(start))
-                elif text in ")]}":
-                    self._close(self._offset(end))
-            elif kind == token.STRING:
-                self._string(text, start, end)
-            elif kind == token.NUMBER:
-                self.only_strings = False
-                self.literals += 1
-                self.literal_characters += len(text)
-            elif kind == token.COMMENT:
-                self.found.append(_Region(self._offset(start), self._offset(end), "comment"))
-            elif kind == token.NEWLINE:
-                self._end_line()
-            elif kind == token.ERRORTOKEN:
-                raise SyntaxError(text)
+            if kind in handlers:
+                handlers[kind](text, start, end)
             elif kind not in _SILENT:
                 # The parts of an f-string, from Python 3.12 on.
                 self.only_strings = False
         return self.found
 
-    def _offset(self, place: tuple[int, int]) -> int:
+    def _offset(self, place: _Place) -> int:
         row, column = place
         return self.row_starts[row] + column
 
-    def _open(self, start: int) -> None:
-        if self.depth == 0:
-            self.bracket_start = start
-            self.literals = self.literal_characters = self.names = 0
-        self.depth += 1
+    def _name(self, text: str, _start: _Place, _end: _Place) -> None:
+        self.only_strings = False
+        if text in _CONSTANTS:
+            self.literals += 1
+        else:
+            self.names += 1
 
-    def _close(self, end: int) -> None:
-        self.depth -= 1
+    def _number(self, text: str, _start: _Place, _end: _Place) -> None:
+        self.only_strings = False
+        self.literals += 1
+        self.literal_characters += len(text)
+
+    def _operator(self, text: str, start: _Place, end: _Place) -> None:
+        self.only_strings = False
+        if text in _OPENING:
+            if self.depth == 0:
+                self.bracket_start = self._offset(start)
+                self.literals = self.literal_characters = self.names = 0
+            self.depth += 1
+        elif text in _CLOSING:
+            self.depth -= 1
+            if self.depth == 0:
+                self._end_bracket(self._offset(end))
+
+    def _end_bracket(self, end: int) -> None:
         start = self.bracket_start
         many = self.literals >= _TABLE_LITERALS and 4 * self.names <= self.literals
-        if self.depth == 0 and many and end - start >= _TABLE_CHARACTERS:
+        if many and end - start >= _TABLE_CHARACTERS:
             long = self.literal_characters > _LONG_LITERAL * self.literals
             # What was found inside the brackets is part of the table.
             self.found = [region for region in self.found if region.start < start]
             self.strings = [region for region in self.strings if region.start < start]
             self.found.append(_Region(start, end, "string" if long else "table"))
 
-    def _string(self, text: str, start: tuple[int, int], end: tuple[int, int]) -> None:
+    def _string(self, text: str, start: _Place, end: _Place) -> None:
         self.literals += 1
         self.literal_characters += len(text)
         prefix = text[: text.index(text[-1])].lower()
@@ -134,10 +142,16 @@ class _Scanner:
         region = _Region(self._offset(start), self._offset(end), "string" if long else "code")
         self.strings.append(region)
 
-    def _end_line(self) -> None:
+    def _comment(self, _text: str, start: _Place, end: _Place) -> None:
+        self.found.append(_Region(self._offset(start), self._offset(end), "comment"))
+
+    def _end_line(self, _text: str, _start: _Place, _end: _Place) -> None:
         if self.strings and self.only_strings:
             self.found.append(_Region(self.strings[0].start, self.strings[-1].end, "docstring"))
         else:
             self.found += [region for region in self.strings if region.domain == "string"]
         self.strings = []
         self.only_strings = True
+
+    def _refuse(self, text: str, start: _Place, _end: _Place) -> None:
+        raise SyntaxError(f"{text!r} at {start}")

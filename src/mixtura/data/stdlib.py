@@ -28,7 +28,7 @@ class StdlibSource(Config):
     """
 
     kind: Literal["stdlib"] = "stdlib"
-    limit_mb: float | None = Field(None, gt=0)
+    limit_mb: float | None = Field(default=None, gt=0)
 
     @property
     def unit(self) -> Literal["bytes", "documents"]:
@@ -44,21 +44,17 @@ class StdlibSource(Config):
     def read(self) -> Iterator[Document | Skipped]:
         for name, path in self._files().items():
             text = read_text(path)
-            if isinstance(text, str):
-                yield Document(name, "code", text, python_spans)
-            # An empty __init__.py is no loss.
-            elif text.reason != "empty":
-                yield text
+            is_text = isinstance(text, str)
+            yield Document(name, "code", text, python_spans) if is_text else text
 
     def _files(self) -> dict[str, Path]:
         """Files by name, as in `json/decoder.py`. Raises DataError if there are none."""
         root = Path(sysconfig.get_paths()["stdlib"])
         files = {
             path.relative_to(root).as_posix(): path
-            for path in files_under(root)
-            if isinstance(path, Path)
-            and path.suffix == ".py"
-            and _LEFT_OUT.isdisjoint(path.relative_to(root).parts)
+            for path in files_under(root, without=_LEFT_OUT)
+            # Many an __init__.py is empty.
+            if path.suffix == ".py" and total_bytes([path])
         }
         if not files:
             raise DataError(

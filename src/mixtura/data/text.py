@@ -1,21 +1,30 @@
 """Text files, folders and globs."""
 
 import glob
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mixtura.config import Config
 from mixtura.data.documents import Document, Skipped, Span
-from mixtura.data.files_as_text import files_under, fingerprint_of, read_text, total_bytes
+from mixtura.data.files_as_text import (
+    files_under,
+    fingerprint_of,
+    printable,
+    read_text,
+    total_bytes,
+)
 from mixtura.data.python_domains import python_spans
 from mixtura.errors import DataError
 
 
 class _Found(NamedTuple):
     path: Path
+    # Without what leads to the corpus, so that it may be moved and is split as before.
+    name: str
     folder: str
 
 
@@ -29,38 +38,38 @@ class TextSource(Config):
     """
 
     kind: Literal["text"]
-    paths: tuple[str, ...] = Field(min_length=1)
+    paths: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
     domain: Literal["folder", "content"] = "folder"
-    separator: str | None = Field(None, min_length=1)
+    separator: str | None = Field(default=None, min_length=1)
+
+    @field_validator("paths", mode="before")
+    @classmethod
+    def _one_or_many(cls, paths: object) -> object:
+        return (paths,) if isinstance(paths, str) else paths
 
     @property
     def unit(self) -> Literal["bytes", "documents"]:
         return "bytes"
 
     def size(self) -> int:
-        return total_bytes(self._paths())
+        return total_bytes(found.path for found in self._found())
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self._paths())
+        return fingerprint_of(found.path for found in self._found())
 
     def read(self) -> Iterator[Document | Skipped]:
         for found in self._found():
-            text = found if isinstance(found, Skipped) else read_text(found.path)
-            if isinstance(found, Skipped) or isinstance(text, Skipped):
-                assert isinstance(text, Skipped)
+            text = read_text(found.path)
+            if isinstance(text, Skipped):
                 yield text
-            else:
-                yield from self._documents(found, text)
-
-    def _documents(self, found: _Found, text: str) -> Iterator[Document]:
-        name = found.path.as_posix()
-        domain, cut = self._label(found)
-        if self.separator is None:
-            yield Document(name, domain, text, cut)
-            return
-        for number, piece in enumerate(text.split(self.separator)):
-            if piece.strip():
-                yield Document(f"{name}#{number}", domain, piece, cut)
+                continue
+            domain, cut = self._label(found)
+            if self.separator is None:
+                yield Document(found.name, domain, text, cut)
+                continue
+            for number, piece in enumerate(text.split(self.separator)):
+                if piece.strip():
+                    yield Document(f"{found.name}#{number}", domain, piece, cut)
 
     def _label(self, found: _Found) -> tuple[str, Callable[[str], list[Span]] | None]:
         if self.domain == "folder":
@@ -70,55 +79,59 @@ class TextSource(Config):
             return "code", python_spans
         return suffix.removeprefix(".") or "text", None
 
-    def _paths(self) -> list[Path]:
-        return [found.path for found in self._found() if isinstance(found, _Found)]
-
-    def _found(self) -> Iterator[_Found | Skipped]:
+    def _found(self) -> Iterator[_Found]:
         """Each file once, in the order of `paths`. Raises DataError where a path leads nowhere."""
-        seen: set[Path] = set()
+        places: set[str] = set()
+        names: set[str] = set()
         for given in self.paths:
-            for found in _expand(given):
-                if isinstance(found, _Found):
-                    place = found.path.resolve()
-                    if place in seen:
-                        continue
-                    seen.add(place)
-                yield found
+            for found in _expanded(given):
+                # Path.resolve refuses a loop of links, which reading is to name.
+                place = os.path.realpath(found.path)
+                if place in places:
+                    continue
+                name = printable(found.path) if found.name in names else found.name
+                places.add(place)
+                names.add(name)
+                yield found._replace(name=name)
 
 
-def _expand(given: str) -> Iterator[_Found | Skipped]:
+def _expanded(given: str) -> list[_Found]:
+    try:
+        return list(_expand(given))
+    # An unknown ~user is a RuntimeError.
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{given}: cannot be listed ({error})") from error
+
+
+def _expand(given: str) -> Iterator[_Found]:
     path = Path(given).expanduser()
     if path.is_dir():
-        yield from _in_folder(path, path)
+        root, matches = path, [path]
     elif path.exists() or path.is_symlink():
-        yield _Found(path, path.stem)
-    elif matches := sorted(glob.glob(str(path), recursive=True)):
-        root = _before_wildcard(path)
-        for match in map(Path, matches):
-            if match.is_dir():
-                continue
-            yield _Found(match, _domain_folder(match, root))
+        yield _Found(path, printable(Path(path.name)), printable(Path(path.stem)))
+        return
     else:
+        root = _before_wildcard(path)
+        # Path.glob would match hidden files and take no absolute pattern.
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+    if not matches:
         raise DataError(f"{given}: no such file or folder, and no glob that matches one")
+    for match in matches:
+        for file in files_under(match) if match.is_dir() else [match]:
+            yield _below(root, file)
 
 
-def _in_folder(folder: Path, root: Path) -> Iterator[_Found | Skipped]:
-    files = list(files_under(folder))
-    if not files:
-        yield Skipped(str(folder), "a folder without files")
-    for file in files:
-        yield file if isinstance(file, Skipped) else _Found(file, _domain_folder(file, root))
-
-
-def _domain_folder(file: Path, root: Path) -> str:
-    """The first folder below `root` on the way to the file, or else `root` itself."""
-    below = file.relative_to(root).parts
-    return below[0] if len(below) > 1 else root.resolve().name or "text"
+def _below(root: Path, file: Path) -> _Found:
+    """A file and the first folder on the way to it from `root`, or else `root` itself."""
+    inside = file.relative_to(root)
+    top = root.resolve().name or "text"
+    folder = inside.parts[0] if len(inside.parts) > 1 else top
+    return _Found(file, printable(Path(top, inside)), printable(Path(folder)))
 
 
 def _before_wildcard(path: Path) -> Path:
     plain: list[str] = []
-    for part in path.parts[:-1]:
+    for part in path.parts:
         if glob.has_magic(part):
             break
         plain.append(part)

@@ -14,7 +14,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from mixtura.kernels.activation import activate, activate_backward
 from mixtura.shapes import Activation
 
-Products = Literal["grouped", "loop"]
+Products = Literal["grouped", "loop", "batched"]
+"""one grouped_mm for all experts; a matmul per expert; or one batched matmul where all segments
+are of one length, else a matmul per expert"""
 
 
 def experts_ffn_naive(
@@ -39,10 +41,7 @@ def experts_ffn(
     activation: Activation,
     products: Products,
 ) -> Tensor:
-    """As the naive twin, keeping only x and h for the backward pass.
-
-    `products`: one grouped_mm for all experts, or a matmul per expert.
-    """
+    """As the naive twin, keeping only x and h for the backward pass."""
     return _ExpertsFFN.apply(x_ND, count_E, w_in_EHD, w_out_EDF, activation, products)
 
 
@@ -61,7 +60,7 @@ class _ExpertsFFN(torch.autograd.Function):
         h_NH = multiply.rows(x_ND, w_in_EHD.mT)
         y_ND = multiply.rows(activate(h_NH, activation), w_out_EDF.mT)
         ctx.save_for_backward(x_ND, h_NH, w_in_EHD, w_out_EDF)
-        ctx.multiply, ctx.activation = multiply, activation  # pyright: ignore
+        ctx.multiply, ctx.activation = multiply, activation  # pyright: ignore[reportAttributeAccessIssue]
         return y_ND
 
     @staticmethod
@@ -87,13 +86,31 @@ class _Multiply:
         """(N, I) rows and (E, I, O) weights -> (N, O); rows of no expert give 0"""
         self.weights: Callable[[Tensor, Tensor], Tensor]
         """(N, O) and (N, I) rows -> (E, O, I), the sum of outer products of each expert's rows"""
-        if products == "loop":
-            self._counts: list[int] = count_E.tolist()
-            self.rows, self.weights = self._loop_rows, self._loop_weights
-        else:
+        if products == "grouped":
             self._ends_E = count_E.cumsum(0).to(torch.int32)
             self._num_rows = x_ND.shape[0]
             self.rows, self.weights = self._grouped_rows, self._grouped_weights
+            return
+        self._counts: list[int] = count_E.tolist()
+        if products == "batched" and len(set(self._counts)) == 1:
+            self.rows, self.weights = self._batched_rows, self._batched_weights
+        else:
+            self.rows, self.weights = self._loop_rows, self._loop_weights
+
+    def _batched_rows(self, rows_NI: Tensor, weight_EIO: Tensor) -> Tensor:
+        num_experts, _, width = weight_EIO.shape
+        computed = num_experts * self._counts[0]
+        out_NO = rows_NI.new_empty(rows_NI.shape[0], width)
+        batch_ECI = rows_NI[:computed].view(num_experts, self._counts[0], -1)
+        torch.bmm(batch_ECI, weight_EIO, out=out_NO[:computed].view(num_experts, -1, width))
+        out_NO[computed:] = 0
+        return out_NO
+
+    def _batched_weights(self, left_NO: Tensor, right_NI: Tensor) -> Tensor:
+        num_experts, count = len(self._counts), self._counts[0]
+        left_ECO = left_NO[: num_experts * count].view(num_experts, count, -1)
+        right_ECI = right_NI[: num_experts * count].view(num_experts, count, -1)
+        return torch.bmm(left_ECO.mT, right_ECI)
 
     def _loop_rows(self, rows_NI: Tensor, weight_EIO: Tensor) -> Tensor:
         out_NO = rows_NI.new_empty(rows_NI.shape[0], weight_EIO.shape[2])

@@ -1,6 +1,6 @@
 """Bring rows together by expert, and each token's results back.
 
-T tokens, D width, E experts, K rows per token, N = T*K routed rows.
+T tokens, D width, E experts, K rows per token, N = T*K routed rows, M rows in sorted order.
 """
 
 from dataclasses import dataclass
@@ -12,102 +12,155 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """Rows sorted by expert, stably; lost rows (expert = E) come last."""
+class Padding:
+    """How many rows an expert's segment gets beyond its own; they count for nothing.
 
-    token_N: Tensor
-    """sorted row -> token"""
-    row_N: Tensor
-    """sorted row -> row as routed"""
+    Kernels that are made anew for each count of rows (oneDNN's bf16 products) then meet few
+    counts, and segments of one length can be multiplied as one batch.
+    """
+
+    multiple: int = 1
+    """each segment is rounded up to a multiple of this"""
+    even_within: float = 0.0
+    """all segments as long as the longest, where that gives at most this many times the rows"""
+
+    def segments(self, count_E: Tensor) -> Tensor:
+        """Rows of each expert's segment, from the rows that it was sent; CPU tensors."""
+        segment_E = (count_E + self.multiple - 1) // self.multiple * self.multiple
+        longest = segment_E.max()
+        if len(segment_E) * longest <= self.even_within * count_E.sum():
+            return longest.expand_as(segment_E).contiguous()
+        return segment_E
+
+
+COMPACT = Padding()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Rows sorted by expert, stably, in one segment an expert; lost rows (expert = E) come last.
+
+    M rows in the sorted order: N, and those that pad segments.
+    """
+
+    token_M: Tensor
+    """sorted row -> token; 0 for one that pads"""
+    row_M: Tensor
+    """sorted row -> row as routed; N for one that pads"""
     place_TK: Tensor | None
     """token and choice -> sorted row; None where rows are not K for each token in turn"""
-    count_E: Tensor
-    """rows of each expert, int64"""
+    segment_E: Tensor
+    """rows of each expert's segment, int64"""
 
 
 def order_by_expert(
-    expert_N: Tensor, token_N: Tensor, num_experts: int, top_k: int | None
+    expert_N: Tensor,
+    token_N: Tensor,
+    num_experts: int,
+    top_k: int | None,
+    padding: Padding = COMPACT,
 ) -> Order:
-    """Sort rows by expert. `top_k` given: row n belongs to token n // top_k."""
-    # A narrow key sorts several times faster on a CPU.
+    """Sort rows by expert. `top_k` given: row n belongs to token n // top_k.
+
+    Padding reads the counts, for which a GPU would have to wait: leave it out there.
+    """
+    rows = expert_N.shape[0]
+    # A narrow key sorts several times faster on a GPU.
     key_N = expert_N.to(torch.int16) if num_experts < 2**15 else expert_N
-    row_N = key_N.sort(stable=True).indices
+    row_M = key_N.sort(stable=True).indices
     count_E = expert_N.new_zeros(num_experts + 1)
     count_E.scatter_add_(0, expert_N, torch.ones_like(expert_N))
+    segment_E = count_E[:-1]
+    token_M = token_N[row_M]
+    place_M = torch.arange(rows, device=row_M.device)
+    if padding != COMPACT:
+        segment_E = padding.segments(segment_E)
+        longer_E = torch.cat([segment_E - count_E[:-1], segment_E.new_zeros(1)])
+        # A sorted row moves up by what pads the segments before its own.
+        moved_E = longer_E.cumsum(0) - longer_E
+        place_M = place_M + moved_E[expert_N[row_M]]
+        padded = rows + int(longer_E.sum())
+        token_M = token_M.new_zeros(padded).scatter_(0, place_M, token_M)
+        row_M, sorted_M = row_M.new_full((padded,), rows).scatter_(0, place_M, row_M), row_M
+    else:
+        sorted_M = row_M
     place_TK = None
     if top_k is not None:
-        place_N = torch.empty_like(row_N)
-        place_N[row_N] = torch.arange(row_N.shape[0], device=row_N.device)
-        place_TK = place_N.view(-1, top_k)
-    return Order(token_N[row_N], row_N, place_TK, count_E[:-1])
+        place_TK = torch.empty_like(sorted_M).scatter_(0, sorted_M, place_M).view(-1, top_k)
+    return Order(token_M, row_M, place_TK, segment_E)
 
 
 def permute_naive(x_TD: Tensor, order: Order) -> Tensor:
-    """x_ND in sorted order; the twin of `permute`."""
-    return x_TD[order.token_N]
+    """x_MD in sorted order; the twin of `permute`."""
+    return x_TD[order.token_M]
 
 
-def combine_naive(y_ND: Tensor, weight_N: Tensor, order: Order, num_tokens: int) -> Tensor:
+def combine_naive(y_MD: Tensor, weight_N: Tensor, order: Order, num_tokens: int) -> Tensor:
     """out_TD = sum over a token's rows of weight * y; the twin of `combine`.
 
-    `y_ND` is in sorted order, `weight_N` as routed; a lost row's y is finite and its weight 0.
+    `y_MD` is in sorted order, `weight_N` as routed; a lost row's y is finite and its weight 0.
     """
-    weighted_ND = y_ND * weight_N[order.row_N, None].to(y_ND.dtype)
-    return y_ND.new_zeros(num_tokens, y_ND.shape[1]).index_add(0, order.token_N, weighted_ND)
+    weighted_MD = y_MD * _with_zero(weight_N)[order.row_M, None].to(y_MD.dtype)
+    return y_MD.new_zeros(num_tokens, y_MD.shape[1]).index_add(0, order.token_M, weighted_MD)
+
+
+def _with_zero(weight_N: Tensor) -> Tensor:
+    """The weights, and a 0 for the rows that pad."""
+    return torch.cat([weight_N, weight_N.new_zeros(1)])
 
 
 def permute(x_TD: Tensor, order: Order) -> Tensor:
-    """x_ND in sorted order. Its backward gathers and adds, so it is deterministic and parallel."""
+    """x_MD in sorted order. Its backward gathers and adds, so it is deterministic and parallel."""
     if order.place_TK is None:
         return permute_naive(x_TD, order)
-    return _Permute.apply(x_TD, order.token_N, order.place_TK)
+    return _Permute.apply(x_TD, order.token_M, order.place_TK)
 
 
-def combine(y_ND: Tensor, weight_N: Tensor, order: Order, num_tokens: int) -> Tensor:
+def combine(y_MD: Tensor, weight_N: Tensor, order: Order, num_tokens: int) -> Tensor:
     """As `combine_naive`, in one pass over the rows, without a weighted copy of them."""
     if order.place_TK is None:
-        return combine_naive(y_ND, weight_N, order, num_tokens)
-    weight_TK = weight_N.to(y_ND.dtype).view_as(order.place_TK)
-    return _Combine.apply(y_ND, weight_TK, order.token_N, order.row_N, order.place_TK)
+        return combine_naive(y_MD, weight_N, order, num_tokens)
+    weight_TK = weight_N.to(y_MD.dtype).view_as(order.place_TK)
+    return _Combine.apply(y_MD, weight_TK, order.token_M, order.row_M, order.place_TK)
 
 
-def _gather_add(place_TK: Tensor, rows_ND: Tensor, weight_TK: Tensor | None = None) -> Tensor:
+def _gather_add(place_TK: Tensor, rows_MD: Tensor, weight_TK: Tensor | None = None) -> Tensor:
     # An embedding bag is the one torch op that gathers, weighs and adds in a single pass.
-    return F.embedding_bag(place_TK, rows_ND, mode="sum", per_sample_weights=weight_TK)
+    return F.embedding_bag(place_TK, rows_MD, mode="sum", per_sample_weights=weight_TK)
 
 
 class _Permute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x_TD: Tensor, token_N: Tensor, place_TK: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x_TD: Tensor, token_M: Tensor, place_TK: Tensor) -> Tensor:
         ctx.save_for_backward(place_TK)
-        return x_TD.index_select(0, token_N)
+        return x_TD.index_select(0, token_M)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_ND: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, grad_MD: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         (place_TK,) = ctx.saved_tensors
-        return _gather_add(place_TK, grad_ND.contiguous()), None, None
+        return _gather_add(place_TK, grad_MD.contiguous()), None, None
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx,
-        y_ND: Tensor,
+        y_MD: Tensor,
         weight_TK: Tensor,
-        token_N: Tensor,
-        row_N: Tensor,
+        token_M: Tensor,
+        row_M: Tensor,
         place_TK: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(y_ND, weight_TK, token_N, row_N, place_TK)
-        return _gather_add(place_TK, y_ND, weight_TK)
+        ctx.save_for_backward(y_MD, weight_TK, token_M, row_M, place_TK)
+        return _gather_add(place_TK, y_MD, weight_TK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_TD: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        y_ND, weight_TK, token_N, row_N, place_TK = ctx.saved_tensors
-        grad_ND = grad_TD.index_select(0, token_N)
-        grad_weight_N = torch.linalg.vecdot(y_ND, grad_ND)
-        grad_weight_TK = grad_weight_N[place_TK]
-        grad_y_ND = grad_ND.mul_(weight_TK.view(-1)[row_N, None])
-        return grad_y_ND, grad_weight_TK, None, None, None
+        y_MD, weight_TK, token_M, row_M, place_TK = ctx.saved_tensors
+        grad_MD = grad_TD.index_select(0, token_M)
+        grad_weight_M = torch.linalg.vecdot(y_MD, grad_MD)
+        grad_weight_TK = grad_weight_M[place_TK]
+        grad_y_MD = grad_MD.mul_(_with_zero(weight_TK.reshape(-1))[row_M, None])
+        return grad_y_MD, grad_weight_TK, None, None, None

@@ -20,6 +20,7 @@ class LayerCache:
 
     def extend(self, k_BGS: Tensor, v_BGS: Tensor) -> tuple[Tensor, Tensor]:
         """Append S positions; gives all positions so far, as views."""
+        assert k_BGS.shape[0] == self.keys.shape[0], "one sequence would be copied into all"
         start, end = self.length, self.length + k_BGS.shape[2]
         self.keys[:, :, start:end] = k_BGS
         self.values[:, :, start:end] = v_BGS

@@ -47,6 +47,7 @@ def balance_loss(
         load_BE = step_load_E[None]
     else:
         load_BE = _load_by_group(routing, groups)
+    load_BE = load_BE.to(mean_prob_BE.dtype)
     share_BE = load_BE / load_BE.sum(-1, keepdim=True).clamp(min=1)
     loss_B = routing.num_experts * (share_BE * mean_prob_BE).sum(-1)
     if valid_B is None:
@@ -59,7 +60,8 @@ def _mean_probability(routing: Routing, groups: int) -> tuple[Tensor, Tensor | N
     assert routing.probs_TE is not None
     probs_BSE = routing.probs_TE.view(groups, -1, routing.num_experts)
     if routing.valid_T is None:
-        return probs_BSE.mean(1), None
+        # A group without tokens, as on an idle rank, has P = 0, not 0/0.
+        return probs_BSE.sum(1) / max(probs_BSE.shape[1], 1), None
     valid_BS = routing.valid_T.view(groups, -1)
     count_B = valid_BS.sum(1)
     total_BE = (probs_BSE * valid_BS[..., None]).sum(1)
@@ -81,7 +83,7 @@ def z_loss(routing: Routing) -> Tensor:
     assert routing.logits_TE is not None, "this router gives no logits"
     square_T = routing.logits_TE.logsumexp(-1).square()
     if routing.valid_T is None:
-        return square_T.mean()
+        return square_T.sum() / max(square_T.shape[0], 1)
     return (square_T * routing.valid_T).sum() / routing.valid_T.sum().clamp(min=1)
 
 

@@ -79,7 +79,7 @@ class Drop:
         num_experts = ranking_TE.shape[1]
         expert_TK = without_padding(chosen_TK, valid_T, num_experts)
         capacity_B = sequence_capacity(self.factor, chosen_TK, valid_T, num_sequences, num_experts)
-        place_BN = places(expert_TK.view(num_sequences, -1), num_experts)
+        place_BN = places(expert_TK.reshape(num_sequences, -1), num_experts)
         full_TK = (place_BN >= capacity_B[:, None]).view_as(expert_TK)
         return expert_TK.masked_fill(full_TK, num_experts)
 
@@ -103,8 +103,11 @@ class Reroute:
         num_tokens, num_experts = ranking_TE.shape
         top_k = chosen_TK.shape[1]
         capacity_B = sequence_capacity(self.factor, chosen_TK, valid_T, num_sequences, num_experts)
-        # The choice stands first even where scores tie.
-        score_TE = ranking_TE.detach().scatter(1, chosen_TK, torch.inf)
+        # The choice stands first, and ties are broken here, once: `topk` may break them otherwise
+        # from round to round, and a token that lets go what it held leaves room unused.
+        wish_TE = ranking_TE.detach().scatter(1, chosen_TK, torch.inf)
+        best_first_TE = wish_TE.argsort(dim=-1, descending=True, stable=True)
+        score_TE = -best_first_TE.argsort(dim=-1).float()
         allowed_TE = torch.ones_like(score_TE, dtype=torch.bool)
         if valid_T is not None:
             allowed_TE &= valid_T[:, None]
@@ -148,7 +151,7 @@ def sequence_capacity(
         tokens_B = chosen_TK.new_full((num_sequences,), num_tokens // num_sequences)
     else:
         tokens_B = valid_T.view(num_sequences, -1).sum(1)
-    # 1.1 * 10 is 11.000000000000002 in float64; the ceiling must not see that.
+    # 1.1 * 50 is 55.00000000000001 in float64; the ceiling must not see that.
     exact_B = tokens_B.double() * top_k * factor / num_experts
     return (exact_B - 1e-9).ceil().long()
 

@@ -1,18 +1,27 @@
 """Bring each expert its rows and each token its answer, on one device.
 
-T tokens, D width, N routed rows.
+T tokens, D width, N routed rows, M rows sorted by expert, those that pad included, E experts.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from mixtura.kernels import permute
+from mixtura.kernels.permute import Padding
 from mixtura.moe.routing import Routing
 
-ExpertRows = Callable[[Tensor, Tensor], Tensor]
-"""(x_ND sorted by expert, count_E) -> y_ND"""
+
+class ExpertRows(Protocol):
+    """Experts, to a dispatcher: rows in, rows out."""
+
+    def padding_for(self, x_TD: Tensor) -> Padding:
+        """How segments are padded before `__call__` sees them."""
+        ...
+
+    def __call__(self, x_MD: Tensor, segment_E: Tensor) -> Tensor:
+        """y_MD for rows sorted by expert, `segment_E` of each; rows past their sum give 0."""
+        ...
 
 
 class Dispatcher(Protocol):
@@ -24,7 +33,11 @@ class Dispatcher(Protocol):
 def dispatch_local(x_TD: Tensor, routing: Routing, experts: ExpertRows) -> Tensor:
     """out_TD: the weighted sum of each token's experts; 0 for a token that no expert computed."""
     order = permute.order_by_expert(
-        routing.expert_N, routing.token_N, routing.num_experts, routing.top_k
+        routing.expert_N,
+        routing.token_N,
+        routing.num_experts,
+        routing.top_k,
+        experts.padding_for(x_TD),
     )
-    y_ND = experts(permute.permute(x_TD, order), order.count_E)
-    return permute.combine(y_ND, routing.weight_N, order, x_TD.shape[0])
+    y_MD = experts(permute.permute(x_TD, order), order.segment_E)
+    return permute.combine(y_MD, routing.weight_N, order, x_TD.shape[0])

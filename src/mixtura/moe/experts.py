@@ -1,6 +1,7 @@
 """The experts of one layer: stacked weights, and the backend that multiplies with them.
 
-N rows, D width, E experts, F expert width, H rows of w_in: 2F (gate, then up) or F.
+M rows sorted by expert, D width, E experts, F expert width, H rows of w_in: 2F (gate, then up)
+or F.
 """
 
 from typing import Literal
@@ -16,10 +17,19 @@ from mixtura.kernels.experts_ffn import (
     experts_ffn_naive,
     grouped_mm_takes,
 )
+from mixtura.kernels.permute import COMPACT, Padding
 from mixtura.shapes import Activation
 from mixtura.shapes.moe import GATED
 
-Backend = Literal["auto", "naive", "torch", "torch_grouped", "torch_loop"]
+Backend = Literal["auto", "naive", "torch", "torch_grouped", "torch_batched", "torch_loop"]
+
+# From this many experts on, one batched product of padded segments beats a call for each expert
+# on a CPU in fp32 (docs/decisions/0004).
+MANY_EXPERTS = 32
+# Rows to which segments are rounded up. bf16: oneDNN makes a kernel for each new count of rows,
+# which costs several times the product.
+ROW_MULTIPLE = {torch.bfloat16: 32, torch.float16: 32}
+EVEN_WITHIN = 1.5
 
 
 class Experts(nn.Module):
@@ -42,14 +52,21 @@ class Experts(nn.Module):
         nn.init.normal_(self.w_in, std=width**-0.5)
         nn.init.normal_(self.w_out, std=expert_width**-0.5)
 
-    def forward(self, x_ND: Tensor, count_E: Tensor) -> Tensor:
-        """y_ND for rows sorted by expert, `count_E` of each; rows past their sum give 0."""
-        dtype = compute_dtype(x_ND)
-        x_ND, w_in, w_out = x_ND.to(dtype), self.w_in.to(dtype), self.w_out.to(dtype)
+    def forward(self, x_MD: Tensor, segment_E: Tensor) -> Tensor:
+        """y_MD for rows sorted by expert, `segment_E` of each; rows past their sum give 0."""
+        dtype = compute_dtype(x_MD)
+        x_MD, w_in, w_out = x_MD.to(dtype), self.w_in.to(dtype), self.w_out.to(dtype)
         if self.backend == "naive":
-            return experts_ffn_naive(x_ND, count_E, w_in, w_out, self.activation)
-        products = self.products_for(dtype, x_ND.device)
-        return experts_ffn(x_ND, count_E, w_in, w_out, self.activation, products)
+            return experts_ffn_naive(x_MD, segment_E, w_in, w_out, self.activation)
+        products = self.products_for(dtype, x_MD.device)
+        return experts_ffn(x_MD, segment_E, w_in, w_out, self.activation, products)
+
+    def padding_for(self, x_TD: Tensor) -> Padding:
+        """Segments are padded for batched products alone."""
+        dtype = compute_dtype(x_TD)
+        if self.backend == "naive" or self.products_for(dtype, x_TD.device) != "batched":
+            return COMPACT
+        return Padding(ROW_MULTIPLE.get(dtype, 8), EVEN_WITHIN)
 
     def products_for(self, dtype: torch.dtype, device: torch.device) -> Products:
         """Which products `torch` takes: the rule that docs/decisions/0004 derives.
@@ -58,16 +75,21 @@ class Experts(nn.Module):
         """
         num_experts, rows, width = self.w_in.shape
         fits = grouped_mm_takes(dtype, width, rows, self.w_out.shape[2])
-        if self.backend == "torch_loop":
-            return "loop"
-        if self.backend == "torch_grouped":
-            if not fits:
-                raise ConfigError(
-                    f"backend=torch_grouped takes float32, bfloat16 or float16 and widths whose "
-                    f"rows are multiples of 16 bytes, not {dtype} with width={width}; "
-                    "choose backend=torch"
-                )
-            return "grouped"
+        match self.backend:
+            case "torch_loop":
+                return "loop"
+            case "torch_batched":
+                return "batched"
+            case "torch_grouped":
+                if not fits:
+                    raise ConfigError(
+                        f"backend=torch_grouped takes float32, bfloat16 or float16 and widths "
+                        f"whose rows are multiples of 16 bytes, not {dtype} with width={width}; "
+                        "choose backend=torch"
+                    )
+                return "grouped"
+        if device.type == "cpu" and (dtype in ROW_MULTIPLE or num_experts >= MANY_EXPERTS):
+            return "batched"
         return "grouped" if fits else "loop"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixtura.moe.balance import BalanceConfig, Balancer, bias_step
 from mixtura.moe.capacity import Capacity, CapacityConfig
 from mixtura.moe.dispatch import Dispatcher, dispatch_local
-from mixtura.moe.experts import Backend, DenseFFN, Experts
+from mixtura.moe.experts import Backend, DenseFFN, Experts, compute_dtype
 from mixtura.moe.routers import RouterConfig, SoftmaxTopKConfig
 from mixtura.moe.routing import Routing
 from mixtura.shapes import MoEShape
@@ -84,12 +84,21 @@ class MoE(nn.Module):
     ) -> MoEOutput:
         """x (B, S, D), or (T, D) as one sequence; `valid` (B, S) or (T,), False for padding.
 
-        `capacity` stands in for the configured rule (`Dropless()` for generation).
+        `capacity` stands in for the configured rule (`Dropless()` for generation). Raises
+        ValueError for a `valid` that is not bool or not of that shape.
         """
+        if valid is not None and (valid.dtype != torch.bool or valid.shape != x.shape[:-1]):
+            raise ValueError(
+                f"valid must be torch.bool of shape {tuple(x.shape[:-1])}, "
+                f"not {valid.dtype} of shape {tuple(valid.shape)}"
+            )
         x_TD = x.reshape(-1, x.shape[-1])
-        num_sequences = x.shape[0] if x.dim() == 3 else 1
+        # No sequences count as one of no tokens, so that no size is 0/0.
+        num_sequences = max(x.shape[0], 1) if x.dim() == 3 else 1
         valid_T = None if valid is None else valid.reshape(-1)
         routing = self.router(x_TD, valid_T, num_sequences, capacity)
+        # Before rows are copied: half the bytes under bf16. The router saw the input as it was.
+        x_TD = x_TD.to(compute_dtype(x_TD))
         out_TD = self.dispatch(x_TD, routing, self.experts)
         if self.shared is not None:
             out_TD = out_TD + self._shared(x_TD, self.shared)

@@ -51,7 +51,13 @@ class DecoderShape(Config):
                 raise ValueError(
                     f"moe.placement.only names layer {layer}, outside 0..layers-1={self.layers - 1}"
                 )
-        if self.ffn_width is None and not all(map(self.holds_moe, range(self.layers))):
+        moe_layers = sum(map(self.holds_moe, range(self.layers)))
+        if self.moe is not None and moe_layers == 0:
+            raise ValueError(
+                f"moe.placement puts an MoE in none of layers={self.layers}; "
+                "change it, or leave moe out"
+            )
+        if self.ffn_width is None and moe_layers < self.layers:
             raise ValueError("ffn_width is missing; the layers without an MoE need it")
         return self
 

@@ -29,9 +29,7 @@ class SigmoidTopKConfig(Config):
         if self.renormalise:
             refuse_single_renormalised(top_k, self.kind, "set renormalise=false or top_k above 1")
 
-    def build(
-        self, width: int, num_experts: int, top_k: int, capacity: Capacity
-    ) -> "SigmoidTopK":
+    def build(self, width: int, num_experts: int, top_k: int, capacity: Capacity) -> "SigmoidTopK":
         return SigmoidTopK(self, width, num_experts, top_k, capacity)
 
 
@@ -49,9 +47,7 @@ class SigmoidTopK(TokenChoiceRouter):
         top_k: int,
         capacity: Capacity,
     ) -> None:
-        super().__init__(
-            width, num_experts, top_k, capacity, choosing_bias=config.choosing_bias
-        )
+        super().__init__(width, num_experts, top_k, capacity, choosing_bias=config.choosing_bias)
         self.config = config
 
     def score(self, logits_TE: Tensor) -> Scores:

@@ -30,9 +30,7 @@ class SoftmaxTopKConfig(Config):
         if self.renormalise:
             refuse_single_renormalised(top_k, self.kind, "set renormalise=false or top_k above 1")
 
-    def build(
-        self, width: int, num_experts: int, top_k: int, capacity: Capacity
-    ) -> "SoftmaxTopK":
+    def build(self, width: int, num_experts: int, top_k: int, capacity: Capacity) -> "SoftmaxTopK":
         return SoftmaxTopK(self, width, num_experts, top_k, capacity)
 
 
@@ -47,9 +45,7 @@ class SoftmaxTopK(TokenChoiceRouter):
         top_k: int,
         capacity: Capacity,
     ) -> None:
-        super().__init__(
-            width, num_experts, top_k, capacity, choosing_bias=config.choosing_bias
-        )
+        super().__init__(width, num_experts, top_k, capacity, choosing_bias=config.choosing_bias)
         self.config = config
 
     def score(self, logits_TE: Tensor) -> Scores:
@@ -72,12 +68,8 @@ class TopKSoftmaxConfig(Config):
     def check(self, top_k: int) -> None:
         refuse_single_renormalised(top_k, self.kind, "choose kind=softmax_topk or kind=switch")
 
-    def build(
-        self, width: int, num_experts: int, top_k: int, capacity: Capacity
-    ) -> "TopKSoftmax":
-        return TopKSoftmax(
-            width, num_experts, top_k, capacity, choosing_bias=self.choosing_bias
-        )
+    def build(self, width: int, num_experts: int, top_k: int, capacity: Capacity) -> "TopKSoftmax":
+        return TopKSoftmax(width, num_experts, top_k, capacity, choosing_bias=self.choosing_bias)
 
 
 class TopKSoftmax(TokenChoiceRouter):

@@ -4,7 +4,9 @@ T tokens, D model width, E experts, K experts per token, N = T*K routed rows.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +54,14 @@ class TokenChoiceRouter(nn.Module, ABC):
             "bias", torch.zeros(num_experts, dtype=torch.float32) if choosing_bias else None
         )
         nn.init.normal_(self.weight, std=width**-0.5)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`to`, `bfloat16` and their like pass here; the bias takes the device, not the dtype."""
+        bias = self.bias
+        super()._apply(fn, recurse)
+        if bias is not None and self.bias is not None and self.bias.dtype != bias.dtype:
+            self.bias = bias.to(self.bias.device)
+        return self
 
     @abstractmethod
     def score(self, logits_TE: Tensor) -> Scores: ...

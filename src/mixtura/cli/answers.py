@@ -1,0 +1,71 @@
+"""A model's text and how it went, for people and for programs."""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixtura.engine.generate import FinishReason, Generation
+
+_ENDINGS: "dict[FinishReason, str]" = {
+    "end": "the model ended the document",
+    "stop": "a blank line ended it",
+    "max_tokens": "--max-tokens reached",
+    "length": "the model's context is full",
+    "interrupted": "interrupted",
+}
+
+# A model may write any byte, and some of them would move the cursor, ring, or recolour everything.
+_VISIBLE = {
+    code: "\u2421" if code == 0x7F else chr(0x2400 + code) if code < 0x20 else "\ufffd"
+    for code in [*range(0x20), *range(0x7F, 0xA0)]
+    if chr(code) not in "\n\t"
+}
+
+
+def show(pieces: Iterable[str]) -> None:
+    """Print a model's text as it comes, until it ends or Ctrl-C stops it, then a line break.
+
+    On a terminal, control characters are printed as their pictures.
+    """
+    table = _VISIBLE if sys.stdout.isatty() else {}
+    listen(_printed(piece.translate(table)) for piece in pieces)
+    print(flush=True)
+
+
+def listen(pieces: Iterable[object]) -> None:
+    """Exhaust a stream; Ctrl-C ends it early, and its result then says so."""
+    try:
+        for _ in pieces:
+            pass
+    except KeyboardInterrupt:
+        pass
+
+
+def _printed(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def note(text: str) -> None:
+    """A remark on stderr, where it is no part of the output."""
+    print(f"[{text}]", file=sys.stderr, flush=True)
+
+
+def summary(result: "Generation") -> str:
+    """How much, how fast, and why it ended."""
+    count = plural(len(result.tokens), "token")
+    return f"{count}, {result.tokens_per_second:.1f} tokens/s, {_ENDINGS[result.finish]}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def as_data(result: "Generation") -> dict[str, Any]:
+    """For --json: what the result holds, and the numbers that follow from it."""
+    return {
+        **asdict(result),
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens_per_second,
+    }

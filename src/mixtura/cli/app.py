@@ -1,0 +1,85 @@
+"""The command `mixtura`: its list of commands, and how every error ends."""
+
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
+from typing import Annotated
+
+import typer
+
+from mixtura.cli.chat import chat
+from mixtura.cli.failures import INTERRUPTED, mistake, status_of
+from mixtura.cli.generate import generate
+from mixtura.cli.report import report
+from mixtura.cli.train import train
+from mixtura.errors import MixturaError
+
+COMMANDS = {"train": train, "generate": generate, "chat": chat, "report": report}
+
+app = typer.Typer(
+    # Plain help wraps well at any width, keeps examples as they are, and needs no colours.
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from mixtura import __version__
+
+        print(f"mixtura {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def mixtura(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001, its callback has done it
+        bool,
+        typer.Option(
+            "--version", help="Say which version this is.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Train sparse Mixture-of-Experts models, talk to them, and look inside.
+
+    \b
+      mixtura train recipes/stdlib-bytes.yaml --out runs/first
+      mixtura generate runs/first --prompt "def main():"
+      mixtura chat runs/first
+      mixtura report runs/first
+
+    'mixtura COMMAND --help' explains a command, with examples. With --json the last line of the
+    output is one JSON object. A mistake of yours is one line on stderr and exit status 2.
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """Run the command line of this process, and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; gives its exit status, and says on stderr what a user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character is no reason to stop.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        status = app(list(arguments), prog_name="mixtura", standalone_mode=False)
+        # Where standard output is a full disk, this is what says so.
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except typer.TyperException as error:
+        command = " ".join(["mixtura", *(name for name in arguments[:1] if name in COMMANDS)])
+        return mistake(f"{error.format_message().rstrip('.')}; see '{command} --help'")
+    except (MixturaError, OSError) as error:
+        return status_of(error)
+    return status or 0

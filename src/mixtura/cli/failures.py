@@ -1,0 +1,52 @@
+"""From an error to one line on stderr and an exit status."""
+
+import errno
+import os
+import sys
+
+from mixtura.errors import MixturaError
+
+MISTAKE = 2
+INTERRUPTED = 130
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space or choose another place",
+    errno.EDQUOT: "free some space or choose another place",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f) or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "ask for permission or choose another place",
+    errno.EPERM: "ask for permission or choose another place",
+    errno.ENOENT: "check the path",
+}
+
+
+def status_of(error: MixturaError | OSError) -> int:
+    """The exit status of an error that a user can mend, once it is said."""
+    if isinstance(error, MixturaError):
+        return mistake(str(error))
+    _settle_output()
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has seen enough, as in `mixtura generate ... | head`. Typer, which
+        # meets this error first in most cases, leaves with the same status.
+        return 1
+    return mistake(_describe(error))
+
+
+def mistake(message: str) -> int:
+    """Say it in one line; gives the exit status of a mistake."""
+    print("mixtura:", " ".join(message.split()), file=sys.stderr)
+    return MISTAKE
+
+
+def _describe(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename is not None else ""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{place}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
+
+
+def _settle_output() -> None:
+    """Give up what standard output does not take, or Python would fail at it again on leaving."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,77 @@
+"""`mixtura generate`: continue a prompt."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from mixtura.cli.answers import as_data, listen, note, show, summary
+from mixtura.cli.arguments import (
+    DEFAULT,
+    AsJson,
+    MaxTokens,
+    Run,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    check_run,
+    sampling_of,
+)
+from mixtura.cli.failures import INTERRUPTED
+from mixtura.errors import DataError
+
+
+def generate(
+    run: Run,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help="Text to continue; '-' reads it from standard input, '' begins a document."
+        ),
+    ] = "",
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = DEFAULT.temperature,
+    top_p: TopP = DEFAULT.top_p,
+    top_k: TopK = DEFAULT.top_k,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a prompt with a trained model, streaming.
+
+    The model's text goes to standard output, and a line about it to stderr: how many tokens, how
+    fast, why it ended, and the seed that gives the same text again. It ends where the model ends
+    its document, after --max-tokens, or where the model's context is full.
+
+    \b
+      mixtura generate runs/first --prompt "def main():"
+      mixtura generate runs/first --prompt "import " --temperature 0 --max-tokens 64
+      head -c 200 story.txt | mixtura generate runs/first --prompt - --seed 7 --json
+    """
+    sampling = sampling_of(temperature, top_p, top_k, seed)
+    check_run(run)
+    text = _standard_input() if prompt == "-" else prompt
+    from mixtura.engine.generate import generate as continue_text
+    from mixtura.train import load_run
+
+    loaded = load_run(run)
+    stream = continue_text(loaded.decoder, loaded.tokenizer, text, sampling, max_tokens)
+    if as_json:
+        listen(stream)
+        print(json.dumps({"prompt": text, **as_data(stream.result), **sampling.model_dump()}))
+    else:
+        show(stream)
+        note(f"{summary(stream.result)}, seed {sampling.seed}")
+    if stream.result.finish == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"standard input: byte {error.start} is no UTF-8 text ({error.reason}); "
+            "convert it, as with iconv -t utf-8"
+        ) from error

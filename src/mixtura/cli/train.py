@@ -1,0 +1,62 @@
+"""`mixtura train`: train what a recipe says."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixtura.cli.answers import plural
+from mixtura.cli.arguments import AsJson
+from mixtura.cli.failures import INTERRUPTED
+from mixtura.config import read_yaml, with_overrides
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run's folder.  [default: runs/ and the recipe's name]"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run in this folder stopped.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model as a recipe says.
+
+    A recipe has the sections 'model', 'data' and 'train'. Any key of it can be set with --set, by
+    its dotted name; an unknown key is refused with the nearest known one. Progress goes to stderr.
+
+    Ctrl-C finishes the step, saves, and exits with status 130; --resume goes on from there, and
+    takes the steps that an unbroken run would have taken. A folder that holds a different run is
+    never touched.
+
+    \b
+      mixtura train recipes/stdlib-bytes.yaml --out runs/first
+      mixtura train recipes/stdlib-bytes.yaml --set name=wide --set model.width=256
+      mixtura train recipes/stdlib-bytes.yaml --out runs/first --resume --json
+    """
+    # What is wrong with the file itself shows before torch is loaded.
+    tree = with_overrides(read_yaml(recipe), overrides or ())
+    from mixtura.train import Recipe, choose_view
+    from mixtura.train import train as train_recipe
+
+    parsed = Recipe.parse(tree, str(recipe))
+    folder = out or Path("runs") / parsed.name
+    summary = train_recipe(parsed, folder, resume=resume, view=choose_view())
+    if as_json:
+        print(json.dumps(summary.tree()))
+    elif not summary.interrupted:
+        quality = summary.heldout_bits_per_byte
+        print(
+            f"{folder}: {plural(summary.steps, 'step')}, {summary.tokens:,} tokens, "
+            + ("" if quality is None else f"held-out {quality:.4f} bits per byte")
+        )
+        print(f'next: mixtura generate {folder} --prompt "..."; mixtura report {folder}')
+    if summary.interrupted:
+        raise typer.Exit(INTERRUPTED)

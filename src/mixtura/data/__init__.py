@@ -1,0 +1,63 @@
+"""Text in, batches of tokens out; knows nothing of models.
+
+`prepare` reads a source (`stdlib`, `text` or `huggingface`), leaves out what it cannot read and
+what it has read before, splits documents into train and held-out, encodes them, and packs tokens
+with a domain label each into files that are mapped into memory. `Batches` draws from such a file:
+
+    corpus = prepare(DataConfig(), Path("cache"))
+    batches = Batches(corpus.train, batch=8, length=256, seed=0)
+    batches.at(0).tokens_BS            # (8, 256), int64
+
+The held-out text is walked in order, with the bytes that its tokens stand for, so that a model's
+loss in nats becomes bits per byte, which is comparable between tokenizers:
+
+    for batch in heldout_batches(corpus.heldout, batch=8, length=256):
+        nats += total_cross_entropy(batch)
+        text_bytes += batch.text_bytes
+    bits_per_byte = nats / math.log(2) / text_bytes
+
+A corpus holds one domain label a token, an index into `corpus.domains`: for `stdlib` these are
+code, comment, docstring, string and table.
+"""
+
+from mixtura.data.batches import Batch, Batches, heldout_batches
+from mixtura.data.config import DataConfig
+from mixtura.data.documents import Document, Skipped, Source, Span
+from mixtura.data.huggingface import HuggingFaceSource
+from mixtura.data.loading import load_tokenizer
+from mixtura.data.packed import Corpus, TokenFile
+from mixtura.data.prepare import Progress, prepare
+from mixtura.data.python_domains import python_spans
+from mixtura.data.stdlib import StdlibSource
+from mixtura.data.streaming import TextStream
+from mixtura.data.subwords import BpeConfig, FileConfig, SubwordTokenizer
+from mixtura.data.text import TextSource
+from mixtura.data.tokenizers import BytesConfig, ByteTokenizer, Encoded, Tokenizer
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "BpeConfig",
+    "ByteTokenizer",
+    "BytesConfig",
+    "Corpus",
+    "DataConfig",
+    "Document",
+    "Encoded",
+    "FileConfig",
+    "HuggingFaceSource",
+    "Progress",
+    "Skipped",
+    "Source",
+    "Span",
+    "StdlibSource",
+    "SubwordTokenizer",
+    "TextSource",
+    "TextStream",
+    "TokenFile",
+    "Tokenizer",
+    "heldout_batches",
+    "load_tokenizer",
+    "prepare",
+    "python_spans",
+]

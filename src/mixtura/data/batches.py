@@ -1,0 +1,106 @@
+"""Batches from a token file. B sequences of S tokens; W windows in an epoch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixtura.data.packed import TokenFile
+from mixtura.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """B sequences of S tokens, and for each token the one that follows it in the text."""
+
+    tokens_BS: Tensor  # int64
+    targets_BS: Tensor  # int64
+    domains_BS: Tensor  # uint8, of `tokens_BS`
+    text_bytes: int  # UTF-8 bytes that the targets stand for; ends of documents count 0
+
+
+class Batches:
+    """Windows of a token file in an order that depends on the seed and the epoch alone.
+
+    In an epoch the file, taken as a ring, is cut into W = tokens // length windows from a random
+    start, and each is drawn once: every token but at most length - 1 is a target exactly once.
+    Batches go on from one epoch to the next.
+    """
+
+    def __init__(self, token_file: TokenFile, batch: int, length: int, seed: int) -> None:
+        """Raises DataError if the file holds no window of `length` tokens and a target."""
+        _check(token_file, batch=batch, length=length)
+        if seed < 0:
+            raise DataError(f"seed={seed} must be at least 0")
+        self._file = token_file
+        self._batch = batch
+        self._length = length
+        self._seed = seed
+        self._windows = len(token_file) // length
+        self._epoch: tuple[int, NDArray[np.int64]] | None = None
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step, counted from 0: the same one however it is reached."""
+        sample_B = np.arange(step * self._batch, (step + 1) * self._batch)
+        epoch_B, place_B = np.divmod(sample_B, self._windows)
+        starts_B = np.empty(self._batch, np.int64)
+        for epoch in np.unique(epoch_B):
+            inside = epoch_B == epoch
+            starts_B[inside] = self._starts(int(epoch))[place_B[inside]]
+        return _batch_at(self._file, starts_B, self._length)
+
+    def epochs_of(self, steps: int) -> float:
+        """How often that many steps go through the file."""
+        return steps * self._batch / self._windows
+
+    def _starts(self, epoch: int) -> NDArray[np.int64]:
+        """Where the windows of an epoch begin, in the order in which they are drawn."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            # NumPy promises the raw bits of Philox for good, but not what its shuffles do.
+            bits = np.random.Philox(np.random.SeedSequence([self._seed, epoch]))
+            offset = int(bits.random_raw()) % len(self._file)
+            order_W = np.argsort(bits.random_raw(self._windows), kind="stable")
+            self._epoch = epoch, offset + order_W * self._length
+        return self._epoch[1]
+
+
+def heldout_batches(
+    token_file: TokenFile, batch: int, length: int, limit_tokens: int | None = None
+) -> Iterator[Batch]:
+    """Windows of a token file in order, from its beginning; the last batch may be smaller.
+
+    With `limit_tokens` only so many targets (rounded down to windows, at least one), spread
+    evenly over the file. Raises DataError as `Batches` does.
+    """
+    _check(token_file, batch=batch, length=length)
+    windows = (len(token_file) - 1) // length
+    taken = windows if limit_tokens is None else min(windows, max(1, limit_tokens // length))
+    starts = np.arange(taken) * windows // taken * length
+    for first in range(0, taken, batch):
+        yield _batch_at(token_file, starts[first : first + batch], length)
+
+
+def _check(token_file: TokenFile, batch: int, length: int) -> None:
+    for name, value in (("batch", batch), ("length", length)):
+        if value < 1:
+            raise DataError(f"{name}={value} must be at least 1")
+    if len(token_file) < length + 1:
+        raise DataError(
+            f"the {token_file.name} text has {len(token_file)} tokens, and a window of "
+            f"length={length} needs {length + 1}; give more text, or choose a smaller length"
+        )
+
+
+def _batch_at(token_file: TokenFile, starts_B: NDArray[np.int64], length: int) -> Batch:
+    # Past the end the text goes on at its beginning.
+    place_BS = (starts_B[:, None] + np.arange(length + 1)) % len(token_file)
+    tokens_BS = torch.from_numpy(token_file.tokens[place_BS].astype(np.int64))
+    return Batch(
+        tokens_BS=tokens_BS[:, :-1].contiguous(),
+        targets_BS=tokens_BS[:, 1:].contiguous(),
+        domains_BS=torch.from_numpy(token_file.domains[place_BS[:, :-1]]),
+        text_bytes=int(token_file.widths[place_BS[:, 1:]].sum(dtype=np.int64)),
+    )

@@ -1,0 +1,24 @@
+"""What a corpus is made of, as a recipe's `data` section."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from mixtura.config import Config
+from mixtura.data.huggingface import HuggingFaceSource
+from mixtura.data.stdlib import StdlibSource
+from mixtura.data.subwords import BpeConfig, FileConfig
+from mixtura.data.text import TextSource
+from mixtura.data.tokenizers import BytesConfig
+
+SourceConfig = Annotated[StdlibSource | TextSource | HuggingFaceSource, Field(discriminator="kind")]
+TokenizerConfig = Annotated[BytesConfig | BpeConfig | FileConfig, Field(discriminator="kind")]
+
+
+class DataConfig(Config):
+    """Source, tokenizer, and the share of documents that is held out, drawn by `seed`."""
+
+    source: SourceConfig = StdlibSource()
+    tokenizer: TokenizerConfig = BytesConfig()
+    heldout: float = Field(default=0.05, gt=0, le=0.5)
+    seed: int = Field(default=0, ge=0)

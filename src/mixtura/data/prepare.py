@@ -1,0 +1,182 @@
+"""From a source to a packed corpus on disk, once: later calls find it there."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from heapq import heappop, heappush
+from pathlib import Path
+
+from mixtura.data.config import DataConfig
+from mixtura.data.documents import Document, Skipped, Source
+from mixtura.data.packed import FORMAT, META, Corpus, CorpusMeta
+from mixtura.data.packing import DomainNumbers, SideWriter
+from mixtura.data.split import SIDES, Side, share, split
+from mixtura.errors import DataError, StorageError
+from mixtura.files import atomic_folder
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, how much is done, and how much there is (0 where nobody knows)."""
+
+# Enough for all cores of an encoder, and little beside a corpus.
+_CHUNK_CHARACTERS = 2**20
+_CHUNK_DOCUMENTS = 1024
+# A dataset may have millions of empty rows.
+_NAMED = 1000
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A Progress that shows nothing."""
+
+
+def prepare(config: DataConfig, cache_dir: Path, progress: Progress = silent) -> Corpus:
+    """The corpus that `config` describes, packed below `cache_dir` if it is not there yet.
+
+    It is found again as long as config and source stay the same; a change of either packs anew.
+    Raises DataError where nothing readable is left, or where a packed file is damaged, and
+    StorageError where the disk refuses.
+    """
+    folder = cache_dir / f"{config.source.kind}-{_key(config)}"
+    if not folder.exists():
+        try:
+            with atomic_folder(folder) as partial:
+                _pack(config, partial, progress)
+        except StorageError:
+            # Another process may have packed the same corpus meanwhile.
+            if not folder.exists():
+                raise
+    return Corpus.open(folder)
+
+
+def _key(config: DataConfig) -> str:
+    parts = {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "source": config.source.fingerprint(),
+        "tokenizer": config.tokenizer.fingerprint(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _pack(config: DataConfig, folder: Path, progress: Progress) -> None:
+    tokenizer = config.tokenizer.build(lambda limit: _training_text(config, limit, progress))
+    tokenizer.save(folder)
+    reading = _Reading(config, "packing", progress)
+    numbers = DomainNumbers()
+    with ExitStack() as stack:
+        writers = {
+            side: stack.enter_context(SideWriter(folder, side, tokenizer, numbers))
+            for side in SIDES
+        }
+        for chunk in _chunks(reading.documents()):
+            encoded = tokenizer.encode_batch([document.text for _, document in chunk])
+            for (side, document), tokens in zip(chunk, encoded, strict=True):
+                writers[side].append(document, tokens)
+    meta = CorpusMeta(
+        format=FORMAT,
+        digest=_digest(folder, numbers.names),
+        vocabulary=tokenizer.vocabulary,
+        domains=numbers.names,
+        train=writers["train"].meta(),
+        heldout=writers["heldout"].meta(),
+        duplicates=reading.duplicates,
+        skipped_count=reading.skipped_count,
+        skipped=tuple((one.name, one.reason) for one in reading.skipped),
+    )
+    (folder / META).write_text(meta.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+class _Reading:
+    """One pass over a source: usable documents with their sides, and a count of the others."""
+
+    def __init__(self, config: DataConfig, stage: str, progress: Progress) -> None:
+        self._config = config
+        self._stage = stage
+        self._progress = progress
+        self.duplicates = 0
+        self.skipped_count = 0
+        self.skipped: list[Skipped] = []
+
+    def documents(self) -> Iterator[tuple[Side, Document]]:
+        """Raises DataError if fewer than two documents are left."""
+        return split(self._usable(), self._config.heldout, self._config.seed)
+
+    def _usable(self) -> Iterator[Document]:
+        """Documents whose text did not come before."""
+        source: Source = self._config.source
+        total = source.size()
+        done = 0
+        seen: set[bytes] = set()
+        for item in source.read():
+            if isinstance(item, Skipped):
+                self._skip(item)
+                continue
+            try:
+                raw = item.text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                self._skip(Skipped(item.name, f"half a surrogate pair at {error.start}"))
+                continue
+            done += len(raw) if source.unit == "bytes" else 1
+            self._progress(self._stage, min(done, total), total)
+            digest = hashlib.blake2b(raw, digest_size=16).digest()
+            if digest in seen:
+                self.duplicates += 1
+                continue
+            seen.add(digest)
+            yield item
+        # What was skipped counts as done, too.
+        self._progress(self._stage, total, total)
+        if not seen:
+            raise DataError(f"data.source.kind={source.kind}: no text is left; {self._skips()}")
+
+    def _skip(self, skipped: Skipped) -> None:
+        self.skipped_count += 1
+        if len(self.skipped) < _NAMED:
+            self.skipped.append(skipped)
+
+    def _skips(self) -> str:
+        if not self.skipped:
+            return "it has no documents at all"
+        first = self.skipped[0]
+        return f"skipped {self.skipped_count}, the first being {first.name}: {first.reason}"
+
+
+def _chunks(
+    documents: Iterator[tuple[Side, Document]],
+) -> Iterator[list[tuple[Side, Document]]]:
+    chunk: list[tuple[Side, Document]] = []
+    characters = 0
+    for side, document in documents:
+        chunk.append((side, document))
+        characters += len(document.text)
+        if characters >= _CHUNK_CHARACTERS or len(chunk) >= _CHUNK_DOCUMENTS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _training_text(config: DataConfig, limit: float, progress: Progress) -> Iterator[str]:
+    """Training documents up to `limit` bytes in all, drawn by name, in the source's order."""
+    heap: list[tuple[float, int, bytes]] = []
+    total = 0
+    reading = _Reading(config, "sampling for the tokenizer", progress)
+    for number, (side, document) in enumerate(reading.documents()):
+        if side == "train":
+            raw = document.text.encode()
+            heappush(heap, (-share(document.name, "sample"), number, raw))
+            total += len(raw)
+            # The first is always kept, however large it is.
+            while total > limit and len(heap) > 1:
+                total -= len(heappop(heap)[2])
+    progress("training the tokenizer", 0, 0)
+    return (raw.decode() for _, _, raw in sorted(heap, key=lambda entry: entry[1]))
+
+
+def _digest(folder: Path, domains: tuple[str, ...]) -> str:
+    """SHA-256 of what the corpus says, wherever and whenever it was packed."""
+    digest = hashlib.sha256(json.dumps(domains).encode())
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as handle:
+            digest.update(path.name.encode() + hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()

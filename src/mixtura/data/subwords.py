@@ -1,0 +1,170 @@
+"""Tokenizers of the package `tokenizers`: byte-level BPE trained here, or a given file."""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from mixtura.config import Config
+from mixtura.data.characters import byte_offsets
+from mixtura.data.streaming import TextStream
+from mixtura.data.tokenizers import DESCRIPTION, Encoded, TrainingText, check_tokens, to_utf8
+from mixtura.errors import DataError
+from mixtura.files import atomic_text
+
+FILE = "tokenizer.json"
+END_OF_DOCUMENT = "<|endoftext|>"
+# What published tokenizers call the end of a document; the first that a file has is it.
+_KNOWN_ENDS = (
+    END_OF_DOCUMENT,
+    "<|end_of_text|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "</s>",
+    "<eos>",
+)
+# Cases, accents, runs of spaces, line ends, a ligature, other scripts, an emoji.
+_PROBE = "If x==1:\n\tprint('Ünï-code')  # 2026\r\n Жук 木 🙂 ﬁn \n"
+
+
+class BpeConfig(Config):
+    """Byte-level BPE, trained on the training documents: `vocabulary` tokens with the end's.
+
+    Of a larger corpus a sample of `sample_mb` (10^6 bytes) is used. Little text yields fewer tokens
+    than asked for; the corpus says how many.
+    """
+
+    kind: Literal["bpe"]
+    vocabulary: int = Field(default=4096, ge=257, le=2**20)
+    sample_mb: float = Field(default=64.0, gt=0)
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def build(self, training_text: TrainingText) -> "SubwordTokenizer":
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocabulary,
+            special_tokens=[END_OF_DOCUMENT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            # A row of dashes, say, may be long and frequent; packed files count bytes up to 255.
+            max_token_length=128,
+            show_progress=False,
+        )
+        backend.train_from_iterator(training_text(self.sample_mb * 1e6), trainer)
+        return SubwordTokenizer(backend.to_str(), END_OF_DOCUMENT)
+
+
+class FileConfig(Config):
+    """A `tokenizer.json`, or a folder that holds one.
+
+    `end_of_document` names the token that ends a document, where it is none of the usual ones.
+    """
+
+    kind: Literal["file"]
+    path: str = Field(min_length=1)
+    end_of_document: str | None = None
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._text().encode()).hexdigest()
+
+    def build(self, training_text: TrainingText) -> "SubwordTokenizer":
+        return self.load()
+
+    def load(self) -> "SubwordTokenizer":
+        """Raises DataError if the file is missing or cannot serve."""
+        return SubwordTokenizer(self._text(), self.end_of_document, origin=self.path)
+
+    def _text(self) -> str:
+        path = Path(self.path).expanduser()
+        path = path / FILE if path.is_dir() else path
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
+
+
+class SubwordTokenizer:
+    """A tokenizer from the text of a `tokenizer.json`, on all cores.
+
+    Raises DataError if the text is none, lacks the token that ends a document, or does not give
+    text back as it was (but for Unicode's canonical form, NFC, which many published ones apply).
+    """
+
+    def __init__(self, text: str, end: str | None = None, origin: str = FILE) -> None:
+        # The package raises nothing narrower than Exception.
+        try:
+            self._backend = Backend.from_str(text)
+        except Exception as error:
+            raise DataError(f"{origin}: not a tokenizer.json ({error})") from error
+        # A document that quotes the name of a special token must not turn into that token.
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.vocabulary = 1 + max(self._backend.get_vocab().values())
+        self.end_of_document = self._find_end(end, origin)
+        back = self.decode(self.encode(_PROBE))
+        if unicodedata.normalize("NFC", back) != unicodedata.normalize("NFC", _PROBE):
+            raise DataError(
+                f"{origin}: does not give text back as it was (case, accents or spaces are lost), "
+                "so bits per byte would mean nothing; use a byte-level tokenizer"
+            )
+
+    def encode(self, text: str) -> list[int]:
+        to_utf8(text)
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            Encoded(np.array(one.ids, np.int64), _bytes_added(text, one.offsets))
+            for text, one in zip(texts, encodings, strict=True)
+        ]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        check_tokens(tokens, self.vocabulary)
+        return self._backend.decode([t for t in tokens if t != self.end_of_document])
+
+    def byte_length(self, tokens: Sequence[int]) -> int:
+        return len(self.decode(tokens).encode())
+
+    def stream(self) -> TextStream:
+        return TextStream(self.decode)
+
+    def save(self, folder: Path) -> None:
+        end = self._backend.id_to_token(self.end_of_document)
+        atomic_text(folder / FILE, self._backend.to_str(pretty=True))
+        atomic_text(folder / DESCRIPTION, json.dumps({"kind": "file", "end_of_document": end}))
+
+    def _find_end(self, end: str | None, origin: str) -> int:
+        for name in (end,) if end is not None else _KNOWN_ENDS:
+            found = self._backend.token_to_id(name)
+            if found is not None:
+                return found
+        missing = repr(end) if end is not None else f"none of {', '.join(_KNOWN_ENDS)}"
+        raise DataError(
+            f"{origin}: has {'no ' * (end is not None)}{missing} to end a document; "
+            "name its token with data.tokenizer.end_of_document"
+        )
+
+
+def _bytes_added(text: str, offsets: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """What each token adds to the text, in UTF-8 bytes, from the characters that it covers.
+
+    Of the tokens that share a character the first has all its bytes. What lies between tokens
+    (some leave out spaces there) goes to the next one, and at the end to the last.
+    """
+    if not offsets:
+        return np.zeros(0, np.int64)
+    ends_N = np.array(offsets, np.int64)[:, 1]
+    ends_N[-1] = len(text)
+    return np.diff(np.maximum.accumulate(byte_offsets(text)[ends_N]), prepend=0)

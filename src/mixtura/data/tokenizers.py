@@ -1,0 +1,126 @@
+"""Tokenizers: what they promise, bytes as tokens, and how one is chosen, saved and loaded."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixtura.config import Config
+from mixtura.data.streaming import TextStream
+from mixtura.errors import DataError
+from mixtura.files import atomic_text
+
+DESCRIPTION = "tokenizer.mixtura.json"
+
+TrainingText = Callable[[float], Iterable[str]]
+"""Called with a number of bytes, gives about so much text to train a tokenizer on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """N tokens of a text, and the UTF-8 bytes that each adds to it; these sum to the text's."""
+
+    ids_N: NDArray[np.integer]
+    bytes_N: NDArray[np.integer]
+
+
+class Tokenizer(Protocol):
+    """Text to tokens and back, without loss: `decode(encode(text)) == text`."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens are 0..vocabulary-1, that of the end of a document included."""
+        ...
+
+    @property
+    def end_of_document(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text; none is added, and none stands for special markers in the text.
+
+        Raises DataError if the text holds half a surrogate pair, which UTF-8 cannot write.
+        """
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]: ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without ends of documents; U+FFFD for bytes that are no character.
+
+        Raises DataError if a token is not in the vocabulary.
+        """
+        ...
+
+    def byte_length(self, tokens: Sequence[int]) -> int:
+        """UTF-8 bytes of the decoded text."""
+        ...
+
+    def stream(self) -> TextStream: ...
+
+    def save(self, folder: Path) -> None:
+        """Write what `load_tokenizer` needs. Raises StorageError."""
+        ...
+
+
+class BytesConfig(Config):
+    """Bytes as tokens: nothing to train, a vocabulary of 257."""
+
+    kind: Literal["bytes"] = "bytes"
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def build(self, training_text: TrainingText) -> "ByteTokenizer":
+        return ByteTokenizer()
+
+
+class ByteTokenizer:
+    """Each UTF-8 byte is a token, 0..255; 256 ends a document."""
+
+    vocabulary = 257
+    end_of_document = 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(to_utf8(text))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
+        def encoded(text: str) -> Encoded:
+            ids_N = np.frombuffer(to_utf8(text), np.uint8)
+            return Encoded(ids_N, np.ones_like(ids_N))
+
+        return [encoded(text) for text in texts]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        check_tokens(tokens, self.vocabulary)
+        return bytes(t for t in tokens if t != self.end_of_document).decode("utf-8", "replace")
+
+    def byte_length(self, tokens: Sequence[int]) -> int:
+        return len(self.decode(tokens).encode())
+
+    def stream(self) -> TextStream:
+        return TextStream(self.decode)
+
+    def save(self, folder: Path) -> None:
+        atomic_text(folder / DESCRIPTION, json.dumps({"kind": "bytes"}) + "\n")
+
+
+def to_utf8(text: str) -> bytes:
+    """The text's bytes. Raises DataError at half a surrogate pair."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"character {error.start} of the text, {text[error.start]!r}, is half a surrogate "
+            "pair, which no UTF-8 text holds; was it read with another encoding?"
+        ) from error
+
+
+def check_tokens(tokens: Sequence[int], vocabulary: int) -> None:
+    """Raise DataError at a token outside 0..vocabulary-1."""
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise DataError(f"token {token} must lie in 0..{vocabulary - 1}, the vocabulary")

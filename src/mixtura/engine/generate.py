@@ -1,0 +1,154 @@
+"""Generation, streamed: one token at a time, text as soon as it is complete.
+
+V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from mixtura.data import Tokenizer
+from mixtura.engine.context import Context
+from mixtura.engine.sampling import Sampling, sample
+from mixtura.engine.stopping import StopText
+from mixtura.errors import ConfigError
+from mixtura.models import Decoder
+
+FinishReason = Literal["end", "stop", "max_tokens", "length", "interrupted"]
+"""The model ended its document; the stop text came; as many tokens as asked for; the model's
+context is full; the listener left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What was generated, and how fast."""
+
+    text: str
+    tokens: tuple[int, ...]
+    """without the end-of-document token"""
+    prompt_tokens: int
+    finish: FinishReason
+    prefill_seconds: float
+    """until the first token's logits were there"""
+    decode_seconds: float
+    """for everything after; the listener's own time is not counted"""
+
+    @property
+    def seconds(self) -> float:
+        return self.prefill_seconds + self.decode_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens after the first, which the prefill paid for, over `decode_seconds`."""
+        later = len(self.tokens) - 1
+        return later / self.decode_seconds if later > 0 else 0.0
+
+
+def generate(
+    decoder: Decoder, tokenizer: Tokenizer, prompt: str, sampling: Sampling, max_tokens: int
+) -> "Stream":
+    """Continue `prompt`; iterate over what comes back for the text, then see its `result`.
+
+    An empty prompt begins a new document. Raises ConfigError where the prompt exceeds the model's
+    context; the answer ends, with finish "length", where it has filled the context.
+    """
+    tokens = tokenizer.encode(prompt) or [tokenizer.end_of_document]
+    return Writer(decoder, tokenizer, sampling).write(tokens, max_tokens)
+
+
+class Writer:
+    """A decoder that continues texts one after another, reading what they share only once."""
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, sampling: Sampling) -> None:
+        self.context = Context(decoder)
+        self.tokenizer, self.sampling = tokenizer, sampling
+        # On the CPU, so that a seed means the same text on every device.
+        self.generator = torch.Generator().manual_seed(sampling.seed)
+
+    def write(self, prompt: Sequence[int], max_tokens: int, stop: str = "") -> "Stream":
+        """Continue the tokens until `stop` appears, which is not part of the answer.
+
+        The stream reads through this writer's context: end it before the next one begins.
+        """
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens={max_tokens} must be 1 or more; ask for some text")
+        if len(prompt) > self.context.capacity:
+            raise ConfigError(
+                f"the prompt of {len(prompt)} tokens exceeds the model's context of "
+                f"{self.context.capacity}; shorten it"
+            )
+        return Stream(self, prompt, max_tokens, StopText(stop))
+
+
+class Stream:
+    """Iterate for pieces of text; `result` says how it went once the iteration has ended.
+
+    It ends with the answer, by an exception such as KeyboardInterrupt, or when the caller leaves.
+    """
+
+    def __init__(
+        self, writer: Writer, prompt: Sequence[int], max_tokens: int, stop: StopText
+    ) -> None:
+        self._writer, self._prompt, self._max_tokens, self._stop = writer, prompt, max_tokens, stop
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._finish: FinishReason = "interrupted"
+        self._prefill_seconds = self._decode_seconds = 0.0
+        self._pieces = self._run()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        piece = next(self._pieces)
+        self._text.append(piece)
+        return piece
+
+    @property
+    def result(self) -> Generation:
+        return Generation(
+            "".join(self._text),
+            tuple(self._tokens),
+            len(self._prompt),
+            self._finish,
+            self._prefill_seconds,
+            self._decode_seconds,
+        )
+
+    def _run(self) -> Iterator[str]:
+        began = perf_counter()
+        logits_V = self._writer.context.become(self._prompt)
+        self._prefill_seconds = perf_counter() - began
+        text = self._writer.tokenizer.stream()
+        for token in self._draw(logits_V):
+            if piece := self._stop.push(text.push(token)):
+                yield piece
+            if self._stop.met:
+                self._finish = "stop"
+                return
+        if piece := self._stop.push(text.finish()) + self._stop.rest():
+            yield piece
+
+    def _draw(self, logits_V: Tensor) -> Iterator[int]:
+        writer, context = self._writer, self._writer.context
+        while True:
+            began = perf_counter()
+            if self._tokens:
+                logits_V = context.read(self._tokens[-1:])
+            token = int(sample(logits_V, writer.sampling, writer.generator))
+            self._decode_seconds += perf_counter() - began
+            if token == writer.tokenizer.end_of_document:
+                self._finish = "end"
+                return
+            self._tokens.append(token)
+            yield token
+            if len(self._tokens) == self._max_tokens:
+                self._finish = "max_tokens"
+                return
+            if context.room == 0:
+                self._finish = "length"
+                return

@@ -1,0 +1,129 @@
+"""A run's log, read back: losses, speed and expert load over time.
+
+I log lines, J evaluations, L MoE layers, E experts.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixtura.errors import DataError
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """What a run wrote down while it trained."""
+
+    step_I: Counts
+    tokens_I: Counts
+    seconds_I: Floats
+    """spent on training so far, without evaluations and checkpoints"""
+    loss_I: Floats
+    """training loss in nats per token, without the balancing losses"""
+    tokens_per_second_I: Floats
+    load_ILE: Counts
+    """rows that chose each expert; (I, 0, 0) for a dense decoder"""
+    eval_tokens_J: Counts
+    bits_per_byte_J: Floats
+
+    @classmethod
+    def read(cls, run: Path) -> Self:
+        """Read `log.jsonl` and `eval.jsonl`; an absent one is empty. Raises DataError."""
+        # As arrays at once: of a long run's load, numbers as objects would fill the memory.
+        log = [{**row, "load": np.array(row.get("load", []))} for row in read_lines(run / LOG)]
+        evals = list(read_lines(run / "eval.jsonl"))
+        return cls(
+            step_I=_column(log, "step", np.int64),
+            tokens_I=_column(log, "tokens", np.int64),
+            seconds_I=_column(log, "seconds", np.float64),
+            loss_I=_column(log, "loss", np.float64),
+            tokens_per_second_I=_column(log, "tokens_per_second", np.float64),
+            load_ILE=_load(log, run / LOG),
+            eval_tokens_J=_column(evals, "tokens", np.int64),
+            bits_per_byte_J=_column(evals, "heldout_bits_per_byte", np.float64),
+        )
+
+    @property
+    def eval_seconds_J(self) -> Floats:
+        """Training time at each evaluation, between log lines on a line; NaN past the last one."""
+        if not len(self.tokens_I):
+            return np.full(len(self.eval_tokens_J), np.nan)
+        tokens, seconds = np.append(0, self.tokens_I), np.append(0.0, self.seconds_I)
+        return np.interp(self.eval_tokens_J, tokens, seconds, right=np.nan)
+
+
+def read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """One object a line; a last line without its end is still being written, and left out.
+
+    Raises DataError naming the file and the line that is no object.
+    """
+    if not path.exists():
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error})") from error
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: line {number} is no JSON object; remove it or the file")
+        yield row
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str, dtype: type[np.generic]) -> NDArray:
+    """One number a row; NaN (or 0 among integers) where the row has none."""
+    absent = np.nan if np.issubdtype(dtype, np.floating) else 0
+    values = [row.get(key) for row in rows]
+    return np.array([absent if value is None else value for value in values], dtype)
+
+
+def _load(rows: Sequence[Mapping[str, Any]], path: Path) -> Counts:
+    loads = [row["load"] for row in rows]
+    if not any(load_LE.size for load_LE in loads):
+        return np.zeros((len(rows), 0, 0), np.int64)
+    try:
+        return np.stack(loads).astype(np.int64)
+    except ValueError:
+        raise DataError(
+            f"{path}: `load` has another shape from line to line; is it the log of two runs?"
+        ) from None
+
+
+def running_mean(values_I: Floats, window: int) -> Floats:
+    """Mean of up to `window` values around each, fewer at the ends; NaN counts as absent."""
+    half = max(0, window // 2)
+    present_I = np.isfinite(values_I)
+    summed_I = np.concatenate([[0.0], np.cumsum(np.where(present_I, values_I, 0.0))])
+    counted_I = np.concatenate([[0], np.cumsum(present_I)])
+    low_I = np.maximum(np.arange(len(values_I)) - half, 0)
+    high_I = np.minimum(np.arange(len(values_I)) + half + 1, len(values_I))
+    count_I = (counted_I[high_I] - counted_I[low_I]).astype(np.float64)
+    return (summed_I[high_I] - summed_I[low_I]) / np.where(count_I == 0, np.nan, count_I)
+
+
+def reached(x_J: NDArray[np.number], bits_J: Floats, target: float) -> float | None:
+    """The x (tokens, seconds) at which the curve first came down to `target`; None if it never did.
+
+    Between evaluations the curve is a straight line.
+    """
+    below = np.flatnonzero(bits_J <= target)
+    if not len(below):
+        return None
+    at = int(below[0])
+    if at == 0:
+        return float(x_J[0])
+    part = (bits_J[at - 1] - target) / (bits_J[at - 1] - bits_J[at])
+    return float(x_J[at - 1] + part * (x_J[at] - x_J[at - 1]))

@@ -1,0 +1,153 @@
+"""The page's figures and curves, as plain data: every number is computed here, none in the page.
+
+I log lines, J evaluations, X columns, L MoE layers, E experts.
+"""
+
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixtura.errors import DataError
+from mixtura.insight.curves import LOG, reached, running_mean
+from mixtura.insight.load_history import JUDGED_STEPS, load_history
+from mixtura.insight.run import Run
+
+Tree = dict[str, Any]
+
+# Of a line and of a heat map, the most points that a page can show side by side.
+_POINTS = 1500
+_COLUMNS = 72
+# A mean over this share of the log is smooth, and still bends where the loss does.
+_SMOOTHED = 1 / 40
+
+
+def listed(values: NDArray, digits: int | None = None) -> list[Any]:
+    """Plain numbers, rounded if asked; None for NaN and infinity, which JSON lacks."""
+    plain = values.tolist() if digits is None else np.round(values, digits).tolist()
+    return [_finite(value) for value in plain]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return value if isinstance(value, int) or isfinite(value) else None
+
+
+def overview(run: Run, twin: Run | None) -> Tree:
+    """`runs`, `comparison`, `smoothing` and `load` of the page."""
+    runs = [run] if twin is None else [run, twin]
+    window = max(1, round(len(run.curves.loss_I) * _SMOOTHED))
+    return {
+        "runs": [_run(one, _label(one, one is twin), one is twin, window) for one in runs],
+        "smoothing": 2 * (window // 2) + 1,
+        "comparison": None if twin is None else comparison(run, twin),
+        "load": _load(run),
+    }
+
+
+def _label(run: Run, is_twin: bool) -> str:
+    if run.moe_layers:
+        return run.name[:14] if is_twin else "MoE"
+    return "dense twin" if is_twin else "dense"
+
+
+def _run(run: Run, label: str, is_twin: bool, window: int) -> Tree:
+    curves = run.curves
+    thin = _thinned(len(curves.loss_I))
+    mean_I = running_mean(curves.loss_I, window)
+    evaluated = len(curves.bits_per_byte_J) > 0
+    return {
+        "who": "twin" if is_twin else "moe",
+        "label": label,
+        "total": run.model.total_parameters(),
+        "active": run.model.active_parameters("A"),
+        "flops": run.model.flops_per_token(run.length),
+        "speed": _median(curves.tokens_per_second_I),
+        "bits": _finite(float(curves.bits_per_byte_J[-1])) if evaluated else None,
+        "bits_tokens": int(curves.eval_tokens_J[-1]) if evaluated else None,
+        "curve": {
+            "tokens": listed(curves.tokens_I[thin]),
+            "seconds": listed(curves.seconds_I[thin], 2),
+            "loss": listed(curves.loss_I[thin], 4),
+            "mean": listed(mean_I[thin], 4),
+            "eval_tokens": listed(curves.eval_tokens_J),
+            "eval_seconds": listed(curves.eval_seconds_J, 2),
+            "bits": listed(curves.bits_per_byte_J, 5),
+        },
+    }
+
+
+def _median(values: NDArray) -> float | None:
+    """The middle value; a first step that compiles or warms up does not move it."""
+    present = values[np.isfinite(values)]
+    return float(np.median(present)) if len(present) else None
+
+
+def _thinned(count: int) -> NDArray[np.int64]:
+    """At most `_POINTS` indices into `count` values, evenly spaced from the first to the last."""
+    even = np.linspace(0, max(0, count - 1), min(count, _POINTS))
+    return np.unique(even.round().astype(np.int64))
+
+
+def comparison(run: Run, twin: Run) -> Tree | None:
+    """Both at the last evaluation that both have; None where they have none in common."""
+    ours, theirs = run.curves, twin.curves
+    common = np.intersect1d(ours.eval_tokens_J, theirs.eval_tokens_J)
+    if not len(common):
+        return None
+    tokens = int(common[-1])
+    at_run = int(np.flatnonzero(ours.eval_tokens_J == tokens)[0])
+    at_twin = int(np.flatnonzero(theirs.eval_tokens_J == tokens)[0])
+    target = float(theirs.bits_per_byte_J[at_twin])
+    sooner = {}
+    for axis, mine, other in (
+        ("tokens", ours.eval_tokens_J, theirs.eval_tokens_J),
+        ("seconds", ours.eval_seconds_J, theirs.eval_seconds_J),
+    ):
+        when = reached(mine, ours.bits_per_byte_J, target)
+        if when is not None and isfinite(when) and when > 0:
+            sooner[axis] = {"run": when, "twin": float(other[at_twin])}
+    return {
+        "tokens": tokens,
+        "run": float(ours.bits_per_byte_J[at_run]),
+        "twin": target,
+        "sooner": sooner,
+    }
+
+
+def _recent(run: Run) -> str:
+    steps = min(JUDGED_STEPS, run.done)
+    counted = "" if run.recent_max_over_mean else " that were logged"
+    return f"over the last {steps} steps{counted}"
+
+
+def _load(run: Run) -> Tree | None:
+    if run.model.moe is None or run.curves.load_ILE.size == 0:
+        return None
+    if run.curves.load_ILE.shape[1] != len(run.moe_layers):
+        raise DataError(
+            f"{run.folder / LOG}: tells of {run.curves.load_ILE.shape[1]} MoE layers, and the recipe "
+            f"has {len(run.moe_layers)}; is it another run's?"
+        )
+    history = load_history(run.curves, run.model.moe.top_k, _COLUMNS)
+    # The run itself counted every step; the log may hold one in ten of them.
+    recent_L = run.recent_max_over_mean or history.recent_max_over_mean_L.tolist()
+    return {
+        "first": listed(history.first_step_X),
+        "last": listed(history.last_step_X),
+        "top_k": run.model.moe.top_k,
+        "recent": _recent(run),
+        "layers": [
+            {
+                "layer": layer,
+                "relative": listed(history.relative_XLE[:, row].T, 3),
+                "max": listed(history.max_over_mean_XL[:, row], 3),
+                "recent": recent_L[row],
+                "starving": np.flatnonzero(history.starving_LE[row]).tolist(),
+                "collapsed": bool(history.collapsed_L[row]),
+            }
+            for row, layer in enumerate(run.moe_layers)
+        ],
+    }

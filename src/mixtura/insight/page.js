@@ -1,0 +1,143 @@
+// The page's data, its theme, its header. Text from the run enters as text nodes alone, never as
+// markup: whatever a file or a run is called, it is shown and not interpreted.
+const D = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+
+/** An element with attributes and children; a string child becomes text. */
+function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "style") node.style.cssText = value;
+    else if (value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+// ---- numbers
+
+const fixed = (value, digits) => (value === null ? "–" : value.toFixed(digits));
+
+/** 1234567 -> 1.23M; three digits that count. */
+function si(value) {
+  if (value === null) return "–";
+  const steps = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+  const [unit, letter] = steps.find(([size]) => Math.abs(value) >= 0.9995 * size) ?? [1, ""];
+  const scaled = value / unit;
+  const digits = letter === "" && Number.isInteger(value) ? 0
+    : Math.max(0, 2 - Math.floor(Math.log10(Math.max(1, Math.abs(scaled)))));
+  return scaled.toFixed(digits) + letter;
+}
+
+const percent = (share) => (share === null ? "–" : (100 * share).toFixed(share < 0.0995 ? 1 : 0) + "%");
+const signed = (value, digits) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+
+// ---- colours
+
+/** What a CSS colour looks like here and now, as rgb(): Plotly knows no var() and no oklab(). */
+function rgb(colour) {
+  const probe = el("span", { style: `color: ${colour}` });
+  document.body.append(probe);
+  const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  context.fillStyle = getComputedStyle(probe).color;
+  probe.remove();
+  context.fillRect(0, 0, 1, 1);
+  const [r, g, b] = context.getImageData(0, 0, 1, 1).data;
+  return `rgb(${r},${g},${b})`;
+}
+
+// How far from even is full colour: a quarter, or four times.
+const FULL = 2;
+
+/** Ratio to even -> colour: blue below, orange above, by the logarithm; text stays readable on it. */
+function ratioColour(ratio) {
+  if (ratio === null) return "var(--card)";
+  const far = Math.max(-FULL, Math.min(FULL, Math.log2(Math.max(ratio, 1e-9)))) / FULL;
+  const most = far < 0 ? 70 : 78;
+  return `color-mix(in oklab, var(${far < 0 ? "--under" : "--over"}) ${(Math.abs(far) * most).toFixed(1)}%, var(--even))`;
+}
+
+function drawScales() {
+  for (const id of ["load-scale", "lift-scale"]) {
+    $(id).replaceChildren(...[[0.25, "¼×"], [0.5, "½×"], [1, "even"], [2, "2×"], [4, "4×"]].map(
+      ([ratio, label]) => el("span", { style: `background: ${ratioColour(ratio)}` }, label)));
+  }
+}
+
+const redraws = [];
+
+function watchTheme() {
+  const names = ["auto", "light", "dark"];
+  const button = $("theme");
+  button.addEventListener("click", () => {
+    const next = names[(names.indexOf(button.textContent) + 1) % names.length];
+    button.textContent = next;
+    if (next === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = next;
+    redraws.forEach((redraw) => redraw());
+  });
+  button.textContent = "auto";
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraws.forEach((redraw) => redraw()));
+}
+
+// ---- header
+
+function tile(title, ...children) {
+  return el("div", { class: "tile" }, el("h3", {}, title), ...children);
+}
+
+function bitsTile() {
+  const [run, twin] = D.runs;
+  const who = (one) => el("div", {}, el("span", { class: `who is-${one.who}` }, one.label),
+    el("span", { class: "big" }, fixed(one.bits, 3)));
+  const gap = D.comparison;
+  const parts = gap ? [{ ...run, bits: gap.run }, { ...twin, bits: gap.twin }] : D.runs.slice(0, 1);
+  const hero = el("div", { class: "hero" }, ...parts.map(who));
+  if (gap) {
+    const good = gap.run < gap.twin;
+    hero.append(el("div", { class: good ? "good" : "bad" }, el("span", { class: "who" }, "difference"),
+      el("span", { class: "big" }, signed(gap.run - gap.twin, 3)), ` ${signed(100 * (gap.run / gap.twin - 1), 1)}%`));
+  }
+  const at = gap ? `both after ${si(gap.tokens)} training tokens`
+    : run.bits === null ? "not evaluated yet" : `after ${si(run.bits_tokens)} training tokens`;
+  return tile("Held-out bits per byte", hero, el("p", { class: "sub" }, at));
+}
+
+const beside = (pick) => (run, twin) => `${twin.label} ${si(pick(twin))}`;
+
+function countTile(title, pick, unit, note = beside(pick)) {
+  const [run, twin] = D.runs;
+  return tile(title, el("div", { class: "big" }, si(pick(run)), el("small", {}, unit(run))), el("p", { class: "sub" }, twin ? note(run, twin) : ""));
+}
+
+function loadTile() {
+  const top = Math.max(...D.load.layers.map((one) => one.recent));
+  const labelled = D.load.layers.length <= 8;
+  const meters = el("div", { class: "meters" }, ...D.load.layers.map((one) =>
+    el("div", { title: `layer ${one.layer}: ${fixed(one.recent, 2)}` },
+      labelled ? el("b", {}, fixed(one.recent, 2)) : null,
+      el("i", { style: `height: ${(28 * one.recent / top).toFixed(1)}px` }))));
+  const worst = D.load.layers.find((one) => one.recent === top);
+  return tile("Load by layer, max over mean", meters,
+    el("p", { class: "sub" }, labelled ? D.load.recent : `at most ${fixed(top, 2)}, in layer ${worst.layer}`));
+}
+
+function drawHeader() {
+  $("name").textContent = D.name;
+  $("subtitle").textContent = D.subtitle;
+  const tiles = [
+    bitsTile(),
+    countTile("Active parameters", (one) => one.active, (one) => ` of ${si(one.total)}`),
+    countTile("Forward FLOPs a token", (one) => one.flops, () => ""),
+    countTile("Training tokens a second", (one) => one.speed, () => "",
+      (run, twin) => (run.speed && twin.speed ? `${percent(run.speed / twin.speed)} of the twin's ${si(twin.speed)}` : "")),
+  ];
+  if (D.load) tiles.push(loadTile());
+  $("tiles").replaceChildren(...tiles);
+  const collapsed = D.load ? D.load.layers.filter((one) => one.collapsed).map((one) => one.layer) : [];
+  $("alarm").hidden = collapsed.length === 0;
+  $("alarm").textContent = `Collapsed: in layer ${collapsed.join(", ")} the busiest ${D.load?.top_k} experts take over 90% of the rows.`;
+  $("definitions").replaceChildren(...D.definitions.map(([term, meaning]) =>
+    el("div", {}, el("dt", {}, term), el("dd", {}, meaning))));
+  $("written").textContent = D.written;
+}

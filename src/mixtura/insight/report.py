@@ -1,0 +1,162 @@
+"""A run as one self-contained HTML page."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mixtura.data import Progress
+from mixtura.data.prepare import silent
+from mixtura.errors import DataError
+from mixtura.files import atomic_text
+from mixtura.insight.overview import overview
+from mixtura.insight.page import render
+from mixtura.insight.run import Run, find_twin
+from mixtura.insight.texts import Subject, texts
+
+Tree = dict[str, Any]
+
+
+def write_report(
+    run: Path,
+    out: Path,
+    twin: Path | None = None,
+    *,
+    subject: Callable[[Path], Subject],
+    progress: Progress = silent,
+) -> Path:
+    """Write the page about the run in folder `run` to the file `out`; gives `out`.
+
+    `twin` is the dense twin's folder; left out, it is the folder `dense` beside `run`, if that
+    holds a run on the same corpus. `subject` opens an MoE's newest checkpoint and its corpus; it is
+    not called for a dense run; then `progress` is told how much of the text is read. Runs in progress are shown as far as they are. Raises
+    CheckpointError where there is no run or no checkpoint, DataError for a damaged log or a twin on
+    other text, StorageError where the disk refuses.
+    """
+    data = report_data(run, twin, subject, progress)
+    experts = data["text"]["experts"] if data["text"] else 0
+    atomic_text(out, render(data, f"{data['name']} · Mixtura", experts))
+    return out
+
+
+def report_data(
+    run: Path,
+    twin: Path | None,
+    subject: Callable[[Path], Subject],
+    progress: Progress = silent,
+) -> Tree:
+    """What the page shows, as plain data."""
+    ours = Run.read(run)
+    theirs = _twin(ours, twin)
+    opened = subject(run) if ours.moe_layers else None
+    tree: Tree = {
+        "name": ours.name,
+        "subtitle": _subtitle(ours),
+        **overview(ours, theirs),
+        "text": None,
+        "domains": None,
+        "definitions": _DEFINITIONS,
+        "written": f"Written by Mixtura {version('mixtura')}. This file needs no network.",
+    }
+    if opened is not None:
+        tree["text"], tree["domains"] = texts(opened, ours.length, progress)
+        tree["text"]["lead"] = _text_lead(ours, opened)
+        tree["domains"]["lead"] = _domains_lead(tree["domains"])
+    return tree
+
+
+def _twin(run: Run, folder: Path | None) -> Run | None:
+    if folder is None:
+        found = find_twin(run)
+        return None if found is None else Run.read(found)
+    twin = Run.read(folder)
+    if twin.corpus != run.corpus:
+        raise DataError(
+            f"{folder}: was trained on other text than {run.folder}, so their bits per byte cannot "
+            "be compared; give a twin with the same `data` section"
+        )
+    return twin
+
+
+def _subtitle(run: Run) -> str:
+    model = run.model
+    parts = [f"{model.layers} layers of width {model.width}"]
+    if model.moe is not None and run.moe_layers:
+        everywhere = len(run.moe_layers) == model.layers
+        where = "each layer" if everywhere else f"{len(run.moe_layers)} of them"
+        parts.append(
+            f"{model.moe.num_experts} experts in {where}, {model.moe.top_k} for each token"
+        )
+    else:
+        parts.append("dense")
+    parts.append(f"trained on {_SOURCES.get(run.source, run.source)}")
+    parts.append(
+        f"all {run.steps:,} steps done"
+        if run.done >= run.steps
+        else f"{run.done:,} of {run.steps:,} steps done"
+    )
+    return " · ".join(parts)
+
+
+_SOURCES = {
+    "stdlib": "Python's standard library",
+    "text": "text files",
+    "huggingface": "a data set of the Hugging Face hub",
+}
+
+
+def _text_lead(run: Run, subject: Subject) -> str:
+    lead = (
+        f"Held-out text after step {subject.step:,}, each token in the colour of its first expert. "
+        "Hover for the router's probabilities; click an expert to see its tokens alone."
+    )
+    if run.corpus not in (None, subject.corpus.digest):
+        lead += (
+            " The corpus has changed since this run was trained: some of this may be text that it "
+            "was trained on."
+        )
+    return lead
+
+
+def _domains_lead(domains: Tree) -> str:
+    return (
+        f"How often each expert is first for a domain, against how often it is first at all, over "
+        f"{sum(domains['tokens']):,} held-out tokens. Knowing the domain outright would be "
+        f"{domains['entropy']:.2f} bits."
+    )
+
+
+_DEFINITIONS = [
+    (
+        "Bits per byte",
+        "Bits that the model needs for a byte of held-out text, whatever its tokens are.",
+    ),
+    (
+        "Active parameters",
+        "Weights that one token uses, embedding and head included (convention A).",
+    ),
+    (
+        "FLOPs a token",
+        "Forward pass, a multiply-add as 2, attention over a training sequence's length.",
+    ),
+    (
+        "Load",
+        "Rows that chose an expert, before any capacity. Even is 1; under 0.1 an expert starves.",
+    ),
+    (
+        "Tokens a second",
+        "Median over the log, of training alone, without evaluations and checkpoints.",
+    ),
+    (
+        "Bits about the domain",
+        "Mutual information of a token's first expert and its domain; 0 if experts do not differ.",
+    ),
+    (
+        "Telling tokens",
+        "Those that reach an expert most often beyond what even routing would bring there.",
+    ),
+    (
+        "Colours of ratios",
+        "By their logarithm, from a quarter of even to four times; what is beyond looks the same.",
+    ),
+]

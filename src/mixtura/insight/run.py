@@ -1,0 +1,96 @@
+"""A run's folder as far as a report reads it: its recipe, and its logs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from mixtura.config import read_yaml
+from mixtura.errors import CheckpointError, ConfigError
+from mixtura.insight.curves import Curves
+from mixtura.models import DecoderConfig
+
+RECIPE = "recipe.yaml"
+TWIN = "dense"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run set out to do, and its curves so far."""
+
+    folder: Path
+    name: str
+    model: DecoderConfig
+    steps: int
+    """as planned"""
+    length: int
+    """of the training sequences"""
+    source: str
+    """kind of the data's source"""
+    corpus: str | None
+    """digest of what it was trained on"""
+    recent_max_over_mean: tuple[float, ...] | None
+    """by MoE layer, over the last 100 steps; known once the run is complete"""
+    curves: Curves
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises CheckpointError where there is no run, DataError where a log is damaged."""
+        if not (folder / RECIPE).is_file():
+            raise CheckpointError(
+                f"{folder}: holds no run ({RECIPE} is missing); give the folder of a training run"
+            )
+        try:
+            tree = read_yaml(folder / RECIPE)
+            return cls(
+                folder=folder,
+                name=str(tree["name"]),
+                model=DecoderConfig.parse(tree["model"], str(folder / RECIPE)),
+                steps=int(tree["train"]["steps"]),
+                length=int(tree["train"]["length"]),
+                source=str(tree["data"]["source"]["kind"]),
+                corpus=_json(folder / "corpus.json").get("digest"),
+                recent_max_over_mean=_recent(folder),
+                curves=Curves.read(folder),
+            )
+        except (ConfigError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / RECIPE}: not the recipe of a run ({error}); it was changed, or written "
+                "by another version of Mixtura"
+            ) from error
+
+    @property
+    def moe_layers(self) -> list[int]:
+        """The blocks that hold an MoE, in order."""
+        return [layer for layer in range(self.model.layers) if self.model.holds_moe(layer)]
+
+    @property
+    def done(self) -> int:
+        """Steps that the log knows of."""
+        return int(self.curves.step_I[-1]) if len(self.curves.step_I) else 0
+
+
+def _recent(folder: Path) -> tuple[float, ...] | None:
+    found = _json(folder / "summary.json").get("load_max_over_mean")
+    return None if found is None else tuple(float(value) for value in found)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is none. Raises CheckpointError."""
+    if not path.exists():
+        return {}
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: expected an object, found {tree!r:.60}")
+    return tree
+
+
+def find_twin(run: Run) -> Path | None:
+    """The folder `dense` beside an MoE's run, if it holds a run on the same corpus."""
+    beside = run.folder.resolve().parent / TWIN
+    if not run.moe_layers or not (beside / RECIPE).is_file():
+        return None
+    return beside if _json(beside / "corpus.json").get("digest") == run.corpus else None

@@ -1,0 +1,195 @@
+"""What the routers do with held-out text: the decoder run over windows, its choices as arrays.
+
+W windows of S tokens, T = W*S tokens, K choices per token, E experts, P probabilities kept.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixtura.data import Progress, Tokenizer
+from mixtura.data.prepare import silent
+from mixtura.models import Decoder, DecoderOutput
+from mixtura.moe import Routing
+
+NOBODY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What one layer's router decided for T tokens."""
+
+    layer: int
+    """the block's number in the decoder"""
+    num_experts: int
+    chosen_TK: NDArray[np.int64]
+    """experts wished for, first choice first; -1 where a token has fewer"""
+    computed_TK: NDArray[np.int64]
+    """experts that computed the row; -1 where none had room"""
+    weight_TK: NDArray[np.float32]
+    """combine weights; 0 where no expert computed the row"""
+    probs_TE: NDArray[np.float32] | None
+    """what the router believed; None for a router without probabilities"""
+
+    @property
+    def first_T(self) -> NDArray[np.int64]:
+        """Each token's first expert; -1 where it has none."""
+        return self.chosen_TK[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """T tokens as the decoder read them."""
+
+    tokens_T: NDArray[np.int64]
+    bits_T: NDArray[np.float32]
+    """what each token cost to predict; NaN where nothing came before it"""
+    layers: tuple[Choices, ...]
+    """MoE layers alone, in order"""
+
+
+def read(
+    decoder: Decoder,
+    tokens_T: NDArray[np.integer],
+    window: int,
+    stride: int | None = None,
+    *,
+    probs: bool = True,
+    progress: Progress = silent,
+) -> Reading:
+    """Run the decoder over `tokens_T` in windows of `window` tokens; the last may be shorter.
+
+    Windows begin every `stride` tokens, by default where the last one ended, as in evaluation. A
+    token that stands in several is taken from the first, where the most comes before it. Without
+    `probs` each layer's probs_TE, which is by far the largest part, is left out.
+    """
+    tokens_T = np.asarray(tokens_T, np.int64)
+    was_training = decoder.training
+    decoder.eval()
+    try:
+        with torch.inference_mode():
+            parts = []
+            for span in _spans(len(tokens_T), window, stride or window):
+                parts.append(_read_span(decoder, tokens_T, span, probs))
+                progress("reading", span.end, len(tokens_T))
+    finally:
+        decoder.train(was_training)
+    return Reading(
+        tokens_T=tokens_T,
+        bits_T=np.concatenate([bits_S for bits_S, _ in parts]),
+        layers=tuple(
+            _joined(windows) for windows in zip(*(layers for _, layers in parts), strict=True)
+        ),
+    )
+
+
+class _Span(NamedTuple):
+    """A window, and the first of its tokens that no earlier window has told about."""
+
+    start: int
+    new: int
+    end: int
+
+
+def _spans(length: int, window: int, stride: int) -> Iterator[_Span]:
+    told = 0
+    for start in range(0, length, stride):
+        end = min(start + window, length)
+        if end > told:
+            yield _Span(start, told, end)
+        told = end
+
+
+def _read_span(
+    decoder: Decoder, tokens_T: NDArray[np.int64], span: _Span, probs: bool
+) -> tuple[NDArray[np.float32], list[Choices]]:
+    tokens_S = tokens_T[span.start : span.end]
+    device = decoder.norm.weight.device
+    tokens_BS = torch.from_numpy(tokens_S)[None].to(device)
+    output: DecoderOutput = decoder(tokens_BS)
+    log_prob_SV = output.logits_BSV[0].float().log_softmax(-1)
+    nats_S = -log_prob_SV[:-1].gather(1, tokens_BS[0, 1:, None])[:, 0]
+    bits_S = np.full(len(tokens_S), np.nan, np.float32)
+    bits_S[1:] = _array(nats_S) / np.log(2)
+    seen = span.new - span.start
+    layers = [
+        _from(seen, choices_of(moe.routing, layer, probs=probs))
+        for layer, moe in enumerate(output.layers)
+        if moe is not None
+    ]
+    return bits_S[seen:], layers
+
+
+def choices_of(routing: Routing, layer: int, *, probs: bool = True) -> Choices:
+    """A Routing as arrays by token and rank of choice; K is the most choices that a token has."""
+    token_N, rank_N = _array(routing.token_N), _array(routing.choice_N)
+    expert_N = _array(routing.expert_N)
+    shape = (routing.num_tokens, int(rank_N.max(initial=0)) + 1)
+    chosen_TK, computed_TK = np.full(shape, NOBODY), np.full(shape, NOBODY)
+    weight_TK = np.zeros(shape, np.float32)
+    chosen_TK[token_N, rank_N] = _array(routing.chosen_N)
+    computed_TK[token_N, rank_N] = np.where(expert_N == routing.num_experts, NOBODY, expert_N)
+    weight_TK[token_N, rank_N] = _array(routing.weight_N.float())
+    believed = routing.probs_TE if probs else None
+    return Choices(
+        layer=layer,
+        num_experts=routing.num_experts,
+        chosen_TK=chosen_TK,
+        computed_TK=computed_TK,
+        weight_TK=weight_TK,
+        probs_TE=None if believed is None else _array(believed.float()),
+    )
+
+
+def _from(first: int, choices: Choices) -> Choices:
+    """Without the tokens before `first`."""
+    probs_TE = choices.probs_TE
+    return replace(
+        choices,
+        chosen_TK=choices.chosen_TK[first:],
+        computed_TK=choices.computed_TK[first:],
+        weight_TK=choices.weight_TK[first:],
+        probs_TE=None if probs_TE is None else probs_TE[first:],
+    )
+
+
+def _joined(pieces: tuple[Choices, ...]) -> Choices:
+    """One layer's windows, one after the other."""
+    probs = [piece.probs_TE for piece in pieces if piece.probs_TE is not None]
+    widest = max(piece.chosen_TK.shape[1] for piece in pieces)
+    return Choices(
+        layer=pieces[0].layer,
+        num_experts=pieces[0].num_experts,
+        chosen_TK=np.concatenate([_widened(p.chosen_TK, widest, NOBODY) for p in pieces]),
+        computed_TK=np.concatenate([_widened(p.computed_TK, widest, NOBODY) for p in pieces]),
+        weight_TK=np.concatenate([_widened(p.weight_TK, widest, 0) for p in pieces]),
+        probs_TE=np.concatenate(probs) if probs else None,
+    )
+
+
+def _widened(rows_TK: NDArray, width: int, fill: int) -> NDArray:
+    return np.pad(rows_TK, ((0, 0), (0, width - rows_TK.shape[1])), constant_values=fill)
+
+
+def _array(tensor: Tensor) -> NDArray:
+    return tensor.detach().cpu().numpy()
+
+
+def spread_windows(length: int, window: int, most: int) -> list[int]:
+    """Starts of up to `most` windows that do not overlap, evenly spread over `length` tokens."""
+    count = max(1, min(most, length // window))
+    return [int(start) for start in np.linspace(0, max(0, length - window), count)]
+
+
+def pieces(tokenizer: Tokenizer, tokens: NDArray[np.integer]) -> list[str]:
+    """The text that each token completes; "" for one that leaves a character unfinished."""
+    stream = tokenizer.stream()
+    shown = [stream.push(int(token)) for token in tokens]
+    if shown:
+        shown[-1] += stream.finish()
+    return shown

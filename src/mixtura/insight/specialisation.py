@@ -1,0 +1,93 @@
+"""Which experts a domain, and a token, go to: counts of first choices, and what follows from them.
+
+L MoE layers, D domains, E experts, T tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Counts = NDArray[np.int64]
+Shares = NDArray[np.float64]
+
+# A token seen less often says little about an expert.
+_SEEN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Specialisation:
+    """One layer: how often a domain's tokens had each expert as their first."""
+
+    counts_DE: Counts
+
+    @property
+    def share_DE(self) -> Shares:
+        """Of a domain's tokens, the share that each expert is first for; NaN in an empty domain."""
+        return _divided(self.counts_DE, self.counts_DE.sum(1, keepdims=True))
+
+    @property
+    def share_E(self) -> Shares:
+        """Of all tokens, the share that each expert is first for."""
+        return _divided(self.counts_DE.sum(0), self.counts_DE.sum())
+
+    @property
+    def lift_DE(self) -> Shares:
+        """share_DE over share_E: 1 where the domain makes no difference, NaN where unknown."""
+        return _divided(self.share_DE, self.share_E)
+
+    @property
+    def information(self) -> float:
+        """Bits that a token's first expert tells about its domain; 0 where it tells nothing."""
+        share_DE = _divided(self.counts_DE, self.counts_DE.sum())
+        even_DE = share_DE.sum(1, keepdims=True) * share_DE.sum(0)
+        seen = self.counts_DE > 0
+        return float((share_DE[seen] * np.log2(share_DE[seen] / even_DE[seen])).sum())
+
+    @property
+    def domain_entropy(self) -> float:
+        """Bits that would settle the domain: the most that `information` could be."""
+        share_D = _divided(self.counts_DE.sum(1), self.counts_DE.sum())
+        seen_D = share_D[share_D > 0]
+        return float(-(seen_D * np.log2(seen_D)).sum())
+
+
+def specialisation(
+    domains_T: NDArray[np.integer], first_T: NDArray[np.integer], domains: int, num_experts: int
+) -> Specialisation:
+    """Count first choices by domain; a token without an expert (-1) is left out."""
+    has = first_T >= 0
+    pair_T = domains_T[has].astype(np.int64) * num_experts + first_T[has]
+    counts = np.bincount(pair_T, minlength=domains * num_experts)
+    return Specialisation(counts.reshape(domains, num_experts))
+
+
+def telling_tokens(
+    tokens_T: NDArray[np.integer], first_T: NDArray[np.integer], num_experts: int, most: int
+) -> list[list[int]]:
+    """For each expert the tokens that tell most about it, the most telling first.
+
+    Ranked by n log(n / n_even), each token's part in the mutual information of token and expert:
+    n tokens went there, n_even would have if the token made no difference. Only what is over-
+    represented counts, and only tokens seen five times or more.
+    """
+    has = first_T >= 0
+    kinds, kind_T = np.unique(tokens_T[has], return_inverse=True)
+    pair_T = kind_T.astype(np.int64) * num_experts + first_T[has]
+    count_VE = np.bincount(pair_T, minlength=len(kinds) * num_experts)
+    count_VE = count_VE.reshape(len(kinds), num_experts).astype(np.float64)
+    even_VE = count_VE.sum(1, keepdims=True) * count_VE.sum(0) / max(1.0, count_VE.sum())
+    over = (count_VE > even_VE) & (count_VE.sum(1, keepdims=True) >= _SEEN)
+    safe_VE = np.where(over, count_VE, 1.0) / np.where(over, even_VE, 1.0)
+    score_VE = np.where(over, count_VE * np.log(safe_VE), 0.0)
+    order_VE = np.argsort(-score_VE, axis=0, kind="stable")[:most]
+    return [
+        [int(kinds[v]) for v in order_VE[:, expert] if score_VE[v, expert] > 0]
+        for expert in range(num_experts)
+    ]
+
+
+def _divided(above: NDArray[np.number], below: NDArray[np.number] | np.number) -> Shares:
+    """NaN, without a warning, where nothing is divided by nothing."""
+    below = np.asarray(below, np.float64)
+    return np.asarray(above, np.float64) / np.where(below == 0, np.nan, below)

@@ -1,0 +1,187 @@
+"""Sample texts and their routing, as plain data for the page.
+
+T tokens, K choices per token, E experts, P probabilities kept, L MoE layers.
+"""
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixtura.data import Corpus, Progress, TokenFile
+from mixtura.insight.sample import NOBODY, Choices, Reading, pieces, read, spread_windows
+from mixtura.insight.specialisation import Specialisation, specialisation, telling_tokens
+from mixtura.models import Decoder
+
+Tree = dict[str, Any]
+
+_TEXTS = 4
+_TEXT_TOKENS = 1024
+_STUDIED_TOKENS = 2**15
+# Beyond these a router's probabilities are told as one sum.
+_KEPT = 16
+_TELLING = 6
+_FEW = 20
+# Where a text is looked for, and how far a line's beginning may be.
+_CANDIDATES = 24
+_LINE = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A decoder, the corpus whose held-out side it reads, and after how many steps it stands."""
+
+    decoder: Decoder
+    corpus: Corpus
+    step: int
+
+
+def texts(subject: Subject, length: int, progress: Progress) -> tuple[Tree, Tree]:
+    """`text` and `domains` of the page; windows are `length` tokens, as in training."""
+    corpus, decoder = subject.corpus, subject.decoder
+    window = min(length, decoder.config.context, max(2, len(corpus.heldout)))
+    starts = _chosen_starts(corpus, max(window, _TEXT_TOKENS // window * window))
+    studied_T = _studied(corpus.heldout, window)
+    tokens_T = np.asarray(corpus.heldout.tokens)[studied_T]
+    studied = read(decoder, tokens_T, window, probs=False, progress=progress)
+    domains_T = np.asarray(corpus.heldout.domains)[studied_T]
+    found = [
+        specialisation(domains_T, c.first_T, len(corpus.domains), c.num_experts)
+        for c in studied.layers
+    ]
+    shown = [_text(subject, start, window) for start in starts]
+    return _text_tree(shown, found), _domain_tree(subject, studied, found)
+
+
+def _studied(heldout: TokenFile, window: int) -> NDArray[np.int64]:
+    """Indices of windows spread over the held-out text."""
+    starts = spread_windows(len(heldout), window, max(1, _STUDIED_TOKENS // window))
+    return np.concatenate([np.arange(s, min(s + window, len(heldout))) for s in starts])
+
+
+def _chosen_starts(corpus: Corpus, length: int) -> list[int]:
+    """Where the texts begin that hold the most kinds of text, in the order of the corpus."""
+    starts = spread_windows(len(corpus.heldout), length, _CANDIDATES)
+    starts = [_line_start(corpus, start) for start in starts]
+    mixed = sorted(starts, key=lambda s: -_mixture(corpus.heldout.domains[s : s + length]))
+    return sorted(mixed[:_TEXTS])
+
+
+def _mixture(domains_T: NDArray[np.uint8]) -> float:
+    """Entropy of the domains, in nats."""
+    share_D = np.bincount(domains_T) / max(1, len(domains_T))
+    return float(-(share_D[share_D > 0] * np.log(share_D[share_D > 0])).sum())
+
+
+def _line_start(corpus: Corpus, start: int) -> int:
+    """The first token after a line break or a document's end, near `start`; or `start` itself."""
+    if start == 0:
+        return 0
+    tokenizer = corpus.tokenizer
+    for index, token in enumerate(corpus.heldout.tokens[start : start + _LINE].tolist()):
+        if token == tokenizer.end_of_document or "\n" in tokenizer.decode([token]):
+            return start + index + 1
+    return start
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    reading: Reading
+    pieces: list[str]
+    domains_T: NDArray[np.uint8]
+    ended: list[int]
+    """where a document ends"""
+
+
+def _text(subject: Subject, start: int, window: int) -> _Text:
+    heldout, tokenizer = subject.corpus.heldout, subject.corpus.tokenizer
+    place = slice(start, start + max(window, _TEXT_TOKENS // window * window))
+    tokens_T = np.asarray(heldout.tokens[place], np.int64)
+    return _Text(
+        # Half a window at least comes before each token, so that no text breaks off in the middle.
+        reading=read(subject.decoder, tokens_T, window, max(1, window // 2)),
+        pieces=pieces(tokenizer, tokens_T),
+        domains_T=np.asarray(heldout.domains[place]),
+        ended=np.flatnonzero(tokens_T == tokenizer.end_of_document).tolist(),
+    )
+
+
+def _text_tree(shown: list[_Text], found: list[Specialisation]) -> Tree:
+    layers = shown[0].reading.layers
+    num_experts = layers[0].num_experts
+    kept = min(num_experts, _KEPT)
+    choices = max(c.chosen_TK.shape[1] for text in shown for c in text.reading.layers)
+    tokens = sum(len(text.pieces) for text in shown)
+    characters = sum(len(piece) for text in shown for piece in text.pieces)
+    return {
+        "experts": num_experts,
+        "kept": kept,
+        "choices": choices,
+        # Pieces of words need their edges shown; single letters would drown in edges.
+        "whole": characters > 1.5 * tokens,
+        "first_layer": int(np.argmax([layer.information for layer in found])),
+        "texts": [
+            {
+                "label": str(number),
+                "pieces": text.pieces,
+                "ended": text.ended,
+                "bits": [None if np.isnan(b) else round(float(b), 2) for b in text.reading.bits_T],
+                "domain": text.domains_T.tolist(),
+                "layers": [packed(c, choices, kept) for c in text.reading.layers],
+            }
+            for number, text in enumerate(shown, start=1)
+        ],
+    }
+
+
+def packed(choices: Choices, width: int, kept: int) -> Tree:
+    """A layer's choices as little-endian arrays in base64, `width` choices and `kept` probabilities
+    a token; probabilities as 65535ths. `computed` is left out where all was as chosen."""
+    spare = ((0, 0), (0, width - choices.chosen_TK.shape[1]))
+    tree = {
+        "chosen": _base64(np.pad(choices.chosen_TK, spare, constant_values=NOBODY), "<i2"),
+        "weight": _base64(np.pad(choices.weight_TK, spare), "<f4"),
+    }
+    if not np.array_equal(choices.chosen_TK, choices.computed_TK):
+        tree["computed"] = _base64(
+            np.pad(choices.computed_TK, spare, constant_values=NOBODY), "<i2"
+        )
+    if choices.probs_TE is not None:
+        likely_TP = np.argsort(-choices.probs_TE, axis=1, kind="stable")[:, :kept]
+        probs_TP = np.take_along_axis(choices.probs_TE, likely_TP, axis=1)
+        tree["likely"] = _base64(likely_TP, "<i2")
+        tree["probs"] = _base64((probs_TP * 65535).round(), "<u2")
+    return tree
+
+
+def _base64(values: NDArray, dtype: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype).tobytes()).decode("ascii")
+
+
+def _domain_tree(subject: Subject, studied: Reading, found: list[Specialisation]) -> Tree:
+    tokenizer = subject.corpus.tokenizer
+    end = tokenizer.end_of_document
+    tokens_D = found[0].counts_DE.sum(1)
+    return {
+        "names": list(subject.corpus.domains),
+        "tokens": tokens_D.tolist(),
+        # Fewer than some twenty for each expert say little about any one of them.
+        "few": (tokens_D < _FEW * found[0].counts_DE.shape[1]).tolist(),
+        "entropy": found[0].domain_entropy,
+        "layers": [
+            {
+                "layer": choices.layer,
+                "counts": one.counts_DE.tolist(),
+                "information": one.information,
+                "telling": [
+                    ["⟨end⟩" if token == end else tokenizer.decode([token]) for token in tokens]
+                    for tokens in telling_tokens(
+                        studied.tokens_T, choices.first_T, choices.num_experts, _TELLING
+                    )
+                ],
+            }
+            for choices, one in zip(studied.layers, found, strict=True)
+        ],
+    }

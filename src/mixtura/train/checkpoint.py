@@ -1,0 +1,196 @@
+"""Checkpoints: one folder a step, whole or absent, no pickle.
+
+step-00000123/ holds model.safetensors (the decoder under its own names), optimizer.safetensors
+(AdamW's moments by parameter), state.safetensors (random state, and the window of expert load),
+and state.json (step, tokens, seconds, and what the run was).
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mixtura.config import Config
+from mixtura.errors import CheckpointError, ConfigError, StorageError
+from mixtura.files import atomic_folder
+from mixtura.train.trainer import TrainerState
+
+MODEL, OPTIMIZER, STATE, META = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.safetensors",
+    "state.json",
+)
+T = TypeVar("T")
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointMeta(Config):
+    """The content of state.json."""
+
+    format: Literal[1] = 1
+    step: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    recipe: str
+    """digest of the run's recipe.yaml"""
+    corpus: str
+    """digest of the corpus"""
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The checkpoints of one run; the newest `keep` stay."""
+
+    folder: Path
+    keep: int = 1
+
+    def all(self) -> list[Path]:
+        """Oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, key=step_of)
+
+    def newest(self) -> Path | None:
+        return next(reversed(self.all()), None)
+
+    def save(self, state: TrainerState, recipe: str, corpus: str, versions: dict[str, str]) -> Path:
+        """Write a checkpoint, then remove the oldest beyond `keep`. Raises StorageError."""
+        target = self.folder / f"step-{state.step:08d}"
+        meta = CheckpointMeta(
+            step=state.step,
+            tokens=state.tokens,
+            seconds=state.seconds,
+            recipe=recipe,
+            corpus=corpus,
+            versions=versions,
+        )
+        with atomic_folder(target) as partial:
+            _write(partial / MODEL, state.model)
+            _write(partial / OPTIMIZER, state.optimizer)
+            _write(partial / STATE, _joined(random=state.random, watch=state.watch))
+            (partial / META).write_text(meta.model_dump_json(indent=1), encoding="utf-8")
+        for old in self.all()[: -self.keep]:
+            self._remove(old)
+        return target
+
+    def clean(self) -> None:
+        """Remove what a killed process left half-done. Only the run's one writer may ask."""
+        for partial in self.folder.glob(".*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def attempt(self, path: Path, read: Callable[[Path], T]) -> T:
+        """`read(path)`, its CheckpointError completed by what to do about the damage."""
+        try:
+            return read(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self._remedy(path)}") from error
+
+    def _remedy(self, damaged: Path) -> str:
+        for older in reversed(self.all()):
+            if step_of(older) < step_of(damaged) and is_whole(older):
+                return f"remove {damaged} to go on from {older.name}"
+        return "no older checkpoint is whole, so train again with another --out"
+
+    def _remove(self, path: Path) -> None:
+        # A kill in the middle must not leave a checkpoint that lacks a file.
+        doomed = path.rename(path.with_name(f".{path.name}.removed.partial"))
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def read(path: Path) -> tuple[TrainerState, CheckpointMeta]:
+    """A whole checkpoint, on the CPU. Raises CheckpointError where a file is missing or damaged."""
+    meta = read_meta(path)
+    extra = read_tensors(path / STATE)
+    state = TrainerState(
+        step=meta.step,
+        tokens=meta.tokens,
+        seconds=meta.seconds,
+        model=read_tensors(path / MODEL),
+        optimizer=read_tensors(path / OPTIMIZER),
+        random=_part(extra, "random"),
+        watch=_part(extra, "watch"),
+    )
+    return state, meta
+
+
+def read_meta(path: Path) -> CheckpointMeta:
+    place = path / META
+    try:
+        return CheckpointMeta.parse(json.loads(place.read_text(encoding="utf-8")), str(place))
+    except FileNotFoundError:
+        raise CheckpointError(f"{place}: is missing") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{place}: cannot be read ({error})") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: is missing") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: is truncated or damaged ({error})") from error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every file is there and as long as it says."""
+    try:
+        read_meta(path)
+        for name in (MODEL, OPTIMIZER, STATE):
+            with safe_open(path / name, framework="pt"):
+                pass
+    except (OSError, SafetensorError, CheckpointError):
+        return False
+    return True
+
+
+def check_fits(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError, naming the first tensor in which `tensors` is of another model."""
+    expected = model.state_dict()
+    for name in [*expected, *tensors]:
+        ours, theirs = (
+            None if found is None else list(found.shape)
+            for found in (expected.get(name), tensors.get(name))
+        )
+        if ours != theirs:
+            raise CheckpointError(
+                f"{path}: of another model: {name} is {theirs or 'absent'} there, "
+                f"and {ours or 'absent'} in the recipe's model"
+            )
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise StorageError(
+            f"{path.parent}: cannot be written ({error}); nothing was half-written: "
+            "free some space or choose another place"
+        ) from error
+
+
+def _joined(random: Mapping[str, Tensor], watch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"random.{name}": value for name, value in random.items()} | {
+        f"watch.{name}": value for name, value in watch.items()
+    }
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}

@@ -1,0 +1,79 @@
+"""The run's curves for TensorBoard: event files, written by this thread.
+
+torch's SummaryWriter writes from a thread of its own, where a full disk ends in a traceback.
+"""
+
+# Protobuf builds its classes as it is imported, so no type checker finds them.
+# pyright: reportAttributeAccessIssue=false
+
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from mixtura.errors import StorageError
+from mixtura.train.step_report import StepReport
+
+
+class Curves:
+    """One event file for each start of the run, below `folder`. Raises StorageError."""
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        moment = time.time_ns()
+        self._path = folder / f"events.out.tfevents.{moment}.{socket.gethostname()}"
+        try:
+            folder.mkdir(exist_ok=True)
+            self._file = self._path.open("xb")
+        except OSError as error:
+            raise self._refused(error) from error
+        self._records = RecordWriter(self._file)
+        # Steps that an earlier start took beyond the checkpoint are hidden by this one.
+        restart = SessionLog(status=SessionLog.START)
+        self._write(
+            Event(wall_time=time.time(), file_version="brain.Event:2"),
+            Event(wall_time=time.time(), step=resumed_step + 1, session_log=restart),
+        )
+
+    def logged(self, report: StepReport, layers: list[int]) -> None:
+        scalars = {
+            "train/loss": report.loss,
+            "train/grad_norm": report.grad_norm,
+            "train/learning_rate": report.learning_rate,
+            "train/tokens_per_second": report.tokens_per_second,
+            **{f"balance/{name}": loss for name, loss in report.losses.items()},
+        }
+        rows = zip(layers, report.max_over_mean, report.dropped, strict=True)
+        for layer, busiest, dropped in rows:
+            scalars[f"load_max_over_mean/layer_{layer}"] = busiest
+            scalars[f"dropped_share/layer_{layer}"] = dropped
+        self._write_scalars(scalars, report.step)
+
+    def evaluated(self, bits_per_byte: float, step: int) -> None:
+        self._write_scalars({"heldout/bits_per_byte": bits_per_byte}, step)
+
+    def close(self) -> None:
+        # After a refused write, closing tries once more and is refused again.
+        with suppress(OSError):
+            self._file.close()
+
+    def _write_scalars(self, scalars: dict[str, float], step: int) -> None:
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _write(self, *events: Event) -> None:
+        try:
+            for event in events:
+                self._records.write(event.SerializeToString())
+            self._file.flush()
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"{self._path}: cannot be written ({error.strerror}); free some space, "
+            "then go on from the last checkpoint with --resume"
+        )

@@ -1,0 +1,56 @@
+"""What a run ran on: versions, threads, device, and the products that each MoE layer takes."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from mixtura.moe import moe_layers
+from mixtura.train.trainer import Trainer
+
+
+def versions() -> dict[str, str]:
+    return {
+        "mixtura": version("mixtura"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def environment(trainer: Trainer) -> dict[str, Any]:
+    """The content of environment.json."""
+    device = trainer.device
+    dtype = getattr(torch, trainer.config.dtype)
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "device_name": _name(device),
+        "dtype": trainer.config.dtype,
+        "moe_layers": [
+            {
+                "layer": number,
+                "backend": layer.experts.backend,
+                "products": (
+                    "naive"
+                    if layer.experts.backend == "naive"
+                    else layer.experts.products_for(dtype, device)
+                ),
+            }
+            for number, layer in zip(trainer.moe_layers, moe_layers(trainer.decoder), strict=True)
+        ],
+    }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, each as `key: old -> new`; any of it may change a loss's last bits."""
+    return [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()

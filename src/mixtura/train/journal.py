@@ -1,0 +1,82 @@
+"""Logs of one JSON object a line, appended as a run goes and cut when it is resumed."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mixtura.errors import StorageError
+from mixtura.files import atomic_write
+
+
+class Journal:
+    """A log open for appending. A line that the disk refuses is taken back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise _refused(path, error) from error
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Raises StorageError. The line is with the system at once: killing us loses nothing."""
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        before = self._file.tell()
+        try:
+            # A disk that fills takes a part first, and says why at the next try.
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            self._file.truncate(before)
+            raise _refused(self.path, error) from error
+
+    def sync(self) -> None:
+        """Onto the disk, so that a checkpoint never outlives the lines that lead to it."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _refused(self.path, error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a torn last line, which a kill may leave, is left out."""
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def cut(path: Path, last_step: int) -> None:
+    """Keep the records up to `last_step`, byte for byte; the file changes at once or not at all."""
+    lines = _whole_lines(path)
+    kept = [line for line in lines if json.loads(line)["step"] <= last_step]
+    if path.exists():
+        with atomic_write(path) as handle:
+            handle.writelines(kept)
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _refused(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path}: cannot be written ({error.strerror}); free some space, "
+        "then go on from the last checkpoint with --resume"
+    )

@@ -1,0 +1,50 @@
+"""A trained run, ready for use."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mixtura.data import Tokenizer, load_tokenizer
+from mixtura.errors import CheckpointError
+from mixtura.models import Decoder
+from mixtura.train.checkpoint import MODEL, check_fits, read_meta, read_tensors
+from mixtura.train.recipe import Recipe
+from mixtura.train.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """A run at its newest checkpoint; `decoder` is in eval mode."""
+
+    recipe: Recipe
+    decoder: Decoder
+    tokenizer: Tokenizer
+    step: int
+
+
+def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
+    """Raises CheckpointError where there is no run, no checkpoint, or a damaged one."""
+    run = RunFolder(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such run; give the folder that --out named")
+    recipe = run.recorded()
+    if recipe is None:
+        raise CheckpointError(f"{folder}: holds no run ({run.recipe.name} is missing)")
+    checkpoints = run.checkpoints()
+    newest = checkpoints.newest()
+    if newest is None:
+        raise CheckpointError(
+            f"{folder}: has no checkpoint yet; go on training it with --resume until it has"
+        )
+    step, tensors = checkpoints.attempt(newest, _step_and_model)
+    # No memory and no random draws for weights that are replaced at once.
+    with torch.device("meta"):
+        decoder = Decoder(recipe.model)
+    check_fits(decoder, tensors, newest / MODEL)
+    decoder.load_state_dict(tensors, assign=True)
+    return LoadedRun(recipe, decoder.to(device).eval(), load_tokenizer(run.tokenizer), step)
+
+
+def _step_and_model(path: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    return read_meta(path).step, read_tensors(path / MODEL)

@@ -1,0 +1,95 @@
+"""Where a loss or a gradient that is not finite began."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mixtura.models import Decoder, DecoderOutput
+from mixtura.moe import MoEOutput, Routing
+
+
+def in_forward(decoder: Decoder, forward: Callable[[], object]) -> str | None:
+    """Run `forward` again; name the first module with an output that is not finite, if any.
+
+    Modules end from the inside out, so the first one named is the smallest.
+    """
+    found: list[str] = []
+    with torch.no_grad(), _watching(decoder, found):
+        forward()
+    return found[0] if found else None
+
+
+def in_gradients(decoder: Decoder) -> str:
+    """Name the parameter where gradients first stopped being finite.
+
+    Gradients run backwards, so it is the last one in the order of the forward pass.
+    """
+    for name, parameter in reversed(_in_forward_order(decoder)):
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of {name}"
+    return "the norm of gradients that are finite one by one"
+
+
+def in_parameters(decoder: Decoder) -> str | None:
+    """Name the first parameter or buffer that is not finite, if any is."""
+    return next(
+        (name for name, value in decoder.state_dict().items() if not _finite([value])), None
+    )
+
+
+def _in_forward_order(decoder: Decoder) -> list[tuple[str, nn.Parameter]]:
+    stages = ["embedding.", "blocks.", "norm.", "head."]
+    named = list(decoder.named_parameters())
+    return [pair for stage in stages for pair in named if pair[0].startswith(stage)]
+
+
+@contextmanager
+def _watching(decoder: Decoder, found: list[str]) -> Iterator[None]:
+    """Append to `found` each module with an output that is not finite, as it ends."""
+
+    def hook_for(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:  # noqa: ARG001
+            if not _finite(_tensors(output)):
+                found.append(name)
+
+        return hook
+
+    def check_embedded(block: nn.Module, inputs: tuple[object, ...]) -> None:  # noqa: ARG001
+        # The look-up is no module's call; its result is the first block's input.
+        if not _finite(_tensors(inputs[0])):
+            found.append("embedding")
+
+    handles = [decoder.blocks[0].register_forward_pre_hook(check_embedded)]
+    for name, module in decoder.named_modules():
+        handles.append(module.register_forward_hook(hook_for(name or "the decoder")))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """The floating tensors inside what a module of the decoder gives back."""
+    match value:
+        case Tensor():
+            yield value
+        case tuple():
+            for part in value:
+                yield from _tensors(part)
+        case Routing():
+            for part in (value.logits_TE, value.probs_TE, value.weight_N):
+                yield from _tensors(part)
+        case MoEOutput():
+            yield value.hidden
+            yield from value.losses.values()
+        case DecoderOutput():
+            yield value.logits_BSV
+        case _:
+            return

@@ -1,0 +1,96 @@
+"""A recipe: one YAML file that says everything about a run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from mixtura.config import Config, Tree, read_yaml, with_overrides
+from mixtura.data import BpeConfig, BytesConfig, ByteTokenizer, DataConfig, FileConfig
+from mixtura.errors import ConfigError
+from mixtura.models import DecoderConfig
+from mixtura.train.config import TrainConfig
+
+
+class Recipe(Config):
+    """Model, data and training. `model.vocabulary` may be left out: it is the tokenizer's."""
+
+    name: str = Field(default="run", min_length=1)
+    model: DecoderConfig
+    data: DataConfig = DataConfig()
+    train: TrainConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _vocabulary_from_tokenizer(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        model = tree.get("model")
+        if not isinstance(model, Mapping) or "vocabulary" in model:
+            return tree
+        try:
+            vocabulary = _vocabulary(DataConfig.model_validate(tree.get("data", {})))
+        except ValidationError:
+            # The data section is refused in its turn, and that is the error to show.
+            vocabulary = 1
+        return {**tree, "model": {**model, "vocabulary": vocabulary}}
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.train.length > self.model.context:
+            raise ValueError(
+                f"train.length={self.train.length} is longer than the model's "
+                f"context={self.model.context}; lower train.length or raise model.context"
+            )
+        return self
+
+    def tree(self) -> Tree:
+        """Plain data that `Recipe.parse` turns back into this recipe."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.tree(), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with `train.lr=3e-4` and the like set. Raises ConfigError."""
+    return Recipe.parse(with_overrides(read_yaml(path), overrides), str(path))
+
+
+def first_difference(ours: Recipe, theirs: Recipe) -> tuple[str, Any, Any] | None:
+    """The first key, dotted, whose values differ, with both; None where the recipes are equal."""
+    left, right = dict(_leaves(ours.tree())), dict(_leaves(theirs.tree()))
+    for key in [*left, *right]:
+        if left.get(key) != right.get(key):
+            return key, left.get(key), right.get(key)
+    return None
+
+
+def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check_vocabulary(recipe: Recipe, vocabulary: int) -> None:
+    """Raises ConfigError where the model has no row for some token."""
+    if vocabulary > recipe.model.vocabulary:
+        raise ConfigError(
+            f"model.vocabulary={recipe.model.vocabulary} is less than the tokenizer's "
+            f"{vocabulary} tokens; raise it, or leave it out"
+        )
+
+
+def _vocabulary(data: DataConfig) -> int:
+    match data.tokenizer:
+        case BytesConfig():
+            return ByteTokenizer.vocabulary
+        case BpeConfig() as bpe:
+            return bpe.vocabulary
+        case FileConfig() as file:
+            # A tokenizer from a file needs no text to train on.
+            return file.build(lambda _: ()).vocabulary

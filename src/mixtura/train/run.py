@@ -1,0 +1,193 @@
+"""A run: a trainer, its folder and its view, from the step where it stands to the last."""
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from mixtura.errors import NonFiniteError
+from mixtura.train.environment import versions
+from mixtura.train.interrupt import Interrupt, deferred_interrupts
+from mixtura.train.journal import Journal, read_journal
+from mixtura.train.recipe import Recipe
+from mixtura.train.run_folder import RunFolder
+from mixtura.train.step_report import StepReport, busiest_over_mean
+from mixtura.train.trainer import Trainer
+from mixtura.train.view import RunFacts, View
+
+if TYPE_CHECKING:
+    from mixtura.train.curves import Curves
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a run ended."""
+
+    folder: Path
+    steps: int
+    """done, of all processes that trained it"""
+    tokens: int
+    seconds: float
+    """of training alone: no evaluation, no checkpoints"""
+    heldout_bits_per_byte: float | None
+    """the last evaluation's; None where a run stopped before its first"""
+    load_max_over_mean: list[float]
+    """for each MoE layer: load of each expert summed over the last 100 steps, max over mean; none
+    where no step was done"""
+    interrupted: bool
+    """stopped by SIGINT or SIGTERM before the last step"""
+
+    def tree(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+class Run:
+    """The loop, and all that it writes."""
+
+    def __init__(
+        self, trainer: Trainer, recipe: Recipe, corpus_digest: str, folder: RunFolder, view: View
+    ) -> None:
+        self._trainer, self._recipe, self._folder, self._view = trainer, recipe, folder, view
+        self._config = recipe.train
+        self._recipe_digest, self._corpus_digest = folder.recipe_digest(), corpus_digest
+        self._checkpoints = folder.checkpoints(self._config.keep)
+        self._saved_step = trainer.steps_done
+        self._open = ExitStack()
+        self._log = self._open.enter_context(Journal(folder.log))
+        self._evaluations = self._open.enter_context(Journal(folder.evaluations))
+        self._curves: Curves | None = None
+        if self._config.tensorboard:
+            self._curves = _open_curves(folder.tensorboard, trainer.steps_done)
+            self._open.callback(self._curves.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._open.close()
+
+    def finish(self) -> Summary:
+        """Train to the last step, or until an interrupt."""
+        trainer = self._trainer
+        self._view.started(self._facts())
+        with deferred_interrupts() as interrupt:
+            self._train_until(interrupt)
+            if self._saved_step != trainer.steps_done:
+                self._save()
+        complete = trainer.steps_done == self._config.steps
+        if not complete:
+            self._view.told(f"stopped after step {trainer.steps_done}, saved; go on with --resume")
+        summary = self._summary(interrupted=not complete)
+        if complete:
+            self._folder.write_summary(summary.tree())
+        return summary
+
+    def _train_until(self, interrupt: Interrupt) -> None:
+        config = self._config
+        while self._trainer.steps_done < config.steps and not interrupt.asked:
+            report = self._step()
+            last = report.step == config.steps
+            logged = last or report.step % config.log_every == 0 or bool(report.alarms)
+            if logged:
+                self._record(report)
+            self._view.stepped(report, logged=logged)
+            if last or report.step % config.eval_every == 0:
+                self._evaluate()
+            if report.step % config.checkpoint_every == 0:
+                self._save()
+
+    def _step(self) -> StepReport:
+        try:
+            return self._trainer.step()
+        except NonFiniteError as error:
+            raise self._with_remedy(error) from error
+
+    def _record(self, report: StepReport) -> None:
+        self._log.append(
+            {
+                "step": report.step,
+                "tokens": self._trainer.tokens_done,
+                "seconds": self._trainer.seconds,
+                "loss": report.loss,
+                "losses": report.losses,
+                "lr": report.learning_rate,
+                "grad_norm": report.grad_norm,
+                "tokens_per_second": report.tokens_per_second,
+                "load": report.load,
+                "max_over_mean": report.max_over_mean,
+                "dropped": report.dropped,
+                "alarms": [{**asdict(alarm), "text": str(alarm)} for alarm in report.alarms],
+            }
+        )
+        if self._curves is not None:
+            self._curves.logged(report, self._trainer.moe_layers)
+
+    def _evaluate(self) -> None:
+        try:
+            bits_per_byte = self._trainer.evaluate()
+        except NonFiniteError as error:
+            raise self._with_remedy(error) from error
+        step = self._trainer.steps_done
+        self._evaluations.append(
+            {
+                "step": step,
+                "tokens": self._trainer.tokens_done,
+                "heldout_bits_per_byte": bits_per_byte,
+            }
+        )
+        if self._curves is not None:
+            self._curves.evaluated(bits_per_byte, step)
+        self._view.evaluated(step, bits_per_byte)
+
+    def _save(self) -> None:
+        self._log.sync()
+        self._evaluations.sync()
+        try:
+            state = self._trainer.state()
+        except NonFiniteError as error:
+            raise self._with_remedy(error) from error
+        self._checkpoints.save(state, self._recipe_digest, self._corpus_digest, versions())
+        self._saved_step = state.step
+
+    def _with_remedy(self, error: NonFiniteError) -> NonFiniteError:
+        newest = self._checkpoints.newest()
+        good = "there is no checkpoint yet" if newest is None else f"last good checkpoint: {newest}"
+        remedy = "train with a lower train.lr, a longer train.warmup or a smaller train.clip"
+        return NonFiniteError(f"{error}; {good}; {remedy}")
+
+    def _facts(self) -> RunFacts:
+        model = self._recipe.model
+        return RunFacts(
+            name=self._recipe.name,
+            folder=self._folder.root,
+            device=str(self._trainer.device),
+            steps=self._config.steps,
+            resumed_step=self._trainer.steps_done,
+            moe_layers=self._trainer.moe_layers,
+            total_parameters=model.total_parameters(),
+            active_parameters=model.active_parameters("A"),
+        )
+
+    def _summary(self, *, interrupted: bool) -> Summary:
+        evaluations = read_journal(self._evaluations.path)
+        return Summary(
+            folder=self._folder.root,
+            steps=self._trainer.steps_done,
+            tokens=self._trainer.tokens_done,
+            seconds=self._trainer.seconds,
+            heldout_bits_per_byte=evaluations[-1]["heldout_bits_per_byte"] if evaluations else None,
+            load_max_over_mean=self._recent_max_over_mean(),
+            interrupted=interrupted,
+        )
+
+    def _recent_max_over_mean(self) -> list[float]:
+        done = self._trainer.steps_done > 0
+        return busiest_over_mean(self._trainer.recent_load) if done else []
+
+
+def _open_curves(folder: Path, resumed_step: int) -> "Curves":
+    # A tenth of a second that a run without curves, or a use of its model, need not pay.
+    from mixtura.train.curves import Curves
+
+    return Curves(folder, resumed_step)

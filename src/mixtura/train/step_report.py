@@ -1,0 +1,88 @@
+"""What one optimizer step tells. L MoE layers, E experts."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixtura.models import DecoderOutput
+from mixtura.moe.load import dropped_share, max_over_mean
+from mixtura.train.load_watch import Alarm
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One optimizer step; `step` counts from 1. Losses are means over its micro-batches."""
+
+    step: int
+    loss: float
+    """nats per token, without balancing losses"""
+    losses: dict[str, float]
+    """balancing losses by name, weighted, averaged over layers"""
+    learning_rate: float
+    grad_norm: float
+    """before clipping"""
+    tokens: int
+    """of this step"""
+    seconds: float
+    """of this step; evaluation and checkpoints are not in it"""
+    load: list[list[int]]
+    """for each MoE layer, rows that chose each expert"""
+    dropped: list[float]
+    """for each MoE layer, the share of rows that no expert computed"""
+    alarms: tuple[Alarm, ...]
+    """those that this step raised"""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def max_over_mean(self) -> list[float]:
+        """For each MoE layer, this step's busiest expert over the mean."""
+        return busiest_over_mean(self.load)
+
+
+def busiest_over_mean(load: list[list[int]]) -> list[float]:
+    """For each layer's load_E, the busiest expert over the mean."""
+    return [float(max_over_mean(torch.tensor(load_E))) for load_E in load]
+
+
+@dataclass(frozen=True, slots=True)
+class StepMeans:
+    """A step's means over micro-batches, and the gradients' norm."""
+
+    loss: float
+    losses: dict[str, float]
+    dropped: list[float]
+    grad_norm: float
+
+
+class Tally:
+    """Sums over the micro-batches of one step, kept on the device until the end."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: dict[tuple[str, str | int], Tensor] = {}
+
+    def add(self, nats: Tensor, output: DecoderOutput) -> None:
+        self._count += 1
+        self._add(("nats", ""), nats.detach())
+        for name, loss in output.losses.items():
+            self._add(("losses", name), loss.detach())
+        for row, layer in enumerate(output.moe):
+            self._add(("dropped", row), dropped_share(layer.routing))
+
+    def _add(self, key: tuple[str, str | int], value: Tensor) -> None:
+        self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+    def means(self, grad_norm: Tensor) -> StepMeans:
+        """Waits for the device, once."""
+        *sums, norm = torch.stack([*self._sums.values(), grad_norm]).double().tolist()
+        mean = {key: total / self._count for key, total in zip(self._sums, sums, strict=True)}
+        return StepMeans(
+            loss=mean["nats", ""],
+            losses={str(name): v for (kind, name), v in mean.items() if kind == "losses"},
+            dropped=[v for (kind, _), v in mean.items() if kind == "dropped"],
+            grad_norm=norm,
+        )

@@ -1,0 +1,204 @@
+"""One training: a decoder, its optimizer and its data. It knows no terminal and no file.
+
+B sequences, S tokens, T = B*S, V vocabulary, L MoE layers, E experts.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import isfinite, log
+from time import perf_counter
+from typing import NoReturn, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixtura.data import Batch
+from mixtura.errors import NonFiniteError
+from mixtura.models import Decoder, DecoderOutput
+from mixtura.moe import end_micro_step, end_step
+from mixtura.train import nonfinite
+from mixtura.train.config import TrainConfig, choose_device
+from mixtura.train.load_watch import LoadWatch
+from mixtura.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from mixtura.train.randomness import RandomState, randomness_of, seeded
+from mixtura.train.step_report import StepMeans, StepReport, Tally
+
+
+class BatchSource(Protocol):
+    """Where training batches come from: a pure function of their number, so resuming is exact."""
+
+    def at(self, step: int) -> Batch: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """All that a step depends on; tensors are the trainer's own, not copies."""
+
+    step: int
+    tokens: int
+    seconds: float
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    random: RandomState
+    watch: dict[str, Tensor]
+
+
+class Trainer:
+    """`step()` trains one optimizer step, `evaluate()` gives held-out bits per byte.
+
+    Two trainers in one process may take turns: each keeps its own random state. `heldout` gives the
+    same batches each time it is called.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        decoder: Decoder,
+        batches: BatchSource,
+        heldout: Callable[[], Iterable[Batch]],
+    ) -> None:
+        self.config = config
+        self.device = choose_device(config.device)
+        self.decoder = decoder.to(self.device)
+        self.optimizer = build_optimizer(self.decoder, config)
+        self.batches, self.heldout = batches, heldout
+        self.steps_done, self.tokens_done, self.seconds = 0, 0, 0.0
+        shape = decoder.config
+        self.moe_layers = [layer for layer in range(shape.layers) if shape.holds_moe(layer)]
+        experts, top_k = (shape.moe.num_experts, shape.moe.top_k) if shape.moe else (1, 1)
+        self._watch = LoadWatch(self.moe_layers, experts, top_k, config.steps)
+        # Not the seed itself: noise would repeat the draws that made the weights.
+        self._random = seeded(config.seed + 1, self.device)
+
+    @property
+    def recent_load(self) -> list[list[int]]:
+        """For each MoE layer, the load of each expert summed over the last 100 steps."""
+        return self._watch.total_LE.tolist()
+
+    def step(self) -> StepReport:
+        """Train one optimizer step. Raises NonFiniteError before any bad update is applied."""
+        started = perf_counter()
+        number = self.steps_done + 1
+        with randomness_of(self._random, self.device) as random_after:
+            means = self._gradients(number)
+        rate = self.config.learning_rate(number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        load_LE = self._end_step()
+        seconds = perf_counter() - started
+        self._random = random_after
+        self.steps_done = number
+        self.tokens_done += self.config.tokens_per_step
+        self.seconds += seconds
+        return StepReport(
+            step=number,
+            loss=means.loss,
+            losses=means.losses,
+            learning_rate=rate,
+            grad_norm=means.grad_norm,
+            tokens=self.config.tokens_per_step,
+            seconds=seconds,
+            load=load_LE.tolist(),
+            dropped=means.dropped,
+            alarms=self._watch.add(load_LE, number),
+        )
+
+    def evaluate(self) -> float:
+        """Held-out bits per UTF-8 byte of text. Raises NonFiniteError."""
+        self.decoder.eval()
+        nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        text_bytes = 0
+        with torch.no_grad():
+            for batch in self.heldout():
+                _, mean_nats = self._forward(batch)
+                nats += mean_nats.double() * batch.targets_BS.numel()
+                text_bytes += batch.text_bytes
+        bits_per_byte = nats.item() / log(2) / text_bytes
+        if not isfinite(bits_per_byte):
+            where = nonfinite.in_forward(self.decoder, lambda: self._replay(self.heldout()))
+            raise NonFiniteError(
+                f"step {self.steps_done}: the held-out loss is {bits_per_byte}; it began in {where}"
+            )
+        return bits_per_byte
+
+    def state(self) -> TrainerState:
+        """Raises NonFiniteError where a weight is not finite: such a state is not worth keeping."""
+        bad = nonfinite.in_parameters(self.decoder)
+        if bad is not None:
+            raise NonFiniteError(f"step {self.steps_done}: the update left {bad} not finite")
+        return TrainerState(
+            step=self.steps_done,
+            tokens=self.tokens_done,
+            seconds=self.seconds,
+            model=self.decoder.state_dict(),
+            optimizer=optimizer_tensors(self.optimizer, self.decoder),
+            random=self._random,
+            watch=self._watch.state(),
+        )
+
+    def restore(self, state: TrainerState) -> None:
+        """Go on from `state`, which must be of the same model."""
+        self.steps_done, self.tokens_done, self.seconds = state.step, state.tokens, state.seconds
+        self.decoder.load_state_dict(state.model)
+        restore_optimizer(self.optimizer, self.decoder, state.optimizer)
+        # A run that moved from the CPU to a GPU brings no state for it.
+        self._random = {**self._random, **state.random}
+        self._watch.restore(state.watch)
+
+    def _gradients(self, number: int) -> StepMeans:
+        """Leave the step's clipped gradients in the parameters."""
+        self.decoder.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        tally = Tally()
+        for batch in self._micro_batches(number):
+            output, nats = self._forward(batch)
+            ((nats + output.balance_loss) / self.config.accumulation).backward()
+            end_micro_step(self.decoder)
+            tally.add(nats, output)
+        parameters = list(self.decoder.parameters())
+        norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        means = tally.means(norm)
+        # Before clipping, which would spread a norm of nan over every gradient.
+        if not all(map(isfinite, [means.loss, *means.losses.values(), means.grad_norm])):
+            self._refuse(number, means)
+        if self.config.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
+        return means
+
+    def _micro_batches(self, number: int) -> Iterable[Batch]:
+        first = (number - 1) * self.config.accumulation
+        return (self.batches.at(first + index) for index in range(self.config.accumulation))
+
+    def _forward(self, batch: Batch) -> tuple[DecoderOutput, Tensor]:
+        """The decoder's output, and the mean nats per target."""
+        tokens_BS = batch.tokens_BS.to(self.device, non_blocking=True)
+        targets_BS = batch.targets_BS.to(self.device, non_blocking=True)
+        autocast = self.config.dtype == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
+            output = self.decoder(tokens_BS)
+        logits_TV = output.logits_BSV.flatten(0, 1).float()
+        return output, F.cross_entropy(logits_TV, targets_BS.flatten())
+
+    def _replay(self, batches: Iterable[Batch]) -> None:
+        for batch in batches:
+            self._forward(batch)
+
+    def _end_step(self) -> Tensor:
+        """load_LE of the step, on the CPU; no rows for a dense decoder."""
+        loads = [load_E for load_E in end_step(self.decoder) if load_E is not None]
+        return torch.stack(loads).cpu() if loads else torch.zeros_like(self._watch.total_LE)
+
+    def _refuse(self, number: int, means: StepMeans) -> NoReturn:
+        # From the random state that the step began with, so that it draws what it drew.
+        with randomness_of(self._random, self.device):
+            where = nonfinite.in_forward(
+                self.decoder, lambda: self._replay(self._micro_batches(number))
+            )
+        total = means.loss + sum(means.losses.values())
+        what = f"the loss is {total}" if not isfinite(total) else "a gradient is not finite"
+        raise NonFiniteError(
+            f"step {number}: {what}; it began in {where or nonfinite.in_gradients(self.decoder)}; "
+            "the update was not applied"
+        )

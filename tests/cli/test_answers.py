@@ -1,0 +1,62 @@
+"""What becomes of a model's text on its way out."""
+
+import io
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from mixtura.cli.answers import as_data, plural, show, summary
+from mixtura.engine.generate import Generation
+
+RESULT = Generation("ab", (97, 98), 3, "length", prefill_seconds=1.0, decode_seconds=0.5)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_safe_from_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    # ESC would begin a command to the terminal, BEL would ring, CR would go back.
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    show(["a\x1b[31m", "b\x07\r", "\tc\n", "\x9b\x7f"])
+    assert terminal.getvalue() == "a␛[31mb␇␍\tc\n\ufffd␡\n"
+
+
+def test_a_file_gets_the_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    show(["a\x1b", "b"])
+    assert capsys.readouterr().out == "a\x1bb\n"
+
+
+def test_ctrl_c_ends_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    def pieces() -> Iterator[str]:
+        yield "as far as "
+        raise KeyboardInterrupt
+
+    show(pieces())
+    assert capsys.readouterr().out == "as far as \n"
+
+
+def test_a_summary_says_why_it_ended() -> None:
+    # One token after the first, in half a second.
+    assert summary(RESULT) == "2 tokens, 2.0 tokens/s, the model's context is full"
+
+
+def test_data_holds_what_follows_too() -> None:
+    assert as_data(RESULT) == {
+        "text": "ab",
+        "tokens": (97, 98),
+        "prompt_tokens": 3,
+        "finish": "length",
+        "prefill_seconds": 1.0,
+        "decode_seconds": 0.5,
+        "seconds": 1.5,
+        "tokens_per_second": 2.0,
+    }
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 turns"), (1, "1 turn"), (2, "2 turns")])
+def test_plurals(count: int, said: str) -> None:
+    assert plural(count, "turn") == said

@@ -1,0 +1,131 @@
+"""A conversation is one growing text, of which whole turns are forgotten; the context is 48."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mixtura.data.tokenizers import ByteTokenizer
+from mixtura.engine.conversation import Conversation, Turn
+from mixtura.engine.sampling import Sampling
+from mixtura.errors import ConfigError
+from mixtura.models import Decoder, DecoderOutput
+
+GREEDY = Sampling(temperature=0)
+TOKENIZER = ByteTokenizer()
+
+
+def said(turn: Turn) -> str:
+    """The answer's text, listened to until its end."""
+    return "".join(turn.answer)
+
+
+@pytest.fixture
+def parrot(build: Callable[[str], Decoder]) -> Decoder:
+    """Answers a line break with "yes" and a blank line."""
+    model = build("dense")
+    follows = {"\n": "y", "y": "e", "e": "s", "s": "!", "!": "\n"}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.norm.weight.fill_(1)
+        assert model.embedding is not None
+        for place, (now, then) in enumerate(follows.items()):
+            model.embedding.weight[ord(now), place] = 1
+            model.head.weight[ord(then), place] = 1
+    return model
+
+
+def read(model: Decoder) -> list[str]:
+    """Collects the text of each call of the model from now on."""
+    calls: list[str] = []
+    model.register_forward_pre_hook(
+        lambda _, inputs: calls.append(TOKENIZER.decode(inputs[0][0].tolist()))
+    )
+    return calls
+
+
+def test_turns_grow_one_text(parrot: Decoder) -> None:
+    talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4)
+    first = talk.say("ab")
+    assert said(first) == "yes!"
+    assert first.text == "ab\nyes!\n\n"
+    second = talk.say("c")
+    assert said(second) == "yes!"
+    # "ab\nyes!\n\n" is 9 tokens and "c\n" 2.
+    assert second.answer.result.prompt_tokens == 11
+    assert (first.forgotten, second.forgotten) == (0, 0)
+    assert [turn.said for turn in talk.turns] == ["ab", "c"]
+
+
+def test_only_what_is_new_is_read(parrot: Decoder) -> None:
+    talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4)
+    said(talk.say("ab"))
+    calls = read(parrot)
+    said(talk.say("c"))
+    # Of "ab\nyes!\n\nc\n" the model has read "ab\nyes" and said "!", which it has not read yet.
+    assert calls == ["!\n\nc\n", "y", "e", "s"]
+
+
+def test_a_blank_line_ends_an_answer(parrot: Decoder) -> None:
+    letters = itertools.cycle("\n\nyes\nno\n\nmore")
+
+    def dictate(_: object, __: object, output: DecoderOutput) -> DecoderOutput:
+        output.logits_BSV[..., ord(next(letters))] += 100
+        return output
+
+    parrot.register_forward_hook(dictate)
+    turn = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=40).say("ab")
+    # Line breaks before anything is said do not end it, nor does a single one.
+    assert said(turn) == "\n\nyes\nno"
+    assert turn.answer.result.finish == "stop"
+
+
+def test_the_oldest_turns_are_forgotten_whole(parrot: Decoder) -> None:
+    talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4)
+    # Each turn is 1 + 1 + 4 + 2 = 8 tokens; a new one needs 2 + 4 = 6, which leaves 42: five turns.
+    forgotten = []
+    for letter in "abcdefgh":
+        turn = talk.say(letter)
+        said(turn)
+        forgotten.append(turn.forgotten)
+    assert forgotten == [0, 0, 0, 0, 0, 0, 1, 1]
+    assert [turn.said for turn in talk.turns] == list("cdefgh")
+    assert talk.turns[-1].answer.result.prompt_tokens == 5 * 8 + 2
+
+
+def test_a_long_answer_claims_no_more_than_half(parrot: Decoder) -> None:
+    talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=1000)
+    said(talk.say("a" * 10))
+    # The answer "yes!\nyes!\n..." filled the context, so nothing of that turn can stay.
+    turn = talk.say("b")
+    assert turn.forgotten == 1
+    assert turn.answer.result.prompt_tokens == 2
+
+
+def test_an_interrupted_answer_stays_as_far_as_it_went(parrot: Decoder) -> None:
+    talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4)
+    turn = talk.say("ab")
+    assert list(itertools.islice(turn.answer, 2)) == ["y", "e"]
+    assert turn.text == "ab\nye\n\n"
+    calls = read(parrot)
+    assert said(talk.say("c")) == "yes!"
+    assert calls[0].endswith("\n\nc\n")
+
+
+def test_reset_forgets(parrot: Decoder) -> None:
+    talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4)
+    said(talk.say("ab"))
+    talk.reset()
+    turn = talk.say("c")
+    said(turn)
+    assert turn.answer.result.prompt_tokens == 2
+
+
+def test_what_no_context_holds_is_refused_and_forgets_nothing(parrot: Decoder) -> None:
+    talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4)
+    said(talk.say("ab"))
+    with pytest.raises(ConfigError, match="prompt of 61 tokens exceeds the model's context of 48"):
+        talk.say("x" * 60)
+    assert [turn.said for turn in talk.turns] == ["ab"]

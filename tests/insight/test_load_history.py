@@ -1,0 +1,62 @@
+"""Load over time, in as many columns as a picture has."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixtura.insight.curves import Counts, Curves
+from mixtura.insight.load_history import load_history
+
+
+def curves_of(load_ILE: Counts, every: int = 1) -> Curves:
+    """A log of one line each `every` steps."""
+    empty = Curves.read(Path("no such folder"))
+    return replace(empty, step_I=np.arange(1, len(load_ILE) + 1) * every, load_ILE=load_ILE)
+
+
+def test_lines_are_summed_into_columns() -> None:
+    # Two lines a column. [3, 1] + [1, 3] = [4, 4], even: 1 and 1. [8, 0] + [4, 4] = [12, 4]:
+    # 12 / 8 = 1.5 and 4 / 8 = 0.5.
+    load = np.array([[[3, 1]], [[1, 3]], [[8, 0]], [[4, 4]]])
+    history = load_history(curves_of(load), top_k=1, columns=2)
+    assert history.first_step_X.tolist() == [1, 3]
+    assert history.last_step_X.tolist() == [2, 4]
+    np.testing.assert_allclose(history.relative_XLE[:, 0], [[1.0, 1.0], [1.5, 0.5]])
+    np.testing.assert_allclose(history.max_over_mean_XL[:, 0], [1.0, 1.5])
+
+
+def test_only_the_last_hundred_steps_are_judged() -> None:
+    # Logged every 50 steps: 50 and 100 lie within the last 100 of 150 only as 100 and 150.
+    load = np.array([[[100, 0]], [[3, 1]], [[5, 1]]])
+    history = load_history(curves_of(load, every=50), top_k=1, columns=9)
+    assert history.recent_LE.tolist() == [[8, 2]]
+    # 8 over a mean of 5.
+    assert history.recent_max_over_mean_L.tolist() == [1.6]
+
+
+def test_starving_and_collapsed_are_those_of_moe() -> None:
+    # Layer 0: 1 of 100, where even is 25: under 2.5. The busiest has 97 of 100, over 90%.
+    load = np.array([[[97, 1, 1, 1], [25, 25, 25, 25]]])
+    history = load_history(curves_of(load), top_k=1, columns=9)
+    assert history.starving_LE.tolist() == [[False, True, True, True], [False] * 4]
+    assert history.collapsed_L.tolist() == [True, False]
+
+
+def test_a_single_line_is_one_column() -> None:
+    history = load_history(curves_of(np.array([[[1, 3]]])), top_k=1, columns=72)
+    assert history.first_step_X.tolist() == history.last_step_X.tolist() == [1]
+
+
+@given(lines=st.integers(1, 300), columns=st.integers(1, 100))
+def test_no_row_is_lost(lines: int, columns: int) -> None:
+    load = np.arange(1, 2 * lines + 1).reshape(lines, 1, 2)
+    history = load_history(curves_of(load), top_k=1, columns=columns)
+    covered = history.last_step_X - history.first_step_X + 1
+    assert len(covered) == min(lines, columns)
+    assert covered.sum() == lines
+    # Even is 1 in every column, so that shares average to 1 over experts.
+    assert history.relative_XLE.mean(-1) == pytest.approx(1.0)

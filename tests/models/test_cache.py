@@ -1,0 +1,145 @@
+"""Cached decoding equals the whole. B sequences, S positions, V vocabulary."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mixtura.errors import ConfigError
+from mixtura.models import Decoder, DecoderConfig, KVCache
+
+MOE: dict[str, Any] = {"num_experts": 4, "top_k": 2, "expert_width": 8}
+BASE: dict[str, Any] = {
+    "layers": 2,
+    "width": 16,
+    "vocabulary": 19,
+    "context": 12,
+    "attention": {"heads": 4, "kv_heads": 2, "head_dim": 6},
+    "ffn_width": 24,
+    "moe": MOE,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tied": {"tied_head": True},
+    "one_kv_head": {"attention": {"heads": 3, "kv_heads": 1, "head_dim": 4}},
+    "no_groups": {"attention": {"heads": 2, "kv_heads": 2, "head_dim": 8}},
+    "dense": {"moe": None},
+    "biased": {"moe": {**MOE, "router": {"kind": "sigmoid_topk"}, "shared_width": 8}},
+    "mixed": {"moe": {**MOE, "placement": {"every": 2}, "residual_width": 8}},
+}
+TOKENS_BS = torch.randint(19, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+def build(**fields: Any) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(DecoderConfig.parse({**BASE, **fields})).eval()
+
+
+def in_chunks(
+    decoder: Decoder,
+    tokens_BS: Tensor,
+    chunks: list[int],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    cache = KVCache.empty(decoder.config, tokens_BS.shape[0], 12, dtype)
+    with torch.no_grad():
+        parts = [decoder(part_BS, cache=cache).logits_BSV for part_BS in tokens_BS.split(chunks, 1)]
+    assert cache.length == sum(chunks)
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunks", [[1] * 12, [12], [5, 1, 1, 4, 1], [1, 11]])
+def test_in_pieces_equals_the_whole(kind: str, chunks: list[int]) -> None:
+    decoder = build(**KINDS[kind])
+    whole = decoder(TOKENS_BS).logits_BSV
+    found = in_chunks(decoder, TOKENS_BS, chunks)
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_any_pieces_equal_the_whole(chunks: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tokens_BS = torch.randint(19, (1, sum(chunks)), generator=generator)
+    decoder = build()
+    found = in_chunks(decoder, tokens_BS, chunks)
+    torch.testing.assert_close(found, decoder(tokens_BS).logits_BSV, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["drop", "reroute"])
+def test_generation_is_dropless(policy: str) -> None:
+    tight = build(moe={**MOE, "capacity": {"policy": policy, "factor": 0.3}})
+    loose = build()
+    whole = loose(TOKENS_BS).logits_BSV
+    assert not torch.allclose(tight(TOKENS_BS).logits_BSV, whole, atol=1e-3)
+    for chunks in ([12], [1] * 12):
+        found = in_chunks(tight, TOKENS_BS, chunks)
+        torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+    output = tight(TOKENS_BS, cache=KVCache.empty(tight.config, 2, 12))
+    assert not any(layer.routing.lost_N.any() for layer in output.moe)
+
+
+def test_a_new_cache_holds_nothing() -> None:
+    decoder = build()
+    cache = KVCache.empty(decoder.config, batch=3, capacity=5)
+    assert (cache.length, cache.capacity, len(cache.layers)) == (0, 5, 2)
+    # Keys and values of 2 heads of 6 a layer.
+    assert cache.layers[0].keys.shape == cache.layers[0].values.shape == (3, 2, 5, 6)
+
+
+def test_two_sequences_in_one_batch_do_not_mix() -> None:
+    decoder = build()
+    together = in_chunks(decoder, TOKENS_BS, [4, 8])
+    for sequence in range(2):
+        alone = in_chunks(decoder, TOKENS_BS[sequence : sequence + 1], [4, 8])
+        torch.testing.assert_close(together[sequence], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_cache_is_refused_and_stays_usable() -> None:
+    decoder = build()
+    cache = KVCache.empty(decoder.config, 2, capacity=6)
+    with torch.no_grad():
+        decoder(TOKENS_BS[:, :5], cache=cache)
+        with pytest.raises(ConfigError, match=r"7 positions exceed the cache's 6; shorten"):
+            decoder(TOKENS_BS[:, 5:7], cache=cache)
+        assert cache.length == 5
+        last = decoder(TOKENS_BS[:, 5:6], cache=cache).logits_BSV
+    whole = decoder(TOKENS_BS[:, :6]).logits_BSV
+    torch.testing.assert_close(last[:, 0], whole[:, 5], rtol=1e-4, atol=1e-5)
+
+
+def test_cached_positions_count_towards_the_context() -> None:
+    decoder = build()
+    cache = KVCache.empty(decoder.config, 2, capacity=20)
+    with torch.no_grad():
+        decoder(TOKENS_BS, cache=cache)
+        with pytest.raises(ConfigError, match="13 tokens exceeds the model's context of 12"):
+            decoder(TOKENS_BS[:, :1], cache=cache)
+
+
+def test_a_cache_for_another_batch_is_refused() -> None:
+    # Written into a cache for two, one sequence would be copied into both.
+    decoder = build()
+    cache = KVCache.empty(decoder.config, batch=2, capacity=12)
+    with torch.no_grad(), pytest.raises(AssertionError, match="one sequence"):
+        decoder(TOKENS_BS[:1], cache=cache)
+
+
+def test_a_bf16_decoder_with_a_bf16_cache() -> None:
+    decoder = build().bfloat16()
+    whole = decoder(TOKENS_BS).logits_BSV
+    found = in_chunks(decoder, TOKENS_BS, [6, 1, 5], dtype=torch.bfloat16)
+    assert found.dtype == torch.bfloat16
+    assert (found - whole).abs().mean() < 0.05
+
+
+def test_a_cache_under_autocast() -> None:
+    decoder = build()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = in_chunks(decoder, TOKENS_BS, [6, 1, 5])
+        whole = decoder(TOKENS_BS).logits_BSV
+    assert (found - whole).abs().mean() < 0.05

@@ -1,4 +1,7 @@
-"""Rows to their experts and back. T tokens, D width, E experts, K rows per token, N = T*K."""
+"""Rows to their experts and back.
+
+T tokens, D width, E experts, K rows per token, N = T*K rows as routed, M rows as sorted.
+"""
 
 import pytest
 import torch
@@ -7,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mixtura.kernels.permute import (
+    COMPACT,
     Order,
+    Padding,
     combine,
     combine_naive,
     order_by_expert,
@@ -16,10 +21,10 @@ from mixtura.kernels.permute import (
 )
 
 
-def order_of(expert_TK: Tensor, num_experts: int) -> Order:
+def order_of(expert_TK: Tensor, num_experts: int, padding: Padding = COMPACT) -> Order:
     num_tokens, top_k = expert_TK.shape
     token_N = torch.arange(num_tokens).repeat_interleave(top_k)
-    return order_by_expert(expert_TK.reshape(-1), token_N, num_experts, top_k)
+    return order_by_expert(expert_TK.reshape(-1), token_N, num_experts, top_k, padding)
 
 
 def random_experts(num_tokens: int, top_k: int, num_experts: int, seed: int = 0) -> Tensor:
@@ -31,9 +36,9 @@ def random_experts(num_tokens: int, top_k: int, num_experts: int, seed: int = 0)
 def test_order_by_hand() -> None:
     # Rows want 1, 0, lost (2), 0. Sorted: row 1, row 3 (expert 0), row 0 (expert 1), row 2 (lost).
     order = order_of(torch.tensor([[1, 0], [2, 0]]), num_experts=2)
-    assert order.row_N.tolist() == [1, 3, 0, 2]
-    assert order.token_N.tolist() == [0, 1, 0, 1]
-    assert order.count_E.tolist() == [2, 1]
+    assert order.row_M.tolist() == [1, 3, 0, 2]
+    assert order.token_M.tolist() == [0, 1, 0, 1]
+    assert order.segment_E.tolist() == [2, 1]
     # Token 0's rows stand at places 2 and 0, token 1's at 3 and 1.
     assert order.place_TK is not None
     assert order.place_TK.tolist() == [[2, 0], [3, 1]]
@@ -60,24 +65,24 @@ def test_the_order_is_sorted_stable_and_complete(
     order = order_of(expert_TK, num_experts)
     flat = expert_TK.flatten().tolist()
     # Python's sort is stable.
-    assert order.row_N.tolist() == sorted(range(len(flat)), key=lambda row: flat[row])
-    assert order.token_N.tolist() == [row // top_k for row in order.row_N.tolist()]
-    assert order.count_E.tolist() == [flat.count(expert) for expert in range(num_experts)]
+    assert order.row_M.tolist() == sorted(range(len(flat)), key=lambda row: flat[row])
+    assert order.token_M.tolist() == [row // top_k for row in order.row_M.tolist()]
+    assert order.segment_E.tolist() == [flat.count(expert) for expert in range(num_experts)]
     assert order.place_TK is not None
-    assert order.row_N[order.place_TK].flatten().tolist() == list(range(len(flat)))
+    assert order.row_M[order.place_TK].flatten().tolist() == list(range(len(flat)))
 
 
 def test_more_experts_than_a_narrow_key_holds() -> None:
     # 40,000 lies past the largest int16, 32,767.
     order = order_of(torch.tensor([[39_999], [7], [40_000], [32_768]]), num_experts=40_000)
-    assert order.row_N.tolist() == [1, 3, 0, 2]
-    assert order.count_E.sum().item() == 3
+    assert order.row_M.tolist() == [1, 3, 0, 2]
+    assert order.segment_E.sum().item() == 3
 
 
 @pytest.mark.parametrize("num_experts", [2**15 - 1, 2**15])
 def test_the_lost_sort_last_at_the_edge_of_the_narrow_key(num_experts: int) -> None:
     order = order_of(torch.tensor([[num_experts], [num_experts - 1], [0]]), num_experts)
-    assert order.row_N.tolist() == [2, 1, 0]
+    assert order.row_M.tolist() == [2, 1, 0]
 
 
 SHAPES = [(6, 1, 4), (7, 2, 5), (5, 3, 3), (1, 4, 2), (0, 2, 3)]
@@ -101,7 +106,7 @@ def combine_inputs(
     expert_TK = random_experts(num_tokens, top_k, num_experts)
     order = order_of(expert_TK, num_experts)
     y_ND = torch.randn(num_tokens * top_k, 5, dtype=dtype)
-    y_ND[int(order.count_E.sum()) :] = 0
+    y_ND[int(order.segment_E.sum()) :] = 0
     weight_N = torch.rand(num_tokens * top_k, dtype=torch.promote_types(dtype, torch.float32))
     weight_N[expert_TK.flatten() == num_experts] = 0
     return y_ND.requires_grad_(), weight_N.requires_grad_(), order
@@ -148,9 +153,9 @@ def test_the_expanded_gradient_of_a_sum() -> None:
     # d sum / d weight of a row is the sum of its y; d sum / d y is its weight.
     assert y_ND.grad is not None
     assert weight_N.grad is not None
-    in_rows_ND = torch.empty_like(y_ND).index_copy(0, order.row_N, y_ND)
+    in_rows_ND = torch.empty_like(y_ND).index_copy(0, order.row_M, y_ND)
     torch.testing.assert_close(weight_N.grad, in_rows_ND.sum(-1).detach())
-    torch.testing.assert_close(y_ND.grad, weight_N[order.row_N, None].expand(-1, 5).detach())
+    torch.testing.assert_close(y_ND.grad, weight_N[order.row_M, None].expand(-1, 5).detach())
 
     x_TD = torch.randn(5, 3, requires_grad=True)
     permute(x_TD, order).sum().backward()
@@ -184,6 +189,89 @@ def test_rows_in_any_order_when_tokens_have_no_fixed_number() -> None:
     permute(x_TD, order).sum().backward()
     assert x_TD.grad is not None
     assert x_TD.grad.tolist() == [[1], [0], [2]]
+
+
+PADDINGS = {
+    "multiple": Padding(multiple=4),
+    "even": Padding(even_within=100.0),
+    "both": Padding(multiple=3, even_within=100.0),
+    "too_uneven": Padding(multiple=2, even_within=0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("padding", "segments"),
+    [
+        (COMPACT, [5, 0, 3]),
+        (Padding(multiple=4), [8, 0, 4]),
+        # Three segments of 5 are 15 rows for 8, 1.875 times as many.
+        (Padding(even_within=1.875), [5, 5, 5]),
+        (Padding(even_within=1.874), [5, 0, 3]),
+        # Three segments of 8 are 24 rows for 8.
+        (Padding(multiple=4, even_within=3.0), [8, 8, 8]),
+        (Padding(multiple=4, even_within=2.9), [8, 0, 4]),
+    ],
+)
+def test_segments_by_hand(padding: Padding, segments: list[int]) -> None:
+    assert padding.segments(torch.tensor([5, 0, 3])).tolist() == segments
+
+
+def test_no_rows_need_no_padding() -> None:
+    assert Padding(4, 1.5).segments(torch.tensor([0, 0])).tolist() == [0, 0]
+
+
+def test_a_padded_order_by_hand() -> None:
+    # Rows want 1, 0, lost (2), 0, and segments hold 4: rows 1 and 3 and two that pad (row 4 of 4),
+    # row 0 and three that pad, then the lost row 2.
+    order = order_of(torch.tensor([[1, 0], [2, 0]]), 2, Padding(multiple=4))
+    assert order.segment_E.tolist() == [4, 4]
+    assert order.row_M.tolist() == [1, 3, 4, 4, 0, 4, 4, 4, 2]
+    assert order.token_M.tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 1]
+    assert order.place_TK is not None
+    assert order.place_TK.tolist() == [[4, 0], [8, 1]]
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(("num_tokens", "top_k", "num_experts"), SHAPES)
+def test_rows_that_pad_count_for_nothing(
+    num_tokens: int, top_k: int, num_experts: int, padding: str
+) -> None:
+    expert_TK = random_experts(num_tokens, top_k, num_experts)
+    compact = order_of(expert_TK, num_experts)
+    padded = order_of(expert_TK, num_experts, PADDINGS[padding])
+    x_TD = torch.randn(num_tokens, 5, dtype=torch.float64, requires_grad=True)
+    weight_N = torch.rand(num_tokens * top_k, dtype=torch.float64, requires_grad=True)
+    grad_TD = torch.randn(num_tokens, 5, dtype=torch.float64)
+    results: list[tuple[Tensor, ...]] = []
+    for order in (compact, padded):
+        y_MD = permute(x_TD, order).sin()
+        # An expert would answer the rows that pad as well, and none of it may come through.
+        y_MD = torch.where((order.row_M == num_tokens * top_k)[:, None], 7.0, y_MD)
+        out_TD = combine(y_MD, weight_N, order, num_tokens)
+        results.append((out_TD, *torch.autograd.grad(out_TD, (x_TD, weight_N), grad_TD)))
+        torch.testing.assert_close(combine_naive(y_MD, weight_N, order, num_tokens), out_TD)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+    assert int(padded.segment_E.sum()) >= int(compact.segment_E.sum())
+
+
+def test_no_gradient_enters_the_rows_that_pad() -> None:
+    # Their weights' gradients would otherwise reach an expert.
+    order = order_of(torch.tensor([[1, 0], [2, 0]]), 2, Padding(multiple=4))
+    y_MD = torch.ones(9, 3, requires_grad=True)
+    combine(y_MD, torch.tensor([0.5, 2.0, 0.0, 4.0]), order, 2).sum().backward()
+    assert y_MD.grad is not None
+    assert y_MD.grad[:, 0].tolist() == [2, 4, 0, 0, 0.5, 0, 0, 0, 0]
+
+
+def test_padding_of_rows_in_any_order() -> None:
+    # The expert choice of above, segments of 2: expert 1's second row pads.
+    expert_N, token_N = torch.tensor([0, 0, 1]), torch.tensor([2, 0, 2])
+    order = order_by_expert(expert_N, token_N, 2, None, Padding(multiple=2))
+    assert order.segment_E.tolist() == [2, 2]
+    assert order.row_M.tolist() == [0, 1, 2, 3]
+    y_MD = torch.tensor([[10.0], [10.0], [100.0], [7.0]])
+    weight_N = torch.tensor([1.0, 2.0, 3.0])
+    assert combine(y_MD, weight_N, order, 3).tolist() == [[20], [0], [310]]
 
 
 def test_the_backward_pass_is_the_same_every_time() -> None:

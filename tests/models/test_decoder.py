@@ -103,6 +103,16 @@ def test_the_loss_starts_near_that_of_a_guess(tied: bool, moe: dict[str, Any] | 
     assert loss.item() == pytest.approx(math.log(500) + 0.5, abs=0.15)
 
 
+@pytest.mark.parametrize("layers", [1, 24])
+def test_depth_does_not_swell_the_residual_stream(layers: int) -> None:
+    # The embedding has variance 1, and 2 * layers branches share at most about 1 more.
+    decoder = build(layers=layers, width=64, moe=None, ffn_width=64)
+    streams: list[Tensor] = []
+    decoder.norm.register_forward_pre_hook(lambda _module, inputs: streams.append(inputs[0]))
+    decoder(tokens(4, 12))
+    assert 0.8 < streams[0].std().item() < 2
+
+
 def test_a_tied_head_is_the_embedding() -> None:
     decoder = build(tied_head=True)
     names = dict(decoder.named_parameters())

@@ -160,13 +160,13 @@ def test_a_rerouted_token_displaces_a_later_one_and_not_an_earlier() -> None:
 
 
 @given(batches())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_drop_equals_its_serial_twin(batch: Batch) -> None:
     assert batch.admit(Drop(batch.factor)) == drop_serially(batch)
 
 
 @given(batches())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_reroute_equals_its_serial_twin(batch: Batch) -> None:
     assert batch.admit(Reroute(batch.factor)) == reroute_serially(batch)
 
@@ -181,7 +181,7 @@ def test_reroute_with_many_ties(seed: int) -> None:
 
 
 @given(batches(), st.sampled_from(LIMITED))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_no_expert_is_over_capacity_and_no_token_twice_at_one(
     batch: Batch, policy: type[Drop] | type[Reroute]
 ) -> None:
@@ -195,7 +195,7 @@ def test_no_expert_is_over_capacity_and_no_token_twice_at_one(
 
 
 @given(batches())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_dropless_loses_nothing_but_padding(batch: Batch) -> None:
     for tokens, wishes, length in zip(
         batch.admit(Dropless()), batch.chosen(), batch.lengths, strict=True
@@ -205,7 +205,7 @@ def test_dropless_loses_nothing_but_padding(batch: Batch) -> None:
 
 
 @given(batches())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_reroute_loses_nothing_where_there_is_room(batch: Batch) -> None:
     # A factor of E gives each expert room for E * n * K / E = n * K >= n rows: all of n tokens.
     for tokens, length in zip(batch.admit(Reroute(batch.num_experts)), batch.lengths, strict=True):
@@ -213,7 +213,7 @@ def test_reroute_loses_nothing_where_there_is_room(batch: Batch) -> None:
 
 
 @given(batches())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_padding_is_computed_by_nobody(batch: Batch) -> None:
     for rule in (Dropless(), Drop(batch.factor), Reroute(batch.factor)):
         for tokens, length in zip(batch.admit(rule), batch.lengths, strict=True):
@@ -221,7 +221,7 @@ def test_padding_is_computed_by_nobody(batch: Batch) -> None:
 
 
 @given(batches(), st.sampled_from(LIMITED), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_later_tokens_change_nothing_before_them(
     batch: Batch, policy: type[Drop] | type[Reroute], data: st.DataObject
 ) -> None:
@@ -236,7 +236,7 @@ def test_later_tokens_change_nothing_before_them(
 
 
 @given(batches(), st.sampled_from(LIMITED))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_neighbours_in_the_batch_and_padding_change_nothing(
     batch: Batch, policy: type[Drop] | type[Reroute]
 ) -> None:
@@ -303,7 +303,7 @@ def test_places_by_hand() -> None:
     ],
 )
 @given(seed=st.integers(0, 10_000), factor=st.sampled_from([0.4, 1.0, 3.0]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_tokens_weights_are_as_the_router_says(
     router: dict[str, object], seed: int, factor: float
 ) -> None:

@@ -12,7 +12,8 @@ from mixtura.moe import Drop, Dropless, MoE, MoEConfig, MoEOutput, moe_layers
 from mixtura.moe.experts import DenseFFN
 
 WIDTH = 4
-BACKENDS = ["naive", "torch", "torch_loop", "auto"]
+SOME_BACKENDS = ["naive", "torch_loop", "torch_batched", "torch_grouped"]
+BACKENDS = ["naive", "torch", "torch_loop", "torch_batched", "auto"]
 
 
 def build(width: int = WIDTH, seed: int = 0, **fields: Any) -> MoE:
@@ -107,8 +108,9 @@ def test_an_input_need_not_be_contiguous() -> None:
 
 @pytest.mark.parametrize("size", [(0, WIDTH), (2, 0, WIDTH), (0, 3, WIDTH)])
 @pytest.mark.parametrize("policy", ["dropless", "drop", "reroute"])
-def test_no_tokens(size: tuple[int, ...], policy: str) -> None:
-    layer = build(capacity={"policy": policy})
+@pytest.mark.parametrize("backend", SOME_BACKENDS)
+def test_no_tokens(size: tuple[int, ...], policy: str, backend: str) -> None:
+    layer = build(expert_width=4, capacity={"policy": policy}, backend=backend)
     x = torch.empty(size, requires_grad=True)
     output = layer(x)
     assert output.hidden.shape == size
@@ -191,6 +193,15 @@ def test_a_mask_of_another_shape_or_dtype_is_refused(valid: Tensor, words: str) 
         build()(torch.randn(2, 5, WIDTH), valid)
 
 
+@pytest.mark.parametrize("backend", SOME_BACKENDS)
+def test_a_batch_of_padding_alone(backend: str) -> None:
+    layer = build(expert_width=4, backend=backend)
+    output = layer(torch.randn(2, 3, WIDTH), torch.zeros(2, 3, dtype=torch.bool))
+    assert not output.hidden.any()
+    (output.hidden.sum() + output.loss).backward()
+    assert not any(p.grad.any() for p in layer.parameters() if p.grad is not None)
+
+
 def test_a_lost_token_gets_0_and_the_residual_connection_carries_it() -> None:
     # Two copies of a token and one expert with room for ceil(0.5 * 2 / 1) = 1 row.
     layer = build(
@@ -257,7 +268,7 @@ def wide_layer(backend: str) -> tuple[MoE, Tensor]:
     return build(32, expert_width=24, shared_width=16, backend=backend), torch.randn(2, 20, 32)
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch_loop", "torch_grouped"])
+@pytest.mark.parametrize("backend", SOME_BACKENDS)
 def test_a_bf16_layer(backend: str) -> None:
     layer, x_BSD = wide_layer(backend)
     layer, x_BSD = layer.bfloat16(), x_BSD.bfloat16()
@@ -273,7 +284,7 @@ def test_a_bf16_layer(backend: str) -> None:
     torch.testing.assert_close(output.loss, expected.loss)
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch_loop", "torch_grouped"])
+@pytest.mark.parametrize("backend", SOME_BACKENDS)
 def test_autocast(backend: str) -> None:
     layer, x_BSD = wide_layer(backend)
     plain = layer(x_BSD)
@@ -310,7 +321,7 @@ def test_float64_stays_float64_under_autocast() -> None:
         (torch.bfloat16, {"expert_width": 8}, ["bfloat16", "width=4", "expert_width=8"]),
     ],
 )
-def test_a_named_backend_is_used_or_refused(
+def test_a_named_backend_that_cannot_is_refused(
     dtype: torch.dtype, fields: dict[str, Any], words: list[str]
 ) -> None:
     layer = build(**fields, backend="torch_grouped").to(dtype)
@@ -320,23 +331,25 @@ def test_a_named_backend_is_used_or_refused(
         assert word in str(refusal.value)
 
 
+@pytest.mark.parametrize("products", ["loop", "batched", "grouped"])
+def test_a_named_backend_is_used(products: str) -> None:
+    layer = build(expert_width=4, backend=f"torch_{products}")
+    assert layer.experts.products_for(torch.float32, torch.device("cpu")) == products
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
 @pytest.mark.parametrize(
-    ("backend", "dtype", "width", "products"),
-    [
-        ("torch", torch.float32, 4, "grouped"),
-        ("torch", torch.float32, 5, "loop"),
-        ("torch", torch.bfloat16, 4, "loop"),
-        ("torch", torch.float64, 4, "loop"),
-        ("auto", torch.float32, 5, "loop"),
-        ("torch_loop", torch.float32, 4, "loop"),
-        ("torch_grouped", torch.float32, 4, "grouped"),
-    ],
+    ("dtype", "width"),
+    [(torch.float64, 4), (torch.float32, 5), (torch.bfloat16, 4), (torch.float32, 4)],
 )
-def test_which_products_a_backend_takes(
-    backend: str, dtype: torch.dtype, width: int, products: str
+@pytest.mark.parametrize("num_experts", [5, 40])
+def test_a_backend_left_open_takes_whatever_it_is_given(
+    backend: str, dtype: torch.dtype, width: int, num_experts: int
 ) -> None:
-    layer = build(width, expert_width=4, backend=backend)
-    assert layer.experts.products_for(dtype, torch.device("cpu")) == products
+    layer = build(width, num_experts=num_experts, expert_width=4, backend=backend).to(dtype)
+    naive = build(width, num_experts=num_experts, expert_width=4, backend="naive").to(dtype)
+    x_TD = torch.randn(17, width, dtype=dtype)
+    torch.testing.assert_close(layer(x_TD).hidden, naive(x_TD).hidden)
 
 
 def test_an_unknown_backend_is_refused() -> None:

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
+from mixtura.kernels.permute import COMPACT, Padding
 from mixtura.moe.dispatch import dispatch_local
 from mixtura.moe.routing import Routing, token_rows
 
@@ -37,12 +39,24 @@ EXPERT_CHOICE = Routing(
 )
 
 
-def times_number(x_ND: Tensor, count_E: Tensor) -> Tensor:
+PADDINGS = [COMPACT, Padding(4), Padding(3, 9.0)]
+
+
+class TimesNumber:
     """Expert e multiplies by e + 1; lost rows give 0."""
-    factors = torch.arange(1, len(count_E) + 1).repeat_interleave(count_E)
-    y_ND = torch.zeros_like(x_ND)
-    y_ND[: len(factors)] = x_ND[: len(factors)] * factors[:, None]
-    return y_ND
+
+    def __init__(self, padding: Padding) -> None:
+        self.padding = padding
+
+    def padding_for(self, x_TD: Tensor) -> Padding:
+        assert x_TD.dim() == 2
+        return self.padding
+
+    def __call__(self, x_MD: Tensor, segment_E: Tensor) -> Tensor:
+        factors = torch.arange(1, len(segment_E) + 1).repeat_interleave(segment_E)
+        y_MD = torch.zeros_like(x_MD)
+        y_MD[: len(factors)] = x_MD[: len(factors)] * factors[:, None]
+        return y_MD
 
 
 def test_token_rows() -> None:
@@ -67,15 +81,17 @@ def test_expert_choice_knows_its_tokens_by_the_probabilities() -> None:
     assert EXPERT_CHOICE.sequence_N.tolist() == [0, 0, 0]
 
 
-def test_dispatch_of_token_choice_by_hand() -> None:
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_dispatch_of_token_choice_by_hand(padding: Padding) -> None:
     # Token 0 (value 1): 0.5 * 1 * 1 + 0.5 * 2 * 1 = 1.5. Token 1 (10): 0.25 * 10 = 2.5, its other
     # row is lost. Token 2 (100): 1 * 300 + 2 * 200 = 700. Padding: 0.
     x_TD = torch.tensor([[1.0], [10.0], [100.0], [1000.0]])
-    out_TD = dispatch_local(x_TD, TOKEN_CHOICE, times_number)
+    out_TD = dispatch_local(x_TD, TOKEN_CHOICE, TimesNumber(padding))
     assert out_TD.tolist() == [[1.5], [2.5], [700], [0]]
 
 
-def test_dispatch_of_expert_choice_by_hand() -> None:
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_dispatch_of_expert_choice_by_hand(padding: Padding) -> None:
     # Token 0 (1): 2 * 1. Token 1: nobody, 0. Token 2 (100): 0.5 * 100 + 3 * 200 = 650.
     x_TD = torch.tensor([[1.0], [10.0], [100.0]])
-    assert dispatch_local(x_TD, EXPERT_CHOICE, times_number).tolist() == [[2], [0], [650]]
+    assert dispatch_local(x_TD, EXPERT_CHOICE, TimesNumber(padding)).tolist() == [[2], [0], [650]]

@@ -60,10 +60,9 @@ def shapes_of(decoder: Decoder) -> dict[str, tuple[int, ...]]:
 
 
 @given(configs())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_each_parameter_stands_in_the_ledger_once(config: DecoderConfig) -> None:
-    with torch.device("meta"):
-        built = shapes_of(Decoder(config))
+    built = shapes_of(Decoder(config))
     ledger = list(config.weights())
     assert {weight.name: weight.shape for weight in ledger} == built
     assert len(ledger) == len(built)
@@ -72,8 +71,7 @@ def test_each_parameter_stands_in_the_ledger_once(config: DecoderConfig) -> None
 def test_the_twin_can_be_built() -> None:
     config = FLOPS_CASE
     twin = DecoderConfig.parse(dense_twin(config).model_dump())
-    with torch.device("meta"):
-        assert shapes_of(Decoder(twin)) == {w.name: w.shape for w in twin.weights()}
+    assert shapes_of(Decoder(twin)) == {w.name: w.shape for w in twin.weights()}
 
 
 FLOPS_CASE = DecoderConfig.parse(

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from mixtura.cli.chat import chat
+from mixtura.cli.demo import demo
 from mixtura.cli.failures import INTERRUPTED, mistake, status_of
 from mixtura.cli.generate import generate
 from mixtura.cli.report import report
 from mixtura.cli.train import train
 from mixtura.errors import MixturaError
 
-COMMANDS = {"train": train, "generate": generate, "chat": chat, "report": report}
+COMMANDS = {"demo": demo, "train": train, "generate": generate, "chat": chat, "report": report}
 
 app = typer.Typer(
     # Plain help wraps well at any width, keeps examples as they are, and needs no colours.
@@ -48,6 +49,7 @@ def mixtura(
     """Train sparse Mixture-of-Experts models, talk to them, and look inside.
 
     \b
+      mixtura demo
       mixtura train recipes/stdlib-bytes.yaml --out runs/first
       mixtura generate runs/first --prompt "def main():"
       mixtura chat runs/first

@@ -19,11 +19,11 @@ const axisName = () => document.querySelector("#axis input:checked").value;
 const colourOf = (run) => rgb(run.who === "twin" ? "var(--twin)" : "var(--moe)");
 
 /** From the lowest value to where the curves are after a tenth of the way; all of short ones. */
-function settledRange(lines) {
+function settledRange(lines, faint = lines) {
   if (Math.max(...lines.map(([x]) => x.length)) < 15) return null;
   const end = Math.max(...lines.flatMap(([x]) => x));
   const tops = lines.map(([x, y]) => y[Math.max(0, x.findIndex((at) => at >= end / 10))]);
-  const values = lines.flatMap(([, y]) => y).filter((value) => value !== null);
+  const values = [...lines, ...faint].flatMap(([, y]) => y).filter((value) => value !== null);
   const low = Math.min(...values), high = Math.max(...tops.filter((value) => value != null));
   if (!(high > low)) return null;
   return [low - 0.06 * (high - low), high + 0.06 * (high - low)];
@@ -65,22 +65,18 @@ function drawHeldout() {
   }));
   const annotations = endLabels(runs.map((run) => ({ x: x(run).at(-1), y: run.curve.bits.at(-1), run })), range);
   const sooner = soonerBy(axis);
-  const shapes = [];
-  if (sooner) {
-    const at = D.comparison.twin;
-    shapes.push({ type: "line", x0: sooner.run, x1: sooner.twin, y0: at, y1: at, line: { color: rgb("var(--ink)"), width: 1.2, dash: "dot" } });
-    annotations.push({
-      x: (sooner.run + sooner.twin) / 2, y: at, yshift: 22, showarrow: false, font: { color: rgb("var(--ink)"), size: 12.5 },
-      text: `there with ${percent(1 - sooner.run / sooner.twin)} ${axis === "tokens" ? "fewer tokens" : "less time"}`,
-    });
-  }
+  $("heldout-note").textContent = sooner
+    ? `${D.runs[0].label} came to the twin's last value with ${percent(1 - sooner.run / sooner.twin)} ${axis === "tokens" ? "fewer tokens" : "less time"}`
+    : "lower is better";
+  const level = { y0: D.comparison?.twin, y1: D.comparison?.twin, line: { color: rgb("var(--ink)"), width: 1.4, dash: "dot" } };
+  const shapes = sooner ? [{ type: "line", x0: sooner.run, x1: sooner.twin, ...level }] : [];
   Plotly.react("heldout", traces, frame({ xaxis: timeTicks(axis), yaxis: { range, nticks: 6 }, annotations, shapes }), PLOT);
 }
 
 function drawTraining() {
   const axis = axisName();
   const x = (run) => run.curve[axis];
-  const range = settledRange(D.runs.map((run) => [x(run), run.curve.mean]));
+  const range = settledRange(D.runs.map((run) => [x(run), run.curve.mean]), D.runs.map((run) => [x(run), run.curve.loss]));
   const raw = D.runs.map((run) => ({
     x: x(run), y: run.curve.loss, mode: "lines", line: { color: colourOf(run), width: 1 }, opacity: 0.22, hoverinfo: "skip",
   }));

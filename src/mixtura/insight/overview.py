@@ -126,10 +126,11 @@ def _recent(run: Run) -> str:
 def _load(run: Run) -> Tree | None:
     if run.model.moe is None or run.curves.load_ILE.size == 0:
         return None
-    if run.curves.load_ILE.shape[1] != len(run.moe_layers):
+    logged, built = run.curves.load_ILE.shape[1], len(run.moe_layers)
+    if logged != built:
         raise DataError(
-            f"{run.folder / LOG}: tells of {run.curves.load_ILE.shape[1]} MoE layers, and the recipe "
-            f"has {len(run.moe_layers)}; is it another run's?"
+            f"{run.folder / LOG}: tells of {logged} MoE layers, and the recipe has {built}; "
+            "is it another run's?"
         )
     history = load_history(run.curves, run.model.moe.top_k, _COLUMNS)
     # The run itself counted every step; the log may hold one in ten of them.

@@ -28,10 +28,10 @@ def write_report(
     """Write the page about the run in folder `run` to the file `out`; gives `out`.
 
     `twin` is the dense twin's folder; left out, it is the folder `dense` beside `run`, if that
-    holds a run on the same corpus. `subject` opens an MoE's newest checkpoint and its corpus; it is
-    not called for a dense run; then `progress` is told how much of the text is read. Runs in progress are shown as far as they are. Raises
-    CheckpointError where there is no run or no checkpoint, DataError for a damaged log or a twin on
-    other text, StorageError where the disk refuses.
+    holds a run on the same corpus. `subject` opens an MoE's newest checkpoint and its corpus, and
+    `progress` is told how much of the text is read; a dense run needs neither. Runs in progress are
+    shown as far as they are. Raises CheckpointError where there is no run or no checkpoint,
+    DataError for a damaged log or a twin on other text, StorageError where the disk refuses.
     """
     data = report_data(run, twin, subject, progress)
     experts = data["text"]["experts"] if data["text"] else 0

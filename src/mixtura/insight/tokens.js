@@ -198,21 +198,23 @@ const cellColour = (shares, expert, d) => (D.domains.few[d] ? "var(--card)" : ra
 /** Domains that were read at all, the largest first. */
 const domainsRead = () => D.domains.names.map((_, d) => d).filter((d) => D.domains.tokens[d] > 0).sort((a, b) => D.domains.tokens[b] - D.domains.tokens[a]);
 
+const inHundred = (share) => (100 * share).toFixed(share < 0.0995 ? 1 : 0);
+
 function cell(shares, expert, d) {
-  const share = 100 * shares.share[d][expert];
-  return el("td", { class: D.domains.few[d] ? "cell few" : "cell", style: `background-color: ${cellColour(shares, expert, d)}`, title: told(shares, expert, d) }, share.toFixed(share < 9.95 ? 1 : 0));
+  const look = { class: D.domains.few[d] ? "cell few" : "cell", style: `background-color: ${cellColour(shares, expert, d)}` };
+  return el("td", { ...look, title: told(shares, expert, d) }, inHundred(shares.share[d][expert]));
 }
 
 function drawExperts() {
   const shares = sharesOf(state.layer), telling = D.domains.layers[state.layer].telling;
   const top = Math.max(...shares.overall);
   $("experts-head").replaceChildren(el("tr", {},
-    el("th", {}, "expert"), el("th", {}, "share of", el("br"), "all, %"),
+    el("th", {}, "expert"), el("th", {}, "all", el("small", {}, si(sum(D.domains.tokens)))),
     ...domainsRead().map((d) => el("th", {}, D.domains.names[d], el("small", {}, D.domains.few[d] ? `only ${D.domains.tokens[d]}` : si(D.domains.tokens[d])))),
     el("th", {}, "telling tokens")));
   $("experts").replaceChildren(...ordered(shares).map((expert) => el("tr", {},
     el("td", {}, chipOf(expert, "button", { type: "button", "data-expert": expert, "aria-pressed": "false", title: `show only E${expert}'s tokens` })),
-    el("td", {}, el("div", { class: "bar" }, el("i", { style: `width: ${(100 * shares.overall[expert] / top).toFixed(1)}%` }), el("span", {}, (100 * shares.overall[expert]).toFixed(1)))),
+    el("td", {}, el("div", { class: "bar" }, el("i", { style: `width: ${(100 * shares.overall[expert] / top).toFixed(1)}%` }), el("span", {}, inHundred(shares.overall[expert])))),
     ...domainsRead().map((d) => cell(shares, expert, d)),
     el("td", {}, el("div", { class: "said" }, ...telling[expert].map((token) => el("span", {}, visible(token))))))));
   paintOnly();
@@ -294,7 +296,7 @@ function drawText() {
     state.only = state.only === expert ? null : expert;
     paintOnly();
   });
-  $("text").style.setProperty("--reader-height", `${Math.max(430, Math.min(640, 66 + 32 * D.text.experts))}px`);
+  $("text").style.setProperty("--reader-height", `${Math.max(430, Math.min(640, 100 + 32 * D.text.experts))}px`);
   watchTokens();
   drawMatrices();
   choose("text", 0);

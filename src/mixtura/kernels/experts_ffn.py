@@ -92,7 +92,7 @@ class _Multiply:
             self.rows, self.weights = self._grouped_rows, self._grouped_weights
             return
         self._counts: list[int] = count_E.tolist()
-        if products == "batched" and len(set(self._counts)) == 1:
+        if products == "batched" and len(set(self._counts)) == 1 and self._counts[0] > 0:
             self.rows, self.weights = self._batched_rows, self._batched_weights
         else:
             self.rows, self.weights = self._loop_rows, self._loop_weights

@@ -89,9 +89,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=NORM_EPSILON)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
-        self.embedding = (
-            None if config.tied_head else nn.Embedding(config.vocabulary, config.width)
-        )
+        self.embedding = None if config.tied_head else nn.Embedding(config.vocabulary, config.width)
         self._initialise()
 
     def _initialise(self) -> None:

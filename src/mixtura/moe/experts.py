@@ -73,8 +73,8 @@ class Experts(nn.Module):
 
         Raises ConfigError where the named backend cannot take this dtype or width.
         """
-        num_experts, rows, width = self.w_in.shape
-        fits = grouped_mm_takes(dtype, width, rows, self.w_out.shape[2])
+        num_experts, width, expert_width = self.w_out.shape
+        fits = grouped_mm_takes(dtype, width, expert_width)
         match self.backend:
             case "torch_loop":
                 return "loop"
@@ -84,8 +84,8 @@ class Experts(nn.Module):
                 if not fits:
                     raise ConfigError(
                         f"backend=torch_grouped takes float32, bfloat16 or float16 and widths "
-                        f"whose rows are multiples of 16 bytes, not {dtype} with width={width}; "
-                        "choose backend=torch"
+                        f"whose rows are multiples of 16 bytes, not {dtype} with width={width} and "
+                        f"expert_width={expert_width}; choose backend=torch"
                     )
                 return "grouped"
         if device.type == "cpu" and (dtype in ROW_MULTIPLE or num_experts >= MANY_EXPERTS):

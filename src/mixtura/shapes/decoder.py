@@ -22,9 +22,7 @@ class AttentionShape(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.heads % self.kv_heads:
-            raise ValueError(
-                f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}"
-            )
+            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even; RoPE turns pairs")
         return self

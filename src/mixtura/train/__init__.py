@@ -8,12 +8,12 @@ gives the trained decoder back.
 from mixtura.train.building import build_decoder, build_trainer
 from mixtura.train.config import TrainConfig, choose_device
 from mixtura.train.journal import read_journal
-from mixtura.train.launch import corpus_cache, train
+from mixtura.train.launch import corpus_cache, opened_run, prepare_corpus, train
 from mixtura.train.live import LiveView, choose_view
 from mixtura.train.load_watch import Alarm
 from mixtura.train.loading import LoadedRun, load_run
 from mixtura.train.recipe import Recipe, load_recipe
-from mixtura.train.run import Summary
+from mixtura.train.run import Run, Summary, train_in_turn
 from mixtura.train.run_folder import RunFolder
 from mixtura.train.step_report import StepReport
 from mixtura.train.trainer import BatchSource, Trainer, TrainerState
@@ -26,6 +26,7 @@ __all__ = [
     "LoadedRun",
     "PlainView",
     "Recipe",
+    "Run",
     "RunFacts",
     "RunFolder",
     "StepReport",
@@ -41,6 +42,9 @@ __all__ = [
     "corpus_cache",
     "load_recipe",
     "load_run",
+    "opened_run",
+    "prepare_corpus",
     "read_journal",
     "train",
+    "train_in_turn",
 ]

@@ -1,7 +1,8 @@
 """Start a run, or go on with one."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from mixtura.train.config import choose_device
 from mixtura.train.environment import changes, environment
 from mixtura.train.journal import cut
 from mixtura.train.recipe import Recipe
-from mixtura.train.run import Run, Summary
+from mixtura.train.run import Run, Summary, train_in_turn
 from mixtura.train.run_folder import RunFolder
 from mixtura.train.trainer import Trainer
 from mixtura.train.view import View
@@ -48,18 +49,34 @@ def train(
     folder = RunFolder(out)
     # Before the corpus, which may take minutes, and again once no one else can write here.
     folder.check(recipe, resume=resume)
+    with view:
+        corpus = prepare_corpus(recipe, view, cache)
+        with opened_run(recipe, corpus, folder, view, resume=resume) as run:
+            (summary,) = train_in_turn([run])
+            return summary
+
+
+def prepare_corpus(recipe: Recipe, view: View, cache: Path | None = None) -> Corpus:
+    """The recipe's corpus, made or found in the cache; names what had to be left out."""
     choose_device(recipe.train.device)
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
-    with view:
-        corpus = prepare(recipe.data, cache or corpus_cache(), view.preparing)
-        _name_skipped(corpus, view.told)
-        trainer = build_trainer(recipe, corpus)
-        with folder.claimed():
-            folder.check(recipe, resume=resume)
-            _begin(trainer, recipe, corpus, folder, view)
-            with Run(trainer, recipe, corpus.digest, folder, view) as run:
-                return run.finish()
+    corpus = prepare(recipe.data, cache or corpus_cache(), view.preparing)
+    _name_skipped(corpus, view.told)
+    return corpus
+
+
+@contextmanager
+def opened_run(
+    recipe: Recipe, corpus: Corpus, folder: RunFolder, view: View, *, resume: bool
+) -> Iterator[Run]:
+    """A run that stands at its newest checkpoint, its folder claimed; for `train_in_turn`."""
+    trainer = build_trainer(recipe, corpus)
+    with folder.claimed():
+        folder.check(recipe, resume=resume)
+        _begin(trainer, recipe, corpus, folder, view)
+        with Run(trainer, recipe, corpus.digest, folder, view) as run:
+            yield run
 
 
 def _name_skipped(corpus: Corpus, tell: Callable[[str], None]) -> None:

@@ -1,5 +1,6 @@
 """A run: a trainer, its folder and its view, from the step where it stands to the last."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mixtura.errors import NonFiniteError
 from mixtura.train.environment import versions
-from mixtura.train.interrupt import Interrupt, deferred_interrupts
+from mixtura.train.interrupt import deferred_interrupts
 from mixtura.train.journal import Journal, read_journal
 from mixtura.train.recipe import Recipe
 from mixtura.train.run_folder import RunFolder
@@ -67,35 +68,39 @@ class Run:
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._open.close()
 
-    def finish(self) -> Summary:
-        """Train to the last step, or until an interrupt."""
-        trainer = self._trainer
+    @property
+    def steps_left(self) -> int:
+        return self._config.steps - self._trainer.steps_done
+
+    def begin(self) -> None:
         self._view.started(self._facts())
-        with deferred_interrupts() as interrupt:
-            self._train_until(interrupt)
-            if self._saved_step != trainer.steps_done:
-                self._save()
-        complete = trainer.steps_done == self._config.steps
+
+    def advance(self) -> None:
+        """One step, and the record, evaluation and checkpoint that are due after it."""
+        config = self._config
+        report = self._step()
+        last = report.step == config.steps
+        logged = last or report.step % config.log_every == 0 or bool(report.alarms)
+        if logged:
+            self._record(report)
+        self._view.stepped(report, logged=logged)
+        if last or report.step % config.eval_every == 0:
+            self._evaluate()
+        if report.step % config.checkpoint_every == 0:
+            self._save()
+
+    def end(self) -> Summary:
+        """Save what is not saved yet, and say how it went."""
+        trainer = self._trainer
+        if self._saved_step != trainer.steps_done:
+            self._save()
+        complete = self.steps_left == 0
         if not complete:
             self._view.told(f"stopped after step {trainer.steps_done}, saved; go on with --resume")
         summary = self._summary(interrupted=not complete)
         if complete:
             self._folder.write_summary(summary.tree())
         return summary
-
-    def _train_until(self, interrupt: Interrupt) -> None:
-        config = self._config
-        while self._trainer.steps_done < config.steps and not interrupt.asked:
-            report = self._step()
-            last = report.step == config.steps
-            logged = last or report.step % config.log_every == 0 or bool(report.alarms)
-            if logged:
-                self._record(report)
-            self._view.stepped(report, logged=logged)
-            if last or report.step % config.eval_every == 0:
-                self._evaluate()
-            if report.step % config.checkpoint_every == 0:
-                self._save()
 
     def _step(self) -> StepReport:
         try:
@@ -191,3 +196,20 @@ def _open_curves(folder: Path, resumed_step: int) -> "Curves":
     from mixtura.train.curves import Curves
 
     return Curves(folder, resumed_step)
+
+
+def train_in_turn(runs: Sequence[Run]) -> list[Summary]:
+    """Train every run to its last step, or until an interrupt, one step of each at a time.
+
+    Runs that share a process this way meet the same weather, so their speeds compare.
+    """
+    with deferred_interrupts() as interrupt:
+        for run in runs:
+            run.begin()
+        while not interrupt.asked and any(run.steps_left for run in runs):
+            # After a resume one may be ahead of the others.
+            furthest_behind = max(run.steps_left for run in runs)
+            for run in runs:
+                if run.steps_left == furthest_behind:
+                    run.advance()
+        return [run.end() for run in runs]

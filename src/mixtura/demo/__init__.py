@@ -1,0 +1,9 @@
+"""The demo: an MoE and its dense twin on the same text in the same order, side by side.
+
+result = run_demo(Path("runs/demo"), view=choose_view())
+"""
+
+from mixtura.demo.outcome import Outcome, TwinOutcome
+from mixtura.demo.run import free_folder, run_demo
+
+__all__ = ["Outcome", "TwinOutcome", "free_folder", "run_demo"]

@@ -1,0 +1,101 @@
+"""What the demo found, as one value, as JSON and as a table."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class TwinOutcome:
+    """One of the two models at the end."""
+
+    total_parameters: int
+    active_parameters: int
+    """convention A: every weight that one token uses"""
+    flops_per_token: int
+    """forward, a multiply-add is 2, attention over the whole training length"""
+    tokens_per_second: float
+    """of training steps alone"""
+    heldout_bits_per_byte: float
+    learning_rate: float
+    training_seconds: float
+    """of its own steps: no evaluation, no checkpoint, not the other's steps"""
+    load_max_over_mean: list[float] | None = None
+    """for each layer, load summed over the last 100 steps; None for the dense twin"""
+    seconds_to_dense_loss: float | None = None
+    """training seconds until held-out loss is the dense twin's last; None: not reached"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The demo's result."""
+
+    moe: TwinOutcome
+    dense: TwinOutcome
+    steps: int
+    tokens: int
+    sample: str
+    report: Path
+    seconds: float
+    """of everything, from the first file read to the report"""
+
+    @property
+    def gain(self) -> float:
+        """By what share the MoE's held-out bits per byte lie below the dense twin's."""
+        return 1 - self.moe.heldout_bits_per_byte / self.dense.heldout_bits_per_byte
+
+    @property
+    def speed_ratio(self) -> float:
+        return self.moe.tokens_per_second / self.dense.tokens_per_second
+
+    def tree(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        dense = asdict(self.dense)
+        del dense["load_max_over_mean"], dense["seconds_to_dense_loss"]
+        return {
+            **asdict(self),
+            "dense": dense,
+            "report": str(self.report),
+            "gain": self.gain,
+            "speed_ratio": self.speed_ratio,
+        }
+
+    def table(self) -> Table:
+        """The two side by side, and the MoE over the twin."""
+        moe, dense = self.moe, self.dense
+        reached = moe.seconds_to_dense_loss
+        table = Table(title=f"After the same {self.tokens:,} tokens of the standard library")
+        for heading in ("", "MoE", "dense twin", "MoE / twin"):
+            table.add_column(heading, justify="right" if heading else "left")
+        figures = {
+            "total parameters": ("total_parameters", ",.0f"),
+            "active parameters (A)": ("active_parameters", ",.0f"),
+            "FLOPs per token": ("flops_per_token", ",.0f"),
+            "tokens per second": ("tokens_per_second", ",.0f"),
+            "held-out bits per byte": ("heldout_bits_per_byte", ".4f"),
+        }
+        for name, (figure, form) in figures.items():
+            left, right = asdict(moe)[figure], asdict(dense)[figure]
+            table.add_row(name, format(left, form), format(right, form), f"{left / right:.3f}")
+        table.add_row(
+            "seconds to the twin's loss",
+            "not reached" if reached is None else f"{reached:.0f}",
+            f"{dense.training_seconds:.0f}",
+            "" if reached is None else f"{reached / dense.training_seconds:.3f}",
+        )
+        return table
+
+
+def seconds_to_reach(target: float, evaluations: list[tuple[float, float]]) -> float | None:
+    """Seconds at which falling (seconds, loss) points cross `target`, on a line between them."""
+    before: tuple[float, float] | None = None
+    for seconds, loss in evaluations:
+        if loss <= target:
+            if before is None or before[1] == loss:
+                return seconds
+            share = (before[1] - target) / (before[1] - loss)
+            return before[0] + share * (seconds - before[0])
+        before = (seconds, loss)
+    return None

@@ -1,0 +1,54 @@
+"""The demo's recipes: an MoE and the dense twin of its active compute."""
+
+from importlib.resources import files
+
+import yaml
+
+from mixtura.config import Config, Tree, with_overrides
+from mixtura.models import DecoderConfig
+from mixtura.shapes import dense_twin
+from mixtura.train import Recipe
+
+EVALUATIONS = 12
+EVAL_TOKENS = 131_072
+
+
+class LearningRates(Config):
+    moe: float
+    dense: float
+
+
+def demo_tree() -> Tree:
+    """twins.yaml as plain data."""
+    return yaml.safe_load(files("mixtura.demo").joinpath("twins.yaml").read_text("utf-8"))
+
+
+def twin_recipes(steps: int, overrides: tuple[str, ...] = ()) -> dict[str, Recipe]:
+    """`moe` and `dense`: the same text, tokens and order; each with its own learning rate.
+
+    `overrides` are dotted keys of twins.yaml, as in moe.moe.balance.loss=0. Raises ConfigError.
+    """
+    tree = with_overrides(demo_tree(), overrides)
+    rates = LearningRates.parse(tree["learning_rates"], "learning_rates")
+    vocabulary = {"vocabulary": 257}
+    moe = DecoderConfig.parse({**vocabulary, **tree["moe"]}, "moe")
+    dense = DecoderConfig(**dense_twin(moe, multiple=1).model_dump())
+    return {
+        "moe": _recipe("demo-moe", moe, tree, rates.moe, steps),
+        "dense": _recipe("demo-dense", dense, tree, rates.dense, steps),
+    }
+
+
+def _recipe(name: str, model: DecoderConfig, tree: Tree, rate: float, steps: int) -> Recipe:
+    every = max(1, steps // EVALUATIONS)
+    train = {
+        **tree["train"],
+        "steps": steps,
+        "warmup": min(tree["train"]["warmup"], steps // 10),
+        "lr": rate,
+        "eval_every": every,
+        "eval_tokens": EVAL_TOKENS,
+        "checkpoint_every": every,
+    }
+    parts = {"model": model.model_dump(), "data": tree["data"], "train": train}
+    return Recipe.parse({"name": name, **parts}, name)

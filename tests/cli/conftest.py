@@ -4,7 +4,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,11 +32,19 @@ def command() -> list[str]:
 
 @pytest.fixture
 def mixtura(tmp_path: Path, environment: dict[str, str], command: list[str]) -> Mixtura:
-    """Runs `mixtura ARGUMENTS` in an empty folder; `given` is its standard input."""
+    """Runs `mixtura ARGUMENTS` in an empty folder.
 
-    def run(*arguments: str | Path, given: str = "", also: Mapping[str, str] | None = None) -> Done:
+    `given` is its standard input, `also` is added to its environment, and `by` runs it.
+    """
+
+    def run(
+        *arguments: str | Path,
+        given: str = "",
+        also: Mapping[str, str] | None = None,
+        by: Sequence[str] = (),
+    ) -> Done:
         return subprocess.run(
-            [*command, *map(str, arguments)],
+            [*by, *command, *map(str, arguments)],
             input=given,
             capture_output=True,
             text=True,

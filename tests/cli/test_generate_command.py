@@ -14,11 +14,11 @@ Mixtura = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]
 
 
-def test_streamed_text_is_the_text(mixtura: Mixtura, tiny_run: Path) -> None:
+def test_streamed_text_is_the_text(inside: Mixtura, tiny_run: Path) -> None:
     loaded = load_run(tiny_run)
     stream = generate(loaded.decoder, loaded.tokenizer, "1, 2", Sampling(seed=5), 30)
     expected = "".join(stream)
-    streamed = mixtura(
+    streamed = inside(
         "generate", tiny_run, *("--prompt", "1, 2", "--seed", "5", "--max-tokens", "30")
     )
     assert streamed.returncode == 0

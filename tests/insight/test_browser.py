@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,10 @@ def report(
     return write_report(pair / "moe", out, subject=open_subject)
 
 
-@pytest.fixture(params=["light", "dark"])
-def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
+@contextmanager
+def opened(browser: Any, report: Path, colours: str) -> Iterator[Page]:
     """The page, opened; whatever it complains of or asks for fails the test."""
-    context = browser.new_context(
-        viewport={"width": 1400, "height": 900}, color_scheme=request.param
-    )
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme=colours)
     page = context.new_page()
     complaints: list[str] = []
     requests: list[str] = []
@@ -57,6 +56,12 @@ def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator
     assert complaints == []
     assert requests == [report.as_uri()]
     context.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
+    with opened(browser, report, request.param) as page:
+        yield page
 
 
 def experts(page: Page) -> list[str]:
@@ -79,6 +84,29 @@ def test_everything_is_drawn(page: Page) -> None:
     assert page.locator(".tile").count() == 5
     assert "NaN" not in page.locator("main").inner_text()
     assert "undefined" not in page.locator("main").inner_text()
+
+
+def test_a_dense_run_has_no_experts_to_show(browser: Any, pair: Path, tmp_path: Path) -> None:
+    def refuse(run: Path) -> Subject:
+        raise AssertionError(run)
+
+    out = write_report(pair / "dense", tmp_path / "dense.html", subject=refuse)
+    with opened(browser, out, "light") as page:
+        assert page.locator("#heldout .main-svg").count() > 0
+        assert [page.locator(f"#{name}").is_visible() for name in ("load", "text", "domains")] == [
+            False
+        ] * 3
+
+
+def test_a_run_that_has_just_begun(
+    browser: Any, moe_run: Path, open_subject: Callable[[Path], Subject], tmp_path: Path
+) -> None:
+    for name in ("log.jsonl", "eval.jsonl", "summary.json"):
+        (moe_run / name).unlink()
+    out = write_report(moe_run, tmp_path / "new.html", subject=open_subject)
+    with opened(browser, out, "light") as page:
+        assert "not evaluated yet" in page.locator("#tiles").inner_text()
+        assert page.locator("#tokens .t").count() > 0
 
 
 def test_the_layer_is_chosen(page: Page) -> None:

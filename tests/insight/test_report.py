@@ -147,7 +147,7 @@ def test_a_run_in_progress(moe_run: Path, open_subject: Open) -> None:
     assert "5 of 40 steps" in data["subtitle"]
     assert data["runs"][0]["bits"] is None
     assert data["load"]["last"] == [5]
-    assert data["load"]["recent"] == "over the last 5 steps that were logged"
+    assert data["load"]["recent"] == "last 5 steps, as logged"
     load_E = np.array(json.loads(first)["load"][1])
     assert data["load"]["layers"][1]["recent"] == pytest.approx(load_E.max() / load_E.mean())
 

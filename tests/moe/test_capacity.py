@@ -9,13 +9,16 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mixtura.errors import ConfigError
 from mixtura.moe import CapacityConfig, Drop, Dropless, MoEConfig, Reroute
 from mixtura.moe.capacity import Capacity, places, sequence_capacity
+
+# A busy machine draws slowly, and that is no fault of the code.
+CHECKS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 LIMITED = (Drop, Reroute)
 
@@ -160,13 +163,13 @@ def test_a_rerouted_token_displaces_a_later_one_and_not_an_earlier() -> None:
 
 
 @given(batches())
-@settings(max_examples=60, deadline=None)
+@settings(CHECKS, max_examples=60)
 def test_drop_equals_its_serial_twin(batch: Batch) -> None:
     assert batch.admit(Drop(batch.factor)) == drop_serially(batch)
 
 
 @given(batches())
-@settings(max_examples=120, deadline=None)
+@settings(CHECKS, max_examples=120)
 def test_reroute_equals_its_serial_twin(batch: Batch) -> None:
     assert batch.admit(Reroute(batch.factor)) == reroute_serially(batch)
 
@@ -181,7 +184,7 @@ def test_reroute_with_many_ties(seed: int) -> None:
 
 
 @given(batches(), st.sampled_from(LIMITED))
-@settings(max_examples=60, deadline=None)
+@settings(CHECKS, max_examples=60)
 def test_no_expert_is_over_capacity_and_no_token_twice_at_one(
     batch: Batch, policy: type[Drop] | type[Reroute]
 ) -> None:
@@ -195,7 +198,7 @@ def test_no_expert_is_over_capacity_and_no_token_twice_at_one(
 
 
 @given(batches())
-@settings(max_examples=30, deadline=None)
+@settings(CHECKS, max_examples=30)
 def test_dropless_loses_nothing_but_padding(batch: Batch) -> None:
     for tokens, wishes, length in zip(
         batch.admit(Dropless()), batch.chosen(), batch.lengths, strict=True
@@ -205,7 +208,7 @@ def test_dropless_loses_nothing_but_padding(batch: Batch) -> None:
 
 
 @given(batches())
-@settings(max_examples=30, deadline=None)
+@settings(CHECKS, max_examples=30)
 def test_reroute_loses_nothing_where_there_is_room(batch: Batch) -> None:
     # A factor of E gives each expert room for E * n * K / E = n * K >= n rows: all of n tokens.
     for tokens, length in zip(batch.admit(Reroute(batch.num_experts)), batch.lengths, strict=True):
@@ -213,7 +216,7 @@ def test_reroute_loses_nothing_where_there_is_room(batch: Batch) -> None:
 
 
 @given(batches())
-@settings(max_examples=30, deadline=None)
+@settings(CHECKS, max_examples=30)
 def test_padding_is_computed_by_nobody(batch: Batch) -> None:
     for rule in (Dropless(), Drop(batch.factor), Reroute(batch.factor)):
         for tokens, length in zip(batch.admit(rule), batch.lengths, strict=True):
@@ -221,7 +224,7 @@ def test_padding_is_computed_by_nobody(batch: Batch) -> None:
 
 
 @given(batches(), st.sampled_from(LIMITED), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(CHECKS, max_examples=40)
 def test_later_tokens_change_nothing_before_them(
     batch: Batch, policy: type[Drop] | type[Reroute], data: st.DataObject
 ) -> None:
@@ -236,7 +239,7 @@ def test_later_tokens_change_nothing_before_them(
 
 
 @given(batches(), st.sampled_from(LIMITED))
-@settings(max_examples=40, deadline=None)
+@settings(CHECKS, max_examples=40)
 def test_neighbours_in_the_batch_and_padding_change_nothing(
     batch: Batch, policy: type[Drop] | type[Reroute]
 ) -> None:
@@ -303,7 +306,7 @@ def test_places_by_hand() -> None:
     ],
 )
 @given(seed=st.integers(0, 10_000), factor=st.sampled_from([0.4, 1.0, 3.0]))
-@settings(max_examples=10, deadline=None)
+@settings(CHECKS, max_examples=10)
 def test_a_tokens_weights_are_as_the_router_says(
     router: dict[str, object], seed: int, factor: float
 ) -> None:

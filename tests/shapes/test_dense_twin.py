@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixtura.shapes import (
@@ -13,6 +13,9 @@ from mixtura.shapes import (
     MoEShape,
     dense_twin,
 )
+
+# A busy machine draws slowly, and that is no fault of the code.
+CHECKS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
@@ -64,7 +67,7 @@ def test_by_hand() -> None:
 
 
 @given(shapes(), st.sampled_from([1, 8, 64]))
-@settings(max_examples=60, deadline=None)
+@settings(CHECKS, max_examples=60)
 def test_no_other_width_comes_nearer(shape: DecoderShape, multiple: int) -> None:
     twin = dense_twin(shape, multiple)
     goal = shape.active_parameters()
@@ -81,7 +84,7 @@ def test_no_other_width_comes_nearer(shape: DecoderShape, multiple: int) -> None
 
 
 @given(shapes())
-@settings(max_examples=60, deadline=None)
+@settings(CHECKS, max_examples=60)
 def test_within_two_percent_where_a_step_is_that_fine(shape: DecoderShape) -> None:
     twin = dense_twin(shape)
     matrices = 3 if twin.activation in ("swiglu", "geglu") else 2
@@ -93,7 +96,7 @@ def test_within_two_percent_where_a_step_is_that_fine(shape: DecoderShape) -> No
 
 
 @given(shapes())
-@settings(max_examples=30, deadline=None)
+@settings(CHECKS, max_examples=30)
 def test_all_else_is_equal(shape: DecoderShape) -> None:
     twin = dense_twin(shape)
     same = {"layers", "width", "vocabulary", "context", "attention", "tied_head"}

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.shapes import dense_twin
+
+# A busy machine draws slowly, and that is no fault of the code.
+CHECKS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -60,7 +63,7 @@ def shapes_of(decoder: Decoder) -> dict[str, tuple[int, ...]]:
 
 
 @given(configs())
-@settings(max_examples=60, deadline=None)
+@settings(CHECKS, max_examples=60)
 def test_each_parameter_stands_in_the_ledger_once(config: DecoderConfig) -> None:
     built = shapes_of(Decoder(config))
     ledger = list(config.weights())

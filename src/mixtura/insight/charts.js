@@ -40,9 +40,10 @@ function endLabels(ends, range) {
 }
 
 function timeTicks(axis) {
-  const end = Math.max(...D.runs.flatMap((run) => run.curve[axis]));
-  return axis === "tokens" ? { range: [0, end], title: { text: "training tokens", standoff: 6, font: { size: 12.5 } }, tickformat: "~s", nticks: 6 }
-    : { range: [0, end], title: { text: "training time, seconds", standoff: 6, font: { size: 12.5 } }, nticks: 6 };
+  const end = Math.max(0, ...D.runs.flatMap((run) => run.curve[axis]));
+  const range = end ? [0, end] : undefined;
+  return axis === "tokens" ? { range, title: { text: "training tokens", standoff: 6, font: { size: 12.5 } }, tickformat: "~s", nticks: 6 }
+    : { range, title: { text: "training time, seconds", standoff: 6, font: { size: 12.5 } }, nticks: 6 };
 }
 
 /** Where the run came down to its twin's last value, if both are done and that was well before. */

@@ -119,8 +119,7 @@ def comparison(run: Run, twin: Run) -> Tree | None:
 
 def _recent(run: Run) -> str:
     steps = min(JUDGED_STEPS, run.done)
-    counted = "" if run.recent_max_over_mean else " that were logged"
-    return f"over the last {steps} steps{counted}"
+    return f"last {steps} steps" + ("" if run.recent_max_over_mean else ", as logged")
 
 
 def _load(run: Run) -> Tree | None:

@@ -105,9 +105,9 @@ function bitsTile() {
 
 const beside = (pick) => (run, twin) => `${twin.label} ${si(pick(twin))}`;
 
-function countTile(title, pick, unit, note = beside(pick)) {
+function countTile(title, pick, note = beside(pick), alone = "") {
   const [run, twin] = D.runs;
-  return tile(title, el("div", { class: "big" }, si(pick(run)), el("small", {}, unit(run))), el("p", { class: "sub" }, twin ? note(run, twin) : ""));
+  return tile(title, el("div", { class: "big" }, si(pick(run))), el("p", { class: "sub" }, twin ? note(run, twin) : alone));
 }
 
 function loadTile() {
@@ -125,11 +125,12 @@ function loadTile() {
 function drawHeader() {
   $("name").textContent = D.name;
   $("subtitle").textContent = D.subtitle;
+  const whole = `of ${si(D.runs[0].total)} in all`;
   const tiles = [
     bitsTile(),
-    countTile("Active parameters", (one) => one.active, (one) => ` of ${si(one.total)}`),
-    countTile("Forward FLOPs a token", (one) => one.flops, () => ""),
-    countTile("Training tokens a second", (one) => one.speed, () => "",
+    countTile("Active parameters", (one) => one.active, (run, twin) => `of ${si(run.total)}; ${beside((one) => one.active)(run, twin)}`, whole),
+    countTile("Forward FLOPs a token", (one) => one.flops),
+    countTile("Training tokens a second", (one) => one.speed,
       (run, twin) => (run.speed && twin.speed ? `${percent(run.speed / twin.speed)} of the twin's ${si(twin.speed)}` : "")),
   ];
   if (D.load) tiles.push(loadTile());

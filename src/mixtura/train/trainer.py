@@ -163,7 +163,8 @@ class Trainer:
         # Before clipping, which would spread a norm of nan over every gradient.
         if not all(map(isfinite, [means.loss, *means.losses.values(), means.grad_norm])):
             self._refuse(number, means)
-        if self.config.clip is not None:
+        # A factor of 1 would be a pass over every gradient for nothing.
+        if self.config.clip is not None and means.grad_norm > self.config.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
         return means
 

@@ -18,7 +18,7 @@ demo: $(READY)  ## Train a small MoE beside its dense twin, and open the report
 	@$(BIN)/mixtura demo $(ARGS)
 
 test: $(READY)  ## Run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 test-slow: $(READY)  ## Run the slow and the distributed tests
 	@$(BIN)/python -m pytest -m "slow or distributed" $(ARGS)

@@ -1,5 +1,7 @@
 """Experts' colours: different, and readable under the page's ink."""
 
+from itertools import combinations
+
 import pytest
 
 from mixtura.insight.palette import palette
@@ -33,8 +35,19 @@ def test_colours_are_different_and_text_on_them_is_readable(num_experts: int) ->
     assert min(contrast(colour, DARK_INK) for colour in colours.dark) >= 4.5
 
 
-def test_more_experts_keep_the_colours_of_the_first() -> None:
-    assert palette(64).light[:8] == palette(8).light
+def closest(colours: tuple[str, ...]) -> int:
+    """The least distance of two colours, as the sum of differences in their channels."""
+    channels = [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in colours]
+    return min(
+        sum(abs(a - b) for a, b in zip(one, other, strict=True))
+        for one, other in combinations(channels, 2)
+    )
+
+
+def test_few_experts_have_colours_far_apart() -> None:
+    # Of 765, three channels of 255. Sixteen are harder to keep apart than eight.
+    assert closest(palette(8).light) > closest(palette(16).light) > 30
+    assert closest(palette(8).dark) > 50
 
 
 def test_any_number_of_experts_has_colours() -> None:

@@ -1,9 +1,10 @@
 // Losses and expert load, drawn by Plotly in the page's own colours.
-const PLOT = { displayModeBar: false, responsive: true };
+// A double click shows all of a curve, its steep beginning too.
+const PLOT = { displayModeBar: false, responsive: true, doubleClick: "autosize" };
 
 function frame(extra) {
   const ink = rgb("var(--soft)"), line = rgb("var(--line)");
-  const axis = { gridcolor: line, zeroline: false, linecolor: line, automargin: true, fixedrange: true };
+  const axis = { gridcolor: line, zeroline: false, linecolor: line, automargin: true };
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
     font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: ink },
@@ -92,8 +93,10 @@ function drawTraining() {
 
 function drawLearning() {
   const [run, twin] = D.runs;
-  $("learning-lead").textContent = twin
-    ? `${run.label} and its dense twin: the same attention, and as many active parameters. Same text.`
+  const fair = twin && twin.label === "dense twin" && Math.abs(twin.active / run.active - 1) < 0.05;
+  $("learning-lead").textContent = fair
+    ? `${run.label} and its dense twin: trained on the same text, with about as many active parameters.`
+    : twin ? `${run.label} and ${twin.label}, trained on the same text. Their active parameters differ: compare with care.`
     : "No twin was found beside this run, so there is nothing to compare with.";
   $("smoothing").textContent = D.smoothing > 1 ? `nats a token; bold: mean of ${D.smoothing} log lines` : "nats a token";
   $("axis").hidden = !D.runs.every((one) => one.curve.seconds.length && !one.curve.seconds.includes(null));
@@ -133,8 +136,8 @@ function drawLoad(one, chart, top) {
   }));
   const layout = frame({
     hovermode: "closest", margin: { l: 38, r: 8, t: 6, b: 30 }, shapes: strip,
-    xaxis: { nticks: 5, tickformat: "~s", title: { text: "step", standoff: 2, font: { size: 12.5 } }, showline: false, zeroline: false },
-    yaxis: { domain: [0, 0.7], autorange: "reversed", showgrid: false, ticklabelstandoff: 8, ...ticks([...new Set([0, Math.floor(experts / 2), experts - 1])], (e) => `E${e}`), automargin: false },
+    xaxis: { fixedrange: true, nticks: 5, tickformat: "~s", title: { text: "step", standoff: 2, font: { size: 12.5 } }, showline: false, zeroline: false },
+    yaxis: { fixedrange: true, domain: [0, 0.7], autorange: "reversed", showgrid: false, ticklabelstandoff: 8, ...ticks([...new Set([0, Math.floor(experts / 2), experts - 1])], (e) => `E${e}`), automargin: false },
     yaxis2: { domain: [0.76, 1], range: [1, top], ...ticks([...new Set([1, Math.floor(top)])], (v) => `${v}×`), gridcolor: rgb("var(--line)"), zeroline: false, fixedrange: true, anchor: "x" },
   });
   Plotly.react(chart, [heat, busiest], layout, PLOT);

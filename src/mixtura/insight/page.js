@@ -103,7 +103,7 @@ function bitsTile() {
   return tile("Held-out bits per byte", hero, el("p", { class: "sub" }, at));
 }
 
-const beside = (pick) => (run, twin) => `${twin.label} ${si(pick(twin))}`;
+const beside = (pick) => (run, twin) => `${twin.label.replace("dense ", "")} ${si(pick(twin))}`;
 
 function countTile(title, pick, note = beside(pick), alone = "") {
   const [run, twin] = D.runs;

@@ -15,11 +15,12 @@ Array = NDArray[np.float64]
 
 # Of each candidate: lightness and chroma on a light page, and on a dark one.
 _LEVELS = (
-    ((0.885, 0.062), (0.410, 0.070)),
+    ((0.885, 0.062), (0.385, 0.060)),
     ((0.845, 0.105), (0.455, 0.110)),
     ((0.780, 0.130), (0.500, 0.125)),
-    ((0.715, 0.075), (0.530, 0.050)),
-    ((0.930, 0.095), (0.360, 0.090)),
+    ((0.700, 0.050), (0.530, 0.050)),
+    ((0.930, 0.095), (0.350, 0.090)),
+    ((0.700, 0.130), (0.410, 0.120)),
 )
 _HUES = 72
 _FIRST_HUE = 255.0
@@ -53,7 +54,8 @@ _PROTANOPIA = np.array(
     ]
 )
 # A difference that only some eyes see counts, but not as much as one that all see.
-_DEFICIENT_WEIGHT = 1.6
+_DEFICIENT_WEIGHT = 2.2
+_MOST_EXCHANGES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +67,14 @@ class Palette:
 
 
 def palette(num_experts: int) -> Palette:
-    """Colours chosen one by one, each as far as can be from all before it; the same each time.
+    """Colours whose two closest are as far apart as a simple search makes them; always the same.
 
-    The first few are therefore the most distinct, whatever `num_experts` is. Beyond the number of
-    candidates they repeat.
+    Beyond the number of candidates, 432, they repeat.
     """
     light_N3, dark_N3 = _candidates()
     distance_NN = np.minimum(_distances(light_N3), 1.15 * _distances(dark_N3))
     order = _farthest_first(distance_NN, min(num_experts, len(light_N3)))
+    order = _exchanged(distance_NN, order)
     chosen_E = [order[expert % len(order)] for expert in range(num_experts)]
     return Palette(
         light=tuple(_hex(light_N3[index]) for index in chosen_E),
@@ -122,6 +124,23 @@ def _farthest_first(distance_NN: Array, count: int) -> list[int]:
     while len(order) < count:
         order.append(int(nearest_N.argmax()))
         nearest_N = np.minimum(nearest_N, distance_NN[order[-1]])
+    return order
+
+
+def _exchanged(distance_NN: Array, order: list[int]) -> list[int]:
+    """Replace one of the two closest by what is farthest from the rest, as long as that helps."""
+    order = list(order)
+    for _ in range(_MOST_EXCHANGES if len(order) > 1 else 0):
+        among = distance_NN[np.ix_(order, order)] + np.diag(np.full(len(order), np.inf))
+        closest = among.min()
+        for place in np.unravel_index(among.argmin(), among.shape):
+            rest = [index for at, index in enumerate(order) if at != place]
+            nearest_N = distance_NN[:, rest].min(axis=1)
+            if nearest_N.max() > closest:
+                order[place] = int(nearest_N.argmax())
+                break
+        else:
+            return order
     return order
 
 

@@ -101,7 +101,7 @@ function drawTip(index) {
   const rows = tipRows(choices, index), shown = rows.slice(0, 10);
   const bits = text.bits[index] === null ? "nothing comes before it" : `cost ${text.bits[index].toFixed(2)} bits to predict`;
   const most = Math.max(...shown.map((row) => row.prob ?? 0), 1e-9);
-  const head = el("tr", {}, el("th"), el("th"), el("th", {}, choices.likely ? "router's probability" : ""), el("th", {}, "weight"));
+  const head = el("tr", {}, el("th", { colspan: 3 }, choices.likely ? "router's probability" : ""), el("th", {}, "weight"));
   const table = el("table", {}, head, ...shown.map((row) => el("tr", { class: row.rank == null ? "" : "chosen" },
     el("td", {}, chipOf(row.expert)),
     el("td", { class: "p" }, row.prob === null ? null : el("i", { style: `width: ${(100 * row.prob / most).toFixed(1)}%` })),

@@ -23,9 +23,6 @@ from mixtura.shapes.moe import GATED
 
 Backend = Literal["auto", "naive", "torch", "torch_grouped", "torch_batched", "torch_loop"]
 
-# From this many experts on, one batched product of padded segments beats a call for each expert
-# on a CPU in fp32 (docs/decisions/0004).
-MANY_EXPERTS = 32
 # Rows to which segments are rounded up. bf16: oneDNN makes a kernel for each new count of rows,
 # which costs several times the product.
 ROW_MULTIPLE = {torch.bfloat16: 32, torch.float16: 32}
@@ -88,7 +85,7 @@ class Experts(nn.Module):
                         f"expert_width={expert_width}; choose backend=torch"
                     )
                 return "grouped"
-        if device.type == "cpu" and (dtype in ROW_MULTIPLE or num_experts >= MANY_EXPERTS):
+        if device.type == "cpu" and dtype in ROW_MULTIPLE:
             return "batched"
         return "grouped" if fits else "loop"
 

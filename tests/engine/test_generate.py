@@ -157,7 +157,7 @@ def test_nothing_is_left_behind_in_a_model_in_training(build: Callable[[str], De
     list(generate(model, TOKENIZER, "a", Sampling(), 5))
     assert model.training
     assert all(p.grad is None for p in model.parameters())
-    assert all(layer.balancer.end_step() is None for layer in moe_layers(model))
+    assert all(layer.balancer.step_load_E is None for layer in moe_layers(model))
 
 
 def test_time_is_counted(build: Callable[[str], Decoder]) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixtura.kernels.experts_ffn import (
     Products,
@@ -230,6 +231,67 @@ def test_inputs_need_not_be_contiguous(products: Products, counts: list[int]) ->
     assert not w_in_EHD.is_contiguous()
     for found, wanted in zip(fast(strided, "swiglu", products), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+class CountedProducts(TorchDispatchMode):
+    """Counts matrix products."""
+
+    products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.products += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("counts", [[4, 0, 3, 5], [3, 3, 3, 3]])
+@pytest.mark.parametrize("products", PRODUCTS)
+@pytest.mark.parametrize("trained", [[0], [1], [2], [0, 1], [0, 2], [1, 2]])
+def test_what_is_frozen_leaves_the_other_gradients_alone(
+    trained: list[int], products: Products, counts: list[int]
+) -> None:
+    given = case(counts, 2, (8, 12), "swiglu", torch.float32)
+    _, *expected = fast(given, "swiglu", products)
+    for index, leaf in enumerate(given.leaves):
+        leaf.requires_grad_(index in trained)
+    y_ND = experts_ffn(
+        given.x_ND, given.count_E, given.w_in_EHD, given.w_out_EDF, "swiglu", products
+    )
+    y_ND.backward(given.grad_y_ND)
+    for index, leaf in enumerate(given.leaves):
+        if index in trained:
+            assert leaf.grad is not None
+            assert torch.equal(leaf.grad, expected[index])
+        else:
+            assert leaf.grad is None
+
+
+@pytest.mark.parametrize("trained", [[0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]])
+def test_what_is_frozen_costs_no_product(trained: list[int]) -> None:
+    # One batched product for the gradient of a, and one for each of x, w_in and w_out if asked.
+    given = case([3, 3, 3, 3], 0, (8, 12), "swiglu", torch.float32)
+    for index, leaf in enumerate(given.leaves):
+        leaf.requires_grad_(index in trained)
+    y_ND = experts_ffn(
+        given.x_ND, given.count_E, given.w_in_EHD, given.w_out_EDF, "swiglu", "batched"
+    )
+    with CountedProducts() as counted:
+        y_ND.backward(given.grad_y_ND)
+    assert counted.products == 1 + len(trained)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_rows_are_kept_for_the_gradient_of_w_in_alone(frozen: bool) -> None:
+    given = case([3, 3, 3, 3], 0, (8, 12), "swiglu", torch.float32)
+    given.w_in_EHD.requires_grad_(not frozen)
+    kept: list[int] = []
+
+    def note(saved: Tensor) -> Tensor:
+        kept.append(saved.data_ptr())
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        experts_ffn(given.x_ND, given.count_E, given.w_in_EHD, given.w_out_EDF, "swiglu", "batched")
+    assert (given.x_ND.data_ptr() in kept) == (not frozen)
 
 
 @given(

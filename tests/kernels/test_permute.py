@@ -72,17 +72,11 @@ def test_the_order_is_sorted_stable_and_complete(
     assert order.row_M[order.place_TK].flatten().tolist() == list(range(len(flat)))
 
 
-def test_more_experts_than_a_narrow_key_holds() -> None:
-    # 40,000 lies past the largest int16, 32,767.
+def test_many_experts() -> None:
+    # 40,000, which lies past the largest int16, is the lost row.
     order = order_of(torch.tensor([[39_999], [7], [40_000], [32_768]]), num_experts=40_000)
     assert order.row_M.tolist() == [1, 3, 0, 2]
     assert order.segment_E.sum().item() == 3
-
-
-@pytest.mark.parametrize("num_experts", [2**15 - 1, 2**15])
-def test_the_lost_sort_last_at_the_edge_of_the_narrow_key(num_experts: int) -> None:
-    order = order_of(torch.tensor([[num_experts], [num_experts - 1], [0]]), num_experts)
-    assert order.row_M.tolist() == [2, 1, 0]
 
 
 SHAPES = [(6, 1, 4), (7, 2, 5), (5, 3, 3), (1, 4, 2), (0, 2, 3)]
@@ -261,6 +255,35 @@ def test_no_gradient_enters_the_rows_that_pad() -> None:
     combine(y_MD, torch.tensor([0.5, 2.0, 0.0, 4.0]), order, 2).sum().backward()
     assert y_MD.grad is not None
     assert y_MD.grad[:, 0].tolist() == [2, 4, 0, 0, 0.5, 0, 0, 0, 0]
+
+
+@given(
+    st.integers(0, 12),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(0, 999),
+    st.sampled_from(list(PADDINGS.values())),
+)
+@settings(max_examples=40, deadline=None)
+def test_padding_only_lengthens_segments(
+    num_tokens: int, top_k: int, num_experts: int, seed: int, padding: Padding
+) -> None:
+    expert_TK = random_experts(num_tokens, top_k, num_experts, seed)
+    compact = order_of(expert_TK, num_experts)
+    padded = order_of(expert_TK, num_experts, padding)
+    rows = num_tokens * top_k
+    # Segment by segment: the expert's rows in their order, then rows that pad; the lost come last.
+    wanted: list[int] = []
+    segments = zip(compact.segment_E.tolist(), padded.segment_E.tolist(), strict=True)
+    rest = compact.row_M.tolist()
+    for count, length in segments:
+        wanted += [*rest[:count], *[rows] * (length - count)]
+        rest = rest[count:]
+    assert padded.row_M.tolist() == wanted + rest
+    token = [row // top_k if row < rows else 0 for row in wanted + rest]
+    assert padded.token_M.tolist() == token
+    assert padded.place_TK is not None
+    assert padded.row_M[padded.place_TK].flatten().tolist() == list(range(rows))
 
 
 def test_padding_of_rows_in_any_order() -> None:

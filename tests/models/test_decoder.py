@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtura.errors import ConfigError
-from mixtura.models import Decoder, DecoderConfig
+from mixtura.models import Decoder, DecoderConfig, KVCache
 from mixtura.moe import MoE, end_step, moe_layers
 
 MOE = {"num_experts": 5, "top_k": 2, "expert_width": 12}
@@ -72,6 +72,25 @@ def test_padding_at_the_end_changes_nothing_before_it(policy: str) -> None:
     for sequence, length in enumerate(lengths):
         alone = decoder(tokens_BS[sequence : sequence + 1, :length]).logits_BSV[0]
         torch.testing.assert_close(padded[sequence, :length], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("moe", [BASE["moe"], None])
+def test_padding_before_a_token_is_refused(moe: dict[str, Any] | None) -> None:
+    # The first is padded at the end, the second before its tokens, the third between them.
+    valid_BS = torch.tensor([[True, True, False], [False, True, True], [True, False, True]])
+    decoder = build(moe=moe)
+    with pytest.raises(ConfigError, match=r"padding before a token in 2 of 3 sequences; pad at"):
+        decoder(tokens(3, 3), valid_BS)
+    decoder(tokens(1, 3), valid_BS[:1])
+    decoder(tokens(1, 3), torch.zeros(1, 3, dtype=torch.bool))
+
+
+def test_padding_and_a_cache_are_refused_together() -> None:
+    decoder = build()
+    cache = KVCache.empty(decoder.config, batch=2, capacity=12)
+    with pytest.raises(ConfigError, match=r"valid_BS of shape \(2, 4\).*cache.*leave valid_BS out"):
+        decoder(tokens(2, 4), torch.ones(2, 4, dtype=torch.bool), cache)
+    assert cache.length == 0
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -166,7 +185,7 @@ def test_two_collapsed_layers_do_not_look_balanced() -> None:
     output = decoder(tokens(2, 8))
     assert output.losses["balance"].item() == pytest.approx(2, rel=1e-4)
     loads = end_step(decoder)
-    assert [load.tolist() for load in loads if load is not None] == [[16, 0], [0, 16]]
+    assert [load.tolist() for load in loads] == [[16, 0], [0, 16]]
 
 
 def test_outside_training_there_is_no_balance_loss() -> None:

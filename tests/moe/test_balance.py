@@ -239,7 +239,6 @@ def test_global_batch_covers_the_micro_steps_so_far() -> None:
     assert second.item() == pytest.approx(3 * (p2 / 4 + p1 / 2 + p0 / 4))
     end_micro_step(layer)
     (load_E,) = end_step(layer)
-    assert load_E is not None
     assert load_E.tolist() == [1, 2, 1]
 
     # The next optimizer step begins afresh.
@@ -251,15 +250,16 @@ def test_end_step_counts_the_last_micro_step_whether_or_not_it_was_closed() -> N
     token_TD = at_expert(layer, [2.0, 1.0, 0.0])
     layer(token_TD)
     (load_E,) = end_step(layer)
-    assert load_E is not None
     assert load_E.tolist() == [1, 1, 0]
-    assert end_step(layer) == [None]
+    (load_E,) = end_step(layer)
+    assert load_E.tolist() == [0, 0, 0]
 
 
 def test_evaluation_counts_in_no_step() -> None:
     layer = moe().eval()
     layer(torch.randn(5, 3))
-    assert end_step(layer) == [None]
+    (load_E,) = end_step(layer)
+    assert load_E.tolist() == [0, 0, 0]
 
 
 class Checkpointed(nn.Module):
@@ -301,7 +301,6 @@ def test_checkpointing_counts_no_load_twice(use_reentrant: bool) -> None:
             results += [loss.detach(), x_TD.grad]
         gradients = [p.grad for p in model.parameters()]
         loads = end_step(model)
-        assert loads[0] is not None
         # Three micro-steps of 8 tokens, two experts each.
         assert loads[0].sum().item() == 3 * 8 * 2
         found.append([*results, *gradients, loads[0], model.moe.router.bias])
@@ -343,7 +342,6 @@ def test_bias_balancing_evens_a_skewed_router() -> None:
     for _ in range(60):
         layer(x_TD)
         (load_E,) = end_step(layer)
-        assert load_E is not None
         imbalance.append(max_over_mean(load_E).item())
     assert imbalance[0] > 2
     assert max(imbalance[-5:]) < 1.3
@@ -362,7 +360,32 @@ def test_the_sum_over_ranks_reaches_the_loss_the_bias_and_the_report() -> None:
     # Loads 1, 1, 0 and 0, 1, 1: f = 1/4, 2/4, 1/4.
     assert output.losses["balance"].item() == pytest.approx(3 * (p0 / 4 + p1 / 2 + p2 / 4))
     (load_E,) = end_step(layer)
-    assert load_E is not None
     assert load_E.tolist() == [1, 2, 1]
     assert layer.router.bias is not None
     assert layer.router.bias.tolist() == [0.5, -0.5, 0.5]
+
+
+def test_a_layer_without_tokens_takes_part_in_the_sum_over_ranks() -> None:
+    # Another rank saw loads of 3, 0, 0; were this one to skip its turn, that one would wait.
+    layer = moe(router={"kind": "sigmoid_topk"}, balance={"bias_rate": 0.5})
+    given: list[Tensor] = []
+
+    def sum_over_ranks(load_E: Tensor) -> Tensor:
+        given.append(load_E)
+        return load_E + torch.tensor([3, 0, 0])
+
+    sum_loads_with(layer, sum_over_ranks)
+    (load_E,) = end_step(layer)
+    assert [load_E.tolist() for load_E in given] == [[0, 0, 0]]
+    assert given[0].dtype == load_E.dtype == torch.int64
+    assert load_E.tolist() == [3, 0, 0]
+    # Every rank moves its bias alike.
+    assert layer.router.bias is not None
+    assert layer.router.bias.tolist() == [-0.5, 0.5, 0.5]
+
+
+def test_a_step_without_tokens_moves_no_bias() -> None:
+    layer = moe(router={"kind": "sigmoid_topk"}, balance={"bias_rate": 0.5})
+    end_step(layer)
+    assert layer.router.bias is not None
+    assert layer.router.bias.tolist() == [0, 0, 0]

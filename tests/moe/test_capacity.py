@@ -183,6 +183,14 @@ def test_reroute_with_many_ties(seed: int) -> None:
     assert batch.admit(Reroute(1.0)) == reroute_serially(batch)
 
 
+def test_reroute_over_many_rounds() -> None:
+    # All tokens like the same experts, so that refusals run through the whole list.
+    generator = torch.Generator().manual_seed(0)
+    ranking_TE = torch.randn(96, 12, generator=generator) + 4 * torch.arange(12.0)
+    batch = Batch([ranking_TE[:48].tolist(), ranking_TE[48:].tolist()], [48, 40], 3, 1.0)
+    assert batch.admit(Reroute(1.0)) == reroute_serially(batch)
+
+
 @given(batches(), st.sampled_from(LIMITED))
 @settings(CHECKS, max_examples=60)
 def test_no_expert_is_over_capacity_and_no_token_twice_at_one(

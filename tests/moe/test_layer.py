@@ -193,6 +193,12 @@ def test_a_mask_of_another_shape_or_dtype_is_refused(valid: Tensor, words: str) 
         build()(torch.randn(2, 5, WIDTH), valid)
 
 
+@pytest.mark.parametrize("size", [(WIDTH,), (2, 3, 5, WIDTH)])
+def test_an_input_of_other_dims_is_refused(size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"x must be .*not of shape \({size[0]},.*reshape it"):
+        build()(torch.randn(size))
+
+
 @pytest.mark.parametrize("backend", SOME_BACKENDS)
 def test_a_batch_of_padding_alone(backend: str) -> None:
     layer = build(expert_width=4, backend=backend)
@@ -225,6 +231,17 @@ def test_a_capacity_can_stand_in_for_the_configured_one() -> None:
     # And back: it holds for that call alone.
     assert tight(x_BSD).routing.lost_N.any()
     torch.testing.assert_close(loose(x_BSD, None, Drop(0.2)).hidden, tight(x_BSD).hidden)
+
+
+class FullBooks(Drop):
+    """A rule that is false, as a collection without members is."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_a_capacity_that_is_false_still_stands_in() -> None:
+    assert build()(torch.randn(9, WIDTH), None, FullBooks(0.2)).routing.lost_N.any()
 
 
 def test_jitter_reaches_the_router_alone() -> None:
@@ -303,6 +320,18 @@ def test_autocast(backend: str) -> None:
         assert gradient.dtype == torch.float32
         # Sums of 40 tokens' products, each off by up to some 2^-7 of itself.
         assert (gradient - want).norm() <= 0.02 * want.norm()
+
+
+@pytest.mark.parametrize("backend", SOME_BACKENDS)
+def test_backward_inside_autocast_gives_the_gradients_of_one_outside(backend: str) -> None:
+    layer, x_BSD = wide_layer(backend)
+    parameters = list(layer.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(x_BSD)
+        loss = output.hidden.float().square().sum() + output.loss
+        inside = torch.autograd.grad(loss, parameters, retain_graph=True)
+    outside = torch.autograd.grad(loss, parameters)
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
 
 
 def test_float64_stays_float64_under_autocast() -> None:

@@ -268,6 +268,13 @@ def test_switch_takes_one_expert() -> None:
         )
 
 
+@pytest.mark.parametrize("scale", [0, float("inf"), float("nan")])
+def test_scale_is_above_0_and_finite(scale: float) -> None:
+    router = {"kind": "sigmoid_topk", "scale": scale}
+    with pytest.raises(ConfigError, match="scale"):
+        MoEConfig.parse({"num_experts": 4, "top_k": 2, "expert_width": 1, "router": router})
+
+
 @pytest.mark.parametrize("jitter", [-0.1, 1.0, float("nan")])
 def test_jitter_lies_in_0_to_1(jitter: float) -> None:
     with pytest.raises(ConfigError, match="jitter"):

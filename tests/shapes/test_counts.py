@@ -170,10 +170,14 @@ SHAPE = {
         ({"attention": {**ATTENTION, "kv_heads": 3}}, ["heads=4", "kv_heads=3"]),
         ({"attention": {**ATTENTION, "head_dim": 5}}, ["head_dim=5", "even"]),
         ({"attention": {**ATTENTION, "rope_base": 0}}, ["rope_base", "greater than 0", "given 0"]),
+        ({"attention": {**ATTENTION, "rope_base": float("inf")}}, ["rope_base", "finite"]),
         ({"moe": {**MOE, "placement": {"only": [4]}}}, ["layer 4", "0..layers-1=3"]),
         ({"moe": {**MOE, "placement": {"only": [-1]}}}, ["layer -1", "0..layers-1=3"]),
-        ({"moe": {**MOE, "placement": {"only": [1], "every": 2}}}, ["only", "every"]),
-        ({"moe": {**MOE, "placement": {"only": [1], "first_dense": 2}}}, ["only", "first_dense"]),
+        ({"moe": {**MOE, "placement": {"only": [1], "every": 2}}}, ["only=[1]", "every=2"]),
+        (
+            {"moe": {**MOE, "placement": {"only": [1], "first_dense": 2}}},
+            ["only=[1]", "first_dense=2"],
+        ),
         ({"moe": {**MOE, "placement": {"every": 2}}}, ["ffn_width", "missing"]),
         ({"moe": None}, ["ffn_width", "missing"]),
         # A model without an MoE where one was asked for would be dense in silence.
@@ -189,3 +193,30 @@ def test_a_bad_shape_names_its_value_and_bound(tree: dict[str, object], words: l
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("of_the_decoder", "of_the_moe", "expected"),
+    [
+        ({}, {}, ("swiglu", "swiglu")),
+        ({"activation": "relu"}, {}, ("relu", "relu")),
+        ({"activation": "relu"}, {"activation": "gelu"}, ("relu", "gelu")),
+        ({"activation": "relu"}, {"activation": "swiglu"}, ("relu", "swiglu")),
+        ({}, {"activation": "relu"}, ("swiglu", "relu")),
+    ],
+)
+def test_an_moe_that_names_no_activation_takes_the_decoders(
+    of_the_decoder: dict[str, str], of_the_moe: dict[str, str], expected: tuple[str, str]
+) -> None:
+    tree = {**SHAPE, **of_the_decoder, "moe": {**MOE, **of_the_moe}}
+    # As a recipe gives it, and as Python does.
+    in_python = {**tree, "moe": MoEShape.parse({**MOE, **of_the_moe})}
+    for shape in (DecoderShape.parse(tree), DecoderShape.parse(in_python)):
+        assert shape.moe is not None
+        assert (shape.activation, shape.moe.activation) == expected
+        assert DecoderShape.parse(shape.model_dump()) == shape
+
+
+def test_an_unknown_activation_is_the_decoders_fault() -> None:
+    with pytest.raises(ConfigError, match=r"config: activation: .*'rleu'"):
+        DecoderShape.parse({**SHAPE, "activation": "rleu"})

@@ -9,8 +9,9 @@ from mixtura.models import DecoderConfig
 from mixtura.shapes import dense_twin
 from mixtura.train import Recipe
 
-EVALUATIONS = 12
-EVAL_TOKENS = 131_072
+EVALUATIONS = 10
+EVAL_TOKENS = 65_536
+CHECKPOINTS = 4
 
 
 class LearningRates(Config):
@@ -48,7 +49,7 @@ def _recipe(name: str, model: DecoderConfig, tree: Tree, rate: float, steps: int
         "lr": rate,
         "eval_every": every,
         "eval_tokens": EVAL_TOKENS,
-        "checkpoint_every": every,
+        "checkpoint_every": max(1, steps // CHECKPOINTS),
     }
     parts = {"model": model.model_dump(), "data": tree["data"], "train": train}
     return Recipe.parse({"name": name, **parts}, name)

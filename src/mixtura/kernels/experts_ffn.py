@@ -59,7 +59,9 @@ class _ExpertsFFN(torch.autograd.Function):
         multiply = _Multiply(products, count_E, x_ND)
         h_NH = multiply.rows(x_ND, w_in_EHD.mT)
         y_ND = multiply.rows(activate(h_NH, activation), w_out_EDF.mT)
-        ctx.save_for_backward(x_ND, h_NH, w_in_EHD, w_out_EDF)
+        # The gradient of w_in alone reads x: frozen experts need not keep it.
+        kept_ND = x_ND if ctx.needs_input_grad[2] else None  # pyright: ignore[reportAttributeAccessIssue]
+        ctx.save_for_backward(kept_ND, h_NH, w_in_EHD, w_out_EDF)  # pyright: ignore[reportArgumentType]
         ctx.multiply, ctx.activation = multiply, activation  # pyright: ignore[reportAttributeAccessIssue]
         return y_ND
 
@@ -72,9 +74,10 @@ class _ExpertsFFN(torch.autograd.Function):
         grad_y_ND = grad_y_ND.contiguous()
         grad_a_NF = multiply.rows(grad_y_ND, w_out_EDF)
         a_NF, grad_h_NH = activate_backward(h_NH, grad_a_NF, ctx.activation)
-        grad_w_out_EDF = multiply.weights(grad_y_ND, a_NF)
-        grad_w_in_EHD = multiply.weights(grad_h_NH, x_ND)
-        grad_x_ND = multiply.rows(grad_h_NH, w_in_EHD)
+        needs_x, _, needs_w_in, needs_w_out, _, _ = ctx.needs_input_grad
+        grad_w_out_EDF = multiply.weights(grad_y_ND, a_NF) if needs_w_out else None
+        grad_w_in_EHD = multiply.weights(grad_h_NH, x_ND) if needs_w_in else None
+        grad_x_ND = multiply.rows(grad_h_NH, w_in_EHD) if needs_x else None
         return grad_x_ND, None, grad_w_in_EHD, grad_w_out_EDF, None, None
 
 

@@ -40,7 +40,9 @@ COMPACT = Padding()
 class Order:
     """Rows sorted by expert, stably, in one segment an expert; lost rows (expert = E) come last.
 
-    M rows in the sorted order: N, and those that pad segments.
+    M rows in the sorted order: N, and those that pad segments. A row that pads is a copy of token 0
+    and weighs 0, so it adds nothing to any result or gradient as long as token 0 is finite; a nan
+    or inf in it spreads to the weight gradients of every expert that has such a row.
     """
 
     token_M: Tensor
@@ -64,30 +66,31 @@ def order_by_expert(
 
     Padding reads the counts, for which a GPU would have to wait: leave it out there.
     """
-    rows = expert_N.shape[0]
-    # A narrow key sorts several times faster on a GPU.
-    key_N = expert_N.to(torch.int16) if num_experts < 2**15 else expert_N
-    row_M = key_N.sort(stable=True).indices
+    sorted_N, row_N = expert_N.sort(stable=True)
+    # Lost rows fall into the extra bin.
     count_E = expert_N.new_zeros(num_experts + 1)
-    count_E.scatter_add_(0, expert_N, torch.ones_like(expert_N))
-    segment_E = count_E[:-1]
-    token_M = token_N[row_M]
-    place_M = torch.arange(rows, device=row_M.device)
-    if padding != COMPACT:
-        segment_E = padding.segments(segment_E)
-        longer_E = torch.cat([segment_E - count_E[:-1], segment_E.new_zeros(1)])
-        # A sorted row moves up by what pads the segments before its own.
-        moved_E = longer_E.cumsum(0) - longer_E
-        place_M = place_M + moved_E[expert_N[row_M]]
-        padded = rows + int(longer_E.sum())
-        token_M = token_M.new_zeros(padded).scatter_(0, place_M, token_M)
-        row_M, sorted_M = row_M.new_full((padded,), rows).scatter_(0, place_M, row_M), row_M
-    else:
-        sorted_M = row_M
+    count_E = count_E.scatter_add_(0, expert_N, torch.ones_like(expert_N))[:-1]
     place_TK = None
     if top_k is not None:
-        place_TK = torch.empty_like(sorted_M).scatter_(0, sorted_M, place_M).view(-1, top_k)
-    return Order(token_M, row_M, place_TK, segment_E)
+        place_N = torch.arange(len(row_N), device=row_N.device)
+        place_TK = torch.empty_like(row_N).scatter_(0, row_N, place_N).view(-1, top_k)
+    order = Order(token_N[row_N], row_N, place_TK, count_E)
+    return order if padding == COMPACT else _pad(order, sorted_N, padding.segments(count_E))
+
+
+def _pad(order: Order, expert_N: Tensor, segment_E: Tensor) -> Order:
+    """Lengthen the segments of a compact order to `segment_E`; `expert_N` is sorted as it is."""
+    # A row moves up by what pads the segments before its own; a lost one, expert E, by all of it.
+    moved_E1 = F.pad((segment_E - order.segment_E).cumsum(0), (1, 0))
+    rows = len(expert_N)
+    padded = rows + int(moved_E1[-1])
+    place_N = torch.arange(rows, device=expert_N.device) + moved_E1[expert_N]
+    return Order(
+        token_M=order.token_M.new_zeros(padded).scatter_(0, place_N, order.token_M),
+        row_M=order.row_M.new_full((padded,), rows).scatter_(0, place_N, order.row_M),
+        place_TK=None if order.place_TK is None else place_N[order.place_TK],
+        segment_E=segment_E,
+    )
 
 
 def permute_naive(x_TD: Tensor, order: Order) -> Tensor:

@@ -13,7 +13,10 @@ def topk_naive(score_TE: Tensor, top_k: int) -> Tensor:
 
 
 def topk(score_TE: Tensor, top_k: int) -> Tensor:
-    """As the naive twin, by `top_k` passes of max where that is faster: few experts, on a CPU."""
+    """As the naive twin, by `top_k` passes of max where that is faster: few experts, on a CPU.
+
+    Scores are to be above -inf: where all that remain are -inf, an expert may be named twice.
+    """
     if score_TE.device.type != "cpu" or top_k > MOST_PASSES:
         return topk_naive(score_TE, top_k)
     chosen = [score_TE.argmax(-1, keepdim=True)]

@@ -109,13 +109,16 @@ class Decoder(nn.Module):
         """Logits of the next token at each position.
 
         `valid_BS` is False for padding, which must follow a sequence's tokens. With a cache the
-        tokens continue what it holds. Raises ConfigError past the context.
+        tokens continue what it holds, and none may be padding. Raises ConfigError for these and
+        past the context.
         """
         start = 0 if cache is None else cache.length
         new = tokens_BS.shape[1]
         self._check_length(start + new)
         if cache is not None:
             cache.check_room(new)
+        if valid_BS is not None:
+            _check_padding(valid_BS, cache)
         positions_S = torch.arange(start, start + new, device=tokens_BS.device)
         heads = self.config.attention
         rope = rotary(positions_S, heads.head_dim, heads.rope_base)
@@ -134,3 +137,19 @@ class Decoder(nn.Module):
                 f"a sequence of {length} tokens exceeds the model's context of "
                 f"{self.config.context}; shorten it, or train with a larger model.context"
             )
+
+
+def _check_padding(valid_BS: Tensor, cache: KVCache | None) -> None:
+    """Refuse what attention would get wrong in silence: it knows order, and no padding."""
+    if cache is not None:
+        raise ConfigError(
+            f"valid_BS of shape {tuple(valid_BS.shape)} was given with a cache, which would keep "
+            "padding as tokens; give sequences of one length and leave valid_BS out"
+        )
+    # A GPU is waited for here, once a pass, and only where padding is given: the price of an error.
+    left_B = (valid_BS[..., 1:] > valid_BS[..., :-1]).any(-1)
+    if left_B.any():
+        raise ConfigError(
+            f"valid_BS has padding before a token in {int(left_B.sum())} of {left_B.numel()} "
+            "sequences; pad at the end (right padding)"
+        )

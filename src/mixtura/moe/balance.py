@@ -104,9 +104,13 @@ class Balancer:
     """
 
     def __init__(
-        self, config: BalanceConfig, sum_over_ranks: Callable[[Tensor], Tensor] | None = None
+        self,
+        config: BalanceConfig,
+        num_experts: int,
+        sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.config = config
+        self.num_experts = num_experts
         self.sum_over_ranks = sum_over_ranks
         self._earlier_E: Tensor | None = None
         self._current_E: Tensor | None = None
@@ -123,11 +127,14 @@ class Balancer:
         self._current_E = load(routing)
 
     def losses(self, routing: Routing) -> dict[str, Tensor]:
-        """The layer's losses by name, each times its weight."""
+        """The layer's losses by name, each times its weight; `observe` comes before."""
         config = self.config
         losses: dict[str, Tensor] = {}
         if config.loss > 0 and routing.probs_TE is not None:
-            step_load_E = self._global_load() if config.scope == "global_batch" else None
+            step_load_E = None
+            if config.scope == "global_batch":
+                assert self.step_load_E is not None, "observe the routing first"
+                step_load_E = self._over_ranks(self.step_load_E)
             losses["balance"] = config.loss * balance_loss(routing, config.scope, step_load_E)
         if config.z_loss > 0 and routing.logits_TE is not None:
             losses["z"] = config.z_loss * z_loss(routing)
@@ -137,14 +144,14 @@ class Balancer:
         """Close a micro-step, so that the next forward pass adds to its load."""
         self._earlier_E, self._current_E = self.step_load_E, None
 
-    def end_step(self) -> Tensor | None:
+    def end_step(self, device: torch.device) -> Tensor:
         """Close an optimizer step: its load over all ranks, and a fresh count."""
-        load_E = self._global_load()
-        self._earlier_E = self._current_E = None
-        return load_E
-
-    def _global_load(self) -> Tensor | None:
         load_E = self.step_load_E
-        if load_E is None or self.sum_over_ranks is None:
-            return load_E
-        return self.sum_over_ranks(load_E)
+        if load_E is None:
+            # Every rank takes part in the sum, or the others wait for ever.
+            load_E = torch.zeros(self.num_experts, dtype=torch.int64, device=device)
+        self._earlier_E = self._current_E = None
+        return self._over_ranks(load_E)
+
+    def _over_ranks(self, load_E: Tensor) -> Tensor:
+        return load_E if self.sum_over_ranks is None else self.sum_over_ranks(load_E)

@@ -1,6 +1,7 @@
 """How many rows an expert takes, and what becomes of the rest.
 
-T tokens, E experts, K experts per token, B sequences of S tokens, N = T*K rows.
+T tokens, E experts, R = E ranks of them for a token, K experts per token, B sequences of S tokens,
+N = T*K rows.
 
 An expert's capacity is ceil(factor * rows / E), counted over each sequence by itself, so that it
 depends neither on ranks nor on neighbours in the batch. Rows are admitted by token and then by
@@ -103,36 +104,32 @@ class Reroute:
         num_tokens, num_experts = ranking_TE.shape
         top_k = chosen_TK.shape[1]
         capacity_B = sequence_capacity(self.factor, chosen_TK, valid_T, num_sequences, num_experts)
-        # The choice stands first, and ties are broken here, once: `topk` may break them otherwise
-        # from round to round, and a token that lets go what it held leaves room unused.
+        # The choice stands first, and ties are broken here, once: were they broken anew in each
+        # round, a token would let go what it held and leave room unused.
         wish_TE = ranking_TE.detach().scatter(1, chosen_TK, torch.inf)
         best_first_TE = wish_TE.argsort(dim=-1, descending=True, stable=True)
-        score_TE = -best_first_TE.argsort(dim=-1).float()
-        allowed_TE = torch.ones_like(score_TE, dtype=torch.bool)
+        rank_TE = best_first_TE.argsort(dim=-1)
+        # By rank: column 0 is the token's best expert. A sum along it replaces a top-k a round.
+        allowed_TR = torch.ones_like(rank_TE, dtype=torch.bool)
         if valid_T is not None:
-            allowed_TE &= valid_T[:, None]
+            allowed_TR &= valid_T[:, None]
         while True:
-            held_TE = _best_allowed(score_TE, allowed_TE, top_k)
+            held_TR = allowed_TR & (allowed_TR.cumsum(1) <= top_k)
+            held_TE = held_TR.gather(1, rank_TE)
             held_BSE = held_TE.view(num_sequences, -1, num_experts)
             refused_BSE = held_BSE & (held_BSE.cumsum(1) > capacity_B[:, None, None])
             if not refused_BSE.any():
-                return _to_rows(held_TE, score_TE, chosen_TK)
-            allowed_TE &= ~refused_BSE.view(num_tokens, num_experts)
+                return _to_rows(held_TE, rank_TE, chosen_TK)
+            refused_TE = refused_BSE.view(num_tokens, num_experts)
+            allowed_TR &= ~refused_TE.gather(1, best_first_TE)
 
 
-def _best_allowed(score_TE: Tensor, allowed_TE: Tensor, top_k: int) -> Tensor:
-    best_TK = score_TE.masked_fill(~allowed_TE, -torch.inf).topk(top_k).indices
-    wished_TE = torch.zeros_like(allowed_TE).scatter(1, best_TK, value=True)
-    # Where fewer than K are allowed, topk also names forbidden ones.
-    return wished_TE & allowed_TE
-
-
-def _to_rows(held_TE: Tensor, score_TE: Tensor, chosen_TK: Tensor) -> Tensor:
+def _to_rows(held_TE: Tensor, rank_TE: Tensor, chosen_TK: Tensor) -> Tensor:
     """Rows keep the choice they hold; the others take the token's further experts, best first."""
     num_experts, top_k = held_TE.shape[1], chosen_TK.shape[1]
     kept_TK = held_TE.gather(1, chosen_TK)
     extra_TE = held_TE.scatter(1, chosen_TK, value=False)
-    extra_TK = score_TE.masked_fill(~extra_TE, -torch.inf).topk(top_k).indices
+    extra_TK = rank_TE.masked_fill(~extra_TE, num_experts).topk(top_k, largest=False).indices
     extra_TK = extra_TK.masked_fill(~extra_TE.gather(1, extra_TK), num_experts)
     nth_extra_TK = ((~kept_TK).cumsum(1) - 1).clamp(min=0)
     return torch.where(kept_TK, chosen_TK, extra_TK.gather(1, nth_extra_TK))

@@ -64,7 +64,7 @@ class MoE(nn.Module):
         super().__init__()
         self.config = config
         self.dispatch = dispatch
-        self.balancer = Balancer(config.balance)
+        self.balancer = Balancer(config.balance, config.num_experts)
         self.router = config.router.build(
             width, config.num_experts, config.top_k, config.capacity.build()
         )
@@ -85,8 +85,13 @@ class MoE(nn.Module):
         """x (B, S, D), or (T, D) as one sequence; `valid` (B, S) or (T,), False for padding.
 
         `capacity` stands in for the configured rule (`Dropless()` for generation). Raises
-        ValueError for a `valid` that is not bool or not of that shape.
+        ValueError for an `x` of other dims, and a `valid` that is not bool or not of that shape.
         """
+        if x.dim() not in (2, 3):
+            raise ValueError(
+                f"x must be (batch, sequence, width) or (tokens, width), not of shape "
+                f"{tuple(x.shape)}; reshape it"
+            )
         if valid is not None and (valid.dtype != torch.bool or valid.shape != x.shape[:-1]):
             raise ValueError(
                 f"valid must be torch.bool of shape {tuple(x.shape[:-1])}, "
@@ -127,15 +132,16 @@ def end_micro_step(model: nn.Module) -> None:
         layer.balancer.end_micro_step()
 
 
-def end_step(model: nn.Module) -> list[Tensor | None]:
+def end_step(model: nn.Module) -> list[Tensor]:
     """Call after each optimizer step: moves choosing biases, and begins a fresh count of load.
 
-    Returns each layer's load_E over the step, over all ranks; None where a layer saw no token.
+    Returns each layer's load_E over the step, over all ranks; zeros where none saw a token.
     """
-    loads = [layer.balancer.end_step() for layer in moe_layers(model)]
-    for layer, load_E in zip(moe_layers(model), loads, strict=True):
+    layers = moe_layers(model)
+    loads = [layer.balancer.end_step(layer.router.weight.device) for layer in layers]
+    for layer, load_E in zip(layers, loads, strict=True):
         rate = layer.config.balance.bias_rate
-        if load_E is not None and layer.router.bias is not None and rate > 0:
+        if layer.router.bias is not None and rate > 0:
             layer.router.bias.copy_(bias_step(layer.router.bias, load_E, rate))
     return loads
 

@@ -1,7 +1,7 @@
 """The shape of a decoder, which answers every count without building it. No torch."""
 
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,7 @@ class AttentionShape(Config):
     heads: int = Field(ge=1)
     kv_heads: int = Field(ge=1)
     head_dim: int = Field(ge=2)
-    rope_base: float = Field(default=10_000.0, gt=0)
+    rope_base: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -40,6 +40,20 @@ class DecoderShape(Config):
     activation: Activation = "swiglu"
     moe: MoEShape | None = None
     tied_head: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_activation(cls, tree: Any) -> Any:
+        """An MoE that names no activation takes the decoder's."""
+        if not isinstance(tree, Mapping) or "activation" not in tree:
+            return tree
+        given = {"activation": tree["activation"]}
+        match tree.get("moe"):
+            case Mapping() as moe:
+                return {**tree, "moe": {**given, **moe}}
+            case MoEShape() as moe if "activation" not in moe.model_fields_set:
+                return {**tree, "moe": moe.model_copy(update=given)}
+        return tree
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -27,7 +27,10 @@ class MoEPlacement(Config):
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
         if self.only is not None and (self.every != 1 or self.first_dense != 0):
-            raise ValueError("only=[...] lists the MoE layers; leave out every and first_dense")
+            raise ValueError(
+                f"only={list(self.only)} lists the MoE layers by itself; leave out "
+                f"every={self.every} and first_dense={self.first_dense}, or only"
+            )
         return self
 
     def holds_moe(self, layer: int) -> bool:

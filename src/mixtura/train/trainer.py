@@ -188,7 +188,7 @@ class Trainer:
 
     def _end_step(self) -> Tensor:
         """load_LE of the step, on the CPU; no rows for a dense decoder."""
-        loads = [load_E for load_E in end_step(self.decoder) if load_E is not None]
+        loads = end_step(self.decoder)
         return torch.stack(loads).cpu() if loads else torch.zeros_like(self._watch.total_LE)
 
     def _refuse(self, number: int, means: StepMeans) -> NoReturn:

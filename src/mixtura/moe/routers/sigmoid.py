@@ -22,7 +22,7 @@ class SigmoidTopKConfig(Config):
 
     kind: Literal["sigmoid_topk"] = "sigmoid_topk"
     renormalise: bool = True
-    scale: float = Field(default=1.0, gt=0)
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     choosing_bias: bool = True
 
     def check(self, top_k: int) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from mixtura.kernels.topk import topk
 from mixtura.moe.capacity import Capacity
@@ -73,8 +74,7 @@ class TokenChoiceRouter(nn.Module, ABC):
     def gate(self, x_TD: Tensor) -> Tensor:
         """logits_TE in fp32 (float64 for float64 input), outside any autocast."""
         dtype = torch.promote_types(x_TD.dtype, torch.float32)
-        with torch.autocast(x_TD.device.type, enabled=False):
-            return F.linear(x_TD.to(dtype), self.weight.to(dtype))
+        return _LinearOutsideAutocast.apply(x_TD.to(dtype), self.weight.to(dtype))
 
     def forward(
         self,
@@ -88,7 +88,7 @@ class TokenChoiceRouter(nn.Module, ABC):
         with torch.no_grad():
             ranking_TE = scores.score_TE if self.bias is None else scores.score_TE + self.bias
             chosen_TK = topk(ranking_TE, self.top_k)
-            rule = capacity or self.capacity
+            rule = self.capacity if capacity is None else capacity
             expert_TK = rule.admit(ranking_TE, chosen_TK, valid_T, num_sequences)
             lost_TK = expert_TK == self.num_experts
         weight_TK = self.weigh(scores, torch.where(lost_TK, chosen_TK, expert_TK))
@@ -106,6 +106,24 @@ class TokenChoiceRouter(nn.Module, ABC):
             num_sequences=num_sequences,
             top_k=self.top_k,
         )
+
+
+class _LinearOutsideAutocast(torch.autograd.Function):
+    """F.linear in the inputs' dtype, also where `backward()` is called inside an autocast block."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TD, weight_ED)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return F.linear(x_TD, weight_ED)
+
+    @staticmethod
+    def backward(ctx, grad_TE: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x_TD, weight_ED = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad
+        with torch.autocast(grad_TE.device.type, enabled=False):
+            grad_TD = grad_TE @ weight_ED if needs_x else None
+            return grad_TD, grad_TE.T @ x_TD if needs_weight else None
 
 
 def refuse_single_renormalised(top_k: int, kind: str, remedy: str) -> None:

@@ -33,7 +33,9 @@ def test_moe_layers_hold_half_of_the_active_flops_outside_the_head(twins):
 
 def test_an_override_reaches_the_moe_and_its_twin_follows():
     fewer = twin_recipes(1000, ("moe.moe.num_experts=4", "moe.moe.expert_width=256"))
-    assert fewer["moe"].model.moe.num_experts == 4
+    moe = fewer["moe"].model.moe
+    assert moe is not None
+    assert moe.num_experts == 4
     # 2 experts of 256 and a router of 4 rows of 64: 3*64*512 + 256 = 98,560 weights, and
     # 98,560 / (3 * 64) = 513.3.
     assert fewer["dense"].model.ffn_width == 513

@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from mixtura.train import build_decoder
-from mixtura.train.optimizer import build_optimizer, decayed_names
+from mixtura.train.optimizer import build_optimizer, decayed_names, set_rate
 
 
 def test_decay_shrinks_matrices_only(make_recipe) -> None:
@@ -32,3 +33,19 @@ def test_decay_shrinks_matrices_only(make_recipe) -> None:
 def test_a_tied_head_is_an_embedding(make_recipe) -> None:
     tied = build_decoder(make_recipe("model.tied_head=true").model, seed=0)
     assert "head.weight" not in decayed_names(tied)
+
+
+def test_gates_get_their_share_of_the_rate(make_recipe):
+    recipe = make_recipe("train.router_lr=0.1")
+    decoder = build_decoder(recipe.model, seed=0)
+    optimizer = build_optimizer(decoder, recipe.train)
+    set_rate(optimizer, 0.02)
+    rates = {
+        id(parameter): group["lr"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in decoder.named_parameters():
+        # 0.1 of 0.02, and 0.02 for all else.
+        expected = 0.002 if name.endswith("router.weight") else 0.02
+        assert rates[id(parameter)] == pytest.approx(expected), name

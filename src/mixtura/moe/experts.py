@@ -70,7 +70,7 @@ class Experts(nn.Module):
 
         Raises ConfigError where the named backend cannot take this dtype or width.
         """
-        num_experts, width, expert_width = self.w_out.shape
+        _, width, expert_width = self.w_out.shape
         fits = grouped_mm_takes(dtype, width, expert_width)
         match self.backend:
             case "torch_loop":

@@ -20,6 +20,10 @@ class TrainConfig(Config):
     accumulation: int = Field(default=1, ge=1)
 
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    # Of router gates, as a share of `lr`. AdamW moves each weight by about the rate, whatever the
+    # gradient, and a logit sums `width` of them: at a rate that suits experts a fresh router can
+    # turn over within a few steps.
+    router_lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     warmup: int = Field(default=0, ge=0)
     schedule: ScheduleConfig = CosineConfig()
     betas: tuple[float, float] = (0.9, 0.95)

@@ -29,20 +29,33 @@ def decayed_names(decoder: Decoder) -> set[str]:
 
 
 def build_optimizer(decoder: Decoder, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW in two groups, with weight decay and without; the rate is set at each step."""
+    """Fused AdamW in groups: with weight decay, without, and router gates; see `set_rate`."""
     decayed = decayed_names(decoder)
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    gates = {weight.name for weight in decoder.config.weights() if weight.role == "router"}
+    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "spared": [], "gates": []}
     for name, parameter in decoder.named_parameters():
-        groups[name in decayed].append(parameter)
+        kind = "decayed" if name in decayed else "gates" if name in gates else "spared"
+        groups[kind].append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": groups[True], "weight_decay": config.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if kind == "decayed" else 0.0,
+                "share": config.router_lr if kind == "gates" else 1.0,
+            }
+            for kind, parameters in groups.items()
+            if parameters
         ],
         lr=config.lr,
         betas=config.betas,
         fused=True,
     )
+
+
+def set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+    """Give every group its share of the step's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, decoder: Decoder) -> dict[str, Tensor]:

@@ -20,7 +20,12 @@ from mixtura.moe import end_micro_step, end_step
 from mixtura.train import nonfinite
 from mixtura.train.config import TrainConfig, choose_device
 from mixtura.train.load_watch import LoadWatch
-from mixtura.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from mixtura.train.optimizer import (
+    build_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_rate,
+)
 from mixtura.train.randomness import RandomState, randomness_of, seeded
 from mixtura.train.step_report import StepMeans, StepReport, Tally
 
@@ -83,8 +88,7 @@ class Trainer:
         with randomness_of(self._random, self.device) as random_after:
             means = self._gradients(number)
         rate = self.config.learning_rate(number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self.optimizer.step()
         load_LE = self._end_step()
         seconds = perf_counter() - started

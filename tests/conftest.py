@@ -1,5 +1,6 @@
 """What all tests share: one tiny corpus, and one tiny run that was really trained on it."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from mixtura.config import Tree
 
 # Tiny tensors, and often several test runs on the same few cores: threads only wait for each other.
 torch.set_num_threads(1)
+
+# A shell ignores SIGINT for what it starts in the background, and children inherit that: tests of
+# Ctrl-C would then wait for nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_RECIPE: Tree = {
     "name": "tiny",

@@ -2,7 +2,7 @@
 
     python benchmarks/experts.py --out benchmarks/results/experts.json
 
-Every round routes anew, so that counts of rows change as they do in training (a kernel that is made
+Every pass routes anew, so that counts of rows change as they do in training (a kernel that is made
 for each new count shows what that costs). Figures are medians of interleaved rounds; `dense` is one
 FFN of the same work, the limit. The last line is one JSON object.
 """
@@ -61,8 +61,9 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str
         seconds[name].append(time.perf_counter() - began)
 
     for _ in range(rounds + 3):
-        routed = routing(tokens, num_experts, top_k)
         for backend, experts in layers.items():
+            # One each: kernels that one backend had made would serve the next.
+            routed = routing(tokens, num_experts, top_k)
             timed(backend, lambda e=experts, r=routed: dispatch_local(x_TD, r, e))
         timed("dense", lambda: dense(x_TD))
     medians = {name: statistics.median(values[3:]) * 1e3 for name, values in seconds.items()}

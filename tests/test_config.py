@@ -100,6 +100,8 @@ def test_a_bad_value_names_its_place_its_bound_and_itself() -> None:
     assert "valid integer" in message
     assert "'many'" in message
     message = refusal({"name": "a", "shape": {"kind": "circle", "radius": -2}})
+    # The place as a user sets it: `shape.radius`, and not `shape.circle.radius`.
+    assert "recipe.yaml: shape.radius: " in message
     assert "greater than 0" in message
     assert "-2" in message
 

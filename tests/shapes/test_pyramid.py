@@ -9,7 +9,7 @@ import torch
 from mixtura.config import read_yaml
 from mixtura.errors import ConfigError
 from mixtura.models import Decoder, DecoderConfig
-from mixtura.moe import MoE
+from mixtura.moe import MoE, MoEConfig
 from mixtura.shapes import DecoderShape, MoEShape, PyramidStep, dense_twin
 
 SHAPES = Path(__file__).parents[2] / "recipes" / "shapes"
@@ -127,6 +127,13 @@ def test_a_step_is_held_to_all_that_its_layer_is() -> None:
         DecoderConfig.parse({**TREE, "moe": {**MOE, "num_experts": 2, "top_k": 2, "router": router,
                              "pyramid": [{"from_layer": 2, "num_experts": 4},
                                          {"from_layer": 3, "num_experts": 5}]}})  # fmt: skip
+
+
+def test_a_single_layer_has_no_pyramid() -> None:
+    config = MoEConfig.parse(MOE)
+    with pytest.raises(ConfigError, match=r"pyramid of 2 steps.*config.of_layer"):
+        MoE(4, config)
+    assert MoE(4, config.of_layer(2)).config.num_experts == 4
 
 
 def test_steps_are_configs_too() -> None:

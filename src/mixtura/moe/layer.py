@@ -93,6 +93,11 @@ class MoE(nn.Module):
         self, width: int, config: MoEConfig, dispatch: Dispatcher = dispatch_local
     ) -> None:
         super().__init__()
+        if config.pyramid:
+            raise ConfigError(
+                f"pyramid of {len(config.pyramid)} steps: one layer has one number of experts; "
+                "build it from config.of_layer(NUMBER), or from a config without a pyramid"
+            )
         self.config = config
         self.dispatch = dispatch
         self.balancer = Balancer(config.balance, config.router, config.num_experts)

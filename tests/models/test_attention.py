@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mixtura.models.attention import Attention
 from mixtura.models.rotary import rotary, rotate_naive
+from mixtura.models.sight import Sight
 from mixtura.shapes import AttentionShape
 
 
@@ -13,7 +14,7 @@ def by_head(attention: Attention, x_BSD: Tensor) -> Tensor:
     """Each query head with the key-value head of its group, position by position."""
     shape = attention.shape
     rope = rotary(torch.arange(x_BSD.shape[1]), shape.head_dim, shape.rope_base)
-    q, k, v = (x_BSD @ attention.qkv.weight.T).split(attention.split, -1)
+    q, k, v = (x_BSD @ attention.qkv.weight.T).split(shape.projected, -1)
     q = rotate_naive(q.unflatten(-1, (shape.heads, -1)), rope)
     k = rotate_naive(k.unflatten(-1, (shape.kv_heads, -1)), rope)
     v = v.unflatten(-1, (shape.kv_heads, -1))
@@ -38,7 +39,7 @@ def test_equals_the_loop_in_values_and_gradients(heads: int, kv_heads: int, head
     attention = Attention(5, shape)
     x_BSD = torch.randn(2, 7, 5, requires_grad=True)
     leaves = [x_BSD, *attention.parameters()]
-    found = attention(x_BSD, rotary(torch.arange(7), head_dim, 30.0), None)
+    found = attention(x_BSD, rotary(torch.arange(7), head_dim, 30.0), Sight(causal=True), None)
     expected = by_head(attention, x_BSD)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     grad_BSD = torch.randn_like(found)

@@ -80,23 +80,36 @@ def test_padding_at_the_end_changes_nothing_before_it(policy: str) -> None:
         torch.testing.assert_close(padded[sequence, :length], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("moe", [BASE["moe"], None])
-def test_padding_before_a_token_is_refused(moe: dict[str, Any] | None) -> None:
-    # The first is padded at the end, the second before its tokens, the third between them.
-    valid_BS = torch.tensor([[True, True, False], [False, True, True], [True, False, True]])
-    decoder = build(moe=moe)
-    with pytest.raises(ConfigError, match=r"padding before a token in 2 of 3 sequences; pad at"):
-        decoder(tokens(3, 3), valid_BS)
-    decoder(tokens(1, 3), valid_BS[:1])
-    decoder(tokens(1, 3), torch.zeros(1, 3, dtype=torch.bool))
+LEFT_AND_RIGHT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
 
 
-def test_padding_and_a_cache_are_refused_together() -> None:
-    decoder = build()
-    cache = KVCache.empty(decoder.config, batch=2, capacity=12)
-    with pytest.raises(ConfigError, match=r"valid_BS of shape \(2, 4\).*cache.*leave valid_BS out"):
-        decoder(tokens(2, 4), torch.ones(2, 4, dtype=torch.bool), cache)
-    assert cache.length == 0
+@pytest.mark.parametrize("policy", POLICIES)
+def test_padding_on_either_side_changes_nothing(policy: str) -> None:
+    decoder = with_policy(policy)
+    tokens_BS = tokens(3, 5)
+    padded = decoder(tokens_BS, LEFT_AND_RIGHT).logits_BSV
+    assert padded.isfinite().all()
+    for sequence, valid_S in enumerate(LEFT_AND_RIGHT):
+        alone = decoder(tokens_BS[sequence, valid_S][None]).logits_BSV[0]
+        torch.testing.assert_close(padded[sequence, valid_S], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [[5], [2, 3], [1, 1, 1, 1, 1]])
+def test_a_cache_remembers_which_positions_are_padding(parts: list[int]) -> None:
+    decoder = build().eval()
+    tokens_BS = tokens(3, 9)
+    valid_BS = torch.cat([LEFT_AND_RIGHT, torch.ones(3, 4, dtype=torch.bool)], 1)
+    whole = decoder(tokens_BS, valid_BS).logits_BSV
+    cache = KVCache.empty(decoder.config, batch=3, capacity=12)
+    found, start = [], 0
+    for part in parts:
+        end = start + part
+        found.append(decoder(tokens_BS[:, start:end], valid_BS[:, start:end], cache).logits_BSV)
+        start = end
+    # The last four are no padding, and need not say so.
+    found.append(decoder(tokens_BS[:, 5:], None, cache).logits_BSV)
+    shown = valid_BS[:, :, None].expand_as(whole)
+    torch.testing.assert_close(torch.cat(found, 1)[shown], whole[shown], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

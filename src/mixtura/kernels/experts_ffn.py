@@ -1,11 +1,12 @@
 """The FFN of every expert over rows sorted by expert: a naive twin and the torch backends.
 
-N rows, D width, E experts, F expert width, H rows of w_in: 2F (gate, then up) or F.
+N rows, D width, E experts, F expert width, H rows of w_in: 2F (gate, then up) or F. R rows of some
+expert, which come first. Biases are given for both products, or for neither.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +22,30 @@ Products = Literal["grouped", "loop", "batched", "ragged"]
 of one length, else a matmul per expert; or MKL's batched product of segments of any lengths"""
 
 
+class Biases(NamedTuple):
+    """What is added to the products with w_in and with w_out."""
+
+    in_EH: Tensor
+    out_ED: Tensor
+
+
 def experts_ffn_naive(
-    x_ND: Tensor, count_E: Tensor, w_in_EHD: Tensor, w_out_EDF: Tensor, activation: Activation
+    x_ND: Tensor,
+    count_E: Tensor,
+    w_in_EHD: Tensor,
+    w_out_EDF: Tensor,
+    activation: Activation,
+    biases: Biases | None = None,
 ) -> Tensor:
     """y_ND = w_out[e] act(w_in[e] x) for each expert's rows in turn; rows of no expert give 0."""
     outputs: list[Tensor] = []
     start = 0
     for expert, count in enumerate(count_E.tolist()):
         h_nH = x_ND[start : start + count] @ w_in_EHD[expert].T
-        outputs.append(activate(h_nH, activation) @ w_out_EDF[expert].T)
+        if biases is not None:
+            h_nH = h_nH + biases.in_EH[expert]
+        y_nD = activate(h_nH, activation) @ w_out_EDF[expert].T
+        outputs.append(y_nD if biases is None else y_nD + biases.out_ED[expert])
         start += count
     outputs.append(x_ND.new_zeros(x_ND.shape[0] - start, w_out_EDF.shape[1]))
     return torch.cat(outputs)
@@ -42,9 +58,12 @@ def experts_ffn(
     w_out_EDF: Tensor,
     activation: Activation,
     products: Products,
+    biases: Biases | None = None,
 ) -> Tensor:
     """As the naive twin, keeping only x and h for the backward pass."""
-    return _ExpertsFFN.apply(x_ND, count_E, w_in_EHD, w_out_EDF, activation, products)
+    return _ExpertsFFN.apply(
+        x_ND, count_E, w_in_EHD, w_out_EDF, activation, products, *(biases or (None, None))
+    )
 
 
 class _ExpertsFFN(torch.autograd.Function):
@@ -57,30 +76,56 @@ class _ExpertsFFN(torch.autograd.Function):
         w_out_EDF: Tensor,
         activation: Activation,
         products: Products,
+        b_in_EH: Tensor | None,
+        b_out_ED: Tensor | None,
     ) -> Tensor:
         multiply = SegmentProducts(products, count_E, x_ND)
         h_NH = multiply.rows(x_ND, w_in_EHD.mT)
+        expert_R = None
+        if b_in_EH is not None:
+            expert_R = _expert_of_rows(count_E)
+            _add_bias(h_NH, b_in_EH, expert_R)
         y_ND = multiply.rows(activate(h_NH, activation), w_out_EDF.mT)
+        if b_out_ED is not None and expert_R is not None:
+            _add_bias(y_ND, b_out_ED, expert_R)
         # The gradient of w_in alone reads x: frozen experts need not keep it.
         kept_ND = x_ND if ctx.needs_input_grad[2] else None  # pyright: ignore[reportAttributeAccessIssue]
-        ctx.save_for_backward(kept_ND, h_NH, w_in_EHD, w_out_EDF)  # pyright: ignore[reportArgumentType]
+        ctx.save_for_backward(kept_ND, h_NH, w_in_EHD, w_out_EDF, expert_R)  # pyright: ignore[reportArgumentType]
         ctx.multiply, ctx.activation = multiply, activation  # pyright: ignore[reportAttributeAccessIssue]
         return y_ND
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y_ND: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_ND, h_NH, w_in_EHD, w_out_EDF = ctx.saved_tensors
+        x_ND, h_NH, w_in_EHD, w_out_EDF, expert_R = ctx.saved_tensors
         multiply: SegmentProducts = ctx.multiply
         # The gradient of a sum arrives expanded, with strides that no product takes.
         grad_y_ND = grad_y_ND.contiguous()
         grad_a_NF = multiply.rows(grad_y_ND, w_out_EDF)
         a_NF, grad_h_NH = activate_backward(h_NH, grad_a_NF, ctx.activation)
-        needs_x, _, needs_w_in, needs_w_out, _, _ = ctx.needs_input_grad
+        needs_x, _, needs_w_in, needs_w_out, _, _, needs_b_in, needs_b_out = ctx.needs_input_grad
         grad_w_out_EDF = multiply.weights(grad_y_ND, a_NF) if needs_w_out else None
         grad_w_in_EHD = multiply.weights(grad_h_NH, x_ND) if needs_w_in else None
         grad_x_ND = multiply.rows(grad_h_NH, w_in_EHD) if needs_x else None
-        return grad_x_ND, None, grad_w_in_EHD, grad_w_out_EDF, None, None
+        num_experts = len(w_in_EHD)
+        grad_b_in_EH = _sum_of_rows(grad_h_NH, expert_R, num_experts) if needs_b_in else None
+        grad_b_out_ED = _sum_of_rows(grad_y_ND, expert_R, num_experts) if needs_b_out else None
+        grads = (grad_x_ND, None, grad_w_in_EHD, grad_w_out_EDF, None, None)
+        return *grads, grad_b_in_EH, grad_b_out_ED
+
+
+def _expert_of_rows(count_E: Tensor) -> Tensor:
+    """expert_R of rows sorted by expert; waits for the device."""
+    return torch.repeat_interleave(torch.arange(len(count_E), device=count_E.device), count_E)
+
+
+def _add_bias(rows_NO: Tensor, bias_EO: Tensor, expert_R: Tensor) -> None:
+    rows_NO[: len(expert_R)] += bias_EO[expert_R]
+
+
+def _sum_of_rows(grad_NO: Tensor, expert_R: Tensor, num_experts: int) -> Tensor:
+    sum_EO = grad_NO.new_zeros(num_experts, grad_NO.shape[1])
+    return sum_EO.index_add_(0, expert_R, grad_NO[: len(expert_R)])
 
 
 class SegmentProducts:

@@ -1,38 +1,71 @@
 """The key-value cache: preallocated, filled from the front.
 
-B sequences, G key-value heads, L positions, C head dim.
+B sequences, G key-value heads, L positions, S new positions, C head dim; R rank of a latent, P dims
+of the key that goes with it.
 """
 
+from abc import ABC
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from mixtura.errors import ConfigError
-from mixtura.shapes import DecoderShape
+from mixtura.shapes import AttentionShape, DecoderShape
 
 
-class LayerCache:
-    """Keys and values of one layer, (B, G, capacity, C); `length` positions are filled."""
+class PositionCache(ABC):
+    """What one layer keeps of each position; `length` positions are filled."""
+
+    length: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.kept[0].device
+
+    kept: tuple[Tensor, ...]
+
+
+class LayerCache(PositionCache):
+    """Keys and values of one layer, (B, G, capacity, C)."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values, self.length = keys, values, 0
+        self.keys, self.values = keys, values
+        self.kept = (keys, values)
 
-    def extend(self, k_BGS: Tensor, v_BGS: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, k_BGSC: Tensor, v_BGSC: Tensor) -> tuple[Tensor, Tensor]:
         """Append S positions; gives all positions so far, as views."""
-        assert k_BGS.shape[0] == self.keys.shape[0], "one sequence would be copied into all"
-        start, end = self.length, self.length + k_BGS.shape[2]
-        self.keys[:, :, start:end] = k_BGS
-        self.values[:, :, start:end] = v_BGS
+        assert k_BGSC.shape[0] == self.keys.shape[0], "one sequence would be copied into all"
+        start, end = self.length, self.length + k_BGSC.shape[2]
+        self.keys[:, :, start:end] = k_BGSC
+        self.values[:, :, start:end] = v_BGSC
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-class KVCache:
-    """One LayerCache a layer. A sequence longer than `capacity` is refused."""
+class LatentCache(PositionCache):
+    """Latents and turned keys of one layer, (B, capacity, R) and (B, capacity, P)."""
 
-    def __init__(self, layers: list[LayerCache], capacity: int) -> None:
+    def __init__(self, latents: Tensor, keys: Tensor) -> None:
+        self.latents, self.keys = latents, keys
+        self.kept = (latents, keys)
+
+    def extend(self, latent_BSR: Tensor, key_BSP: Tensor) -> tuple[Tensor, Tensor]:
+        """Append S positions; gives all positions so far, as views."""
+        assert latent_BSR.shape[0] == self.latents.shape[0], "one would be copied into all"
+        start, end = self.length, self.length + latent_BSR.shape[1]
+        self.latents[:, start:end] = latent_BSR
+        self.keys[:, start:end] = key_BSP
+        self.length = end
+        return self.latents[:, :end], self.keys[:, :end]
+
+
+class KVCache:
+    """One cache a layer. A sequence longer than `capacity` is refused."""
+
+    def __init__(self, layers: list[LayerCache] | list[LatentCache], capacity: int) -> None:
         self.layers, self.capacity = layers, capacity
+        self._valid: Tensor | None = None
 
     @classmethod
     def empty(
@@ -43,16 +76,20 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> Self:
+        def room(*size: int) -> Tensor:
+            return torch.empty(batch, *size, dtype=dtype, device=device)
+
         heads = shape.attention
-        size = (batch, heads.kv_heads, capacity, heads.head_dim)
-        layers = [
-            LayerCache(
-                torch.empty(size, dtype=dtype, device=device),
-                torch.empty(size, dtype=dtype, device=device),
+        if isinstance(heads, AttentionShape):
+            size = (heads.kv_heads, capacity, heads.head_dim)
+            return cls(
+                [LayerCache(room(*size), room(*size)) for _ in range(shape.layers)], capacity
             )
-            for _ in range(shape.layers)
+        ranks = (heads.kv_rank, heads.turning_dim)
+        latent = [
+            LatentCache(*(room(capacity, rank) for rank in ranks)) for _ in range(shape.layers)
         ]
-        return cls(layers, capacity)
+        return cls(latent, capacity)
 
     @property
     def length(self) -> int:
@@ -64,3 +101,17 @@ class KVCache:
                 f"{self.length + new} positions exceed the cache's {self.capacity}; "
                 "shorten the prompt or ask for fewer tokens"
             )
+
+    def remember(self, valid_BS: Tensor | None, batch: int, new: int) -> Tensor | None:
+        """Note which of the next `new` positions are no padding.
+
+        Gives valid_BL of all positions then, or None where none is padding.
+        """
+        if self._valid is None:
+            if valid_BS is None:
+                return None
+            self._valid = torch.ones(batch, self.capacity, dtype=torch.bool, device=valid_BS.device)
+        start, end = self.length, self.length + new
+        # What an earlier, longer text left here is not this one's.
+        self._valid[:, start:end] = True if valid_BS is None else valid_BS
+        return self._valid[:, :end]

@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from mixtura.errors import ConfigError
-from mixtura.models.attention import Attention
-from mixtura.models.cache import KVCache, LayerCache
-from mixtura.models.language_model import DecoderOutput, LanguageModel, check_padding
+from mixtura.models.attention import Attention, SinkAttention
+from mixtura.models.cache import KVCache, PositionCache
+from mixtura.models.language_model import DecoderOutput, LanguageModel
+from mixtura.models.latent_attention import LatentAttention
+from mixtura.models.norms import build_norm
 from mixtura.models.rotary import Rotary, rotary
+from mixtura.models.sight import Sight, sight
 from mixtura.moe import MoE, MoEConfig, MoEOutput
 from mixtura.moe.capacity import Dropless
 from mixtura.moe.experts import DenseFFN
-from mixtura.shapes import DecoderShape
-
-NORM_EPSILON = 1e-6
+from mixtura.shapes import AttentionShape, DecoderShape
 
 
 class DecoderConfig(DecoderShape):
@@ -44,37 +44,56 @@ class DecoderConfig(DecoderShape):
         return Decoder(self)
 
 
+def build_attention(config: DecoderConfig) -> nn.Module:
+    match config.attention:
+        case AttentionShape(sinks=True) as shape:
+            return SinkAttention(config.width, shape, config.norm)
+        case AttentionShape() as shape:
+            return Attention(config.width, shape, config.norm)
+        case shape:
+            return LatentAttention(config.width, shape, config.norm)
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
+    """x + attention(norm(x)), then x + ffn(norm(x)); what is added may be normed, and scaled."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=NORM_EPSILON)
-        self.attention = Attention(config.width, config.attention)
-        self.ffn_norm = nn.RMSNorm(config.width, eps=NORM_EPSILON)
+        self.attention_norm = build_norm(config.width, config.norm)
+        self.attention = build_attention(config)
+        self.ffn_norm = build_norm(config.width, config.norm)
         moe = config.moe_of(layer)
         if moe is not None:
             self.ffn: MoE | DenseFFN = MoE(config.width, moe)
         else:
             assert config.ffn_width is not None, "DecoderShape checks this"
             self.ffn = DenseFFN(config.width, config.ffn_width, config.activation)
+        post = config.post_norms
+        self.attention_post_norm = build_norm(config.width, config.norm) if post else nn.Identity()
+        self.ffn_post_norm = build_norm(config.width, config.norm) if post else nn.Identity()
+        self.scale = config.multipliers.residual
 
     def forward(
         self,
         x_BSD: Tensor,
         rope: Rotary,
+        seen: Sight,
         ids_BS: Tensor,
         valid_BS: Tensor | None,
-        cache: LayerCache | None,
+        cache: PositionCache | None,
     ) -> tuple[Tensor, MoEOutput | None]:
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rope, cache)
+        attended_BSD = self.attention(self.attention_norm(x_BSD), rope, seen, cache)
+        x_BSD = self._added(x_BSD, self.attention_post_norm(attended_BSD))
         normed_BSD = self.ffn_norm(x_BSD)
         if isinstance(self.ffn, MoE):
             # Generation is dropless: one new token must not depend on how many came with it.
             capacity = None if cache is None else Dropless()
             output = self.ffn(normed_BSD, valid_BS, capacity, ids_BS)
-            return x_BSD + output.hidden, output
-        return x_BSD + self.ffn(normed_BSD), None
+            return self._added(x_BSD, self.ffn_post_norm(output.hidden)), output
+        return self._added(x_BSD, self.ffn_post_norm(self.ffn(normed_BSD))), None
+
+    def _added(self, x_BSD: Tensor, branch_BSD: Tensor) -> Tensor:
+        return x_BSD + (branch_BSD if self.scale == 1 else branch_BSD * self.scale)
 
 
 class Decoder(LanguageModel):
@@ -84,14 +103,18 @@ class Decoder(LanguageModel):
         super().__init__()
         self.config: DecoderConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=NORM_EPSILON)
-        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.norm = build_norm(config.width, config.norm)
+        self.head = nn.Linear(config.width, config.vocabulary, bias=config.head_bias)
         self.embedding = None if config.tied_head else nn.Embedding(config.vocabulary, config.width)
+        self._windows = [config.attention.window_of(layer) for layer in range(config.layers)]
+        self._rope_bases = [config.attention.local_base_of(layer) for layer in range(config.layers)]
         self._initialise()
 
     def _initialise(self) -> None:
         """Branches that write to the residual stream start smaller, by 1/sqrt(2 layers)."""
         nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=1.0)
         shrink = (2 * self.config.layers) ** -0.5
@@ -105,35 +128,45 @@ class Decoder(LanguageModel):
     ) -> DecoderOutput:
         """Logits of the next token at each position.
 
-        `valid_BS` is False for padding, which must follow a sequence's tokens. With a cache the
-        tokens continue what it holds, and none may be padding. Raises ConfigError for these and
-        past the context.
+        `valid_BS` is False for padding, which may stand anywhere: no token sees it, and no router
+        counts it. With a cache the tokens continue what it holds, padding included. Raises
+        ConfigError past the context.
         """
+        batch, new = tokens_BS.shape
         start = 0 if cache is None else cache.length
-        new = tokens_BS.shape[1]
         self.check_length(start + new)
+        valid_BL = valid_BS
         if cache is not None:
             cache.check_room(new)
-        if valid_BS is not None:
-            _refuse_padding(valid_BS, cache)
+            valid_BL = cache.remember(valid_BS, batch, new)
         positions_S = torch.arange(start, start + new, device=tokens_BS.device)
-        heads = self.config.attention
-        rope = rotary(positions_S, heads.head_dim, heads.rope_base)
-        table_VD = self.head.weight if self.embedding is None else self.embedding.weight
-        x_BSD = F.embedding(tokens_BS, table_VD)
+        ropes = {base: self._rope(positions_S, base) for base in self._rope_bases}
+        seen = {
+            window: sight(new, start + new, tokens_BS.device, window, valid_BL)
+            for window in set(self._windows)
+        }
+        x_BSD = self._embed(tokens_BS)
         layers: list[MoEOutput | None] = []
         for index, block in enumerate(self.blocks):
             layer_cache = None if cache is None else cache.layers[index]
-            x_BSD, output = block(x_BSD, rope, tokens_BS, valid_BS, layer_cache)
+            rope, window = ropes[self._rope_bases[index]], self._windows[index]
+            x_BSD, output = block(x_BSD, rope, seen[window], tokens_BS, valid_BS, layer_cache)
             layers.append(output)
-        return DecoderOutput(self.head(self.norm(x_BSD)), tuple(layers))
+        logits_BSV = self.head(self.norm(x_BSD))
+        if self.config.multipliers.logits != 1:
+            logits_BSV = logits_BSV * self.config.multipliers.logits
+        return DecoderOutput(logits_BSV, tuple(layers))
 
+    def _embed(self, tokens_BS: Tensor) -> Tensor:
+        table_VD = self.head.weight if self.embedding is None else self.embedding.weight
+        x_BSD = F.embedding(tokens_BS, table_VD)
+        if self.config.multipliers.embedding == 1:
+            return x_BSD
+        # Rounded to the model's dtype, as the families that scale do.
+        return x_BSD * torch.tensor(self.config.multipliers.embedding, dtype=x_BSD.dtype)
 
-def _refuse_padding(valid_BS: Tensor, cache: KVCache | None) -> None:
-    """Refuse what attention would get wrong in silence: it knows order, and no padding."""
-    if cache is not None:
-        raise ConfigError(
-            f"valid_BS of shape {tuple(valid_BS.shape)} was given with a cache, which would keep "
-            "padding as tokens; give sequences of one length and leave valid_BS out"
-        )
-    check_padding(valid_BS)
+    def _rope(self, positions_S: Tensor, local_base: float | None) -> Rotary:
+        heads = self.config.attention
+        if local_base is not None:
+            return rotary(positions_S, heads.rope_dim, local_base)
+        return rotary(positions_S, heads.rope_dim, heads.rope_base, heads.rope_scaling)

@@ -3,11 +3,20 @@
 B sequences, S positions, H heads, C head dim, P = C/2 pairs.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from mixtura.shapes.rope import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +27,65 @@ class Rotary:
     sin_SP: Tensor
 
 
-def rotary(positions_S: Tensor, head_dim: int, base: float) -> Rotary:
-    """The angle of pair i is position * base^(-2i/C) (RoPE, arXiv 2104.09864)."""
-    pair = torch.arange(0, head_dim, 2, device=positions_S.device, dtype=torch.float32)
-    angle_SP = positions_S[:, None].float() * base ** (-pair / head_dim)
-    return Rotary(angle_SP.cos().repeat(1, 2), angle_SP.sin())
+def rotary(
+    positions_S: Tensor, head_dim: int, base: float, scaling: RopeScaling | None = None
+) -> Rotary:
+    """The angle of pair i is position * frequency_i; see `frequencies`.
+
+    LongRoPE counts its long factors once the last position lies beyond the original context.
+    """
+    beyond = (
+        isinstance(scaling, LongRopeScaling)
+        and len(positions_S) > 0
+        and int(positions_S[-1]) >= scaling.original_context
+    )
+    frequency_P, amplitude = frequencies(head_dim, base, scaling, beyond=beyond)
+    angle_SP = positions_S[:, None].float() * frequency_P.to(positions_S.device)
+    return Rotary(angle_SP.cos().repeat(1, 2) * amplitude, angle_SP.sin() * amplitude)
+
+
+def frequencies(
+    head_dim: int, base: float, scaling: RopeScaling | None = None, *, beyond: bool = False
+) -> tuple[Tensor, float]:
+    """(frequency_P, amplitude): base^(-2i/C) radians a position (RoPE, arXiv 2104.09864), scaled.
+
+    `beyond` says that a sequence is longer than the original context (LongRoPE alone asks).
+    """
+    pair_P = torch.arange(0, head_dim, 2, dtype=torch.float32)
+    plain_P = base ** (-pair_P / head_dim)
+    match scaling:
+        case None:
+            return plain_P, 1.0
+        case LinearScaling():
+            return plain_P / scaling.factor, 1.0
+        case Llama3Scaling():
+            turns_P = scaling.original_context * plain_P / (2 * math.pi)
+            span = scaling.high_factor - scaling.low_factor
+            kept_P = ((turns_P - scaling.low_factor) / span).clamp(0, 1)
+            return plain_P * (kept_P + (1 - kept_P) / scaling.factor), 1.0
+        case YarnScaling():
+            kept_P = _kept_by_yarn(head_dim, base, scaling)
+            return plain_P * (kept_P + (1 - kept_P) / scaling.factor), scaling.amplitude
+        case LongRopeScaling():
+            factor_P = torch.tensor(scaling.long if beyond else scaling.short)
+            amplitude = scaling.long_amplitude if beyond else scaling.short_amplitude
+            return plain_P / factor_P, amplitude
+
+
+def _kept_by_yarn(head_dim: int, base: float, scaling: YarnScaling) -> Tensor:
+    """1 for pairs that turn often over the original context, 0 for rare ones, a ramp between."""
+
+    def pair_that_turns(times: float) -> float:
+        wave = scaling.original_context / (times * 2 * math.pi)
+        return head_dim * math.log(wave) / (2 * math.log(base))
+
+    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    # Where both ends meet, a step in place of the ramp.
+    width = high - low if high != low else 1e-3
+    return 1 - ((torch.arange(head_dim // 2) - low) / width).clamp(0, 1)
 
 
 def rotate_naive(x_BSHC: Tensor, rope: Rotary) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mixtura.errors import ConfigError
 from mixtura.kernels.activation import activate
 from mixtura.kernels.experts_ffn import (
+    Biases,
     Products,
     experts_ffn,
     experts_ffn_naive,
@@ -42,6 +43,8 @@ class Experts(nn.Module):
         expert_width: int,
         activation: Activation,
         backend: Backend = "auto",
+        *,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.activation: Activation = activation
@@ -49,6 +52,8 @@ class Experts(nn.Module):
         rows = expert_width * (2 if activation in GATED else 1)
         self.w_in = nn.Parameter(torch.empty(num_experts, rows, width))
         self.w_out = nn.Parameter(torch.empty(num_experts, width, expert_width))
+        self.b_in = nn.Parameter(torch.zeros(num_experts, rows)) if bias else None
+        self.b_out = nn.Parameter(torch.zeros(num_experts, width)) if bias else None
         nn.init.normal_(self.w_in, std=width**-0.5)
         nn.init.normal_(self.w_out, std=expert_width**-0.5)
 
@@ -56,10 +61,13 @@ class Experts(nn.Module):
         """y_MD for rows sorted by expert, `segment_E` of each; rows past their sum give 0."""
         dtype = compute_dtype(x_MD)
         x_MD, w_in, w_out = x_MD.to(dtype), self.w_in.to(dtype), self.w_out.to(dtype)
+        biases = None
+        if self.b_in is not None and self.b_out is not None:
+            biases = Biases(self.b_in.to(dtype), self.b_out.to(dtype))
         if self.backend == "naive":
-            return experts_ffn_naive(x_MD, segment_E, w_in, w_out, self.activation)
+            return experts_ffn_naive(x_MD, segment_E, w_in, w_out, self.activation, biases)
         products = self.products_for(dtype, x_MD.device)
-        return experts_ffn(x_MD, segment_E, w_in, w_out, self.activation, products)
+        return experts_ffn(x_MD, segment_E, w_in, w_out, self.activation, products, biases)
 
     def padding_for(self, x_TD: Tensor) -> Padding:
         """Segments are padded for batched products alone."""

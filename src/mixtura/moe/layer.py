@@ -33,6 +33,11 @@ class MoEConfig(MoEShape):
     @model_validator(mode="after")
     def _router_fits(self) -> Self:
         self.router.check(self.num_experts, self.top_k)
+        if self.gate_bias and not self.router.takes_gate_bias:
+            raise ValueError(
+                f"gate_bias=true under router kind={self.router.name}, whose gate has none; "
+                "choose kind=topk_softmax, softmax_topk or sigmoid_topk, or leave gate_bias out"
+            )
         self.balance.weights_for(self.router)
         self.balance.choices_for(self.router)
         reason = self.router.refused_policies.get(self.capacity.policy)
@@ -59,8 +64,10 @@ class MoEConfig(MoEShape):
         return self if router is self.router else self.model_copy(update={"router": router})
 
     def gate_weights(self, width: int, prefix: str) -> Iterator[Weight]:
-        shape = RouterShape(width, self.num_experts, self.top_k)
-        return self.router.weights(shape, prefix)
+        return self.router.weights(self.router_shape(width), prefix)
+
+    def router_shape(self, width: int) -> RouterShape:
+        return RouterShape(width, self.num_experts, self.top_k, gate_bias=self.gate_bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +108,14 @@ class MoE(nn.Module):
         self.config = config
         self.dispatch = dispatch
         self.balancer = Balancer(config.balance, config.router, config.num_experts)
-        self.router = config.router.build(
-            RouterShape(width, config.num_experts, config.top_k), config.capacity.build()
-        )
+        self.router = config.router.build(config.router_shape(width), config.capacity.build())
         self.experts = Experts(
-            width, config.num_experts, config.expert_width, config.activation, config.backend
+            width,
+            config.num_experts,
+            config.expert_width,
+            config.activation,
+            config.backend,
+            bias=config.expert_bias,
         )
         self.shared = self._dense(width, config.shared_width)
         self.shared_gate = nn.Linear(width, 1, bias=False) if config.shared_gate else None

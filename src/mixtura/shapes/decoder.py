@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mixtura.config import Config
+from mixtura.shapes.attention import AnyAttention
 from mixtura.shapes.ledger import Role, Weight
 from mixtura.shapes.model import ModelShape
 from mixtura.shapes.moe import GATED, Activation, MoEShape, ffn_weights
@@ -15,32 +16,52 @@ from mixtura.shapes.moe import GATED, Activation, MoEShape, ffn_weights
 _FFN_ROLES: frozenset[Role] = frozenset({"ffn", "router", "expert", "shared_expert", "residual"})
 
 
-class AttentionShape(Config):
-    """Grouped-query attention: `heads` queries share `kv_heads` keys and values."""
+class NormShape(Config):
+    """The norms of a decoder: RMS, or LayerNorm about the mean."""
 
-    heads: int = Field(ge=1)
-    kv_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=2)
-    rope_base: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
+    kind: Literal["rms", "layer"] = "rms"
+    epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
+    bias: bool = False
+    unit_offset: bool = False
+    """whether a stored weight of 0 scales by 1 (Gemma)"""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even; RoPE turns pairs")
+    def _known(self) -> Self:
+        if self.kind == "rms" and self.bias:
+            raise ValueError("bias=true needs kind=layer; an RMS norm has none")
+        if self.kind == "layer" and self.unit_offset:
+            raise ValueError("unit_offset=true needs kind=rms; no LayerNorm here has one")
         return self
+
+    def weights(self, width: int, prefix: str) -> Iterator[Weight]:
+        yield Weight(f"{prefix}.weight", (width,), "norm")
+        if self.bias:
+            yield Weight(f"{prefix}.bias", (width,), "norm")
+
+
+class Multipliers(Config):
+    """Constants that a family multiplies with (Granite; Gemma scales its embedding)."""
+
+    embedding: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    residual: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """what attention and FFN add to the residual stream, times this"""
+    logits: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class DecoderShape(ModelShape):
     """Everything that decides the weights of a decoder-only transformer."""
 
     layers: int = Field(ge=1)
-    attention: AttentionShape
+    attention: AnyAttention
+    norm: NormShape = NormShape()
+    post_norms: bool = False
+    """whether what attention and FFN give is normed too, before it is added (Gemma)"""
+    multipliers: Multipliers = Multipliers()
     ffn_width: int | None = Field(default=None, ge=1)
     activation: Activation = "swiglu"
     moe: MoEShape | None = None
     tied_head: bool = False
+    head_bias: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -100,20 +121,22 @@ class DecoderShape(ModelShape):
         return {layer: moe for layer, moe in owned.items() if moe is not None}
 
     def weights(self) -> Iterator[Weight]:
-        heads, width = self.attention, self.width
-        queries = heads.heads * heads.head_dim
-        rows = queries + 2 * heads.kv_heads * heads.head_dim
+        width, norm = self.width, self.norm
         if not self.tied_head:
             yield Weight("embedding.weight", (self.vocabulary, width), "embedding")
         for layer in range(self.layers):
             block = f"blocks.{layer}."
-            yield Weight(f"{block}attention_norm.weight", (width,), "norm")
-            yield Weight(f"{block}attention.qkv.weight", (rows, width), "attention")
-            yield Weight(f"{block}attention.out.weight", (width, queries), "attention")
-            yield Weight(f"{block}ffn_norm.weight", (width,), "norm")
+            yield from norm.weights(width, f"{block}attention_norm")
+            yield from self.attention.weights(width, f"{block}attention.")
+            yield from norm.weights(width, f"{block}ffn_norm")
             yield from self._ffn(layer, f"{block}ffn.")
-        yield Weight("norm.weight", (width,), "norm")
+            if self.post_norms:
+                yield from norm.weights(width, f"{block}attention_post_norm")
+                yield from norm.weights(width, f"{block}ffn_post_norm")
+        yield from norm.weights(width, "norm")
         yield Weight("head.weight", (self.vocabulary, width), "head")
+        if self.head_bias:
+            yield Weight("head.bias", (self.vocabulary,), "head")
 
     def _ffn(self, layer: int, prefix: str) -> Iterator[Weight]:
         moe = self.moe_of(layer)
@@ -128,8 +151,9 @@ class DecoderShape(ModelShape):
         A multiply-add is 2. Norms, activations and the embedding's look-up are left out.
         """
         attended = self.context if length is None else length
-        scores_and_values = 4 * self.attention.heads * self.attention.head_dim * attended
-        return super().flops_per_token() + self.layers * scores_and_values
+        windows = [self.attention.window_of(layer) for layer in range(self.layers)]
+        positions = sum(attended if w is None else min(w, attended) for w in windows)
+        return super().flops_per_token() + positions * self.attention.flops_of_position()
 
 
 def dense_twin(shape: DecoderShape, multiple: int = 8) -> DecoderShape:

@@ -9,8 +9,8 @@ from pydantic import Field, ValidationError, model_validator
 from mixtura.config import Config
 from mixtura.shapes.ledger import Role, Weight
 
-Activation = Literal["swiglu", "geglu", "gelu", "relu"]
-GATED: frozenset[Activation] = frozenset({"swiglu", "geglu"})
+Activation = Literal["swiglu", "swiglu_clamped", "geglu", "geglu_tanh", "gelu", "relu"]
+GATED: frozenset[Activation] = frozenset({"swiglu", "swiglu_clamped", "geglu", "geglu_tanh"})
 
 
 class MoEPlacement(Config):
@@ -57,6 +57,9 @@ class MoEShape(Config):
     top_k: int = Field(ge=1)
     expert_width: int = Field(ge=1)
     activation: Activation = "swiglu"
+    # Each expert's two matrices, and the gate's, with a bias of their own (gpt-oss).
+    expert_bias: bool = False
+    gate_bias: bool = False
     # Shared experts see every token; n of width w compute what one of width n*w computes.
     shared_width: int = Field(default=0, ge=0)
     # A sigmoid of x scales the shared experts (Qwen2-MoE).
@@ -117,6 +120,9 @@ class MoEShape(Config):
         yield Weight(f"{prefix}experts.w_in", (self.num_experts, rows, width), "expert", share)
         out_shape = (self.num_experts, width, self.expert_width)
         yield Weight(f"{prefix}experts.w_out", out_shape, "expert", share)
+        if self.expert_bias:
+            yield Weight(f"{prefix}experts.b_in", (self.num_experts, rows), "expert", share)
+            yield Weight(f"{prefix}experts.b_out", (self.num_experts, width), "expert", share)
         yield from ffn_weights(
             width, self.shared_width, self.activation, "shared_expert", f"{prefix}shared."
         )
@@ -131,6 +137,8 @@ class MoEShape(Config):
     def gate_weights(self, width: int, prefix: str) -> Iterator[Weight]:
         """The router's part: one matrix, unless a router's own config says otherwise."""
         yield Weight(f"{prefix}weight", (self.num_experts, width), "router")
+        if self.gate_bias:
+            yield Weight(f"{prefix}gate_bias", (self.num_experts,), "router")
 
 
 def ffn_weights(

@@ -39,6 +39,8 @@ class RouterShape:
     top_k: int
     banks: int = 1
     """gates side by side, one for each group of a hierarchical router; each has E outputs"""
+    gate_bias: bool = False
+    """whether the gate's product has a learned bias (gpt-oss); not the one that only chooses"""
 
 
 class RouterSpec(Config):
@@ -54,6 +56,8 @@ class RouterSpec(Config):
     """False where a token's experts depend on later tokens, in evaluation too"""
     needs_ids: ClassVar[bool] = False
     """whether it reads token ids"""
+    takes_gate_bias: ClassVar[bool] = False
+    """whether its gate can have a learned bias"""
 
     def served(self) -> Mapping[LossName, float]:
         """The losses it can serve and their weights where none is given; `losses` for most."""
@@ -79,6 +83,8 @@ class RouterSpec(Config):
         """Its part of the ledger; one matrix of (E, D) unless it says otherwise."""
         rows = shape.banks * shape.num_experts
         yield Weight(f"{prefix}weight", (rows, shape.width), "router")
+        if shape.gate_bias:
+            yield Weight(f"{prefix}gate_bias", (rows,), "router")
 
     @abstractmethod
     def build(self, shape: RouterShape, capacity: Capacity) -> "Router": ...

@@ -3,7 +3,7 @@
 T tokens, E experts, K experts per token.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -16,6 +16,7 @@ from mixtura.moe.routers.token_choice import LinearRouter, Scores
 class SigmoidTopKConfig(RouterSpec):
     """s = sigmoid(W x); the k largest s + bias; weights s over their sum, times `scale`."""
 
+    takes_gate_bias: ClassVar[bool] = True
     kind: Literal["sigmoid_topk"] = "sigmoid_topk"
     renormalise: bool = True
     """whether a token's weights are divided by their sum"""

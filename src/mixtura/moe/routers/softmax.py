@@ -3,7 +3,7 @@
 T tokens, D model width, E experts, K experts per token.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from mixtura.moe.routers.token_choice import LinearRouter, Scores
 class SoftmaxTopKConfig(RouterSpec):
     """Softmax over all experts, then top-k; weights renormalised (Mixtral) or not (OLMoE)."""
 
+    takes_gate_bias: ClassVar[bool] = True
     kind: Literal["softmax_topk"] = "softmax_topk"
     renormalise: bool = True
     """whether a token's weights are divided by their sum"""
@@ -62,6 +63,7 @@ class SoftmaxTopK(LinearRouter):
 class TopKSoftmaxConfig(RouterSpec):
     """Top-k over logits, then softmax over the k (gpt-oss, Granite; Shazeer 2017, eq. 3)."""
 
+    takes_gate_bias: ClassVar[bool] = True
     kind: Literal["topk_softmax"] = "topk_softmax"
     choosing_bias: bool = False
     """whether a bias, moved after each step, is added to the logits that choose"""

@@ -175,7 +175,9 @@ class LinearRouter(TokenChoiceRouter):
     """A gate of one (E, D) matrix; a subclass says how logits become scores, scores weights."""
 
     weight: nn.Parameter
+    gate_bias: nn.Parameter | None
     bias: Tensor | None
+    """of `choosing_bias`"""
 
     def __init__(
         self, shape: RouterShape, capacity: Capacity, *, choosing_bias: bool = False
@@ -186,6 +188,7 @@ class LinearRouter(TokenChoiceRouter):
         self.register_buffer(
             "bias", torch.zeros(rows, dtype=torch.float32) if choosing_bias else None
         )
+        self.gate_bias = nn.Parameter(torch.zeros(rows)) if shape.gate_bias else None
         nn.init.normal_(self.weight, std=shape.width**-0.5)
 
     @abstractmethod
@@ -197,7 +200,11 @@ class LinearRouter(TokenChoiceRouter):
 
     def scores(self, x_TD: Tensor, bank_R: Tensor | None) -> Scores:
         """How every expert of its bank looks to each row."""
-        return self.score(linear(x_TD, self.weight, bank_R, self.shape.banks))
+        logits_TE = linear(x_TD, self.weight, bank_R, self.shape.banks)
+        if self.gate_bias is not None:
+            bias_GE = self.gate_bias.to(logits_TE.dtype).view(self.shape.banks, -1)
+            logits_TE = logits_TE + (bias_GE[0] if bank_R is None else bias_GE[bank_R])
+        return self.score(logits_TE)
 
     def rank(self, scores: Scores, bank_R: Tensor | None) -> Tensor:
         """ranking_TE, without gradient: what the k largest are taken of."""

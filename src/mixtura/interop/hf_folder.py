@@ -1,0 +1,130 @@
+"""A Hugging Face folder: config.json and safetensors, in one file or in shards, mapped."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mixtura.errors import CheckpointError
+from mixtura.interop.source import Source, StoredTensor
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "BOOL": 8}
+
+
+class HFFolder(Source):
+    """Tensors are views of the mapped files; nothing is read before it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = read_json(path / CONFIG, "a config.json")
+        self._shards = {file: _Shard(file) for file in _files(path)}
+        self.tensors = {
+            name: tensor
+            for shard in self._shards.values()
+            for name, tensor in shard.tensors.items()
+        }
+        _check_index(path, self.tensors)
+
+    def read(self, name: str) -> Tensor:
+        return self._shards[self.tensors[name].file].read(name)
+
+
+class _Shard:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            self._handle = safe_open(file, framework="pt")
+        except FileNotFoundError:
+            raise CheckpointError(f"{file}: no such file") from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file}: not a whole safetensors file ({error}); copy or download it again"
+            ) from error
+        self.tensors = {name: self._stored(name) for name in self._handle.keys()}  # noqa: SIM118
+
+    def _stored(self, name: str) -> StoredTensor:
+        part = self._handle.get_slice(name)
+        shape, dtype = tuple(part.get_shape()), part.get_dtype()
+        stored = StoredTensor(name, shape, dtype, self.file, 0)
+        size = stored.parameters * _BITS.get(dtype, 8) // 8
+        return StoredTensor(name, shape, dtype, self.file, size)
+
+    def read(self, name: str) -> Tensor:
+        return self._handle.get_tensor(name)
+
+
+def read_json(path: Path, what: str) -> Mapping[str, Any]:
+    """Raises CheckpointError where it is absent, or holds no mapping."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; the folder needs {what}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected a mapping of keys to values, found {found!r:.40}")
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that hold weights: what the index names, else the only ones there."""
+    if (folder / INDEX).exists():
+        return [_inside(folder, name) for name in sorted(set(_weight_map(folder).values()))]
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found
+    if found:
+        raise CheckpointError(
+            f"{folder}: holds {len(found)} safetensors files and no {INDEX} that says which "
+            "belong together; fetch the index too"
+        )
+    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder / pickles[0]}: weights in pickle can run code when they are loaded, so "
+            "Mixtura reads safetensors alone; convert them where you trust them"
+        )
+    raise CheckpointError(f"{folder}: holds no safetensors file; give a folder with weights")
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    index = read_json(folder / INDEX, "an index of its shards")
+    found = index.get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise CheckpointError(f"{folder / INDEX}: weight_map should name a file for each tensor")
+    return found
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A shard's path. Raises CheckpointError where it leaves the folder, or is absent."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or len(parts.parts) != 1 or "\\" in name or name == "..":
+        raise CheckpointError(
+            f"{folder / INDEX}: names the file {name!r}, which leaves the folder; shards lie "
+            "beside their index"
+        )
+    if not (folder / name).exists():
+        raise CheckpointError(f"{folder / INDEX}: names {name}, which is not in the folder")
+    return folder / name
+
+
+def _check_index(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    if not (folder / INDEX).exists():
+        return
+    for name, file in _weight_map(folder).items():
+        if name not in tensors:
+            raise CheckpointError(f"{folder / INDEX}: says that {name} is in {file}; it is not")
+        if tensors[name].file.name != file:
+            raise CheckpointError(
+                f"{folder / INDEX}: says that {name} is in {file}; it is in "
+                f"{tensors[name].file.name}"
+            )

@@ -1,0 +1,71 @@
+"""A checkpoint of somebody else's, as our decoder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixtura.errors import CheckpointError
+from mixtura.interop.hf_folder import CONFIG, HFFolder
+from mixtura.interop.source import Source
+from mixtura.interop.weights import check_tensors, read_weights
+from mixtura.models import Decoder, DecoderConfig
+from mixtura.shapes.families import Family, family_of, shape_of
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A decoder in eval mode, and where it came from."""
+
+    decoder: Decoder
+    family: Family
+    source: Source
+    left_out: tuple[str, ...]
+    """stored tensors that the family knows and our decoder does without"""
+
+
+def open_source(path: Path) -> Source:
+    """A folder or a GGUF file, ready to be read. Raises CheckpointError where it is neither."""
+    if path.suffix == ".gguf":
+        from mixtura.interop.gguf import GGUFSource
+
+        return GGUFSource(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder; give one that holds a model")
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: not a model; give a folder with {CONFIG}, or a .gguf file")
+    return HFFolder(path)
+
+
+def load_model(
+    path: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> LoadedModel:
+    """Read a checkpoint, tensor by tensor; `dtype` None keeps the one it is stored in.
+
+    Raises ConfigError for a family or a key that is not known, and CheckpointError for files that
+    are damaged or of another model.
+    """
+    return load_source(open_source(path), dtype, device)
+
+
+def load_source(
+    source: Source, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> LoadedModel:
+    """As `load_model`, from what is open already."""
+    family = family_of(source.config)
+    config = decoder_config(family, source)
+    pieces = list(family.pieces(shape_of(family.read(source.config))))
+    left_out = check_tensors(source, family, pieces)
+    # No memory and no random draws for weights that are replaced at once.
+    with torch.device("meta"):
+        decoder = config.build()
+    shapes: dict[str, Any] = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
+    tensors = read_weights(source, pieces, shapes, dtype)
+    decoder.load_state_dict(tensors, assign=True)
+    return LoadedModel(decoder.to(device).eval(), family, source, tuple(left_out))
+
+
+def decoder_config(family: Family, source: Source) -> DecoderConfig:
+    """Raises ConfigError for a config that our decoder cannot follow."""
+    return DecoderConfig.parse(family.read(source.config), f"{source.path}: {CONFIG}")

@@ -1,0 +1,52 @@
+"""Where a model's weights come from: a config and named tensors in Hugging Face's terms."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """What is known of a tensor before it is read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """as safetensors (BF16, F32, F8_E4M3) or GGUF (Q4_1, Q8_0) spell it"""
+    file: Path
+    bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return prod(self.shape)
+
+
+class Source(ABC):
+    """A checkpoint that is open for reading, whatever its files look like."""
+
+    path: Path
+    config: Mapping[str, Any]
+    """as config.json has it"""
+    tensors: Mapping[str, StoredTensor]
+    """every tensor by its name in the family's Hugging Face layout"""
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """One tensor, in the dtype that it is computed in; a view of the file where it can be."""
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """What `read` will give, before reading; fp32 for a format that has to be unpacked."""
+        return _DTYPES.get(self.tensors[name].dtype, torch.float32)

@@ -1,0 +1,122 @@
+"""Tensors of a checkpoint into our decoder's, piece by piece, each accounted for."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from mixtura.errors import CheckpointError
+from mixtura.interop.source import Source
+from mixtura.shapes.families import Family, Piece
+
+_SHOWN = 4
+
+
+def check_tensors(source: Source, family: Family, pieces: Iterable[Piece]) -> list[str]:
+    """Raises CheckpointError for missing, misshapen and unexpected tensors, by name.
+
+    Gives the names of those that the family knows and leaves out.
+    """
+    expected = {piece.stored: piece.shape for piece in pieces}
+    missing = [name for name in expected if name not in source.tensors]
+    if missing:
+        raise CheckpointError(
+            f"{source.path}: {_listed(missing)} missing; the config of this {family.model_type} "
+            "model asks for more than the files hold"
+        )
+    for name, shape in expected.items():
+        if source.tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{source.path}: {name} is of shape {source.tensors[name].shape} where the config "
+                f"asks for {shape}; config and weights are of different models"
+            )
+    spare = [name for name in source.tensors if name not in expected]
+    left_out = [name for name in spare if any(re.fullmatch(p, name) for p in family.left_out)]
+    unexpected = sorted(set(spare) - set(left_out))
+    if unexpected:
+        raise CheckpointError(
+            f"{source.path}: {_listed(unexpected)} unexpected; no part of a {family.model_type} "
+            "model of this config has a place for them"
+        )
+    return left_out
+
+
+def read_weights(
+    source: Source,
+    pieces: Iterable[Piece],
+    shapes: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """Our tensors by name, for a model whose own (on meta) are `shapes`.
+
+    A tensor that is stored as ours is, is a view of the file; others are put together. With no
+    `dtype`, the one that the parameters are stored in; raises CheckpointError where they differ.
+    """
+    by_ours: dict[str, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        by_ours[piece.ours].append(piece)
+    stored = dtype or common_dtype(source, by_ours, shapes)
+    return {
+        name: _assembled(source, by_ours[name], like, stored if _is_weight(like) else like.dtype)
+        for name, like in shapes.items()
+    }
+
+
+def common_dtype(
+    source: Source, by_ours: Mapping[str, list[Piece]], shapes: Mapping[str, Tensor]
+) -> torch.dtype:
+    """The dtype of every parameter. Raises CheckpointError naming two that differ."""
+    first: tuple[str, torch.dtype] | None = None
+    for name, pieces in by_ours.items():
+        if not _is_weight(shapes[name]):
+            continue
+        for piece in pieces:
+            found = source.dtype_of(piece.stored)
+            if first is None:
+                first = (piece.stored, found)
+            if found != first[1]:
+                raise CheckpointError(
+                    f"{source.path}: {first[0]} is stored in {_named(first[1])} and {piece.stored} "
+                    f"in {_named(found)}; say which to compute in with a dtype"
+                )
+    assert first is not None, "every model has weights"
+    return first[1]
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """Buffers, such as a choosing bias, keep their own dtype."""
+    return isinstance(tensor, torch.nn.Parameter)
+
+
+def _assembled(source: Source, pieces: list[Piece], like: Tensor, dtype: torch.dtype) -> Tensor:
+    if len(pieces) == 1 and _is_whole(pieces[0]):
+        return source.read(pieces[0].stored).to(dtype).view(like.shape)
+    whole = torch.empty(like.shape, dtype=dtype)
+    for piece in pieces:
+        target, part = taken(whole, source.read(piece.stored), piece)
+        target.copy_(part)
+    return whole
+
+
+def _is_whole(piece: Piece) -> bool:
+    return not piece.at and not piece.of and not piece.transposed
+
+
+def taken(whole: Tensor, stored: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
+    """Views of one shape: the part of ours, and the part of the stored tensor that fills it."""
+    target = whole if piece.view is None else whole.view(piece.view)
+    part = stored if piece.stored_view is None else stored.view(piece.stored_view)
+    target, part = target[piece.at], part[piece.of]
+    return target, part.mT if piece.transposed else part
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more are" if len(names) > _SHOWN else ""
+    verb = "" if more else (" is" if len(names) == 1 else " are")
+    return ", ".join(names[:_SHOWN]) + (more or verb)

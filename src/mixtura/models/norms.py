@@ -1,0 +1,29 @@
+"""The norms of a decoder, as its shape names them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixtura.shapes import NormShape
+
+
+class UnitOffsetRMSNorm(nn.Module):
+    """x / rms(x) (1 + weight), in fp32 (Gemma); keeps the dtype."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 1 + self.weight.float()
+        return F.rms_norm(x.float(), scale.shape, scale, self.epsilon).to(x.dtype)
+
+
+def build_norm(width: int, shape: NormShape) -> nn.Module:
+    """A norm over the last dim."""
+    if shape.unit_offset:
+        return UnitOffsetRMSNorm(width, shape.epsilon)
+    if shape.kind == "layer":
+        return nn.LayerNorm(width, shape.epsilon, bias=shape.bias)
+    return nn.RMSNorm(width, shape.epsilon)

@@ -1,0 +1,197 @@
+"""The shapes of attention: heads that share keys, or keys and values drawn from a small latent."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from mixtura.config import Config
+from mixtura.shapes.ledger import Weight
+from mixtura.shapes.rope import RopeScaling
+
+
+class LocalLayers(Config):
+    """Layers whose tokens see the last `window` positions alone, themselves included."""
+
+    window: int = Field(ge=1)
+    layers: tuple[int, ...]
+    rope_base: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """of these layers, without scaling (Gemma 3); None: as in all others"""
+
+
+class AttentionSpec(Config, ABC):
+    """What every attention answers about itself."""
+
+    heads: int = Field(ge=1)
+    rope_base: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
+    rope_scaling: RopeScaling | None = None
+    scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """what scores are multiplied by; None: one over the root of a query's width"""
+    input_bias: bool = False
+    """whether the first projections (queries, keys, values, or the latents) have a bias"""
+    output_bias: bool = False
+
+    @property
+    @abstractmethod
+    def rope_dim(self) -> int:
+        """How many dims of a head turn with its position."""
+
+    @abstractmethod
+    def weights(self, width: int, prefix: str) -> Iterator[Weight]: ...
+
+    @abstractmethod
+    def flops_of_position(self) -> int:
+        """Forward FLOPs of one token for each position that it attends to."""
+
+    def window_of(self, layer: int) -> int | None:
+        """How many positions a token of that layer sees; None: all before it."""
+        return None
+
+    def local_base_of(self, layer: int) -> float | None:
+        """The rotary base that a layer has for itself, unscaled; None: as all others."""
+        return None
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if self.rope_dim % 2:
+            raise ValueError(f"{self._rope_field}={self.rope_dim} must be even; RoPE turns pairs")
+        if self.rope_scaling is not None and self.rope_scaling.kind == "longrope":
+            given = len(self.rope_scaling.short)
+            if given != self.rope_dim // 2:
+                raise ValueError(
+                    f"rope_scaling has {given} factors where {self._rope_field}={self.rope_dim} "
+                    f"has {self.rope_dim // 2} pairs"
+                )
+        return self
+
+    @property
+    def _rope_field(self) -> str:
+        return "rope_dim"
+
+
+class AttentionShape(AttentionSpec):
+    """Grouped-query attention: `heads` queries share `kv_heads` keys and values."""
+
+    kind: Literal["grouped"] = "grouped"
+    kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=2)
+    norm: Literal["head", "all"] | None = None
+    """RMS norm of queries and of keys before they turn: of each head, or over all heads at once"""
+    clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """bound on the size of queries, keys and values, after any norm (DBRX, OLMoE)"""
+    sinks: bool = False
+    """a learned logit of each head that takes part in the softmax, and no value (gpt-oss)"""
+    local: LocalLayers | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+        return self
+
+    @property
+    def rope_dim(self) -> int:
+        return self.head_dim
+
+    @property
+    def _rope_field(self) -> str:
+        return "head_dim"
+
+    def window_of(self, layer: int) -> int | None:
+        local = self.local
+        return local.window if local is not None and layer in local.layers else None
+
+    def local_base_of(self, layer: int) -> float | None:
+        local = self.local
+        return local.rope_base if local is not None and layer in local.layers else None
+
+    @property
+    def projected(self) -> tuple[int, int, int]:
+        """Rows of queries, of keys and of values."""
+        keys = self.kv_heads * self.head_dim
+        return self.heads * self.head_dim, keys, keys
+
+    def weights(self, width: int, prefix: str) -> Iterator[Weight]:
+        queries, keys, _ = self.projected
+        rows = sum(self.projected)
+        yield Weight(f"{prefix}qkv.weight", (rows, width), "attention")
+        if self.input_bias:
+            yield Weight(f"{prefix}qkv.bias", (rows,), "attention")
+        if self.norm is not None:
+            sizes = (queries, keys) if self.norm == "all" else (self.head_dim, self.head_dim)
+            for name, size in zip(("q_norm", "k_norm"), sizes, strict=True):
+                yield Weight(f"{prefix}{name}.weight", (size,), "norm")
+        if self.sinks:
+            yield Weight(f"{prefix}sinks", (self.heads,), "attention")
+        yield Weight(f"{prefix}out.weight", (width, queries), "attention")
+        if self.output_bias:
+            yield Weight(f"{prefix}out.bias", (width,), "attention")
+
+    def flops_of_position(self) -> int:
+        return 4 * self.heads * self.head_dim
+
+
+class LatentAttentionShape(AttentionSpec):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+    Keys and values of all heads are drawn from one latent of `kv_rank`; only that latent and a key
+    of `rope_dim`, shared by all heads, are kept in the cache.
+    """
+
+    kind: Literal["latent"] = "latent"
+    query_rank: int | None = Field(default=None, ge=1)
+    """width of the latent that queries are drawn from; None: drawn from the token itself"""
+    kv_rank: int = Field(ge=1)
+    nope_dim: int = Field(ge=1)
+    """dims of a query and a key that do not turn"""
+    turning_dim: int = Field(ge=2)
+    """dims of a query, and of the shared key, that do"""
+    value_dim: int = Field(ge=1)
+
+    @property
+    def rope_dim(self) -> int:
+        return self.turning_dim
+
+    @property
+    def _rope_field(self) -> str:
+        return "turning_dim"
+
+    @property
+    def query_dim(self) -> int:
+        return self.nope_dim + self.turning_dim
+
+    def weights(self, width: int, prefix: str) -> Iterator[Weight]:
+        queries = self.heads * self.query_dim
+        if self.query_rank is None:
+            yield Weight(f"{prefix}query.weight", (queries, width), "attention")
+        else:
+            yield Weight(f"{prefix}query_down.weight", (self.query_rank, width), "attention")
+            if self.input_bias:
+                yield Weight(f"{prefix}query_down.bias", (self.query_rank,), "attention")
+            yield Weight(f"{prefix}query_norm.weight", (self.query_rank,), "norm")
+            yield Weight(f"{prefix}query.weight", (queries, self.query_rank), "attention")
+        latent = self.kv_rank + self.turning_dim
+        yield Weight(f"{prefix}kv_down.weight", (latent, width), "attention")
+        if self.input_bias:
+            yield Weight(f"{prefix}kv_down.bias", (latent,), "attention")
+        yield Weight(f"{prefix}kv_norm.weight", (self.kv_rank,), "norm")
+        drawn = self.heads * (self.nope_dim + self.value_dim)
+        yield Weight(f"{prefix}kv_up.weight", (drawn, self.kv_rank), "attention")
+        yield Weight(f"{prefix}out.weight", (width, self.heads * self.value_dim), "attention")
+        if self.output_bias:
+            yield Weight(f"{prefix}out.bias", (width,), "attention")
+
+    def flops_of_position(self) -> int:
+        return 2 * self.heads * (self.query_dim + self.value_dim)
+
+
+def _kind(tree: Any) -> Any:
+    """An attention that names no kind is grouped."""
+    return tree.get("kind", "grouped") if isinstance(tree, Mapping) else tree.kind
+
+
+AnyAttention = Annotated[
+    Annotated[AttentionShape, Tag("grouped")] | Annotated[LatentAttentionShape, Tag("latent")],
+    Discriminator(_kind),
+]

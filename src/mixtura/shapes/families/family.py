@@ -1,0 +1,68 @@
+"""What a family of models is: its config and tensor names, both ways, against our decoder.
+
+No torch: a family speaks of names, shapes and parts; who reads and writes tensors follows it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mixtura.config import Tree
+from mixtura.shapes.decoder import DecoderShape
+from mixtura.shapes.moe import MoEShape
+
+Part = tuple[int | slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stored tensor, or a part of one, and the part of ours that it fills.
+
+    ours.view(view)[at] = stored.view(stored_view)[of], its last two dims swapped if `transposed`;
+    what is left out stands for the tensor as it is.
+    """
+
+    stored: str
+    shape: tuple[int, ...]
+    """of the whole stored tensor"""
+    ours: str
+    at: Part = ()
+    of: Part = ()
+    view: tuple[int, ...] | None = None
+    stored_view: tuple[int, ...] | None = None
+    transposed: bool = False
+
+
+class Family(ABC):
+    """One `model_type` of Hugging Face configs."""
+
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]
+    """the class that transformers builds for it"""
+    left_out: ClassVar[tuple[str, ...]] = ()
+    """patterns of stored tensors that are known and not needed, as regular expressions"""
+
+    @abstractmethod
+    def read(self, config: Mapping[str, Any]) -> Tree:
+        """A decoder config, as plain data. Raises ConfigError for what our decoder has not."""
+
+    @abstractmethod
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        """The reverse, from `DecoderConfig.model_dump()`.
+
+        Whoever saves reads it again and refuses what did not survive.
+        """
+
+    @abstractmethod
+    def pieces(self, shape: DecoderShape) -> Iterator[Piece]:
+        """Every stored tensor, and where it lies in ours; each element of ours once."""
+
+
+def shape_of(decoder: Mapping[str, Any]) -> DecoderShape:
+    """The shape in a decoder config, which also says how to route, balance and compute."""
+    fields = {key: value for key, value in decoder.items() if key in DecoderShape.model_fields}
+    if fields.get("moe") is not None:
+        known = MoEShape.model_fields
+        fields["moe"] = {key: value for key, value in fields["moe"].items() if key in known}
+    return DecoderShape.parse(fields, "config.json")

@@ -1,0 +1,200 @@
+"""Llama, and the dense families that differ from it in a few keys: Mistral, Qwen2, Qwen3."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from mixtura.config import Tree
+from mixtura.shapes.attention import AttentionShape
+from mixtura.shapes.decoder import DecoderShape
+from mixtura.shapes.families.family import Family, Piece
+from mixtura.shapes.families.keys import Keys
+from mixtura.shapes.families.layout import (
+    attention_pieces,
+    ffn_pieces,
+    norm_pieces,
+    outer_pieces,
+)
+from mixtura.shapes.families.rotary import read_rope, write_rope
+
+
+class Llama(Family):
+    """Pre-norm blocks, grouped-query attention, SwiGLU; a subclass says what differs."""
+
+    model_type = "llama"
+    architecture = "LlamaForCausalLM"
+    left_out = (r".*\.rotary_emb\.inv_freq",)
+    default_theta: ClassVar[float] = 10_000.0
+    default_epsilon: ClassVar[float] = 1e-6
+
+    def read(self, config: Mapping[str, Any]) -> Tree:
+        keys = Keys(config, self.model_type)
+        keys.expect("hidden_act", "silu")
+        keys.expect("mlp_bias", False)
+        return {
+            "width": keys.integer("hidden_size"),
+            "vocabulary": keys.integer("vocab_size"),
+            "context": keys.integer("max_position_embeddings"),
+            "layers": keys.integer("num_hidden_layers"),
+            "attention": self.read_attention(config),
+            "norm": {"epsilon": keys.number("rms_norm_eps", self.default_epsilon)},
+            "ffn_width": keys.integer("intermediate_size"),
+            "activation": "swiglu",
+            "tied_head": keys.flag("tie_word_embeddings", False),
+        }
+
+    def read_attention(self, config: Mapping[str, Any]) -> Tree:
+        keys = Keys(config, self.model_type)
+        heads = keys.integer("num_attention_heads")
+        bias = keys.flag("attention_bias", False)
+        return {
+            "heads": heads,
+            "kv_heads": keys.integer("num_key_value_heads", heads),
+            "head_dim": keys.integer("head_dim", keys.integer("hidden_size") // heads),
+            "input_bias": bias,
+            "output_bias": bias,
+            "local": self.read_windows(keys),
+            **read_rope(config, self.model_type, self.default_theta),
+        }
+
+    def read_windows(self, keys: Keys) -> Tree | None:
+        """Sliding windows; Llama has none."""
+        return None
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        windows = self.write_windows(decoder["attention"]["local"], decoder["layers"])
+        return {
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
+            "hidden_act": "silu",
+            "hidden_size": decoder["width"],
+            "vocab_size": decoder["vocabulary"],
+            "max_position_embeddings": decoder["context"],
+            "num_hidden_layers": decoder["layers"],
+            "intermediate_size": decoder["ffn_width"],
+            "rms_norm_eps": decoder["norm"]["epsilon"],
+            "tie_word_embeddings": decoder["tied_head"],
+            **self.write_attention(decoder["attention"]),
+            **windows,
+        }
+
+    def write_attention(self, attention: Mapping[str, Any]) -> Tree:
+        return {
+            "num_attention_heads": attention["heads"],
+            "num_key_value_heads": attention["kv_heads"],
+            "head_dim": attention["head_dim"],
+            "attention_bias": attention["input_bias"],
+            "rope_theta": attention["rope_base"],
+            "rope_parameters": write_rope(attention),
+        }
+
+    def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
+        return {}
+
+    def pieces(self, shape: DecoderShape) -> Iterator[Piece]:
+        yield from outer_pieces(shape)
+        for layer in range(shape.layers):
+            stored, ours = f"model.layers.{layer}.", f"blocks.{layer}."
+            yield from self.norm_pieces(shape, stored, ours)
+            yield from self.attention_pieces(shape, f"{stored}self_attn.", f"{ours}attention.")
+            yield from self.ffn_pieces(shape, layer, stored, f"{ours}ffn.")
+
+    def norm_pieces(self, shape: DecoderShape, stored: str, ours: str) -> Iterator[Piece]:
+        names = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
+        for theirs, name in names.items():
+            yield from norm_pieces(shape.width, shape.norm, stored + theirs, ours + name)
+
+    def attention_pieces(self, shape: DecoderShape, stored: str, ours: str) -> Iterator[Piece]:
+        assert isinstance(shape.attention, AttentionShape), "this family reads no other"
+        yield from attention_pieces(shape, shape.attention, stored, ours)
+
+    def ffn_pieces(
+        self,
+        shape: DecoderShape,
+        layer: int,
+        stored: str,
+        ours: str,
+    ) -> Iterator[Piece]:
+        assert shape.ffn_width is not None, "`read` sets it"
+        yield from ffn_pieces(shape.width, shape.ffn_width, f"{stored}mlp.", ours)
+
+
+class Mistral(Llama):
+    """Llama with a sliding window in every layer, or in none."""
+
+    model_type = "mistral"
+    architecture = "MistralForCausalLM"
+
+    def read_windows(self, keys: Keys) -> Tree | None:
+        return window_of_all(keys)
+
+    def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
+        return {"sliding_window": local["window"] if local else None}
+
+
+class Qwen2(Llama):
+    """Biases on queries, keys and values alone; windows in the layers that are named."""
+
+    model_type = "qwen2"
+    architecture = "Qwen2ForCausalLM"
+
+    def read_attention(self, config: Mapping[str, Any]) -> Tree:
+        bias = Keys(config, self.model_type).flag("qkv_bias", True)
+        return {**super().read_attention(config), "input_bias": bias, "output_bias": False}
+
+    def write_attention(self, attention: Mapping[str, Any]) -> Tree:
+        written = super().write_attention(attention)
+        del written["attention_bias"]
+        return written
+
+    def read_windows(self, keys: Keys) -> Tree | None:
+        return windows_by_type(keys)
+
+    def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
+        return write_window_types(local, layers)
+
+
+class Qwen3(Qwen2):
+    """Each head's queries and keys are normed."""
+
+    model_type = "qwen3"
+    architecture = "Qwen3ForCausalLM"
+
+    def read_attention(self, config: Mapping[str, Any]) -> Tree:
+        return {**Llama.read_attention(self, config), "norm": "head"}
+
+    def write_attention(self, attention: Mapping[str, Any]) -> Tree:
+        return Llama.write_attention(self, attention)
+
+
+def window_of_all(keys: Keys) -> Tree | None:
+    """One window for all layers, where there is one."""
+    window = keys.integer("sliding_window", 0)
+    return (
+        {"window": window, "layers": range(keys.integer("num_hidden_layers"))} if window else None
+    )
+
+
+def windows_by_type(keys: Keys) -> Tree | None:
+    """A window for the layers of `layer_types`, or for those from `max_window_layers` on."""
+    window = keys.integer("sliding_window", 0)
+    if not keys.flag("use_sliding_window", False) or not window:
+        return None
+    layers = keys.integer("num_hidden_layers")
+    types = keys.given("layer_types")
+    if types is None:
+        chosen = list(range(keys.integer("max_window_layers", layers), layers))
+    else:
+        chosen = [layer for layer, kind in enumerate(types) if kind == "sliding_attention"]
+    return {"window": window, "layers": chosen} if chosen else None
+
+
+def write_window_types(local: Mapping[str, Any] | None, layers: int) -> Tree:
+    """As `windows_by_type` reads them."""
+    chosen = set(local["layers"]) if local else set()
+    types = ["sliding" if layer in chosen else "full" for layer in range(layers)]
+    return {
+        "use_sliding_window": local is not None,
+        "sliding_window": local["window"] if local else None,
+        "max_window_layers": min(chosen, default=layers),
+        "layer_types": [f"{kind}_attention" for kind in types],
+    }

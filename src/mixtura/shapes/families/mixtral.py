@@ -1,0 +1,194 @@
+"""Mixtral, and the MoE families in Llama's layout: OLMoE, Qwen2-MoE, Qwen3-MoE."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from mixtura.config import Tree
+from mixtura.shapes.decoder import DecoderShape
+from mixtura.shapes.families.family import Piece, shape_of
+from mixtura.shapes.families.keys import Keys
+from mixtura.shapes.families.layout import GATE_UP_DOWN, ffn_pieces
+from mixtura.shapes.families.llama import (
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+    window_of_all,
+)
+from mixtura.shapes.moe import MoEShape
+
+
+class SparseLlama(Llama):
+    """Llama's block with an MoE in some layers, each expert stored by itself."""
+
+    moe_name: ClassVar[str] = "mlp"
+    gate_name: ClassVar[str] = "gate"
+    expert_names: ClassVar[tuple[str, str, str]] = GATE_UP_DOWN
+    count_key: ClassVar[str] = "num_local_experts"
+    width_key: ClassVar[str] = "moe_intermediate_size"
+
+    def read(self, config: Mapping[str, Any]) -> Tree:
+        keys = Keys(config, self.model_type)
+        moe = {
+            "num_experts": keys.integer(keys.first(self.count_key, "num_experts")),
+            "top_k": keys.integer("num_experts_per_tok"),
+            "expert_width": keys.integer(self.width_key),
+            "activation": "swiglu",
+            "router": {
+                "kind": "softmax_topk",
+                "renormalise": keys.flag("norm_topk_prob", False),
+            },
+            **self.read_placement(keys),
+        }
+        return {**super().read(config), "moe": moe}
+
+    def read_placement(self, keys: Keys) -> Tree:
+        """Which layers hold an MoE, where not all do."""
+        return {}
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        moe = decoder["moe"]
+        return {
+            **super().write(decoder),
+            self.count_key: moe["num_experts"],
+            "num_experts_per_tok": moe["top_k"],
+            self.width_key: moe["expert_width"],
+            "norm_topk_prob": moe["router"].get("renormalise", False),
+        }
+
+    def ffn_pieces(
+        self, shape: DecoderShape, layer: int, stored: str, ours: str
+    ) -> Iterator[Piece]:
+        moe = shape.moe_of(layer)
+        if moe is None:
+            yield from super().ffn_pieces(shape, layer, stored, ours)
+        else:
+            yield from self.moe_pieces(shape.width, moe, f"{stored}{self.moe_name}.", ours)
+
+    def moe_pieces(self, width: int, moe: MoEShape, stored: str, ours: str) -> Iterator[Piece]:
+        size = (moe.num_experts, width)
+        yield Piece(f"{stored}{self.gate_name}.weight", size, f"{ours}router.weight")
+        for expert in range(moe.num_experts):
+            yield from ffn_pieces(
+                width,
+                moe.expert_width,
+                f"{stored}experts.{expert}.",
+                f"{ours}experts.",
+                self.expert_names,
+                expert,
+            )
+
+
+class Mixtral(SparseLlama, Mistral):
+    """Every layer an MoE; weights renormalised; perhaps one window for all layers."""
+
+    model_type = "mixtral"
+    architecture = "MixtralForCausalLM"
+    default_theta = 1e6
+    default_epsilon = 1e-5
+    moe_name = "block_sparse_moe"
+    expert_names = ("w1", "w3", "w2")
+    width_key = "intermediate_size"
+
+    def read(self, config: Mapping[str, Any]) -> Tree:
+        return super().read({**config, "norm_topk_prob": True})
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        written = super().write({**decoder, "ffn_width": decoder["moe"]["expert_width"]})
+        del written["norm_topk_prob"]
+        return written
+
+
+class Olmoe(SparseLlama):
+    """Queries and keys normed over all heads at once; weights as the softmax gives them."""
+
+    model_type = "olmoe"
+    architecture = "OlmoeForCausalLM"
+    default_epsilon = 1e-5
+    count_key = "num_experts"
+    width_key = "intermediate_size"
+
+    def read_attention(self, config: Mapping[str, Any]) -> Tree:
+        clip = Keys(config, self.model_type).given("clip_qkv")
+        return {**super().read_attention(config), "norm": "all", "clip": clip}
+
+    def write_attention(self, attention: Mapping[str, Any]) -> Tree:
+        written = {**super().write_attention(attention), "clip_qkv": attention["clip"]}
+        del written["head_dim"]
+        return written
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        return super().write({**decoder, "ffn_width": decoder["moe"]["expert_width"]})
+
+
+class Qwen2Moe(SparseLlama, Qwen2):
+    """Shared experts behind a sigmoid, MoEs in some layers, biases as in Qwen2."""
+
+    model_type = "qwen2_moe"
+    architecture = "Qwen2MoeForCausalLM"
+    count_key = "num_experts"
+
+    def read(self, config: Mapping[str, Any]) -> Tree:
+        tree = super().read(config)
+        width = Keys(config, self.model_type).integer("shared_expert_intermediate_size")
+        tree["moe"] |= {"shared_width": width, "shared_gate": True}
+        return tree
+
+    def read_placement(self, keys: Keys) -> Tree:
+        return read_sparse_step(keys)
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        return {
+            **super().write(decoder),
+            **write_sparse_step(decoder),
+            "shared_expert_intermediate_size": decoder["moe"]["shared_width"],
+        }
+
+    def write_attention(self, attention: Mapping[str, Any]) -> Tree:
+        written = {**super().write_attention(attention), "qkv_bias": attention["input_bias"]}
+        del written["head_dim"]
+        return written
+
+    def moe_pieces(self, width: int, moe: MoEShape, stored: str, ours: str) -> Iterator[Piece]:
+        yield from super().moe_pieces(width, moe, stored, ours)
+        yield from ffn_pieces(width, moe.shared_width, f"{stored}shared_expert.", f"{ours}shared.")
+        yield Piece(f"{stored}shared_expert_gate.weight", (1, width), f"{ours}shared_gate.weight")
+
+
+class Qwen3Moe(SparseLlama, Qwen3):
+    """Each head's queries and keys normed; weights renormalised where the config says so."""
+
+    model_type = "qwen3_moe"
+    architecture = "Qwen3MoeForCausalLM"
+
+    def read_windows(self, keys: Keys) -> Tree | None:
+        return window_of_all(keys) if keys.flag("use_sliding_window", False) else None
+
+    def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
+        window = local["window"] if local else None
+        return {"sliding_window": window, "use_sliding_window": window is not None}
+
+    def read_placement(self, keys: Keys) -> Tree:
+        return read_sparse_step(keys)
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        return {**super().write(decoder), **write_sparse_step(decoder)}
+
+
+def read_sparse_step(keys: Keys) -> Tree:
+    """`decoder_sparse_step` and `mlp_only_layers` of the Qwen families."""
+    dense, step = set(keys.given("mlp_only_layers", [])), keys.integer("decoder_sparse_step", 1)
+    layers = keys.integer("num_hidden_layers")
+    if not dense:
+        return {"placement": {"every": step}}
+    only = [layer for layer in range(layers) if layer not in dense and (layer + 1) % step == 0]
+    return {"placement": {"only": only}}
+
+
+def write_sparse_step(decoder: Mapping[str, Any]) -> Tree:
+    placement = decoder["moe"]["placement"]
+    if placement["only"] is None and placement["first_dense"] == 0:
+        return {"decoder_sparse_step": placement["every"], "mlp_only_layers": []}
+    sparse = shape_of(decoder).moe_shapes
+    dense = [layer for layer in range(decoder["layers"]) if layer not in sparse]
+    return {"decoder_sparse_step": 1, "mlp_only_layers": dense}

@@ -1,0 +1,106 @@
+"""Rotary positions in a config.json, old spelling and new, both ways."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mixtura.config import Tree
+from mixtura.errors import ConfigError
+from mixtura.shapes.families.keys import Keys
+
+
+def read_rope(config: Mapping[str, Any], family: str, default_base: float = 10_000.0) -> Tree:
+    """`rope_base` and `rope_scaling` of our attention."""
+    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    base = parameters.get("rope_theta") or config.get("rope_theta") or default_base
+    return {
+        "rope_base": float(base),
+        "rope_scaling": _read_scaling(parameters, config, family),
+    }
+
+
+def write_rope(attention: Mapping[str, Any]) -> Tree:
+    """`rope_parameters` of a config.json."""
+    theta = {"rope_theta": attention["rope_base"]}
+    scaling = attention["rope_scaling"]
+    if scaling is None:
+        return {**theta, "rope_type": "default"}
+    kind = {"rope_type": scaling["kind"]}
+    original = {"original_max_position_embeddings": scaling.get("original_context")}
+    match scaling["kind"]:
+        case "linear":
+            return {**theta, **kind, "factor": scaling["factor"]}
+        case "llama3":
+            return {
+                **theta,
+                **kind,
+                **original,
+                "factor": scaling["factor"],
+                "low_freq_factor": scaling["low_factor"],
+                "high_freq_factor": scaling["high_factor"],
+            }
+        case "yarn":
+            kept = {key: scaling[key] for key in ("factor", "beta_fast", "beta_slow", "truncate")}
+            return {
+                **theta,
+                **kind,
+                **original,
+                **kept,
+                "attention_factor": scaling["amplitude"],
+            }
+        case other:
+            raise ConfigError(f"rope_scaling kind={other} cannot be written to a config.json")
+
+
+def _read_scaling(parameters: Tree, config: Mapping[str, Any], family: str) -> Tree | None:
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    keys = Keys(parameters, family, "config.json: rope_parameters")
+    original = parameters.get("original_max_position_embeddings") or config.get(
+        "original_max_position_embeddings"
+    )
+    match kind:
+        case "default":
+            return None
+        case "linear":
+            return {"kind": "linear", "factor": keys.number("factor")}
+        case "llama3":
+            return {
+                "kind": "llama3",
+                "factor": keys.number("factor"),
+                "low_factor": keys.number("low_freq_factor"),
+                "high_factor": keys.number("high_freq_factor"),
+                "original_context": keys.integer("original_max_position_embeddings"),
+            }
+        case "yarn":
+            context = config.get("max_position_embeddings")
+            original = original or context
+            if not original:
+                raise ConfigError("config.json: missing key 'original_max_position_embeddings'")
+            factor = keys.number("factor", (context or original) / original)
+            return {
+                "kind": "yarn",
+                "factor": factor,
+                "original_context": original,
+                "beta_fast": keys.number("beta_fast", 32.0),
+                "beta_slow": keys.number("beta_slow", 1.0),
+                "truncate": keys.flag("truncate", True),
+                "amplitude": keys.number("attention_factor", _yarn_amplitude(keys, factor)),
+            }
+        case other:
+            raise ConfigError(
+                f"config.json: rope_type={other!r} in a {family} model; known here are default, "
+                "linear, llama3 and yarn"
+            )
+
+
+def _yarn_amplitude(keys: Keys, factor: float) -> float:
+    """As transformers takes it where the config does not say."""
+    one, all_dims = keys.given("mscale"), keys.given("mscale_all_dim")
+    if one and all_dims:
+        return yarn_size(factor, one) / yarn_size(factor, all_dims)
+    return yarn_size(factor)
+
+
+def yarn_size(factor: float, share: float = 1.0) -> float:
+    """0.1 share ln(factor) + 1 (arXiv 2309.00071, eq. 22), and 1 where nothing is stretched."""
+    return 0.1 * share * math.log(factor) + 1 if factor > 1 else 1.0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixtura.interop.loading import LoadedModel, load_model
+from mixtura.interop.saving import save_model
 from mixtura.models import Decoder, KVCache
 
 TOKENS = 11
@@ -31,6 +32,7 @@ def parity(tmp_path: Path) -> Parity:
         theirs.save_pretrained(folder, max_shard_size="20KB")
         ours = load_model(folder)
         compare(theirs, ours.decoder, greedy=greedy)
+        check_saved(theirs, ours, tmp_path / f"{folder.name}-saved")
         return theirs, ours
 
     return check
@@ -74,6 +76,21 @@ def compare(theirs: Any, ours: Decoder, *, greedy: bool = True) -> None:
                 do_sample=False,
             )
         assert torch.equal(greedy_tokens(ours, tokens_BS, left_BS), said[:, TOKENS:])
+
+
+def check_saved(theirs: Any, ours: LoadedModel, out: Path) -> None:
+    """What we save is ours again bit for bit, and transformers' own model again."""
+    saved = save_model(ours.decoder, ours.family, out, shard_bytes=20_000)
+    again = load_model(out).decoder
+    assert again.config == ours.decoder.config
+    before, after = ours.decoder.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert len(saved.files) > 2
+    loaded = type(theirs).from_pretrained(out, dtype=torch.float32, experts_implementation="eager")
+    named = dict(loaded.state_dict())
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(named[name], tensor), name
 
 
 def padded(lengths: list[int]) -> Tensor:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mixtura.errors import CheckpointError
-from mixtura.interop.source import Source, StoredTensor
+from mixtura.interop.source import Place, Source, StoredTensor
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -35,6 +35,10 @@ class HFFolder(Source):
     def read(self, name: str) -> Tensor:
         return self._shards[self.tensors[name].file].read(name)
 
+    def place_of(self, name: str) -> Place | None:
+        stored = self.tensors[name]
+        return Place(stored.file, self._shards[stored.file].begin_of(name))
+
 
 class _Shard:
     def __init__(self, file: Path) -> None:
@@ -48,6 +52,11 @@ class _Shard:
                 f"{file}: not a whole safetensors file ({error}); copy or download it again"
             ) from error
         self.tensors = {name: self._stored(name) for name in self._handle.keys()}  # noqa: SIM118
+        with file.open("rb") as opened:
+            # The library has checked this header, and keeps the offsets to itself.
+            length = int.from_bytes(opened.read(8), "little")
+            self._header = json.loads(opened.read(length))
+        self._begin = 8 + length
 
     def _stored(self, name: str) -> StoredTensor:
         part = self._handle.get_slice(name)
@@ -55,6 +64,9 @@ class _Shard:
         stored = StoredTensor(name, shape, dtype, self.file, 0)
         size = stored.parameters * _BITS.get(dtype, 8) // 8
         return StoredTensor(name, shape, dtype, self.file, size)
+
+    def begin_of(self, name: str) -> int:
+        return self._begin + self._header[name]["data_offsets"][0]
 
     def read(self, name: str) -> Tensor:
         return self._handle.get_tensor(name)

@@ -1,5 +1,6 @@
 """A checkpoint of somebody else's, as our decoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import torch
 
 from mixtura.errors import CheckpointError
+from mixtura.interop.digests import ExpertDigests, check_digests, recorded_digests
 from mixtura.interop.hf_folder import CONFIG, HFFolder
 from mixtura.interop.source import Source
 from mixtura.interop.weights import check_tensors, read_weights
 from mixtura.models import Decoder, DecoderConfig
+from mixtura.models.blueprint import without_weights
 from mixtura.shapes.families import Family, family_of, shape_of
 
 
@@ -21,8 +24,8 @@ class LoadedModel:
     decoder: Decoder
     family: Family
     source: Source
-    left_out: tuple[str, ...]
-    """stored tensors that the family knows and our decoder does without"""
+    left_out: Mapping[str, str]
+    """stored tensors that the family knows and our decoder does without, and what each is"""
 
 
 def open_source(path: Path) -> Source:
@@ -57,13 +60,16 @@ def load_source(
     config = decoder_config(family, source)
     pieces = list(family.pieces(shape_of(family.read(source.config))))
     left_out = check_tensors(source, family, pieces)
-    # No memory and no random draws for weights that are replaced at once.
-    with torch.device("meta"):
+    with without_weights():
         decoder = config.build()
     shapes: dict[str, Any] = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
-    tensors = read_weights(source, pieces, shapes, dtype)
+    recorded = recorded_digests(source.path)
+    digests = None if recorded is None else ExpertDigests()
+    tensors = read_weights(source, pieces, shapes, dtype, digests)
+    if digests is not None and recorded is not None:
+        check_digests(source.path, digests.found(), recorded)
     decoder.load_state_dict(tensors, assign=True)
-    return LoadedModel(decoder.to(device).eval(), family, source, tuple(left_out))
+    return LoadedModel(decoder.to(device).eval(), family, source, left_out)
 
 
 def decoder_config(family: Family, source: Source) -> DecoderConfig:

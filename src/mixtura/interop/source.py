@@ -34,6 +34,14 @@ class StoredTensor:
         return prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor's bytes begin in a file."""
+
+    file: Path
+    offset: int
+
+
 class Source(ABC):
     """A checkpoint that is open for reading, whatever its files look like."""
 
@@ -50,3 +58,7 @@ class Source(ABC):
     def dtype_of(self, name: str) -> torch.dtype:
         """What `read` will give, before reading; fp32 for a format that has to be unpacked."""
         return _DTYPES.get(self.tensors[name].dtype, torch.float32)
+
+    def place_of(self, name: str) -> Place | None:
+        """Where the very bytes that `read` gives lie in a file; None where none hold them."""
+        return None

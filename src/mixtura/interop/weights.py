@@ -3,21 +3,24 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from mixtura.errors import CheckpointError
+from mixtura.interop.digests import ExpertDigests
+from mixtura.interop.patchwork import FilePart, Patchwork
 from mixtura.interop.source import Source
 from mixtura.shapes.families import Family, Piece
 
 _SHOWN = 4
 
 
-def check_tensors(source: Source, family: Family, pieces: Iterable[Piece]) -> list[str]:
+def check_tensors(source: Source, family: Family, pieces: Iterable[Piece]) -> dict[str, str]:
     """Raises CheckpointError for missing, misshapen and unexpected tensors, by name.
 
-    Gives the names of those that the family knows and leaves out.
+    Gives the names of those that the family knows and leaves out, and what they are.
     """
     expected = {piece.stored: piece.shape for piece in pieces}
     missing = [name for name in expected if name not in source.tensors]
@@ -33,7 +36,12 @@ def check_tensors(source: Source, family: Family, pieces: Iterable[Piece]) -> li
                 f"asks for {shape}; config and weights are of different models"
             )
     spare = [name for name in source.tensors if name not in expected]
-    left_out = [name for name in spare if any(re.fullmatch(p, name) for p in family.left_out)]
+    left_out = {
+        name: word
+        for name in spare
+        for pattern, word in family.left_out.items()
+        if re.fullmatch(pattern, name)
+    }
     unexpected = sorted(set(spare) - set(left_out))
     if unexpected:
         raise CheckpointError(
@@ -48,18 +56,28 @@ def read_weights(
     pieces: Iterable[Piece],
     shapes: Mapping[str, Tensor],
     dtype: torch.dtype | None,
+    digests: ExpertDigests | None = None,
 ) -> dict[str, Tensor]:
     """Our tensors by name, for a model whose own (on meta) are `shapes`.
 
     A tensor that is stored as ours is, is a view of the file; others are put together. With no
     `dtype`, the one that the parameters are stored in; raises CheckpointError where they differ.
+    `digests` takes in every expert as it is stored.
     """
     by_ours: dict[str, list[Piece]] = defaultdict(list)
     for piece in pieces:
         by_ours[piece.ours].append(piece)
     stored = dtype or common_dtype(source, by_ours, shapes)
+    patchwork = Patchwork()
     return {
-        name: _assembled(source, by_ours[name], like, stored if _is_weight(like) else like.dtype)
+        name: _assembled(
+            source,
+            by_ours[name],
+            like,
+            stored if _is_weight(like) else like.dtype,
+            digests,
+            patchwork,
+        )
         for name, like in shapes.items()
     }
 
@@ -90,14 +108,65 @@ def _is_weight(tensor: Tensor) -> bool:
     return isinstance(tensor, torch.nn.Parameter)
 
 
-def _assembled(source: Source, pieces: list[Piece], like: Tensor, dtype: torch.dtype) -> Tensor:
+def _assembled(
+    source: Source,
+    pieces: list[Piece],
+    like: Tensor,
+    dtype: torch.dtype,
+    digests: ExpertDigests | None,
+    patchwork: Patchwork,
+) -> Tensor:
     if len(pieces) == 1 and _is_whole(pieces[0]):
-        return source.read(pieces[0].stored).to(dtype).view(like.shape)
+        whole = source.read(pieces[0].stored).view(like.shape)
+        if digests is not None:
+            digests.add(pieces[0], whole)
+        return whole.to(dtype)
+    parts = _file_parts(source, pieces, like, dtype)
+    if parts:
+        whole = patchwork.tensor(tuple(like.shape), dtype, parts)
+        if digests is not None:
+            for piece in pieces:
+                digests.add(piece, whole[piece.at])
+        return whole
     whole = torch.empty(like.shape, dtype=dtype)
-    for piece in pieces:
-        target, part = taken(whole, source.read(piece.stored), piece)
-        target.copy_(part)
+    for name, parts in groupby(pieces, lambda piece: piece.stored):
+        # Once for all its parts: a packed tensor is unpacked at each reading.
+        stored = source.read(name)
+        for piece in parts:
+            target, part = taken(whole, stored, piece)
+            if digests is not None:
+                digests.add(piece, part)
+            target.copy_(part)
     return whole
+
+
+def _file_parts(
+    source: Source, pieces: list[Piece], like: Tensor, dtype: torch.dtype
+) -> list[FilePart]:
+    """Where in files ours lies, part by part; nothing where it has to be turned or converted."""
+    parts: list[FilePart] = []
+    for piece in pieces:
+        place = source.place_of(piece.stored)
+        if (
+            place is None
+            or piece.of
+            or piece.view
+            or piece.transposed
+            or _rounds(source, piece, dtype)
+        ):
+            return []
+        target = like[piece.at]
+        if not target.is_contiguous():
+            return []
+        size = target.numel() * dtype.itemsize
+        parts.append(
+            FilePart(place.file, place.offset, size, int(target.storage_offset()) * dtype.itemsize)
+        )
+    return parts
+
+
+def _rounds(source: Source, piece: Piece, dtype: torch.dtype) -> bool:
+    return source.dtype_of(piece.stored) != dtype
 
 
 def _is_whole(piece: Piece) -> bool:

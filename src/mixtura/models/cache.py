@@ -66,6 +66,8 @@ class KVCache:
     def __init__(self, layers: list[LayerCache] | list[LatentCache], capacity: int) -> None:
         self.layers, self.capacity = layers, capacity
         self._valid: Tensor | None = None
+        self._ids: Tensor | None = None
+        self._long = False
 
     @classmethod
     def empty(
@@ -115,3 +117,24 @@ class KVCache:
         # What an earlier, longer text left here is not this one's.
         self._valid[:, start:end] = True if valid_BS is None else valid_BS
         return self._valid[:, :end]
+
+    def whole_text(
+        self, tokens_BS: Tensor, valid_BS: Tensor | None, *, long: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """What to read, and which of it is no padding: these tokens, as a rule.
+
+        All since the beginning where the keys held were turned by LongRoPE's other factors; the
+        cache is empty then.
+        """
+        batch, new = tokens_BS.shape
+        start, end = self.length, self.length + new
+        if self._ids is None:
+            self._ids = tokens_BS.new_zeros(batch, self.capacity)
+        self._ids[:, start:end] = tokens_BS
+        turned_long, self._long = self._long, long
+        if start == 0 or turned_long == long:
+            return tokens_BS, valid_BS
+        valid_BL = self.remember(valid_BS, batch, new)
+        for layer in self.layers:
+            layer.length = 0
+        return self._ids[:, :end], valid_BL

@@ -21,6 +21,7 @@ from mixtura.moe import MoE, MoEConfig, MoEOutput
 from mixtura.moe.capacity import Dropless
 from mixtura.moe.experts import DenseFFN
 from mixtura.shapes import AttentionShape, DecoderShape
+from mixtura.shapes.rope import LongRopeScaling
 
 
 class DecoderConfig(DecoderShape):
@@ -51,7 +52,7 @@ def build_attention(config: DecoderConfig) -> nn.Module:
         case AttentionShape() as shape:
             return Attention(config.width, shape, config.norm)
         case shape:
-            return LatentAttention(config.width, shape, config.norm)
+            return LatentAttention(config.width, shape)
 
 
 class Block(nn.Module):
@@ -129,15 +130,19 @@ class Decoder(LanguageModel):
         """Logits of the next token at each position.
 
         `valid_BS` is False for padding, which may stand anywhere: no token sees it, and no router
-        counts it. With a cache the tokens continue what it holds, padding included. Raises
-        ConfigError past the context.
+        counts it. With a cache the tokens continue what it holds, padding included; where they
+        pass LongRoPE's original context, all that it holds is read again, and `layers` are of all.
+        Raises ConfigError past the context.
         """
-        batch, new = tokens_BS.shape
+        batch, asked = tokens_BS.shape
+        if cache is not None:
+            cache.check_room(asked)
+            tokens_BS, valid_BS = self._to_read(tokens_BS, valid_BS, cache)
+        new = tokens_BS.shape[1]
         start = 0 if cache is None else cache.length
         self.check_length(start + new)
         valid_BL = valid_BS
         if cache is not None:
-            cache.check_room(new)
             valid_BL = cache.remember(valid_BS, batch, new)
         positions_S = torch.arange(start, start + new, device=tokens_BS.device)
         ropes = {base: self._rope(positions_S, base) for base in self._rope_bases}
@@ -152,10 +157,20 @@ class Decoder(LanguageModel):
             rope, window = ropes[self._rope_bases[index]], self._windows[index]
             x_BSD, output = block(x_BSD, rope, seen[window], tokens_BS, valid_BS, layer_cache)
             layers.append(output)
-        logits_BSV = self.head(self.norm(x_BSD))
+        logits_BSV = self.head(self.norm(x_BSD[:, new - asked :]))
         if self.config.multipliers.logits != 1:
             logits_BSV = logits_BSV * self.config.multipliers.logits
         return DecoderOutput(logits_BSV, tuple(layers))
+
+    def _to_read(
+        self, tokens_BS: Tensor, valid_BS: Tensor | None, cache: KVCache
+    ) -> tuple[Tensor, Tensor | None]:
+        scaling = self.config.attention.rope_scaling
+        if not isinstance(scaling, LongRopeScaling):
+            return tokens_BS, valid_BS
+        # Past the original context every key turns otherwise, those in the cache too.
+        long = cache.length + tokens_BS.shape[1] > scaling.original_context
+        return cache.whole_text(tokens_BS, valid_BS, long=long)
 
     def _embed(self, tokens_BS: Tensor) -> Tensor:
         table_VD = self.head.weight if self.embedding is None else self.embedding.weight

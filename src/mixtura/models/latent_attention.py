@@ -18,11 +18,11 @@ from mixtura.shapes import LatentAttentionShape, NormShape
 class LatentAttention(nn.Module):
     """Keys and values drawn from one latent, the only thing besides a turned key that is kept."""
 
-    def __init__(self, width: int, shape: LatentAttentionShape, norm: NormShape) -> None:
+    def __init__(self, width: int, shape: LatentAttentionShape) -> None:
         super().__init__()
         self.shape = shape
         bias, queries = shape.input_bias, shape.heads * shape.query_dim
-        rank = shape.query_rank
+        rank, norm = shape.query_rank, NormShape(epsilon=shape.norm_epsilon)
         self.query_down = nn.Linear(width, rank, bias=bias) if rank else None
         self.query_norm = build_norm(rank, norm) if rank else nn.Identity()
         self.query = nn.Linear(rank or width, queries, bias=False)

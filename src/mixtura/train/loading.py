@@ -8,6 +8,7 @@ import torch
 from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.errors import CheckpointError
 from mixtura.models import LanguageModel
+from mixtura.models.blueprint import without_weights
 from mixtura.train.checkpoint import MODEL, check_fits, read_meta, read_tensors
 from mixtura.train.recipe import Recipe
 from mixtura.train.run_folder import RunFolder
@@ -38,8 +39,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
             f"{folder}: has no checkpoint yet; go on training it with --resume until it has"
         )
     step, tensors = checkpoints.attempt(newest, _step_and_model)
-    # No memory and no random draws for weights that are replaced at once.
-    with torch.device("meta"):
+    with without_weights():
         decoder = recipe.model.build()
     check_fits(decoder, tensors, newest / MODEL)
     decoder.load_state_dict(tensors, assign=True)

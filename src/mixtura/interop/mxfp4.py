@@ -1,0 +1,99 @@
+"""MXFP4 weights, as gpt-oss is published, unpacked where they are read.
+
+E experts, R rows, G groups of 32 along a row, B = 16 bytes a group, C = 32G columns.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mixtura.errors import CheckpointError
+from mixtura.interop.source import Source, StoredTensor
+
+BLOCKS, SCALES = "_blocks", "_scales"
+GROUP = 32
+# What the four bits of an e2m1 float stand for; the highest is the sign.
+_SIZES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_VALUES = torch.tensor([*_SIZES, *(-size for size in _SIZES)], dtype=torch.bfloat16)
+# e8m0 is a power of two and has no infinity; its last pattern is no number.
+_NAN = 255
+
+
+class MXFP4(Source):
+    """Every pair of `..._blocks` and `..._scales` as one bf16 tensor under its plain name.
+
+    Four-bit floats that share a power of two by groups (OCP Microscaling Formats 1.0, section 5):
+    each product is a bf16 number, so nothing is rounded. Raises CheckpointError for a half of a
+    pair and for sizes that do not belong together.
+    """
+
+    def __init__(self, packed: Source) -> None:
+        self.path, self.config = packed.path, packed.config
+        self._packed = packed
+        self.tensors = dict(_unpacked(packed.tensors))
+
+    def read(self, name: str) -> Tensor:
+        if name in self._packed.tensors:
+            return self._packed.read(name)
+        scale_ERG = self._packed.read(f"{name}{SCALES}")
+        if bool((scale_ERG == _NAN).any()):
+            raise CheckpointError(
+                f"{self.path}: {name}{SCALES} holds {_NAN}, which is no scale; the file is damaged"
+            )
+        # Stored a row for each output; the family's own layout has them in columns.
+        return unpack(self._packed.read(f"{name}{BLOCKS}"), scale_ERG).mT
+
+
+def unpack(block_ERGB: Tensor, scale_ERG: Tensor) -> Tensor:
+    """weight_ERC in bf16: a byte holds two values, the lower four bits first."""
+    # One look-up a byte gives both of its values.
+    pair_of_byte = torch.stack([_VALUES.repeat(16), _VALUES.repeat_interleave(16)], 1)
+    experts, rows, groups, _ = block_ERGB.shape
+    weight_ERC = torch.empty(experts, rows, GROUP * groups, dtype=torch.bfloat16)
+    # An expert at a time: what the look-up needs is many times the size of the blocks.
+    for expert in range(experts):
+        scale_RG1 = scale_ERG[expert].view(torch.float8_e8m0fnu).to(torch.bfloat16)[..., None]
+        value_RGC = pair_of_byte[block_ERGB[expert].int()].flatten(2)
+        torch.mul(value_RGC, scale_RG1, out=weight_ERC[expert].view(rows, groups, GROUP))
+    return weight_ERC
+
+
+def _unpacked(stored: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """What the tensors of a file are once they are unpacked, by name."""
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        plain = name.removesuffix(BLOCKS)
+        if name.endswith(SCALES):
+            _partner(stored, tensor, name.removesuffix(SCALES) + BLOCKS)
+        elif plain == name:
+            found[name] = tensor
+        else:
+            scales = _partner(stored, tensor, plain + SCALES)
+            experts, rows, groups = _sizes(tensor, scales)
+            size = tensor.bytes + scales.bytes
+            shape = (experts, GROUP * groups, rows)
+            found[plain] = StoredTensor(plain, shape, "BF16", tensor.file, size)
+    return found
+
+
+def _partner(
+    stored: Mapping[str, StoredTensor], tensor: StoredTensor, partner: str
+) -> StoredTensor:
+    if partner not in stored:
+        raise CheckpointError(
+            f"{tensor.file}: holds {tensor.name} without {partner}; MXFP4 weights need both"
+        )
+    return stored[partner]
+
+
+def _sizes(blocks: StoredTensor, scales: StoredTensor) -> tuple[int, int, int]:
+    fits = len(blocks.shape) == 4 and blocks.shape == (*scales.shape, GROUP // 2)
+    if not fits or (blocks.dtype, scales.dtype) != ("U8", "U8"):
+        raise CheckpointError(
+            f"{blocks.file}: {blocks.name} is {blocks.dtype} of shape {blocks.shape} and "
+            f"{scales.name} is {scales.dtype} of shape {scales.shape}; MXFP4 weights are U8 of "
+            f"(experts, rows, groups, {GROUP // 2}) with a scale for each group"
+        )
+    experts, rows, groups = scales.shape
+    return experts, rows, groups

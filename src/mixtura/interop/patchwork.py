@@ -1,0 +1,109 @@
+"""Tensors put together from parts of files by the memory map, without a copy.
+
+Experts lie one by one in a file, between other tensors, and ours are stacked. Pages of the file are
+mapped where the stacked tensor wants them; only the pages in which one part ends and the next one
+begins are copied. A write stays private to this process.
+"""
+
+import ctypes
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# Linux allows 65,530 mappings a process unless told otherwise; others need some too.
+MOST_MAPPINGS = 40_000
+_SHARE_FIXED = mmap.MAP_PRIVATE | 0x10
+_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+_FAILED = ctypes.c_void_p(-1).value
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Bytes of a file, and where they go, counted from the tensor's first byte."""
+
+    file: Path
+    offset: int
+    size: int
+    at: int
+
+
+class Patchwork:
+    """Maps tensors as long as mappings are left, and copies after that."""
+
+    def __init__(self) -> None:
+        self.mapped = 0
+
+    def tensor(
+        self, shape: tuple[int, ...], dtype: torch.dtype, parts: Sequence[FilePart]
+    ) -> Tensor:
+        """The tensor of these bytes; parts must fill it, each byte once."""
+        size = prod(shape) * dtype.itemsize
+        assert sum(part.size for part in parts) == size, "the parts fill the tensor"
+        # With the first part's place within a page, its pages and ours coincide.
+        shift = parts[0].offset % mmap.PAGESIZE
+        region = mmap.mmap(-1, shift + size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(region))
+        files = {part.file: os.open(part.file, os.O_RDONLY) for part in parts}
+        try:
+            for part in parts:
+                self._place(region, base, shift + part.at, part, files[part.file])
+        finally:
+            for descriptor in files.values():
+                os.close(descriptor)
+        whole = torch.frombuffer(region, dtype=torch.uint8, offset=shift, count=size)
+        return whole.view(dtype).view(shape)
+
+    def _place(self, region: mmap.mmap, base: int, start: int, part: FilePart, file: int) -> None:
+        end, page = start + part.size, mmap.PAGESIZE
+        first, last = -(-start // page) * page, end // page * page
+        fits = (part.offset - start) % page == 0 and first < last
+        if not fits or self.mapped >= MOST_MAPPINGS or _mmap() is None:
+            _copy(region, start, end, file, part.offset)
+            return
+        offset = part.offset + first - start
+        _map_fixed(base + first, last - first, file, offset)
+        self.mapped += 1
+        _copy(region, start, first, file, part.offset)
+        _copy(region, last, end, file, part.offset + last - start)
+
+
+def _copy(region: mmap.mmap, start: int, end: int, file: int, offset: int) -> None:
+    view = memoryview(region)
+    while start < end:
+        read = os.preadv(file, [view[start:end]], offset)
+        assert read > 0, "the file was as long as its header says when it was opened"
+        start, offset = start + read, offset + read
+
+
+@cache
+def _mmap() -> "ctypes._NamedFuncPointer | None":
+    """The C library's own, as Python's does not map to a given place; None off Linux."""
+    if os.uname().sysname != "Linux":
+        return None
+    function = ctypes.CDLL(None, use_errno=True).mmap
+    function.restype = ctypes.c_void_p
+    function.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_long,
+    ]
+    return function
+
+
+def _map_fixed(address: int, size: int, file: int, offset: int) -> None:
+    function = _mmap()
+    assert function is not None, "asked before"
+    got = function(address, size, _READ_WRITE, _SHARE_FIXED, file, offset)
+    if got == _FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

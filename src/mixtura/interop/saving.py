@@ -1,0 +1,194 @@
+"""A decoder of ours as a folder that transformers and its kin load."""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mixtura.config import Tree
+from mixtura.errors import ConfigError
+from mixtura.files import atomic_folder
+from mixtura.interop.digests import FILE as DIGESTS
+from mixtura.interop.digests import ExpertDigests
+from mixtura.interop.hf_folder import CONFIG, INDEX, SINGLE
+from mixtura.interop.source import Source
+from mixtura.interop.weights import taken
+from mixtura.models import Decoder, DecoderConfig
+from mixtura.shapes.families import Family, Piece
+
+SHARD_BYTES = 5_000_000_000
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+"""files beside the weights that belong to the model"""
+# How a model is trained, which no config.json says and no output depends on.
+_TRAINING = ("balance", "capacity", "backend")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What was written."""
+
+    path: Path
+    files: tuple[str, ...]
+    bytes: int
+
+
+def save_model(
+    decoder: Decoder,
+    family: Family,
+    out: Path,
+    *,
+    like: Source | None = None,
+    dtype: torch.dtype | None = None,
+    companions: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Saved:
+    """Write config, weights and digests of experts; `out` appears whole or not at all.
+
+    `like` is the checkpoint that the model came from: its config and its files beside the weights
+    are carried over. `companions` are further such files, by name. One shard is in memory at a
+    time; `progress` is told the bytes written and the bytes in all. Raises ConfigError where the
+    family cannot say what this decoder computes.
+    """
+    config = hf_config(decoder.config, family, like)
+    dtype = dtype or decoder.head.weight.dtype
+    config |= {"dtype": str(dtype).removeprefix("torch.")}
+    stored = _by_stored(family.pieces(decoder.config))
+    shards = _shards(stored, dtype, shard_bytes)
+    names = [SINGLE] if len(shards) == 1 else _shard_names(len(shards))
+    ours = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
+    total = sum(_bytes(pieces[0], dtype) for pieces in stored.values())
+    digests, done = ExpertDigests(), 0
+    with atomic_folder(out) as folder:
+        for name, shard in zip(names, shards, strict=True):
+            tensors = {key: _stored_tensor(stored[key], ours, dtype, digests) for key in shard}
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+            done += sum(tensor.nbytes for tensor in tensors.values())
+            if progress is not None:
+                progress(done, total)
+        _write_json(folder / CONFIG, config)
+        if len(shards) > 1:
+            _write_json(folder / INDEX, _index(names, shards, total))
+        if found := digests.found():
+            _write_json(folder / DIGESTS, {"sha256": found})
+        _carry_over(folder, like, companions or {})
+        files = tuple(sorted(path.name for path in folder.iterdir()))
+    return Saved(out, files, total)
+
+
+def hf_config(config: DecoderConfig, family: Family, like: Source | None = None) -> Tree:
+    """A config.json. Raises ConfigError for what the family has no words for, by key."""
+    written = {**family.write(config.model_dump()), "use_cache": True}
+    again = DecoderConfig.parse(family.read(written), f"{family.model_type} config")
+    if difference := _difference(_function(again), _function(config)):
+        key, theirs, ours = difference
+        raise ConfigError(
+            f"{key}={ours!r} has no place in a {family.model_type} config, which says {theirs!r}; "
+            "save it as another family"
+        )
+    if like is not None and like.config.get("model_type") == family.model_type:
+        before = DecoderConfig.parse(family.read(like.config))
+        if not _difference(_function(before), _function(config)):
+            # The quantisation that it was stored in is gone.
+            kept = {k: v for k, v in like.config.items() if k != "quantization_config"}
+            return {key: value for key, value in kept.items() if key != "torch_dtype"}
+    return written
+
+
+def _function(config: DecoderConfig) -> Tree:
+    """All of a config that its outputs depend on."""
+    tree = config.model_dump(mode="json")
+    if tree["moe"] is not None:
+        tree["moe"] = {k: v for k, v in tree["moe"].items() if k not in _TRAINING}
+    return tree
+
+
+def _difference(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """The first key whose values differ, and both."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in {**one, **other}:
+            inner = f"{path}.{key}" if path else key
+            if found := _difference(one.get(key), other.get(key), inner):
+                return found
+        return None
+    return None if one == other else (path, one, other)
+
+
+def _by_stored(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
+    found: dict[str, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        found[piece.stored].append(piece)
+    return found
+
+
+def _bytes(piece: Piece, dtype: torch.dtype) -> int:
+    return prod(piece.shape) * dtype.itemsize
+
+
+def _shards(stored: Mapping[str, list[Piece]], dtype: torch.dtype, limit: int) -> list[list[str]]:
+    """Names in the order of the pieces; a shard is closed before it passes the limit."""
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, pieces in stored.items():
+        size = _bytes(pieces[0], dtype)
+        if shards[-1] and held + size > limit:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
+
+
+def _shard_names(count: int) -> list[str]:
+    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def _stored_tensor(
+    pieces: list[Piece], ours: Mapping[str, Tensor], dtype: torch.dtype, digests: ExpertDigests
+) -> Tensor:
+    kept = ours[pieces[0].ours]
+    # A choosing bias stays in fp32: steps of 1e-3 vanish in bf16 beside a bias of 1.
+    dtype = dtype if isinstance(kept, torch.nn.Parameter) else kept.dtype
+    stored = torch.empty(pieces[0].shape, dtype=dtype)
+    for piece in pieces:
+        target, part = taken(ours[piece.ours].detach(), stored, piece)
+        part.copy_(target)
+        digests.add(piece, part)
+    return stored
+
+
+def _index(names: list[str], shards: list[list[str]], total: int) -> Tree:
+    files = {key: name for name, shard in zip(names, shards, strict=True) for key in sorted(shard)}
+    return {"metadata": {"total_size": total}, "weight_map": files}
+
+
+def _carry_over(folder: Path, like: Source | None, companions: Mapping[str, str]) -> None:
+    if like is not None and like.path.is_dir():
+        for name in COMPANIONS:
+            if (like.path / name).is_file() and name not in companions:
+                shutil.copyfile(like.path / name, folder / name)
+    for name, text in companions.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

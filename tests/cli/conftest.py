@@ -20,8 +20,9 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture(scope="session")
 def environment(tiny_cache: Path) -> dict[str, str]:
-    """Of every command: corpora in the tests' own cache, and one thread for tiny tensors."""
-    return {**os.environ, "MIXTURA_CACHE": str(tiny_cache), "OMP_NUM_THREADS": "1"}
+    """Of every command: the tests' own cache, one thread for tiny tensors, and no network."""
+    own = {"MIXTURA_CACHE": str(tiny_cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **own}
 
 
 @pytest.fixture(scope="session")

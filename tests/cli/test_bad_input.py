@@ -89,7 +89,8 @@ def own_run(tiny_run: Path, tmp_path: Path) -> Path:
 
 
 def test_a_missing_run(mixtura: Mixtura) -> None:
-    refused(mixtura("generate", "runs/none"), "runs/none: no such run", "'mixtura train' wrote")
+    refused(mixtura("generate", "./none"), "./none: no such file or folder", "a hub id")
+    refused(mixtura("generate", "runs/none"), "runs/none: no such folder", "HF_HUB_OFFLINE")
 
 
 def test_a_missing_checkpoint(mixtura: Mixtura, own_run: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_full_disk_behind_standard_output(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["tran"], ["No such command 'tran'", "Did you mean 'train'?"]),
+        (["tran"], ["No such command 'tran'", "Did you mean 'train'"]),
         (["train"], ["Missing argument 'RECIPE'", "'mixtura train --help'"]),
         (["train", "none.yaml"], ["none.yaml: no such file", "path of a YAML recipe"]),
         (["train", "recipe.yaml", "--set", "lr"], ["--set lr", "expected KEY=VALUE"]),
@@ -208,7 +209,7 @@ def test_a_full_disk_behind_standard_output(
         (["generate", "run", "--top-p", "1.5"], ["top_p=1.5 must lie in (0, 1]", "1 keeps every"]),
         (["generate", "run", "--temperature", "-1"], ["temperature=-1.0 must be 0 or more"]),
         (["chat", "run", "--top-k", "-1"], ["top_k=-1 must be 0 or more; 0 keeps every token"]),
-        (["chat", "run"], ["run: no such run folder", "'mixtura train' wrote"]),
+        (["chat", "run"], ["run: no such file or folder", "give a run's folder"]),
         (["report", "run"], ["run: no such run folder", "'mixtura train' wrote"]),
     ],
 )

@@ -46,6 +46,13 @@ def test_turns_from_a_pipe(inside: Mixtura, tiny_run: Path) -> None:
         assert remark in done.stderr
 
 
+def test_a_system_is_for_models_with_roles(inside: Mixtura, tiny_run: Path) -> None:
+    done = inside("chat", tiny_run, "--system", "Be brief.", given="1, 2, 3\n")
+    assert done.returncode == 2
+    assert "system='Be brief.' needs a model with a chat template" in done.stderr
+    assert not done.stdout
+
+
 class Terminal:
     """A process on a terminal of its own, and what it has shown so far."""
 

@@ -1,16 +1,21 @@
 """A conversation is one growing text, of which whole turns are forgotten; the context is 48."""
 
+import copy
 import itertools
 from collections.abc import Callable
 
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
+from mixtura.data import CheckpointTokenizer, TokenFacts
+from mixtura.data.byte_level import ByteLevelVocabulary, byte_level_tokenizer, splitting_of
 from mixtura.data.tokenizers import ByteTokenizer
 from mixtura.engine.conversation import Conversation, Turn
 from mixtura.engine.sampling import Sampling
+from mixtura.engine.script import script_for
 from mixtura.errors import ConfigError
-from mixtura.models import Decoder, DecoderOutput
+from mixtura.models import Decoder, DecoderConfig, DecoderOutput
 
 GREEDY = Sampling(temperature=0)
 TOKENIZER = ByteTokenizer()
@@ -29,7 +34,7 @@ def parrot(build: Callable[[str], Decoder]) -> Decoder:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        model.norm.weight.fill_(1)
+        model.norm.get_parameter("weight").fill_(1)
         assert model.embedding is not None
         for place, (now, then) in enumerate(follows.items()):
             model.embedding.weight[ord(now), place] = 1
@@ -50,7 +55,6 @@ def test_turns_grow_one_text(parrot: Decoder) -> None:
     talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4)
     first = talk.say("ab")
     assert said(first) == "yes!"
-    assert first.text == "ab\nyes!\n\n"
     second = talk.say("c")
     assert said(second) == "yes!"
     # "ab\nyes!\n\n" is 9 tokens and "c\n" 2.
@@ -108,10 +112,12 @@ def test_an_interrupted_answer_stays_as_far_as_it_went(parrot: Decoder) -> None:
     talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4)
     turn = talk.say("ab")
     assert list(itertools.islice(turn.answer, 2)) == ["y", "e"]
-    assert turn.text == "ab\nye\n\n"
     calls = read(parrot)
-    assert said(talk.say("c")) == "yes!"
+    after = talk.say("c")
+    assert said(after) == "yes!"
     assert calls[0].endswith("\n\nc\n")
+    # "ab\nye\n\n" is 7 tokens and "c\n" 2.
+    assert after.answer.result.prompt_tokens == 9
 
 
 def test_reset_forgets(parrot: Decoder) -> None:
@@ -129,3 +135,88 @@ def test_what_no_context_holds_is_refused_and_forgets_nothing(parrot: Decoder) -
     with pytest.raises(ConfigError, match="prompt of 61 tokens exceeds the model's context of 48"):
         talk.say("x" * 60)
     assert [turn.said for turn in talk.turns] == ["ab"]
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@pytest.fixture(scope="module")
+def roles() -> CheckpointTokenizer:
+    """Each byte is a token, then the three marks, of which 258 ends a turn."""
+    vocabulary = ByteLevelVocabulary(
+        tokens=[*sorted(ByteLevel.alphabet()), *MARKS],
+        merges=[],
+        splitting=splitting_of("gpt-2"),
+        special=MARKS,
+        added=[],
+        begin=None,
+    )
+    return byte_level_tokenizer(vocabulary, TokenFacts(chat_template=CHATML))
+
+
+@pytest.fixture
+def polite(roles: CheckpointTokenizer) -> Decoder:
+    """Says "ok" and ends its turn, over and over, whatever it reads; a context of 160."""
+    attention = {"heads": 2, "kv_heads": 1, "head_dim": 4}
+    sizes = {"layers": 1, "width": 8, "vocabulary": 259, "context": 160, "ffn_width": 8}
+    model = Decoder(DecoderConfig.parse({**sizes, "attention": attention}))
+    said = itertools.cycle([*roles.encode("ok"), 258])
+
+    def dictate(_: object, __: object, output: DecoderOutput) -> DecoderOutput:
+        output.logits_BSV[..., next(said)] += 100
+        return output
+
+    model.register_forward_hook(dictate)
+    return model
+
+
+def test_a_model_with_a_template_talks_through_roles(
+    polite: Decoder, roles: CheckpointTokenizer
+) -> None:
+    talk = Conversation(polite, roles, GREEDY, max_tokens=8, system="s")
+    first = talk.say("ab")
+    assert said(first) == "ok"
+    assert first.answer.result.finish == "end"
+    # Marks count 1 each: "<system\ns>\n" is 11, "<user\nab>\n" 10, "<assistant\n" 11.
+    assert first.answer.result.prompt_tokens == 11 + 10 + 11
+    second = talk.say("c")
+    assert said(second) == "ok"
+    # Before "<user\nc>\n", which is 9: the answer's "ok>\n", 4 more than its opening.
+    assert second.answer.result.prompt_tokens == 32 + 4 + 9 + 11
+
+
+def test_roles_forget_the_oldest_turns_but_not_the_system(
+    polite: Decoder, roles: CheckpointTokenizer
+) -> None:
+    talk = Conversation(polite, roles, GREEDY, max_tokens=8, system="s")
+    # Of 160 - 8 = 152 the system takes 11 and a turn 9 + 15 = 24; the new one needs 9 + 11 = 20.
+    # So 121 are left for the past: five turns.
+    forgotten, prompts = [], []
+    for letter in "abcdefgh":
+        turn = talk.say(letter)
+        said(turn)
+        forgotten.append(turn.forgotten)
+        prompts.append(turn.answer.result.prompt_tokens)
+    assert forgotten == [0, 0, 0, 0, 0, 0, 1, 1]
+    assert prompts[-1] == 11 + 5 * 24 + 20
+
+
+def test_a_broken_template_and_a_system_without_one_are_refused(
+    roles: CheckpointTokenizer, build: Callable[[str], Decoder]
+) -> None:
+    broken = roles.facts.model_copy(update={"chat_template": "{% for"})
+    with pytest.raises(ConfigError, match="the model's chat template cannot be read"):
+        script_for(_with(roles, broken))
+    with pytest.raises(ConfigError, match="needs a model with a chat template"):
+        Conversation(build("dense"), TOKENIZER, GREEDY, max_tokens=4, system="s")
+
+
+def _with(tokenizer: CheckpointTokenizer, facts: TokenFacts) -> CheckpointTokenizer:
+    other = copy.copy(tokenizer)
+    other.facts = facts
+    return other

@@ -49,7 +49,9 @@ def build(model_type: str, **keys: Any) -> Any:
     ).eval()
     model.generation_config.eos_token_id = None
     with torch.no_grad():
-        for tensor in model.parameters():
+        # A bias that chooses experts is a buffer.
+        biases = [b for name, b in model.named_buffers() if name.endswith("correction_bias")]
+        for tensor in (*model.parameters(), *biases):
             tensor.add_(torch.randn_like(tensor), alpha=0.1)
     return model.float()
 

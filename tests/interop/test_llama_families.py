@@ -32,6 +32,12 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.2, 1.5],
+    "long_factor": [1.0, 3.0, 6.0],
+}
 QWEN_MOE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 10}
 SHARED = {**QWEN_MOE, "shared_expert_intermediate_size": 14}
 CASES: dict[str, list[dict[str, Any]]] = {
@@ -42,6 +48,9 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}},
         {"rope_parameters": YARN},
         {"rope_parameters": {**YARN, "attention_factor": 0.7, "beta_fast": 4, "truncate": False}},
+        # Within the original context all along, and beyond it from the first token on.
+        {"rope_parameters": {**LONGROPE, "original_max_position_embeddings": 48}},
+        {"rope_parameters": {**LONGROPE, "original_max_position_embeddings": 5, "factor": 3.0}},
     ],
     "mistral": [{"sliding_window": 5}, {"sliding_window": None, "head_dim": 8}],
     "qwen2": [{}, {**WINDOW, "max_window_layers": 1}, {"tie_word_embeddings": True}],

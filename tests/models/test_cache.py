@@ -1,5 +1,6 @@
 """Cached decoding equals the whole. B sequences, S positions, V vocabulary."""
 
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -88,7 +89,7 @@ def test_a_new_cache_holds_nothing() -> None:
     cache = KVCache.empty(decoder.config, batch=3, capacity=5)
     assert (cache.length, cache.capacity, len(cache.layers)) == (0, 5, 2)
     # Keys and values of 2 heads of 6 a layer.
-    assert cache.layers[0].keys.shape == cache.layers[0].values.shape == (3, 2, 5, 6)
+    assert [kept.shape for kept in cache.layers[0].kept] == [(3, 2, 5, 6)] * 2
 
 
 def test_two_sequences_in_one_batch_do_not_mix() -> None:
@@ -143,3 +144,40 @@ def test_a_cache_under_autocast() -> None:
         found = in_chunks(decoder, TOKENS_BS, [6, 1, 5])
         whole = decoder(TOKENS_BS).logits_BSV
     assert (found - whole).abs().mean() < 0.05
+
+
+LONGROPE = {
+    "kind": "longrope",
+    "short": [1.0, 1.2, 1.5],
+    "long": [1.0, 3.0, 6.0],
+    "original_context": 6,
+    "short_amplitude": 1.1,
+    "long_amplitude": 1.4,
+}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("chunks", [[1] * 12, [4, 1, 4, 3], [6, 6], [9, 3]])
+def test_longrope_turns_all_keys_anew_past_the_original_context(
+    chunks: list[int], padded: bool
+) -> None:
+    # As each text read from its beginning: short factors up to 6 positions, long ones from the 7th.
+    heads = {**BASE["attention"], "rope_scaling": LONGROPE}
+    decoder = build(attention=heads)
+    valid_BS = torch.ones_like(TOKENS_BS, dtype=torch.bool)
+    valid_BS[1, :2] = not padded
+    cache = KVCache.empty(decoder.config, 2, 12)
+    with torch.no_grad():
+        for end, new in zip(accumulate(chunks), chunks, strict=True):
+            part = slice(end - new, end)
+            found = decoder(TOKENS_BS[:, part], valid_BS[:, part], cache).logits_BSV
+            whole = decoder(TOKENS_BS[:, :end], valid_BS[:, :end]).logits_BSV
+            shown = valid_BS[:, part]
+            assert cache.length == end
+            torch.testing.assert_close(found[shown], whole[:, part][shown], rtol=1e-4, atol=1e-5)
+        # A text that goes on from the first 4 positions is short again.
+        for layer in cache.layers:
+            layer.length = 4
+        found = decoder(TOKENS_BS[:, 4:5], valid_BS[:, 4:5], cache).logits_BSV
+        whole = decoder(TOKENS_BS[:, :5], valid_BS[:, :5]).logits_BSV
+    torch.testing.assert_close(found, whole[:, 4:], rtol=1e-4, atol=1e-5)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mixtura.models.rotary import rotary, rotate, rotate_naive
+from mixtura.shapes.rope import LongRopeScaling
 
 
 def test_one_pair_by_hand() -> None:
@@ -75,3 +76,19 @@ def test_a_turn_keeps_length_and_scores_know_distances_alone() -> None:
     near = (at(q, 7) @ at(k, 3)).item()
     assert near == pytest.approx((at(q, 107) @ at(k, 103)).item(), rel=1e-3, abs=1e-4)
     assert near != pytest.approx((at(q, 7) @ at(k, 4)).item(), rel=1e-3)
+
+
+def test_longrope_by_hand() -> None:
+    # Base 100, 2 pairs: plain frequencies 1 and 1/10. Within 4 positions over 2 and 4: 1/2, 1/40,
+    # sines and cosines times 3; position 4 is the fifth, and beyond: over 5 and 8, times 7.
+    scaling = LongRopeScaling(
+        short=(2.0, 4.0),
+        long=(5.0, 8.0),
+        original_context=4,
+        short_amplitude=3.0,
+        long_amplitude=7.0,
+    )
+    within = rotary(torch.arange(4), 4, 100.0, scaling).sin_SP[-1]
+    assert within.tolist() == pytest.approx([3 * math.sin(3 / 2), 3 * math.sin(3 / 40)])
+    beyond = rotary(torch.arange(5), 4, 100.0, scaling).sin_SP[3]
+    assert beyond.tolist() == pytest.approx([7 * math.sin(3 / 5), 7 * math.sin(3 / 80)])

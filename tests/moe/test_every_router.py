@@ -32,6 +32,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "gshard": {},
     "dbrx": {},
     "top_p": {},
+    "sparse_mixer": {},
     "deepseek_v2": {"groups": 2, "groups_kept": 1},
     "deepseek_v3": {"groups": 2, "groups_kept": 1},
     "hierarchical": {
@@ -59,6 +60,7 @@ NOT_ONE_EXPERT = {
     "noisy_topk",
     "gshard",
     "dbrx",
+    "sparse_mixer",
     "deepseek_v2",
     "deepseek_v3",
     "hierarchical",

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mixtura.engine.generate import FinishReason, Generation
 
 _ENDINGS: "dict[FinishReason, str]" = {
-    "end": "the model ended the document",
+    "end": "the model ended its text",
     "stop": "a blank line ended it",
     "max_tokens": "--max-tokens reached",
     "length": "the model's context is full",

@@ -8,14 +8,26 @@ from typing import Annotated
 import typer
 
 from mixtura.cli.chat import chat
+from mixtura.cli.convert import convert
 from mixtura.cli.demo import demo
 from mixtura.cli.failures import INTERRUPTED, mistake, status_of
 from mixtura.cli.generate import generate
+from mixtura.cli.inspect import inspect
 from mixtura.cli.report import report
+from mixtura.cli.trace import trace
 from mixtura.cli.train import train
 from mixtura.errors import MixturaError
 
-COMMANDS = {"demo": demo, "train": train, "generate": generate, "chat": chat, "report": report}
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "generate": generate,
+    "chat": chat,
+    "report": report,
+    "inspect": inspect,
+    "convert": convert,
+    "trace": trace,
+}
 
 app = typer.Typer(
     # Plain help wraps well at any width, keeps examples as they are, and needs no colours.
@@ -54,6 +66,9 @@ def mixtura(
       mixtura generate runs/first --prompt "def main():"
       mixtura chat runs/first
       mixtura report runs/first
+      mixtura inspect runs/first
+      mixtura convert runs/first first-hf --to hf
+      mixtura trace runs/first --text corpus --out first.parquet
 
     'mixtura COMMAND --help' explains a command, with examples. With --json the last line of the
     output is one JSON object. A mistake of yours is one line on stderr and exit status 2.

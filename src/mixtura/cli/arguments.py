@@ -2,7 +2,8 @@
 
 import secrets
 from pathlib import Path
-from typing import Annotated
+from re import fullmatch
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +20,17 @@ def _at_least_one(given: int) -> int:
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that 'mixtura train' wrote.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run's folder, a Hugging Face folder, a GGUF file, or a hub id (OWNER/NAME).",
+    ),
+]
+DType = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Compute in this.  [default: as the weights are stored]"),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Make the last line of the output one JSON object.")
 ]
@@ -58,3 +70,14 @@ def check_run(run: Path) -> None:
         raise CheckpointError(
             f"{run}: no such run folder; give the folder that 'mixtura train' wrote"
         )
+
+
+def check_model(model: str) -> None:
+    """Raises CheckpointError before any torch is loaded, where there is nothing to load."""
+    path = Path(model)
+    if path.exists() or (fullmatch(r"[\w.-]+/[\w.@/-]+", model) and not model.startswith(".")):
+        return
+    raise CheckpointError(
+        f"{model}: no such file or folder; give a run's folder, a Hugging Face folder, a GGUF "
+        "file, or a hub id (OWNER/NAME)"
+    )

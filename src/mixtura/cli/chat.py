@@ -6,19 +6,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from mixtura.cli.answers import as_data, note, plural, show, summary
 from mixtura.cli.arguments import (
     DEFAULT,
     AsJson,
+    DType,
     MaxTokens,
-    Run,
+    Model,
     Seed,
     Temperature,
     TopK,
     TopP,
-    check_run,
+    check_model,
     sampling_of,
 )
 from mixtura.errors import ConfigError, DataError
@@ -30,12 +33,17 @@ COMMAND = re.compile(r"/[a-z]+")
 
 
 def chat(
-    run: Run,
+    model: Model,
+    system: Annotated[
+        str,
+        typer.Option(help="What a model with a chat template is told before the first turn."),
+    ] = "",
     max_tokens: MaxTokens = 256,
     temperature: Temperature = DEFAULT.temperature,
     top_p: TopP = DEFAULT.top_p,
     top_k: TopK = DEFAULT.top_k,
     seed: Seed = None,
+    dtype: DType = None,
     as_json: AsJson = False,
 ) -> None:
     """Talk with a trained model, turn by turn.
@@ -43,8 +51,9 @@ def chat(
     The models that Mixtura trains are base models: they continue text, and know neither questions
     nor roles. So a chat is one growing text: what you type, a line break, what the model goes on
     to write until it writes a blank line, ends its document or reaches --max-tokens, then a blank
-    line and your next turn. When the model's context is full, the oldest turns are forgotten
-    whole, and a line says so.
+    line and your next turn. A model that came with a chat template is talked with in its roles
+    instead, and ends its turn by itself. When the model's context is full, the oldest turns are
+    forgotten whole, and a line says so.
 
     /reset forgets everything, /quit leaves. Ctrl-C stops an answer, which stays as far as it
     went; at the prompt it leaves, as does Ctrl-D.
@@ -55,14 +64,14 @@ def chat(
       printf 'import os\\nclass A:\\n' | mixtura chat runs/first --json
     """
     sampling = sampling_of(temperature, top_p, top_k, seed)
-    check_run(run)
+    check_model(model)
     from mixtura.engine.conversation import Conversation
-    from mixtura.train import load_run
+    from mixtura.train.opening import open_model
 
-    loaded = load_run(run)
-    conversation = Conversation(loaded.decoder, loaded.tokenizer, sampling, max_tokens)
+    loaded = open_model(model, dtype)
+    conversation = Conversation(loaded.decoder, loaded.tokenizer, sampling, max_tokens, system)
     _prepare_input()
-    note(f"{run}, seed {sampling.seed}; /reset forgets, /quit leaves, Ctrl-C stops an answer")
+    note(f"{model}, seed {sampling.seed}; /reset forgets, /quit leaves, Ctrl-C stops an answer")
     turns = list(_turns(conversation))
     if as_json:
         print(json.dumps({"turns": [_turn_data(turn) for turn in turns], **sampling.model_dump()}))

@@ -10,13 +10,14 @@ from mixtura.cli.answers import as_data, listen, note, show, summary
 from mixtura.cli.arguments import (
     DEFAULT,
     AsJson,
+    DType,
     MaxTokens,
-    Run,
+    Model,
     Seed,
     Temperature,
     TopK,
     TopP,
-    check_run,
+    check_model,
     sampling_of,
 )
 from mixtura.cli.failures import INTERRUPTED
@@ -24,7 +25,7 @@ from mixtura.errors import DataError
 
 
 def generate(
-    run: Run,
+    model: Model,
     prompt: Annotated[
         str,
         typer.Option(
@@ -36,6 +37,7 @@ def generate(
     top_p: TopP = DEFAULT.top_p,
     top_k: TopK = DEFAULT.top_k,
     seed: Seed = None,
+    dtype: DType = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with a trained model, streaming.
@@ -50,12 +52,12 @@ def generate(
       head -c 200 story.txt | mixtura generate runs/first --prompt - --seed 7 --json
     """
     sampling = sampling_of(temperature, top_p, top_k, seed)
-    check_run(run)
+    check_model(model)
     text = _standard_input() if prompt == "-" else prompt
     from mixtura.engine.generate import generate as continue_text
-    from mixtura.train import load_run
+    from mixtura.train.opening import open_model
 
-    loaded = load_run(run)
+    loaded = open_model(model, dtype)
     stream = continue_text(loaded.decoder, loaded.tokenizer, text, sampling, max_tokens)
     if as_json:
         listen(stream)

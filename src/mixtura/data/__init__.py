@@ -21,6 +21,7 @@ code, comment, docstring, string and table.
 """
 
 from mixtura.data.batches import Batch, Batches, heldout_batches
+from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer, TokenFacts
 from mixtura.data.config import DataConfig
 from mixtura.data.documents import Document, Skipped, Source, Span
 from mixtura.data.huggingface import HuggingFaceSource
@@ -40,6 +41,7 @@ __all__ = [
     "BpeConfig",
     "ByteTokenizer",
     "BytesConfig",
+    "CheckpointTokenizer",
     "Corpus",
     "DataConfig",
     "Document",
@@ -54,6 +56,7 @@ __all__ = [
     "SubwordTokenizer",
     "TextSource",
     "TextStream",
+    "TokenFacts",
     "TokenFile",
     "Tokenizer",
     "heldout_batches",

@@ -1,9 +1,17 @@
 """A tokenizer from the folder where it was saved."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mixtura.config import Config
+from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer, TokenFacts
+from mixtura.data.hugging_face_tokenizer import (
+    chat_template_of,
+    hugging_face_tokenizer,
+    read_text,
+)
 from mixtura.data.subwords import FILE, FileConfig
 from mixtura.data.tokenizers import DESCRIPTION, ByteTokenizer, Tokenizer
 from mixtura.errors import ConfigError, DataError
@@ -20,17 +28,28 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises DataError if there is none, or none that can be used.
     """
     path = folder / DESCRIPTION
-    try:
-        described = _Description.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except FileNotFoundError:
+    if not path.exists():
         if not (folder / FILE).is_file():
-            raise DataError(f"{folder}: no tokenizer; expected {DESCRIPTION} or {FILE}") from None
-        described = _Description(kind="file")
+            raise DataError(f"{folder}: no tokenizer; expected {DESCRIPTION} or {FILE}")
+        return hugging_face_tokenizer(folder)
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(tree, dict) and tree.get("kind") == "checkpoint":
+            return _checkpoint_tokenizer(folder, tree)
+        described = _Description.parse(tree, str(path))
     except (OSError, TypeError, json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
         raise DataError(f"{path}: not the description of a tokenizer ({error})") from error
     if described.kind == "bytes":
         return ByteTokenizer()
     if described.kind != "file":
-        raise DataError(f"{path}: kind {described.kind!r} is unknown; expected bytes or file")
+        raise DataError(
+            f"{path}: kind {described.kind!r} is unknown; expected bytes, file or checkpoint"
+        )
     end = described.end_of_document
     return FileConfig(kind="file", path=str(folder), end_of_document=end).load()
+
+
+def _checkpoint_tokenizer(folder: Path, tree: Mapping[str, Any]) -> CheckpointTokenizer:
+    stated = {key: value for key, value in tree.items() if key != "kind"}
+    facts = TokenFacts.parse({**stated, "chat_template": chat_template_of(folder)}, DESCRIPTION)
+    return CheckpointTokenizer(read_text(folder / FILE), facts, str(folder / FILE))

@@ -112,6 +112,8 @@ class SubwordTokenizer:
         self._backend.no_padding()
         self.vocabulary = 1 + max(self._backend.get_vocab().values())
         self.end_of_document = self._find_end(end, origin)
+        self.begin: tuple[int, ...] = ()
+        self.ends = frozenset({self.end_of_document})
         back = self.decode(self.encode(_PROBE))
         if unicodedata.normalize("NFC", back) != unicodedata.normalize("NFC", _PROBE):
             raise DataError(
@@ -144,6 +146,16 @@ class SubwordTokenizer:
         end = self._backend.id_to_token(self.end_of_document)
         atomic_text(folder / FILE, self._backend.to_str(pretty=True))
         atomic_text(folder / DESCRIPTION, json.dumps({"kind": "file", "end_of_document": end}))
+
+    def token_text(self, token: int) -> str:
+        """How the vocabulary spells a token."""
+        text = self._backend.id_to_token(token)
+        assert text is not None, "a token of the vocabulary"
+        return text
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json."""
+        return self._backend.to_str()
 
     def _find_end(self, end: str | None, origin: str) -> int:
         for name in (end,) if end is not None else _KNOWN_ENDS:

@@ -39,6 +39,16 @@ class Tokenizer(Protocol):
     @property
     def end_of_document(self) -> int: ...
 
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """What the model has every text begin with; `encode` does not add it."""
+        ...
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end what the model writes, that of the end of a document included."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a text; none is added, and none stands for special markers in the text.
 
@@ -83,6 +93,8 @@ class ByteTokenizer:
 
     vocabulary = 257
     end_of_document = 256
+    begin: tuple[int, ...] = ()
+    ends = frozenset({256})
 
     def encode(self, text: str) -> list[int]:
         return list(to_utf8(text))

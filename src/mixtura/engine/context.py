@@ -28,7 +28,7 @@ class Context:
                 f"this model, a {type(decoder).__name__}, keeps no keys and values to read on "
                 "from, so it cannot generate; take a run whose model is a decoder"
             )
-        weight = decoder.norm.weight
+        weight = decoder.head.weight
         self.decoder, self.part = decoder, part
         self.tokens: list[int] = []
         self.cache = KVCache.empty(

@@ -1,17 +1,12 @@
-"""Talking with a base model: turns that grow one text, which the model continues.
-
-The text is what was said, a line break, the answer, a blank line, and so on. A base model knows no
-roles, so there are no marks of who speaks; the blank line is what ends an answer.
-"""
+"""Talking with a model, turn by turn, as far as its context goes."""
 
 from dataclasses import dataclass
 
 from mixtura.data import Tokenizer
 from mixtura.engine.generate import Stream, Writer
 from mixtura.engine.sampling import Sampling
+from mixtura.engine.script import Exchange, script_for
 from mixtura.models import LanguageModel
-
-BLANK_LINE = "\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +18,23 @@ class Turn:
     forgotten: int
     """how many of the oldest turns had to go to make room for this one"""
 
-    @property
-    def text(self) -> str:
-        """As later turns read it."""
-        return f"{self.said}\n{self.answer.result.text}".rstrip("\n") + BLANK_LINE
-
 
 class Conversation:
-    """Turns that the model reads again with each new one, as far as its context goes."""
+    """Turns that the model reads again with each new one, as far as its context goes.
+
+    Through roles where the tokenizer has a chat template, which `system` needs; ConfigError
+    otherwise, and for a template that is none.
+    """
 
     def __init__(
-        self, decoder: LanguageModel, tokenizer: Tokenizer, sampling: Sampling, max_tokens: int
+        self,
+        decoder: LanguageModel,
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        max_tokens: int,
+        system: str = "",
     ) -> None:
+        self._script = script_for(tokenizer, system)
         self._writer = Writer(decoder, tokenizer, sampling)
         self._max_tokens = max_tokens
         self.turns: list[Turn] = []
@@ -44,15 +44,16 @@ class Conversation:
 
         The oldest turns are forgotten until `max_tokens` have room, or half the context has.
         """
-        encode, capacity = self._writer.tokenizer.encode, self._writer.context.capacity
-        new = encode(f"{said}\n")
-        past = [encode(turn.text) for turn in self.turns]
-        room = capacity - min(self._max_tokens, capacity // 2) - len(new)
+        capacity = self._writer.context.capacity
+        room = capacity - min(self._max_tokens, capacity // 2)
+        past = [Exchange(turn.said, turn.answer.result.text) for turn in self.turns]
         forgotten = 0
-        while sum(map(len, past[forgotten:])) > room and forgotten < len(past):
+        prompt = self._script.prompt(past, said)
+        while len(prompt) > room and forgotten < len(past):
             forgotten += 1
-        prompt = [token for tokens in past[forgotten:] for token in tokens] + new
-        answer = self._writer.write(prompt, self._max_tokens, BLANK_LINE)
+            prompt = self._script.prompt(past[forgotten:], said)
+        script = self._script
+        answer = self._writer.write(prompt, self._max_tokens, script.stop, script.ends)
         turn = Turn(said, answer, forgotten)
         self.turns = [*self.turns[forgotten:], turn]
         return turn

@@ -19,8 +19,8 @@ from mixtura.errors import ConfigError
 from mixtura.models import LanguageModel
 
 FinishReason = Literal["end", "stop", "max_tokens", "length", "interrupted"]
-"""The model ended its document; the stop text came; as many tokens as asked for; the model's
-context is full; the listener left."""
+"""The model ended its document or its turn; the stop text came; as many tokens as asked for; the
+model's context is full; the listener left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Generation:
 
     text: str
     tokens: tuple[int, ...]
-    """without the end-of-document token"""
+    """without the one that ended it"""
     prompt_tokens: int
     finish: FinishReason
     prefill_seconds: float
@@ -57,7 +57,7 @@ def generate(
     where the prompt exceeds the model's context; the answer ends, with finish "length", where it
     has filled the context.
     """
-    tokens = tokenizer.encode(prompt) or [tokenizer.end_of_document]
+    tokens = [*tokenizer.begin, *tokenizer.encode(prompt)] or [tokenizer.end_of_document]
     return Writer(decoder, tokenizer, sampling).write(tokens, max_tokens)
 
 
@@ -70,10 +70,17 @@ class Writer:
         # On the CPU, so that a seed means the same text on every device.
         self.generator = torch.Generator().manual_seed(sampling.seed)
 
-    def write(self, prompt: Sequence[int], max_tokens: int, stop: str = "") -> "Stream":
-        """Continue the tokens until `stop` appears, which is not part of the answer.
+    def write(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        stop: str = "",
+        ends: frozenset[int] | None = None,
+    ) -> "Stream":
+        """Continue the tokens until `stop` or one of `ends` appears, neither part of the answer.
 
-        The stream reads through this writer's context: end it before the next one begins.
+        Without `ends` the tokenizer's own end it. The stream reads through this writer's context:
+        end it before the next one begins.
         """
         if max_tokens < 1:
             raise ConfigError(f"max_tokens={max_tokens} must be 1 or more; ask for some text")
@@ -82,7 +89,8 @@ class Writer:
                 f"the prompt of {len(prompt)} tokens exceeds the model's context of "
                 f"{self.context.capacity}; shorten it"
             )
-        return Stream(self, prompt, max_tokens, StopText(stop))
+        ends = self.tokenizer.ends if ends is None else ends
+        return Stream(self, prompt, max_tokens, StopText(stop), ends)
 
 
 class Stream:
@@ -92,9 +100,15 @@ class Stream:
     """
 
     def __init__(
-        self, writer: Writer, prompt: Sequence[int], max_tokens: int, stop: StopText
+        self,
+        writer: Writer,
+        prompt: Sequence[int],
+        max_tokens: int,
+        stop: StopText,
+        ends: frozenset[int],
     ) -> None:
-        self._writer, self._prompt, self._max_tokens, self._stop = writer, prompt, max_tokens, stop
+        self._writer, self._prompt, self._max_tokens = writer, prompt, max_tokens
+        self._stop, self._ends = stop, ends
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._finish: FinishReason = "interrupted"
@@ -142,7 +156,7 @@ class Stream:
                 logits_V = context.read(self._tokens[-1:])
             token = int(sample(logits_V, writer.sampling, writer.generator))
             self._decode_seconds += perf_counter() - began
-            if token == writer.tokenizer.end_of_document:
+            if token in self._ends:
                 self._finish = "end"
                 return
             self._tokens.append(token)

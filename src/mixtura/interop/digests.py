@@ -16,20 +16,21 @@ _EXPERTS = ".experts."
 
 
 class ExpertDigests:
-    """SHA-256 of each expert's stored bytes, in the order of the family's pieces."""
+    """SHA-256 of each expert: of the digests of its tensors as stored, by our names for them."""
 
     def __init__(self) -> None:
-        self._hashes: dict[str, hashlib._Hash] = {}
+        self._hashes: dict[str, dict[str, hashlib._Hash]] = {}
 
     def add(self, piece: Piece, part: Tensor) -> None:
         """`part` as it is stored, seen as the part of ours that it fills."""
         for expert, own in _of_experts(piece, part):
-            layer = piece.ours.partition(_EXPERTS)[0]
-            known = self._hashes.setdefault(f"{layer}{_EXPERTS}{expert}", hashlib.sha256())
+            layer, _, tensor = piece.ours.partition(_EXPERTS)
+            tensors = self._hashes.setdefault(f"{layer}{_EXPERTS}{expert}", {})
+            known = tensors.setdefault(tensor, hashlib.sha256())
             known.update(own.contiguous().flatten().view(torch.uint8).numpy().data)
 
     def found(self) -> dict[str, str]:
-        return {name: known.hexdigest() for name, known in self._hashes.items()}
+        return {name: _combined(tensors) for name, tensors in self._hashes.items()}
 
 
 def check_digests(folder: Path, found: Mapping[str, str], recorded: Mapping[str, str]) -> None:
@@ -55,6 +56,12 @@ def recorded_digests(folder: Path) -> Mapping[str, str] | None:
     if not isinstance(recorded, dict):
         raise CheckpointError(f"{folder / FILE}: sha256 should name a digest for each expert")
     return recorded
+
+
+def _combined(tensors: Mapping[str, "hashlib._Hash"]) -> str:
+    """Whatever the order in which tensors were read."""
+    lines = [f"{name} {known.hexdigest()}\n" for name, known in sorted(tensors.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _of_experts(piece: Piece, part: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.errors import CheckpointError
+from mixtura.interop.dequantised import dequantised
 from mixtura.interop.digests import ExpertDigests, check_digests, recorded_digests
 from mixtura.interop.hf_folder import CONFIG, HFFolder
 from mixtura.interop.source import Source
@@ -38,7 +40,17 @@ def open_source(path: Path) -> Source:
         raise CheckpointError(f"{path}: no such file or folder; give one that holds a model")
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a model; give a folder with {CONFIG}, or a .gguf file")
-    return HFFolder(path)
+    return dequantised(HFFolder(path))
+
+
+def tokenizer_of(source: Source) -> Tokenizer:
+    """The tokenizer that came with it. Raises DataError or CheckpointError where none did."""
+    if source.path.is_dir():
+        return load_tokenizer(source.path)
+    from mixtura.interop.gguf import GGUFSource, gguf_tokenizer
+
+    assert isinstance(source, GGUFSource), "all others are folders"
+    return gguf_tokenizer(source.metadata)
 
 
 def load_model(

@@ -1,6 +1,7 @@
 """A decoder of ours as a folder that transformers and its kin load."""
 
 import json
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -58,16 +59,16 @@ def save_model(
     *,
     like: Source | None = None,
     dtype: torch.dtype | None = None,
-    companions: Mapping[str, str] | None = None,
+    companions: Callable[[Path], object] | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Saved:
     """Write config, weights and digests of experts; `out` appears whole or not at all.
 
     `like` is the checkpoint that the model came from: its config and its files beside the weights
-    are carried over. `companions` are further such files, by name. One shard is in memory at a
-    time; `progress` is told the bytes written and the bytes in all. Raises ConfigError where the
-    family cannot say what this decoder computes.
+    are carried over; `companions` writes further ones into the folder, such as a tokenizer's. One
+    shard is in memory at a time; `progress` is told the bytes written and the bytes in all. Raises
+    ConfigError where the family cannot say what this decoder computes.
     """
     config = hf_config(decoder.config, family, like)
     dtype = dtype or decoder.head.weight.dtype
@@ -82,6 +83,8 @@ def save_model(
         for name, shard in zip(names, shards, strict=True):
             tensors = {key: _stored_tensor(stored[key], ours, dtype, digests) for key in shard}
             save_file(tensors, folder / name, metadata={"format": "pt"})
+            # The library writes for the owner alone; let these be as readable as the others.
+            (folder / name).chmod(0o666 & ~_umask())
             done += sum(tensor.nbytes for tensor in tensors.values())
             if progress is not None:
                 progress(done, total)
@@ -90,7 +93,9 @@ def save_model(
             _write_json(folder / INDEX, _index(names, shards, total))
         if found := digests.found():
             _write_json(folder / DIGESTS, {"sha256": found})
-        _carry_over(folder, like, companions or {})
+        _carry_over(folder, like)
+        if companions is not None:
+            companions(folder)
         files = tuple(sorted(path.name for path in folder.iterdir()))
     return Saved(out, files, total)
 
@@ -110,6 +115,7 @@ def hf_config(config: DecoderConfig, family: Family, like: Source | None = None)
         if not _difference(_function(before), _function(config)):
             # The quantisation that it was stored in is gone.
             kept = {k: v for k, v in like.config.items() if k != "quantization_config"}
+            kept |= {key: 0 for key in family.drafting_keys if key in kept}
             return {key: value for key, value in kept.items() if key != "torch_dtype"}
     return written
 
@@ -181,13 +187,19 @@ def _index(names: list[str], shards: list[list[str]], total: int) -> Tree:
     return {"metadata": {"total_size": total}, "weight_map": files}
 
 
-def _carry_over(folder: Path, like: Source | None, companions: Mapping[str, str]) -> None:
-    if like is not None and like.path.is_dir():
-        for name in COMPANIONS:
-            if (like.path / name).is_file() and name not in companions:
-                shutil.copyfile(like.path / name, folder / name)
-    for name, text in companions.items():
-        (folder / name).write_text(text, encoding="utf-8")
+def _carry_over(folder: Path, like: Source | None) -> None:
+    if like is None or not like.path.is_dir():
+        return
+    for name in COMPANIONS:
+        if (like.path / name).is_file():
+            shutil.copyfile(like.path / name, folder / name)
+
+
+def _umask() -> int:
+    """Python tells it only by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _write_json(path: Path, tree: Mapping[str, Any]) -> None:

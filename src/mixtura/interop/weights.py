@@ -51,6 +51,17 @@ def check_tensors(source: Source, family: Family, pieces: Iterable[Piece]) -> di
     return left_out
 
 
+def described(left_out: Mapping[str, str]) -> list[str]:
+    """A line for each reason why tensors are left out, with how many and one of them."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, word in left_out.items():
+        names[word].append(name)
+    return [
+        f"{len(found)} tensors left out, such as {found[0]}: {word}"
+        for word, found in names.items()
+    ]
+
+
 def read_weights(
     source: Source,
     pieces: Iterable[Piece],

@@ -135,12 +135,12 @@ class Decoder(LanguageModel):
         Raises ConfigError past the context.
         """
         batch, asked = tokens_BS.shape
+        self.check_length(asked if cache is None else cache.length + asked)
         if cache is not None:
             cache.check_room(asked)
             tokens_BS, valid_BS = self._to_read(tokens_BS, valid_BS, cache)
         new = tokens_BS.shape[1]
         start = 0 if cache is None else cache.length
-        self.check_length(start + new)
         valid_BL = valid_BS
         if cache is not None:
             valid_BL = cache.remember(valid_BS, batch, new)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mixtura.moe.routing import Routing
 
+# Optimizer steps that alarms judge by.
+WINDOW = 100
 STARVING_SHARE = 0.1
 COLLAPSED_SHARE = 0.9
 

@@ -148,6 +148,8 @@ class LatentAttentionShape(AttentionSpec):
     turning_dim: int = Field(ge=2)
     """dims of a query, and of the shared key, that do"""
     value_dim: int = Field(ge=1)
+    norm_epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
+    """of the latents' RMS norms, whatever the blocks' norms have"""
 
     @property
     def rope_dim(self) -> int:

@@ -12,9 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mixtura.moe.load import collapsed, starving
-
-WINDOW = 100
+from mixtura.moe.load import WINDOW, collapsed, starving
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from mixtura.moe.routers.softmax import (
     TopKSoftmax,
     TopKSoftmaxConfig,
 )
+from mixtura.moe.routers.sparse_mixer import SparseMixer, SparseMixerConfig
 from mixtura.moe.routers.token_choice import LinearRouter, Scores, TokenChoiceRouter
 from mixtura.moe.routers.top_p import TopP, TopPConfig
 
@@ -43,6 +44,7 @@ RouterConfig = Annotated[
     | DeepSeekV2Config
     | DeepSeekV3Config
     | TopPConfig
+    | SparseMixerConfig
     | ExpertChoiceConfig
     | ExpertThresholdConfig
     | BatchwiseConfig
@@ -92,6 +94,8 @@ __all__ = [
     "SinkhornConfig",
     "SoftmaxTopK",
     "SoftmaxTopKConfig",
+    "SparseMixer",
+    "SparseMixerConfig",
     "Switch",
     "SwitchConfig",
     "TokenChoiceRouter",

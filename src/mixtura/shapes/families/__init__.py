@@ -5,13 +5,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from mixtura.errors import ConfigError
+from mixtura.shapes.families.dbrx import Dbrx
+from mixtura.shapes.families.deepseek import DeepseekV2, DeepseekV3
+from mixtura.shapes.families.ernie import Ernie45Moe
 from mixtura.shapes.families.family import Family, Piece, shape_of
+from mixtura.shapes.families.gemma3 import Gemma3, Gemma3Text
+from mixtura.shapes.families.gpt_oss import GptOss
+from mixtura.shapes.families.granite import GraniteMoe, GraniteMoeShared
 from mixtura.shapes.families.llama import Llama, Mistral, Qwen2, Qwen3
 from mixtura.shapes.families.mixtral import Mixtral, Olmoe, Qwen2Moe, Qwen3Moe
+from mixtura.shapes.families.phimoe import PhiMoe
 
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
-    for family in (Llama(), Mistral(), Qwen2(), Qwen3(), Mixtral(), Olmoe(), Qwen2Moe(), Qwen3Moe())
+    for family in (
+        Llama(),
+        Mistral(),
+        Qwen2(),
+        Qwen3(),
+        Mixtral(),
+        Olmoe(),
+        Qwen2Moe(),
+        Qwen3Moe(),
+        GptOss(),
+        Dbrx(),
+        Gemma3Text(),
+        Gemma3(),
+        GraniteMoe(),
+        GraniteMoeShared(),
+        PhiMoe(),
+        Ernie45Moe(),
+        DeepseekV2(),
+        DeepseekV3(),
+    )
 }
 
 
@@ -22,7 +48,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         raise ConfigError(
             "config.json: missing key 'model_type', which says what kind of model this is"
         )
-    return family_named(model_type)
+    return family_named(model_type).of_config(config)
 
 
 def family_named(model_type: str) -> Family:

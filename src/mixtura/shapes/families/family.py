@@ -6,7 +6,8 @@ No torch: a family speaks of names, shapes and parts; who reads and writes tenso
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 from mixtura.config import Tree
 from mixtura.shapes.decoder import DecoderShape
@@ -40,8 +41,15 @@ class Family(ABC):
     model_type: ClassVar[str]
     architecture: ClassVar[str]
     """the class that transformers builds for it"""
-    left_out: ClassVar[tuple[str, ...]] = ()
-    """patterns of stored tensors that are known and not needed, as regular expressions"""
+    left_out: Mapping[str, str] = MappingProxyType({})
+    """patterns of stored tensors that are known and not needed, and a word on what each is"""
+
+    drafting_keys: ClassVar[tuple[str, ...]] = ()
+    """keys that count layers which are left out; 0 in what is saved without them"""
+
+    def of_config(self, config: Mapping[str, Any]) -> Self:
+        """The family as this config has it, where names or order of tensors depend on that."""
+        return self
 
     @abstractmethod
     def read(self, config: Mapping[str, Any]) -> Tree:

@@ -29,6 +29,10 @@ class Keys:
     def number(self, key: str, default: Any = _MISSING) -> float:
         return float(self._typed(key, default, (int, float), "a number"))
 
+    def numbers(self, key: str) -> list[float]:
+        found = self._typed(key, _MISSING, (list, tuple), "a list of numbers")
+        return [float(value) for value in found]
+
     def flag(self, key: str, default: Any = _MISSING) -> bool:
         return self._typed(key, default, bool, "true or false")
 

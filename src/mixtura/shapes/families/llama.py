@@ -1,9 +1,11 @@
 """Llama, and the dense families that differ from it in a few keys: Mistral, Qwen2, Qwen3."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from mixtura.config import Tree
+from mixtura.errors import ConfigError
 from mixtura.shapes.attention import AttentionShape
 from mixtura.shapes.decoder import DecoderShape
 from mixtura.shapes.families.family import Family, Piece
@@ -22,7 +24,8 @@ class Llama(Family):
 
     model_type = "llama"
     architecture = "LlamaForCausalLM"
-    left_out = (r".*\.rotary_emb\.inv_freq",)
+    left_out = MappingProxyType({r".*\.rotary_emb\.inv_freq": "follows from the config"})
+    attention_kind: ClassVar[str] = "grouped"
     default_theta: ClassVar[float] = 10_000.0
     default_epsilon: ClassVar[float] = 1e-6
 
@@ -61,7 +64,13 @@ class Llama(Family):
         return None
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
-        windows = self.write_windows(decoder["attention"]["local"], decoder["layers"])
+        attention = decoder["attention"]
+        if attention["kind"] != self.attention_kind:
+            raise ConfigError(
+                f"attention.kind={attention['kind']!r} has no place in a {self.model_type} config, "
+                f"whose attention is {self.attention_kind}; save it as another family"
+            )
+        windows = self.write_windows(attention.get("local"), decoder["layers"])
         return {
             "architectures": [self.architecture],
             "model_type": self.model_type,
@@ -73,7 +82,7 @@ class Llama(Family):
             "intermediate_size": decoder["ffn_width"],
             "rms_norm_eps": decoder["norm"]["epsilon"],
             "tie_word_embeddings": decoder["tied_head"],
-            **self.write_attention(decoder["attention"]),
+            **self.write_attention(attention),
             **windows,
         }
 

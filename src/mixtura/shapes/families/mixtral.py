@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from mixtura.config import Tree
+from mixtura.errors import ConfigError
 from mixtura.shapes.decoder import DecoderShape
 from mixtura.shapes.families.family import Piece, shape_of
 from mixtura.shapes.families.keys import Keys
@@ -48,6 +49,11 @@ class SparseLlama(Llama):
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
         moe = decoder["moe"]
+        if moe is None:
+            raise ConfigError(
+                f"a {self.model_type} model has an MoE, and this decoder none; save it as llama, "
+                "or as the family it came from"
+            )
         return {
             **super().write(decoder),
             self.count_key: moe["num_experts"],

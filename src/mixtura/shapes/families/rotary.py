@@ -48,6 +48,15 @@ def write_rope(attention: Mapping[str, Any]) -> Tree:
                 **kept,
                 "attention_factor": scaling["amplitude"],
             }
+        case "longrope":
+            return {
+                **theta,
+                **kind,
+                **original,
+                "short_factor": list(scaling["short"]),
+                "long_factor": list(scaling["long"]),
+                "attention_factor": scaling["short_amplitude"],
+            }
         case other:
             raise ConfigError(f"rope_scaling kind={other} cannot be written to a config.json")
 
@@ -86,10 +95,24 @@ def _read_scaling(parameters: Tree, config: Mapping[str, Any], family: str) -> T
                 "truncate": keys.flag("truncate", True),
                 "amplitude": keys.number("attention_factor", _yarn_amplitude(keys, factor)),
             }
+        case "longrope":
+            if not original:
+                raise ConfigError("config.json: missing key 'original_max_position_embeddings'")
+            context = config.get("max_position_embeddings") or original
+            factor = keys.number("factor", context / original)
+            amplitude = keys.number("attention_factor", _longrope_amplitude(factor, original))
+            return {
+                "kind": "longrope",
+                "short": keys.numbers("short_factor"),
+                "long": keys.numbers("long_factor"),
+                "original_context": original,
+                "short_amplitude": amplitude,
+                "long_amplitude": amplitude,
+            }
         case other:
             raise ConfigError(
                 f"config.json: rope_type={other!r} in a {family} model; known here are default, "
-                "linear, llama3 and yarn"
+                "linear, llama3, yarn and longrope"
             )
 
 
@@ -99,6 +122,11 @@ def _yarn_amplitude(keys: Keys, factor: float) -> float:
     if one and all_dims:
         return yarn_size(factor, one) / yarn_size(factor, all_dims)
     return yarn_size(factor)
+
+
+def _longrope_amplitude(factor: float, original: int) -> float:
+    """sqrt(1 + ln(factor) / ln(original context)) (LongRoPE's code), 1 where nothing stretches."""
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 
 def yarn_size(factor: float, share: float = 1.0) -> float:

@@ -1,0 +1,196 @@
+"""Mixtura's experts in a transformers model against transformers' own, at OLMoE's shape.
+
+    python benchmarks/transformers_backend.py --layers 16 \\
+        --out benchmarks/results/transformers_backend.json
+
+Whole forward passes in bf16 with random weights: width 2048, 64 experts of 1024, top-8, vocabulary
+50304. Each round runs every implementation once on the same tokens, and figures are medians over
+rounds. The limit of a prefill is one dense bf16 product of as many operations; that of a decode
+step is reading as many bytes as the weights that the step needs. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import DynamicCache, OlmoeConfig, OlmoeForCausalLM
+from transformers.initialization import no_init_weights
+
+from mixtura.interop.transformers import register
+
+PEERS = ["eager", "grouped_mm", "batched_mm"]
+NAMES = [*PEERS, "mixtura"]
+# Rows of 512 tokens would make batched_mm copy 51 GB of weights a layer.
+WITHOUT_BATCHED = [name for name in NAMES if name != "batched_mm"]
+WIDTH, EXPERT_WIDTH, EXPERTS, TOP_K, VOCABULARY, CONTEXT = 2048, 1024, 64, 8, 50304, 128
+
+
+def build(layers: int) -> OlmoeForCausalLM:
+    config = OlmoeConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=EXPERT_WIDTH,
+        num_hidden_layers=layers,
+        num_experts=EXPERTS,
+        num_experts_per_tok=TOP_K,
+    )
+    with no_init_weights():
+        model = OlmoeForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
+    # Drawing seven billion numbers would take minutes: a block of them is repeated.
+    block = torch.randn(WIDTH * EXPERT_WIDTH).mul_(0.02).bfloat16()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1)
+                continue
+            for part in parameter.view(-1).split(block.numel()):
+                part.copy_(block[: part.numel()].roll(torch.randint(block.numel(), ()).item()))
+    return model
+
+
+def active_parameters(layers: int, tokens: int = 1) -> int:
+    """Those that so many tokens read, each its own experts, the input embedding left out."""
+    chosen = EXPERTS * (1 - (1 - TOP_K / EXPERTS) ** tokens)
+    experts = round(chosen * 3 * WIDTH * EXPERT_WIDTH) + EXPERTS * WIDTH
+    return layers * (4 * WIDTH**2 + experts) + VOCABULARY * WIDTH
+
+
+def reader(model: OlmoeForCausalLM, parameters: int) -> Callable[[], object]:
+    """Reads as many bf16 numbers as that, from a place in the weights that moves each time."""
+    banks = [layer.mlp.experts.gate_up_proj.data for layer in model.model.layers]
+    whole, count, turn = banks[0].numel(), parameters, iter(range(10**9))
+
+    def read() -> None:
+        left, first = count, next(turn)
+        while left > 0:
+            bank = banks[first % len(banks)].view(-1)
+            taken = min(left, whole // 2)
+            start = whole // 2 * (first // len(banks) % 2)
+            bank[start : start + taken].view(torch.int32).amax()
+            left, first = left - taken, first + 1
+
+    return read
+
+
+def multiplier(parameters: int, tokens: int) -> Callable[[], object]:
+    """One product of as many operations as `tokens` tokens need, in squares of width 2048."""
+    weight = torch.randn(WIDTH, WIDTH).bfloat16()
+    rows = torch.randn(parameters // WIDTH**2 * tokens, WIDTH, dtype=torch.bfloat16)
+    return lambda: rows @ weight
+
+
+def interleave(
+    model: OlmoeForCausalLM,
+    names: list[str],
+    rounds: int,
+    prepare: Callable[[], Callable[[], object]],
+    limit: Callable[[], object],
+) -> dict[str, float]:
+    """Median seconds of each implementation and of `limit`; `prepare` makes a round's step."""
+    seconds: dict[str, list[float]] = {name: [] for name in [*names, "limit"]}
+    for _ in range(rounds + 1):
+        for name in names:
+            model.set_experts_implementation(name)
+            step = prepare()
+            seconds[name].append(timed(step))
+        seconds["limit"].append(timed(limit))
+    # The first round makes kernels.
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def timed(step: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def prefill(model: OlmoeForCausalLM, tokens: int) -> Callable[[], Callable[[], object]]:
+    def prepare() -> Callable[[], object]:
+        ids = torch.randint(VOCABULARY, (1, tokens))
+        return lambda: model(ids, use_cache=True, logits_to_keep=1)
+
+    return prepare
+
+
+def decode(model: OlmoeForCausalLM, sequences: int) -> Callable[[], Callable[[], object]]:
+    """One new token for each sequence, after CONTEXT tokens."""
+    cache = DynamicCache(config=model.config)
+    model(torch.randint(VOCABULARY, (sequences, CONTEXT)), past_key_values=cache)
+
+    def prepare() -> Callable[[], object]:
+        cache.crop(CONTEXT - cache.get_seq_length())
+        ids = torch.randint(VOCABULARY, (sequences, 1))
+        return lambda: model(ids, past_key_values=cache)
+
+    return prepare
+
+
+def report(what: str, tokens: int, seconds: dict[str, float]) -> dict[str, object]:
+    rates = {name: tokens / value for name, value in seconds.items()}
+    best = max((name for name in PEERS if name in rates), key=rates.__getitem__)
+    ratio = rates["mixtura"] / rates[best]
+    print(f"\n{what}: {ratio:.2f} times the best of transformers ({best})")
+    for name, rate in rates.items():
+        print(f"  {name:<10} {rate:8.2f} tokens/s  {rate / rates['limit']:.2f} of the limit")
+    return {"what": what, "tokens_per_second": rates, "best_peer": best, "ratio": ratio}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    register()
+    model = build(options.layers)
+    rows = []
+    with torch.inference_mode():
+        measured = interleave(
+            model,
+            NAMES,
+            options.rounds * 3,
+            decode(model, 1),
+            reader(model, active_parameters(options.layers)),
+        )
+        rows.append(report("decode, one sequence", 1, measured))
+        measured = interleave(
+            model,
+            NAMES,
+            options.rounds,
+            decode(model, 16),
+            reader(model, active_parameters(options.layers, 16)),
+        )
+        rows.append(report("decode, 16 sequences", 16, measured))
+        measured = interleave(
+            model,
+            WITHOUT_BATCHED,
+            options.rounds,
+            prefill(model, 512),
+            multiplier(active_parameters(options.layers), 512),
+        )
+        rows.append(report("prefill, 512 tokens", 512, measured))
+    result = {
+        "benchmark": "transformers_backend",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "layers": options.layers,
+        "rounds": options.rounds,
+        "threads": options.threads,
+        "rows": rows,
+    }
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""`mixtura inspect`: what is in a model."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixtura.cli.arguments import AsJson, Model
+from mixtura.shapes import DecoderShape
+
+if TYPE_CHECKING:
+    from mixtura.interop.inspection import Inspection
+
+
+def inspect(model: Model, as_json: AsJson = False) -> None:
+    """Say what is in a model, without reading its weights.
+
+    Its family and shape, its parameters (all of them, and those that one token uses), and every
+    tensor that is stored, accounted for: what is missing, misshapen or unexpected is refused by
+    name, as it would be on loading. Of a known name, such as mixtral-8x7b, the shape alone.
+
+    Active parameters come in two conventions: A counts every weight that one token uses, B leaves
+    out an input embedding that is not also the head.
+
+    \b
+      mixtura inspect runs/first
+      mixtura inspect ./OLMoE-1B-7B
+      mixtura inspect SmolLM2-135M-Instruct.Q4_1.gguf
+      mixtura inspect deepseek-v3 --json
+    """
+    found = _found(model)
+    if as_json:
+        print(json.dumps(_data(found)))
+    else:
+        print("\n".join(_lines(found)))
+
+
+def _found(model: str) -> "Inspection":
+    from mixtura.interop.inspection import Inspection
+    from mixtura.shapes.known import known_config, known_shape
+    from mixtura.train.opening import inspect_model
+
+    if not Path(model).exists() and "/" not in model:
+        # Of no such name either, the error lists the nearest.
+        family = known_config(model)["model_type"]
+        return Inspection(model, family, known_shape(model))
+    return inspect_model(model)
+
+
+def _data(found: "Inspection") -> dict[str, Any]:
+    shape = found.shape
+    return {
+        "model": found.model,
+        "family": found.family,
+        "shape": shape.model_dump(mode="json"),
+        "parameters": _parameters(found),
+        "parameters_by_role": dict(found.parameters_by_role),
+        "flops_per_token": shape.flops_per_token(0),
+        "bytes": found.bytes,
+        "tensors": [
+            {
+                "pattern": group.pattern,
+                "shape": list(group.shape),
+                "dtype": group.dtype,
+                "count": group.count,
+                "bytes": group.bytes,
+            }
+            for group in found.groups
+        ],
+        "left_out": dict(found.left_out),
+        "digests": found.digests,
+    }
+
+
+def _parameters(found: "Inspection") -> dict[str, int]:
+    shape = found.shape
+    return {
+        "total": shape.total_parameters(),
+        "active_A": shape.active_parameters("A"),
+        "active_B": shape.active_parameters("B"),
+    }
+
+
+def _lines(found: "Inspection") -> list[str]:
+    from mixtura.interop.weights import described
+
+    counts, shape = _parameters(found), found.shape
+    lines = [f"{found.model}: {found.family}, {_described(found)}", ""]
+    lines += [
+        f"parameters  {counts['total']:>18,}",
+        f"  active, A {counts['active_A']:>18,}  every weight that one token uses",
+        f"  active, B {counts['active_B']:>18,}  without an untied input embedding",
+    ]
+    lines += [f"  {role:<9} {size:>19,}" for role, size in found.parameters_by_role.items()]
+    lines.append(
+        f"FLOPs       {shape.flops_per_token(0):>18,}  a token, without attention's scores"
+    )
+    if found.groups:
+        tensors = sum(group.count for group in found.groups)
+        lines += ["", f"{tensors:,} tensors, {found.bytes:,} bytes"]
+        lines += [
+            f"  {group.count:>6,} x {group.dtype:<7} {list(group.shape)!s:<20} {group.pattern}"
+            for group in found.groups
+        ]
+    lines += described(found.left_out)
+    if found.digests is not None:
+        lines.append(f"{found.digests} experts have a digest, which loading checks")
+    return lines
+
+
+def _described(found: "Inspection") -> str:
+    shape = found.shape
+    if not isinstance(shape, DecoderShape):
+        return f"width {shape.width}, vocabulary {shape.vocabulary}"
+    heads = shape.attention
+    words = [
+        f"{shape.layers} layers of width {shape.width}",
+        f"{heads.heads} heads",
+        f"vocabulary {shape.vocabulary}",
+        f"context {shape.context:,}",
+    ]
+    moes = shape.moe_shapes
+    if moes:
+        first = next(iter(moes.values()))
+        experts = f"{first.num_experts} experts of {first.expert_width}, top-{first.top_k}"
+        words.append(f"{experts}, in {len(moes)} of {shape.layers} layers")
+    return ", ".join(words)

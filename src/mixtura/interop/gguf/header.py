@@ -1,0 +1,183 @@
+"""The head of a GGUF file, versions 2 and 3: its metadata, and where each tensor lies.
+
+`gguf.GGUFReader` gives the same, which the tests check. It makes an array of every number and every
+letter's length, though, 2.8 s for a vocabulary of 49,152 where this takes 0.1 s; and it reads past
+the end of a cut file without a word.
+"""
+
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from mixtura.errors import CheckpointError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+_ALIGNMENT = 32
+_MOST_DIMS = 4
+# The file's number for each type of a value; 8 is a string and 9 an array.
+_SCALARS = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4",
+    6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """A tensor as the file lists it."""
+
+    name: str
+    shape: tuple[int, ...]
+    """slowest dim first, as torch has it; the file has it the other way round"""
+    kind: GGMLQuantizationType
+    start: int
+    """its first byte in the file"""
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything in the file but the weights."""
+
+    metadata: Mapping[str, Any]
+    """numbers, booleans and strings as Python's, arrays as numpy's, but lists of strings"""
+    tensors: tuple[TensorPlace, ...]
+
+
+def read_header(path: Path) -> Header:
+    """Raises CheckpointError where the file is missing, is no GGUF, or is cut short."""
+    try:
+        with path.open("rb") as handle:
+            size = handle.seek(0, 2)
+            if size == 0:
+                raise CheckpointError(f"{path}: is empty; expected a GGUF file: fetch it again")
+            with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                return _Reader(mapped, path).header()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+class _Reader:
+    """Reads on from where it stands, and never past the end."""
+
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self._data, self._path, self._at = data, path, 0
+
+    def header(self) -> Header:
+        self._check_magic()
+        tensors, values = self._length("how many tensors"), self._length("how many keys")
+        metadata: dict[str, Any] = {}
+        for _ in range(values):
+            key = self._string("the name of a key")
+            metadata[key] = self._value(key)
+        listed = [self._tensor() for _ in range(tensors)]
+        alignment = metadata.get("general.alignment", _ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise self._error(f"general.alignment={alignment!r} must be 1 or more")
+        begin = -(-self._at // alignment) * alignment
+        return Header(metadata, tuple(self._placed(begin, *one) for one in listed))
+
+    def _check_magic(self) -> None:
+        magic = self._take(4, "its first four letters")
+        if magic != MAGIC:
+            raise self._error(f"begins with {magic!r} where a GGUF file has {MAGIC!r}; it is none")
+        version = int(self._number("<u4", "its version"))
+        if version in VERSIONS:
+            return
+        if version & 0xFFFF == 0:
+            raise self._error("is written for big-endian machines; convert it to little-endian")
+        known = " or ".join(map(str, VERSIONS))
+        raise self._error(f"is of GGUF version {version}, expected {known}; convert it anew")
+
+    def _value(self, key: str) -> Any:
+        kind = int(self._number("<u4", f"the type of {key}"))
+        if kind == _STRING:
+            return self._string(key)
+        if kind == _ARRAY:
+            return self._array(key)
+        value = self._number(self._scalar(kind, key), key)
+        # 1e-5 as 32 bits is 9.99999975e-06 as 64; the shortest decimal that means it is 1e-05.
+        return float(str(value)) if value.dtype == np.float32 else value.item()
+
+    def _array(self, key: str) -> list[str] | NDArray[Any]:
+        kind = int(self._number("<u4", f"the type of {key}"))
+        count = self._length(key)
+        if kind == _STRING:
+            # Each takes 8 bytes at least, so a wrong count is seen before anything is counted up.
+            self._check_room(count * _LENGTH.size, key)
+            return [self._string(key) for _ in range(count)]
+        dtype = np.dtype(self._scalar(kind, key))
+        return np.frombuffer(self._take(count * dtype.itemsize, key), dtype)
+
+    def _scalar(self, kind: int, key: str) -> str:
+        if kind not in _SCALARS:
+            raise self._error(f"{key} has a value of the unknown type {kind}; the file is damaged")
+        return _SCALARS[kind]
+
+    def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
+        """Name, shape, number of its type, and where it lies behind the head."""
+        name = self._string("the name of a tensor")
+        dims = int(self._number("<u4", name))
+        if dims > _MOST_DIMS:
+            raise self._error(f"tensor {name} has {dims} dims, expected at most {_MOST_DIMS}")
+        shape = tuple(self._length(name) for _ in range(dims))[::-1]
+        return name, shape, int(self._number("<u4", name)), self._length(name)
+
+    def _placed(
+        self, begin: int, name: str, shape: tuple[int, ...], kind: int, offset: int
+    ) -> TensorPlace:
+        try:
+            stored = GGMLQuantizationType(kind)
+        except ValueError:
+            raise self._error(f"tensor {name} has the unknown type {kind}") from None
+        block, block_bytes = GGML_QUANT_SIZES[stored]
+        if shape and shape[-1] % block:
+            raise self._error(
+                f"tensor {name} of shape {shape} is {stored.name}, whose rows are multiples of "
+                f"{block}"
+            )
+        size = prod(shape) // block * block_bytes
+        end = begin + offset + size
+        if end > len(self._data):
+            raise self._error(
+                f"tensor {name} ends at byte {end}, but the file has {len(self._data)}; it is cut "
+                "short: fetch it again"
+            )
+        return TensorPlace(name, shape, stored, begin + offset, size)
+
+    def _length(self, what: str) -> int:
+        return _LENGTH.unpack(self._take(_LENGTH.size, what))[0]
+
+    def _number(self, dtype: str, what: str) -> np.generic:
+        return np.frombuffer(self._take(np.dtype(dtype).itemsize, what), dtype)[0]
+
+    def _string(self, what: str) -> str:
+        raw = self._take(self._length(what), what)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._error(f"{what} is no UTF-8 text ({error.reason}); it is damaged") from error
+
+    def _take(self, size: int, what: str) -> bytes:
+        self._check_room(size, what)
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def _check_room(self, size: int, what: str) -> None:
+        if self._at + size > len(self._data):
+            raise self._error(
+                f"ends at byte {len(self._data)}, within {what}; it is cut short: fetch it again"
+            )
+
+    def _error(self, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self._path}: {problem}")

@@ -1,0 +1,98 @@
+"""Rotary positions as a GGUF file states them, in the terms of config.json.
+
+P pairs of a head.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixtura.errors import CheckpointError
+from mixtura.interop.gguf.metadata import Metadata
+
+# What every published model with factors in its file was stretched with (Llama 3.1, 3.2 and 3.3);
+# the factor itself is the largest of the file's.
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_ROPE_BASE = 10_000.0
+# YaRN's further settings, which config.json spells otherwise, or llama.cpp counts otherwise.
+_YARN_DEFAULTS = {
+    ".rope.scaling.attn_factor": 1.0,
+    ".rope.scaling.yarn_log_multiplier": 0.0,
+    ".rope.scaling.yarn_ext_factor": 1.0,
+    ".rope.scaling.yarn_attn_factor": 1.0,
+    ".rope.scaling.yarn_beta_fast": 32.0,
+    ".rope.scaling.yarn_beta_slow": 1.0,
+}
+
+
+def rope_parameters(
+    metadata: Metadata, head_dim: int, factors_P: NDArray[np.float32] | None
+) -> dict[str, Any]:
+    """config.json's `rope_parameters`; `factors_P` is the tensor rope_freqs.weight, if any.
+
+    Raises CheckpointError for a scaling that is not read.
+    """
+    base = metadata.number(".rope.freq_base", _ROPE_BASE)
+    scaling = _stated(metadata)
+    if factors_P is not None:
+        if scaling["rope_type"] != "default":
+            stated = scaling["rope_type"]
+            raise metadata.error(
+                ".rope.scaling.type",
+                f"{stated!r}, beside factors in rope_freqs.weight; expected none",
+            )
+        scaling = _from_factors(metadata, base, head_dim, factors_P)
+    return {"rope_theta": base, **scaling}
+
+
+def _stated(metadata: Metadata) -> dict[str, Any]:
+    # Older files have the factor alone.
+    older = metadata.number(".rope.scale_linear", 1.0)
+    kind = metadata.text(".rope.scaling.type", "linear" if older != 1 else "none")
+    if kind == "none":
+        return {"rope_type": "default"}
+    factor = metadata.number(".rope.scaling.factor", older)
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    if kind == "yarn":
+        for key, default in _YARN_DEFAULTS.items():
+            if (given := metadata.number(key, default)) != default:
+                raise metadata.error(key, f"{given:g}; with YaRN only {default:g} is read")
+        original = metadata.count(".rope.scaling.original_context_length")
+        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+    raise metadata.error(".rope.scaling.type", f"{kind!r}, expected none, linear or yarn")
+
+
+def _from_factors(
+    metadata: Metadata, base: float, head_dim: int, factors_P: NDArray[np.float32]
+) -> dict[str, Any]:
+    factor = float(factors_P.max(initial=1))
+    if (factors_P == 1).all():
+        return {"rope_type": "default"}
+    expected_P = llama3_factors(base, head_dim, factor)
+    if factors_P.shape != expected_P.shape or not np.allclose(factors_P, expected_P, rtol=1e-3):
+        raise CheckpointError(
+            f"{metadata.architecture}: rope_freqs.weight holds factors of shape "
+            f"{factors_P.shape} up to {factor:g} that are not Llama 3.1's of rope base {base:g}; "
+            "give the model's Hugging Face folder"
+        )
+    return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+
+
+def llama3_factors(base: float, head_dim: int, factor: float) -> NDArray[np.float64]:
+    """factors_P by which llama.cpp divides the frequencies of a model of the Llama 3.1 kind.
+
+    A wave shorter than original / high keeps its frequency, one longer than original / low has it
+    divided by `factor`, and between them frequencies are blended.
+    """
+    original = _LLAMA3["original_max_position_embeddings"]
+    low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+    wave_P = 2 * math.pi * base ** (np.arange(0, head_dim, 2) / head_dim)
+    kept_P = np.clip((original / wave_P - low) / (high - low), 0, 1)
+    return 1 / ((1 - kept_P) / factor + kept_P)

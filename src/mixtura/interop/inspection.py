@@ -1,0 +1,93 @@
+"""What is in a checkpoint, from its config and its tensors' names and shapes. Reads no weight."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from mixtura.interop.digests import recorded_digests
+from mixtura.interop.source import Source, StoredTensor
+from mixtura.interop.weights import check_tensors
+from mixtura.shapes import DecoderShape, ModelShape, Role
+from mixtura.shapes.families import family_of, shape_of
+
+
+@dataclass(frozen=True, slots=True)
+class TensorGroup:
+    """Tensors that differ in numbers of their names alone: layers, experts."""
+
+    pattern: str
+    """with the numbers' ranges in braces"""
+    shape: tuple[int, ...]
+    dtype: str
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `mixtura inspect` says."""
+
+    model: str
+    family: str
+    shape: ModelShape
+    groups: tuple[TensorGroup, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """stored tensors that Mixtura knows and does without, and what each is"""
+    digests: int | None = None
+    """experts with a recorded digest; None where none is recorded"""
+
+    @property
+    def bytes(self) -> int:
+        return sum(group.bytes for group in self.groups)
+
+    @property
+    def parameters_by_role(self) -> Mapping[Role, int]:
+        found: dict[Role, int] = defaultdict(int)
+        for weight in self.shape.weights():
+            found[weight.role] += weight.parameters
+        return dict(found)
+
+
+def inspect_source(source: Source) -> Inspection:
+    """Every tensor is accounted for, as in loading; raises what loading raises."""
+    family = family_of(source.config)
+    shape: DecoderShape = shape_of(family.read(source.config))
+    left_out = check_tensors(source, family, list(family.pieces(shape)))
+    recorded = recorded_digests(source.path)
+    return Inspection(
+        str(source.path),
+        family.model_type,
+        shape,
+        grouped(source.tensors.values()),
+        left_out,
+        None if recorded is None else len(recorded),
+    )
+
+
+def grouped(tensors: Iterable[StoredTensor]) -> tuple[TensorGroup, ...]:
+    """Tensors of one shape and dtype whose names differ in numbers alone, as one line."""
+    found: dict[tuple[str, tuple[int, ...], str], list[StoredTensor]] = defaultdict(list)
+    for tensor in tensors:
+        found[(re.sub(r"\d+", "#", tensor.name), tensor.shape, tensor.dtype)].append(tensor)
+    return tuple(
+        TensorGroup(
+            _pattern([tensor.name for tensor in group]),
+            shape,
+            dtype,
+            len(group),
+            sum(tensor.bytes for tensor in group),
+        )
+        for (_, shape, dtype), group in found.items()
+    )
+
+
+def _pattern(names: list[str]) -> str:
+    """The names as one, each number that varies as {least..most}."""
+    pieces = [re.split(r"(\d+)", name) for name in names]
+    shown: list[str] = []
+    for place, piece in enumerate(pieces[0]):
+        numbers = sorted({int(of[place]) for of in pieces}) if place % 2 else []
+        whole = len(numbers) > 1
+        shown.append(f"{{{numbers[0]}..{numbers[-1]}}}" if whole else piece)
+    return "".join(shown)

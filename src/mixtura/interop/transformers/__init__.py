@@ -1,0 +1,40 @@
+"""Hugging Face transformers: our experts in its models, and right balancing in its training."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mixtura.errors import ConfigError
+from mixtura.interop.transformers.backend import register
+
+if TYPE_CHECKING:
+    from mixtura.interop.transformers.balancing import Balancing, attach_balancing
+    from mixtura.interop.transformers.observe import Observation, observe_routing
+
+__all__ = ["Balancing", "Observation", "attach_balancing", "observe_routing", "register"]
+
+_HOMES = {
+    "Balancing": "balancing",
+    "Observation": "observe",
+    "attach_balancing": "balancing",
+    "observe_routing": "observe",
+}
+
+
+def _first_use(name: str) -> Any:
+    """Import what `name` stands for; transformers stays out until then."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mixtura.interop.transformers' has no attribute {name!r}")
+    try:
+        home = import_module(f"mixtura.interop.transformers.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ConfigError(
+            f"{name} needs the package 'transformers': pip install 'mixtura[hf]'"
+        ) from None
+    return getattr(home, name)
+
+
+# Hidden from type checkers, which would take any misspelt name for one that exists.
+if not TYPE_CHECKING:
+    __getattr__ = _first_use

@@ -1,0 +1,115 @@
+"""The experts' products as operators of torch's library, so that `torch.compile` need not look in.
+
+T tokens, D width, K experts per token, E experts, N = T*K rows sorted by expert, I inputs and
+O outputs of a product, F expert width, H = 2F.
+"""
+
+import torch
+from torch import Tensor
+
+from mixtura.kernels import permute
+from mixtura.kernels.activation import activate
+from mixtura.kernels.bf16_rows import bf16_rows, bf16_takes, one_token_swiglu
+from mixtura.kernels.experts_ffn import Products, SegmentProducts, grouped_mm_takes
+from mixtura.kernels.ragged_batch import ragged_takes
+
+
+def products_for(dtype: torch.dtype, device: torch.device, *widths: int) -> Products:
+    """The rule of docs/decisions/0004 for segments that are not padded, and rows of `widths`."""
+    if ragged_takes(dtype, device):
+        return "ragged"
+    return "grouped" if grouped_mm_takes(dtype, *widths) else "loop"
+
+
+def _multiply(rows_N: Tensor, count_E: Tensor, *widths: int) -> SegmentProducts:
+    return SegmentProducts(products_for(rows_N.dtype, rows_N.device, *widths), count_E, rows_N)
+
+
+@torch.library.custom_op("mixtura::segment_rows", mutates_args=())
+def segment_rows(
+    rows_NI: Tensor, weight: Tensor, count_E: Tensor, transposed: bool, inference: bool
+) -> Tensor:
+    """(N, O): each segment's rows times its weights, and 0 for rows past the last segment.
+
+    Weights are stored as (E, O, I), or as (E, I, O) where `transposed`. `inference` may take
+    products that have no backward.
+    """
+    weight_EIO = weight if transposed else weight.mT
+    with torch.autocast(rows_NI.device.type, enabled=False):
+        if inference and bf16_takes(weight.dtype, weight.device):
+            return bf16_rows(rows_NI, weight_EIO, count_E.tolist())
+        multiply = _multiply(rows_NI, count_E, *weight.shape[1:])
+        return multiply.rows(rows_NI.contiguous(), weight_EIO)
+
+
+@segment_rows.register_fake
+def _(rows_NI: Tensor, weight: Tensor, _count_E: Tensor, transposed: bool, *_: object) -> Tensor:
+    return rows_NI.new_empty(rows_NI.shape[0], weight.shape[2 if transposed else 1])
+
+
+@torch.library.custom_op("mixtura::segment_outer", mutates_args=())
+def segment_outer(left_NO: Tensor, right_NI: Tensor, count_E: Tensor) -> Tensor:
+    """(E, O, I): the sum of outer products of each segment's rows."""
+    with torch.autocast(left_NO.device.type, enabled=False):
+        multiply = _multiply(left_NO, count_E, left_NO.shape[1], right_NI.shape[1])
+        return multiply.weights(left_NO.contiguous(), right_NI.contiguous())
+
+
+@segment_outer.register_fake
+def _(left_NO: Tensor, right_NI: Tensor, count_E: Tensor) -> Tensor:
+    return left_NO.new_empty(count_E.shape[0], left_NO.shape[1], right_NI.shape[1])
+
+
+def _keep(ctx, inputs, output: Tensor) -> None:  # noqa: ARG001
+    rows_NI, weight, count_E, transposed, inference = inputs
+    assert not inference, "these products have no backward"
+    needs_rows, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(
+        rows_NI if needs_weight else None, weight if needs_rows else None, count_E
+    )
+    ctx.transposed = transposed
+
+
+def _backward(ctx, grad_NO: Tensor):
+    rows_NI, weight, count_E = ctx.saved_tensors
+    grad_NI = grad_weight = None
+    if weight is not None:
+        grad_NI = segment_rows(grad_NO, weight, count_E, not ctx.transposed, False)
+    if rows_NI is not None:
+        pair = (rows_NI, grad_NO) if ctx.transposed else (grad_NO, rows_NI)
+        grad_weight = segment_outer(*pair, count_E)
+    return grad_NI, grad_weight, None, None, None
+
+
+segment_rows.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op("mixtura::swiglu_tokens", mutates_args=())
+def swiglu_tokens(
+    x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, w_in_EHD: Tensor, w_out_EDF: Tensor
+) -> Tensor:
+    """y_TD: each token's weighted sum of SwiGLU experts; no backward."""
+    if len(x_TD) == 1 and bf16_takes(w_in_EHD.dtype, x_TD.device):
+        chosen, weights = expert_TK[0].tolist(), weight_TK[0].tolist()
+        return one_token_swiglu(x_TD[0], chosen, weights, w_in_EHD, w_out_EDF)[None]
+    order = order_tokens(expert_TK, len(w_in_EHD))
+    rows_ND = permute.permute(x_TD, order)
+    h_NH = segment_rows(rows_ND, w_in_EHD, order.segment_E, False, True)
+    y_ND = segment_rows(activate(h_NH, "swiglu"), w_out_EDF, order.segment_E, False, True)
+    return permute.combine(y_ND, weight_TK.flatten(), order)
+
+
+@swiglu_tokens.register_fake
+def _(x_TD: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x_TD)
+
+
+def order_tokens(
+    expert_TK: Tensor, num_experts: int, padding: permute.Padding = permute.COMPACT
+) -> permute.Order:
+    """The order of rows by expert, where token t's are the K rows from t*K on."""
+    tokens, top_k = expert_TK.shape
+    token_T = torch.arange(tokens, device=expert_TK.device)
+    return permute.order_by_expert(
+        expert_TK.flatten(), token_T.repeat_interleave(top_k), num_experts, top_k, padding
+    )

@@ -1,0 +1,71 @@
+"""What one layer's experts were sent, step by step. E experts, W steps in the window."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixtura.moe.load import WINDOW, collapsed, max_over_mean, starving
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer over the last optimizer steps, 100 at most."""
+
+    layer: int
+    """the block's number"""
+    router: str
+    """its name in the model"""
+    steps: int
+    """how many were counted"""
+    load: tuple[int, ...]
+    """rows that chose each expert, over these steps and all ranks"""
+    max_over_mean: float
+    """the busiest expert over the mean; 1 is even"""
+    collapsed: bool
+    """whether over 90% of the rows chose the busiest top_k experts"""
+    starving: tuple[int, ...]
+    """experts under a tenth of their even share"""
+
+    def __str__(self) -> str:
+        words = [f"layer {self.layer}: busiest over mean {self.max_over_mean:.2f}"]
+        if self.collapsed:
+            words.append("collapsed")
+        if self.starving:
+            words.append(f"starving experts {', '.join(map(str, self.starving))}")
+        return f"{'; '.join(words)}, over {self.steps} steps"
+
+
+class LayerLoad:
+    """The loads of the last steps, kept on the device until somebody asks."""
+
+    def __init__(self, layer: int, router: str, top_k: int) -> None:
+        self.layer, self.router, self.top_k = layer, router, top_k
+        self._window: deque[Tensor] = deque(maxlen=WINDOW)
+        self._unlogged_E: Tensor | None = None
+
+    def add(self, load_E: Tensor) -> None:
+        """Take an optimizer step's load."""
+        self._window.append(load_E)
+        self._unlogged_E = load_E if self._unlogged_E is None else self._unlogged_E + load_E
+
+    def report(self) -> LayerReport | None:
+        """None before the first step."""
+        if not self._window:
+            return None
+        load_E = torch.stack(list(self._window)).sum(0).cpu()
+        return LayerReport(
+            layer=self.layer,
+            router=self.router,
+            steps=len(self._window),
+            load=tuple(load_E.tolist()),
+            max_over_mean=float(max_over_mean(load_E)),
+            collapsed=bool(collapsed(load_E, self.top_k)),
+            starving=tuple(starving(load_E).nonzero().flatten().tolist()),
+        )
+
+    def take_max_over_mean(self) -> float | None:
+        """That of the steps since it was last taken; None where there was none."""
+        load_E, self._unlogged_E = self._unlogged_E, None
+        return None if load_E is None else float(max_over_mean(load_E))

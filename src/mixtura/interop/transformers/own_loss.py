@@ -1,0 +1,45 @@
+"""The router losses that transformers' models have of their own, and how to silence them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import PreTrainedModel
+
+# The weights that a model's forward pass gives to losses of its routers.
+COEFFICIENTS = ("router_aux_loss_coef", "router_z_loss_coef", "aux_loss_coef")
+
+
+@contextmanager
+def silenced(model: nn.Module) -> Iterator[None]:
+    """While it lasts, the model's own router losses weigh nothing in its loss.
+
+    No longer than that, so that a config saved meanwhile is the user's.
+    """
+    kept = [
+        (place, name, vars(place)[name])
+        for place in _places(model)
+        for name in COEFFICIENTS
+        if vars(place).get(name)
+    ]
+    for place, name, _ in kept:
+        setattr(place, name, 0.0)
+    try:
+        yield
+    finally:
+        for place, name, value in kept:
+            setattr(place, name, value)
+
+
+def _places(model: nn.Module) -> list[object]:
+    """Models and their configs, where coefficients are kept."""
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    configs = {id(config): config for module in models for config in _configs(module.config)}
+    return [*models, *configs.values()]
+
+
+def _configs(config: object) -> Iterator[object]:
+    yield config
+    inner = vars(config).get("text_config")
+    if inner is not None:
+        yield from _configs(inner)

@@ -1,0 +1,207 @@
+"""Where a transformers model decides: its routers, found by what each model says of itself.
+
+Since version 5 a model names the modules that give `router_logits` (`_can_record_outputs`).
+T tokens, E experts, K experts per token, B sequences of S tokens.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import OutputRecorder
+
+from mixtura.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one call of a router gave, as it gave it."""
+
+    logits_TE: Tensor | None
+    """None for a router that reads them not, as a hash"""
+    chosen_TK: Tensor
+    weight_TK: Tensor
+    lost_TK: Tensor | None = None
+    """True where the expert had no room; None where there is no capacity"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FoundRouter:
+    """One router in a model."""
+
+    layer: int
+    """its block's number; blocks of a later stack, as a decoder's, are counted on"""
+    name: str
+    kind: str
+    """the name of its class"""
+    module: nn.Module
+    owner: PreTrainedModel
+    """the smallest model around it, whose forward sees the tokens and their mask"""
+    logits_at: int
+    """the place of the logits among its outputs"""
+    experts: nn.Module | None = None
+    """whose arguments hold the choices, where the router gives logits alone"""
+
+    @property
+    def chooses(self) -> bool:
+        """False for a hash, whose choices nothing moves."""
+        return READERS.get(self.kind) is not _read_hash
+
+    def number(self, name: str) -> int:
+        """A count that the module keeps, such as `top_k`."""
+        value = vars(self.module)[name]
+        assert isinstance(value, int)
+        return value
+
+    def read(self, outputs: tuple[Any, ...]) -> Decision:
+        return READERS.get(self.kind, read_choices)(self, outputs)
+
+
+def read_choices(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
+    """(logits_TE, weight_TK, chosen_TK), in any order."""
+    logits_TE = outputs[router.logits_at]
+    rest = [
+        out for at, out in enumerate(outputs) if at != router.logits_at and isinstance(out, Tensor)
+    ]
+    chosen_TK = next(out for out in rest if not out.is_floating_point() and out.dim() == 2)
+    weight_TK = next(
+        out for out in rest if out.is_floating_point() and out.shape == chosen_TK.shape
+    )
+    return Decision(logits_TE, chosen_TK.long(), weight_TK)
+
+
+def _read_hash(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
+    found = read_choices(router, outputs)
+    return Decision(None, found.chosen_TK, found.weight_TK)
+
+
+def _read_llama4(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
+    """(score_TE, logits_TE): the score is 0 where an expert was not chosen."""
+    score_TE, logits_TE = outputs[0], outputs[router.logits_at]
+    chosen_TK = logits_TE.topk(router.number("top_k"), dim=-1).indices
+    return Decision(logits_TE, chosen_TK, score_TE.gather(1, chosen_TK))
+
+
+def _read_switch(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
+    """(one-hot_BSE, weight_BS1, logits_BSE): one-hot is zero where the expert had no room."""
+    kept_TE, weight_T1 = outputs[0].flatten(0, 1), outputs[1].flatten(0, 1)
+    logits_TE = outputs[router.logits_at].flatten(0, 1)
+    lost_T1 = kept_TE.sum(-1, keepdim=True) == 0
+    wished_T1 = torch.where(
+        lost_T1, logits_TE.argmax(-1, keepdim=True), kept_TE.argmax(-1, keepdim=True)
+    )
+    return Decision(logits_TE, wished_T1, weight_T1, lost_T1)
+
+
+READERS: Mapping[str, Callable[[FoundRouter, tuple[Any, ...]], Decision]] = {
+    "Llama4Router": _read_llama4,
+    "SwitchTransformersTop1Router": _read_switch,
+    "DeepseekV4HashRouter": _read_hash,
+}
+# Routers whose one output is logits; the experts beside them are called with ids and weights.
+LOGITS_ALONE = frozenset({"DbrxRouter"})
+# Beside experts, but not among the modules that the model names.
+UNNAMED = frozenset({"DeepseekV4HashRouter"})
+REFUSED: Mapping[str, str] = {
+    "DogeCDMoE": "it chooses by product keys, and has no probability for each expert",
+    "JetMoeAttention": "its attention is routed as well, and its rows come sorted by expert",
+    "NllbMoeTop2Router": "it does not tell which second expert it chose",
+    "ZayaRouter": "it hides which tokens chose to skip the layer",
+    "Ernie4_5_VLMoeMoeBlock": "text and images have routers of their own, on parts of a sequence",
+}
+
+
+def find_routers(model: nn.Module) -> tuple[FoundRouter, ...]:
+    """The routers of a model, in the order of its modules.
+
+    Raises ConfigError for a model without any, for one whose router cannot be read, and under
+    expert parallelism, where a router's output no longer tells what it chose.
+    """
+    modules = dict(model.named_modules())
+    declared = dict(_declared(model))
+    found: list[FoundRouter] = []
+    for name, module in modules.items():
+        for kind, logits_at in declared.items():
+            if isinstance(module, kind):
+                found.append(_found(modules, name, kind.__name__, logits_at))
+        if type(module).__name__ in UNNAMED:
+            found.append(_found(modules, name, type(module).__name__, 0))
+    if not found:
+        raise ConfigError(
+            f"{type(model).__name__}: names no router, so there is nothing to observe; give a "
+            "mixture-of-experts model of transformers 5"
+        )
+    _check_experts(modules, found)
+    return tuple(_numbered(modules, found))
+
+
+def _declared(model: nn.Module) -> Iterator[tuple[type[nn.Module], int]]:
+    """Classes of modules that give router logits, and where among their outputs."""
+    for module in model.modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        recorders = (module._can_record_outputs or {}).get("router_logits", [])
+        for recorder in recorders if isinstance(recorders, list) else [recorders]:
+            if not isinstance(recorder, OutputRecorder):
+                raise ConfigError(
+                    f"{type(module).__name__}: says of its router logits only {recorder!r}, so "
+                    "they cannot be read; use a model that names an OutputRecorder"
+                )
+            yield recorder.target_class, recorder.index
+
+
+def _found(modules: Mapping[str, nn.Module], name: str, kind: str, logits_at: int) -> FoundRouter:
+    if kind in REFUSED:
+        raise ConfigError(f"router {name}: {kind} cannot be observed, as {REFUSED[kind]}")
+    around = list(_around(name))
+    owner = next(modules[outer] for outer in around if isinstance(modules[outer], PreTrainedModel))
+    assert isinstance(owner, PreTrainedModel)
+    experts = None
+    if kind in LOGITS_ALONE:
+        beside = (f"{outer}.experts" for outer in around)
+        experts = next(modules[inner] for inner in beside if inner in modules)
+    return FoundRouter(0, name, kind, modules[name], owner, logits_at, experts)
+
+
+def _around(name: str) -> Iterator[str]:
+    """The modules around one, from the inside out; the last is the model itself, ''."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _check_experts(modules: Mapping[str, nn.Module], found: list[FoundRouter]) -> None:
+    for name, module in modules.items():
+        # Every class of the experts interface has this attribute.
+        parallel = vars(module).get("_is_expert_parallel")
+        if parallel is None:
+            continue
+        if parallel:
+            raise ConfigError(
+                f"experts {name}: expert parallelism rewrites what routers give, so their choices "
+                "cannot be observed; load the model without distributed_config"
+            )
+        block = next(outer for outer in _around(name) if "experts" not in outer.split("."))
+        if not any(router.name.startswith(f"{block}.") for router in found):
+            raise ConfigError(
+                f"experts {name}: no router is known beside them, so this layer cannot be observed"
+            )
+
+
+def _numbered(modules: Mapping[str, nn.Module], found: list[FoundRouter]) -> Iterator[FoundRouter]:
+    """With the block's number: the first number in the name, past the blocks of earlier stacks."""
+    offsets: dict[str, int] = {}
+    total = 0
+    for router in found:
+        parts = router.name.split(".")
+        at = next(at for at, part in enumerate(parts) if part.isdigit())
+        stack = ".".join(parts[:at])
+        blocks = modules[stack]
+        assert isinstance(blocks, nn.ModuleList)
+        if stack not in offsets:
+            offsets[stack] = total
+            total += len(blocks)
+        yield replace(router, layer=offsets[stack] + int(parts[at]))

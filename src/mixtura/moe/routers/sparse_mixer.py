@@ -1,0 +1,117 @@
+"""SparseMixer: two experts by two draws among the near-best, with a gradient of the draw itself.
+
+T tokens, E experts, K = 2 experts per token.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mixtura.moe.capacity import Capacity, Policy
+from mixtura.moe.routers.router import RouterShape, RouterSpec
+from mixtura.moe.routers.token_choice import Choice, Leaf, LinearRouter, Scores
+
+
+class SparseMixerConfig(RouterSpec):
+    """SparseMixer-v2: the best expert, then the best of the rest, each over its near-equals."""
+
+    refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType(
+        {
+            "reroute": "a weight here is that of the first or of the second choice, and a moved "
+            "row is neither; choose policy=drop, policy=wave or policy=dropless"
+        }
+    )
+    kind: Literal["sparse_mixer"] = "sparse_mixer"
+    tolerance: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    """half of how far, as a share, a logit may lie below the best and still be drawn"""
+
+    def check(self, num_experts: int, top_k: int) -> None:
+        if top_k != 2:
+            raise ValueError(
+                f"top_k={top_k} under router kind=sparse_mixer, which draws twice; set top_k=2, "
+                "kind=switch for one expert or kind=softmax_topk for more"
+            )
+
+    def build(self, shape: RouterShape, capacity: Capacity) -> "SparseMixer":
+        return SparseMixer(self, shape, capacity)
+
+
+class SparseMixer(LinearRouter):
+    """p = softmax of s = W x over {i: (max s - s_i) / max(|s_i|, max s) <= 2 tolerance}; weight p.
+
+    The second expert likewise, the first left out (SparseMixer-v2 of GRIN, arXiv 2409.12136; the
+    router of Phi-3.5-MoE, whose config has the tolerance 0.01 as `router_jitter_noise`). Each
+    weight is a share of its own draw, so the two do not sum to 1, and either is 1 where no other
+    expert is near. Evaluation takes the largest p; training draws the expert from p.
+
+    The gradient of a drawn expert D is that of its p_D, times the loss's slope along its output.
+    For the likeliest expert the slope is taken where evaluation stands, at weight p_D. For any
+    other it is taken at p_D with chance 1/4 and at p_D / 3 with chance 3/4, and that is also the
+    weight of the forward pass: Heun's third-order rule, whose mean over the chances is the change
+    of the loss from no expert to this one, exactly for losses that are cubic along the way. Which
+    experts are near is taken as given, and the likeliest one's slope stays of first order, as in
+    transformers.
+
+    Cost: one product of E rows a token, and two experts. Choose it to run or go on training a model
+    that was trained so; with a tolerance so small that experts are seldom near, the task teaches
+    the gate little. Otherwise `softmax_topk` asks for no draws and gives every token a gradient.
+    """
+
+    def __init__(self, config: SparseMixerConfig, shape: RouterShape, capacity: Capacity) -> None:
+        super().__init__(shape, capacity)
+        self.config = config
+
+    def score(self, logits_TE: Tensor) -> Scores:
+        return Scores(logits_TE, logits_TE, logits_TE.softmax(-1))
+
+    def choose(
+        self, x_TD: Tensor, valid_R: Tensor | None = None, bank_R: Tensor | None = None
+    ) -> Choice:
+        scores = self.scores(x_TD, bank_R)
+        first_T1, first_weight_T1 = self._drawn(scores.logits_TE)
+        rest_TE = scores.logits_TE.scatter(1, first_T1, -torch.inf)
+        second_T1, second_weight_T1 = self._drawn(rest_TE)
+        chosen_TK = torch.cat([first_T1, second_T1], 1)
+        return Choice(
+            chosen_TK=chosen_TK,
+            weight_TK=torch.cat([first_weight_T1, second_weight_T1], 1),
+            leaf=Leaf(torch.arange(len(x_TD), device=x_TD.device), bank_R, scores.probs_TE),
+            logits_TE=scores.logits_TE,
+            probs_TE=scores.probs_TE,
+            ranking_TE=scores.score_TE.detach(),
+        )
+
+    def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
+        raise AssertionError("the config refuses policies that move rows")
+
+    def _drawn(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """(expert_T1, weight_T1) of one draw; experts at -inf are out of it."""
+        probs_TE = near_best(logits_TE, self.config.tolerance).softmax(-1)
+        best_T1 = logits_TE.argmax(-1, keepdim=True)
+        if not self.training:
+            return best_T1, probs_TE.gather(1, best_T1)
+        # The largest log p + Gumbel noise falls on each expert with its p.
+        noise_TE = -torch.empty_like(probs_TE).exponential_().log()
+        expert_T1 = (probs_TE.detach().log() + noise_TE).argmax(-1, keepdim=True)
+        whole_T1 = expert_T1 == best_T1
+        whole_T1 = whole_T1 | (torch.rand_like(probs_TE[:, :1]) < 0.25)
+        return expert_T1, scaled(probs_TE.gather(1, expert_T1), whole_T1)
+
+
+def near_best(logits_TE: Tensor, tolerance: float) -> Tensor:
+    """-inf for experts too far below the best, as transformers measures the distance."""
+    with torch.no_grad():
+        best_T1 = logits_TE.amax(-1, keepdim=True)
+        size_TE = torch.maximum(logits_TE.abs(), best_T1)
+        far_TE = (best_T1 - logits_TE) / size_TE > 2 * tolerance
+    return logits_TE.masked_fill(far_TE, -torch.inf)
+
+
+def scaled(prob_T1: Tensor, whole_T1: Tensor) -> Tensor:
+    """p, or p / 3 where not whole; the gradient is that of p either way."""
+    third_T1 = torch.where(whole_T1, 0.0, -2 / 3 * prob_T1.detach())
+    return prob_T1 + third_T1

@@ -1,0 +1,166 @@
+"""DeepSeek-V2 and V3: latent attention, shared experts, and many small ones, perhaps in groups."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+from mixtura.config import Tree
+from mixtura.errors import ConfigError
+from mixtura.shapes.attention import LatentAttentionShape
+from mixtura.shapes.decoder import DecoderShape
+from mixtura.shapes.families.family import Piece, shape_of
+from mixtura.shapes.families.keys import Keys
+from mixtura.shapes.families.latent import latent_pieces, read_latent, write_latent
+from mixtura.shapes.families.layout import ffn_pieces
+from mixtura.shapes.families.mixtral import SparseLlama
+from mixtura.shapes.moe import MoEShape
+
+
+class DeepseekV2(SparseLlama):
+    """Softmax scores as they are, times a factor; experts of a token in a few groups, or in any."""
+
+    model_type = "deepseek_v2"
+    architecture = "DeepseekV2ForCausalLM"
+    attention_kind = "latent"
+    count_key = "n_routed_experts"
+
+    def __init__(self, *, interleaved: bool = True) -> None:
+        """`interleaved`: the stored rotary pairs are neighbours; ours lie half a head apart."""
+        self.interleaved = interleaved
+
+    def read(self, config: Mapping[str, Any]) -> Tree:
+        keys = Keys(config, self.model_type)
+        tree = super().read(config)
+        shared = keys.integer("n_shared_experts", 0) * tree["moe"]["expert_width"]
+        tree["moe"] |= {"shared_width": shared, "router": self.read_router(keys)}
+        return tree
+
+    def read_attention(self, config: Mapping[str, Any]) -> Tree:
+        return read_latent(config, self.model_type)
+
+    def read_router(self, keys: Keys) -> Tree:
+        keys.expect("scoring_func", "softmax")
+        # Where weights are renormalised, the authors' code drops the factor and others keep it.
+        keys.expect("norm_topk_prob", False, None)
+        keys.expect("topk_method", "greedy", "group_limited_greedy")
+        scale, groups, kept = keys.number("routed_scaling_factor", 1.0), 1, 1
+        if keys.given("topk_method", "greedy") == "group_limited_greedy":
+            groups, kept = keys.integer("n_group"), keys.integer("topk_group")
+        if groups == 1 and scale == 1:
+            return {"kind": "softmax_topk", "renormalise": False}
+        grouped = {"kind": "deepseek_v2", "groups": groups, "groups_kept": kept}
+        return {**grouped, "renormalise": False, "scale": scale}
+
+    def read_placement(self, keys: Keys) -> Tree:
+        first, step = keys.integer("first_k_dense_replace", 0), keys.integer("moe_layer_freq", 1)
+        if step == 1:
+            return {"placement": {"first_dense": first}}
+        layers = range(first, keys.integer("num_hidden_layers"))
+        return {"placement": {"only": [layer for layer in layers if layer % step == 0]}}
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        written = super().write(decoder)
+        moe = decoder["moe"]
+        shared, left = divmod(moe["shared_width"], moe["expert_width"])
+        if left:
+            raise ConfigError(
+                f"moe.shared_width={moe['shared_width']} is no multiple of "
+                f"expert_width={moe['expert_width']}, as a {self.model_type} config has it; save "
+                "it as another family"
+            )
+        return {
+            **written,
+            **_write_placement(decoder),
+            **self.write_router(moe["router"]),
+            "n_shared_experts": shared,
+        }
+
+    def write_attention(self, attention: Mapping[str, Any]) -> Tree:
+        return write_latent(attention)
+
+    def write_router(self, router: Mapping[str, Any]) -> Tree:
+        groups = router.get("groups", 1)
+        return {
+            "topk_method": "greedy" if groups == 1 else "group_limited_greedy",
+            "scoring_func": "softmax",
+            "n_group": groups,
+            "topk_group": router.get("groups_kept", 1),
+            "routed_scaling_factor": router.get("scale", 1.0),
+        }
+
+    def attention_pieces(self, shape: DecoderShape, stored: str, ours: str) -> Iterator[Piece]:
+        assert isinstance(shape.attention, LatentAttentionShape), "this family reads no other"
+        yield from latent_pieces(
+            shape.width, shape.attention, stored, ours, interleaved=self.interleaved
+        )
+
+    def moe_pieces(self, width: int, moe: MoEShape, stored: str, ours: str) -> Iterator[Piece]:
+        yield from super().moe_pieces(width, moe, stored, ours)
+        if moe.shared_width:
+            yield from ffn_pieces(
+                width, moe.shared_width, f"{stored}shared_experts.", f"{ours}shared."
+            )
+
+
+class DeepseekV3(DeepseekV2):
+    """Sigmoid scores, a bias that chooses; a group is ranked by its two best experts."""
+
+    model_type = "deepseek_v3"
+    architecture = "DeepseekV3ForCausalLM"
+    drafting_keys = ("num_nextn_predict_layers",)
+    group_top: ClassVar[int] = 2
+
+    def __init__(self, *, interleaved: bool = True, drafting: range = range(0)) -> None:
+        """`drafting`: layers past the last that serve multi-token prediction, and nothing else."""
+        super().__init__(interleaved=interleaved)
+        if drafting:
+            numbers = "|".join(map(str, drafting))
+            word = "multi-token prediction, which drafts tokens beyond the next"
+            self.left_out = {**self.left_out, rf"model\.layers\.({numbers})\..*": word}
+
+    def of_config(self, config: Mapping[str, Any]) -> Self:
+        keys = Keys(config, self.model_type)
+        first = keys.integer("num_hidden_layers")
+        return type(self)(
+            interleaved=keys.flag("rope_interleave", True),
+            drafting=range(first, first + keys.integer("num_nextn_predict_layers", 0)),
+        )
+
+    def read_router(self, keys: Keys) -> Tree:
+        keys.expect("scoring_func", "sigmoid")
+        keys.expect("topk_method", "noaux_tc")
+        groups = keys.integer("n_group", 1)
+        weighed = {
+            "renormalise": keys.flag("norm_topk_prob", True),
+            "scale": keys.number("routed_scaling_factor", 1.0),
+        }
+        if groups == 1:
+            return {"kind": "sigmoid_topk", "choosing_bias": True, **weighed}
+        kept = keys.integer("topk_group")
+        grouped = {"kind": "deepseek_v3", "groups": groups, "groups_kept": kept}
+        return {**grouped, "group_top": self.group_top, **weighed}
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        return {
+            **super().write(decoder),
+            "rope_interleave": self.interleaved,
+            "num_nextn_predict_layers": 0,
+        }
+
+    def write_router(self, router: Mapping[str, Any]) -> Tree:
+        written = super().write_router(router)
+        return {**written, "topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+
+    def moe_pieces(self, width: int, moe: MoEShape, stored: str, ours: str) -> Iterator[Piece]:
+        yield from super().moe_pieces(width, moe, stored, ours)
+        bias = f"{stored}{self.gate_name}.e_score_correction_bias"
+        yield Piece(bias, (moe.num_experts,), f"{ours}router.bias")
+
+
+def _write_placement(decoder: Mapping[str, Any]) -> Tree:
+    """As `read_placement` reads it; the distance of the first two MoE layers is the step."""
+    placement = decoder["moe"]["placement"]
+    if placement["only"] is None and placement["every"] == 1:
+        return {"first_k_dense_replace": placement["first_dense"], "moe_layer_freq": 1}
+    sparse = list(shape_of(decoder).moe_shapes)
+    step = sparse[1] - sparse[0] if len(sparse) > 1 else 1
+    return {"first_k_dense_replace": sparse[0], "moe_layer_freq": step}

@@ -1,0 +1,127 @@
+"""ERNIE 4.5's MoE: a bias chooses among softmax's shares, shared experts, neighbours turn."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from mixtura.config import Tree
+from mixtura.errors import ConfigError
+from mixtura.shapes.attention import AttentionShape
+from mixtura.shapes.decoder import DecoderShape
+from mixtura.shapes.families.family import Piece, shape_of
+from mixtura.shapes.families.keys import Keys
+from mixtura.shapes.families.layout import ffn_pieces
+from mixtura.shapes.families.mixtral import SparseLlama
+from mixtura.shapes.moe import MoEShape
+
+
+class Ernie45Moe(SparseLlama):
+    """MoEs from one layer to another, weights renormalised, a bias on the choice alone.
+
+    The stored rotary pairs of queries and keys are neighbours; ours lie half a head apart.
+    """
+
+    model_type = "ernie4_5_moe"
+    architecture = "Ernie4_5_MoeForCausalLM"
+    drafting_keys = ("num_nextn_predict_layers",)
+    left_out = MappingProxyType(
+        {
+            **SparseLlama.left_out,
+            r"model\.mtp_.*": "multi-token prediction, which drafts tokens beyond the next",
+        }
+    )
+    default_theta = 500_000.0
+    default_epsilon = 1e-5
+    count_key = "moe_num_experts"
+
+    def read(self, config: Mapping[str, Any]) -> Tree:
+        keys = Keys(config, self.model_type)
+        keys.expect("use_bias", False, None)
+        stated = {"tie_word_embeddings": True, **config}
+        stated["num_experts_per_tok"] = keys.integer("moe_k")
+        tree = super().read(stated)
+        shared = keys.integer("moe_num_shared_experts", 0) * tree["moe"]["expert_width"]
+        router = {"kind": "softmax_topk", "choosing_bias": True}
+        tree["moe"] |= {"shared_width": shared, "router": router}
+        return tree
+
+    def read_placement(self, keys: Keys) -> Tree:
+        layers, step = keys.integer("num_hidden_layers"), keys.integer("moe_layer_interval", 1)
+        first, last = keys.integer("moe_layer_start_index", 0), keys.integer(_END, -1)
+        if last in (-1, layers - 1):
+            return {"placement": {"first_dense": first, "every": step}}
+        only = [layer for layer in range(first, last + 1) if (layer + 1) % step == 0]
+        return {"placement": {"only": only}}
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        written, moe = super().write(decoder), decoder["moe"]
+        for key in ("num_experts_per_tok", "norm_topk_prob", "attention_bias"):
+            del written[key]
+        shared, left = divmod(moe["shared_width"], moe["expert_width"])
+        if left:
+            raise ConfigError(
+                f"moe.shared_width={moe['shared_width']} is no multiple of "
+                f"expert_width={moe['expert_width']}, as a {self.model_type} config has it; save "
+                "it as another family"
+            )
+        return {
+            **written,
+            "use_bias": False,
+            "moe_k": moe["top_k"],
+            "moe_num_shared_experts": shared,
+            **_write_placement(decoder),
+        }
+
+    def attention_pieces(self, shape: DecoderShape, stored: str, ours: str) -> Iterator[Piece]:
+        heads = shape.attention
+        assert isinstance(heads, AttentionShape), "this family reads no other"
+        width, head = shape.width, heads.head_dim
+        start, whole = 0, (heads.heads + 2 * heads.kv_heads, head, width)
+        counts = {"q_proj": heads.heads, "k_proj": heads.kv_heads, "v_proj": heads.kv_heads}
+        for name, count in counts.items():
+            rows = slice(start, start + count)
+            for at, of in _values(head) if name == "v_proj" else _pairs(head):
+                yield Piece(
+                    f"{stored}{name}.weight",
+                    (count * head, width),
+                    f"{ours}qkv.weight",
+                    at=(rows, at),
+                    of=(slice(None), of),
+                    view=whole,
+                    stored_view=(count, head, width),
+                )
+            start += count
+        yield Piece(f"{stored}o_proj.weight", (width, heads.heads * head), f"{ours}out.weight")
+
+    def moe_pieces(self, width: int, moe: MoEShape, stored: str, ours: str) -> Iterator[Piece]:
+        yield from super().moe_pieces(width, moe, stored, ours)
+        bias = f"{stored}moe_statics.e_score_correction_bias"
+        yield Piece(bias, (1, moe.num_experts), f"{ours}router.bias", of=(0,))
+        if moe.shared_width:
+            name = f"{stored}shared_experts."
+            yield from ffn_pieces(width, moe.shared_width, name, f"{ours}shared.")
+
+
+_END = "moe_layer_end_index"
+_Span = tuple[slice, slice]
+
+
+def _pairs(head: int) -> list[_Span]:
+    """(ours, stored) rows of a head: its first halves of pairs, then its second ones."""
+    half = head // 2
+    return [(slice(0, half), slice(0, None, 2)), (slice(half, None), slice(1, None, 2))]
+
+
+def _values(head: int) -> list[_Span]:
+    return [(slice(0, head), slice(0, head))]
+
+
+def _write_placement(decoder: Mapping[str, Any]) -> Tree:
+    """As `read_placement` reads it; the distance of the first two MoE layers is the step."""
+    placement, last = decoder["moe"]["placement"], decoder["layers"] - 1
+    first, step = placement["first_dense"], placement["every"]
+    if placement["only"] is not None:
+        sparse = list(shape_of(decoder).moe_shapes)
+        first, last = sparse[0], sparse[-1]
+        step = sparse[1] - sparse[0] if len(sparse) > 1 else 1
+    return {"moe_layer_start_index": first, _END: last, "moe_layer_interval": step}

@@ -1,0 +1,92 @@
+"""Granite's MoE: Llama's block with constants that scale it, and experts stored together."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mixtura.config import Tree
+from mixtura.shapes.decoder import DecoderShape
+from mixtura.shapes.families.family import Piece
+from mixtura.shapes.families.keys import Keys
+from mixtura.shapes.families.mixtral import SparseLlama
+from mixtura.shapes.moe import MoEShape
+
+
+class GraniteMoe(SparseLlama):
+    """The k largest logits, then a softmax; embedding, scores, branches and logits scaled."""
+
+    model_type = "granitemoe"
+    architecture = "GraniteMoeForCausalLM"
+    moe_name = "block_sparse_moe"
+    width_key = "intermediate_size"
+
+    def read(self, config: Mapping[str, Any]) -> Tree:
+        keys, tree = Keys(config, self.model_type), super().read(config)
+        tree["moe"] |= {"router": {"kind": "topk_softmax"}}
+        multipliers = {
+            "embedding": keys.number("embedding_multiplier", 1.0),
+            "residual": keys.number("residual_multiplier", 1.0),
+            "logits": 1 / keys.number("logits_scaling", 1.0),
+        }
+        return {**tree, "ffn_width": None, "multipliers": multipliers}
+
+    def read_attention(self, config: Mapping[str, Any]) -> Tree:
+        scale = Keys(config, self.model_type).number("attention_multiplier", 1.0)
+        return {**super().read_attention(config), "scale": scale}
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        written = super().write({**decoder, "ffn_width": decoder["moe"]["expert_width"]})
+        del written["norm_topk_prob"]
+        multipliers = decoder["multipliers"]
+        return {
+            **written,
+            "embedding_multiplier": multipliers["embedding"],
+            "residual_multiplier": multipliers["residual"],
+            "logits_scaling": _inverse(multipliers["logits"]),
+        }
+
+    def write_attention(self, attention: Mapping[str, Any]) -> Tree:
+        scale = attention["scale"] or attention["head_dim"] ** -0.5
+        return {**super().write_attention(attention), "attention_multiplier": scale}
+
+    def moe_pieces(self, width: int, moe: MoEShape, stored: str, ours: str) -> Iterator[Piece]:
+        experts, hidden = moe.num_experts, moe.expert_width
+        yield Piece(f"{stored}router.layer.weight", (experts, width), f"{ours}router.weight")
+        both = (experts, 2 * hidden, width)
+        yield Piece(f"{stored}input_linear.weight", both, f"{ours}experts.w_in")
+        down = (experts, width, hidden)
+        yield Piece(f"{stored}output_linear.weight", down, f"{ours}experts.w_out")
+
+
+class GraniteMoeShared(GraniteMoe):
+    """An expert beside them that every token sees."""
+
+    model_type = "granitemoeshared"
+    architecture = "GraniteMoeSharedForCausalLM"
+
+    def read(self, config: Mapping[str, Any]) -> Tree:
+        tree = super().read(config)
+        width = Keys(config, self.model_type).integer("shared_intermediate_size", 0)
+        tree["moe"] |= {"shared_width": width}
+        return tree
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        width = decoder["moe"]["shared_width"]
+        return {**super().write(decoder), "shared_intermediate_size": width}
+
+    def ffn_pieces(
+        self, shape: DecoderShape, layer: int, stored: str, ours: str
+    ) -> Iterator[Piece]:
+        yield from super().ffn_pieces(shape, layer, stored, ours)
+        moe = shape.moe_of(layer)
+        assert moe is not None, "every layer of this family is an MoE"
+        if moe.shared_width:
+            width, hidden, name = shape.width, moe.shared_width, f"{stored}shared_mlp."
+            both = (2 * hidden, width)
+            yield Piece(f"{name}input_linear.weight", both, f"{ours}shared.w_in")
+            yield Piece(f"{name}output_linear.weight", (width, hidden), f"{ours}shared.w_out")
+
+
+def _inverse(value: float) -> float:
+    """1 / value, in few digits where they give the value again: 6 and not 6.000000000000001."""
+    short = float(f"{1 / value:.12g}")
+    return short if 1 / short == value else 1 / value

@@ -1,0 +1,136 @@
+"""Latent attention in a config.json, and its tensors: DeepSeek's names, both ways."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mixtura.config import Tree
+from mixtura.shapes.attention import LatentAttentionShape
+from mixtura.shapes.families.family import Piece
+from mixtura.shapes.families.keys import Keys
+from mixtura.shapes.families.rotary import read_rope, write_rope, yarn_size
+
+
+def read_latent(config: Mapping[str, Any], family: str) -> Tree:
+    """Our attention. Raises ConfigError for keys that are missing, or not to be followed."""
+    keys = Keys(config, family)
+    heads = keys.integer("num_attention_heads")
+    # Each head draws keys and values of its own from the latent.
+    keys.expect("num_key_value_heads", heads, None)
+    bias = keys.flag("attention_bias", False)
+    nope, turning = keys.integer("qk_nope_head_dim"), keys.integer("qk_rope_head_dim")
+    rope = read_rope(config, family)
+    return {
+        "kind": "latent",
+        "heads": heads,
+        "query_rank": keys.integer("q_lora_rank", None),
+        "kv_rank": keys.integer("kv_lora_rank"),
+        "nope_dim": nope,
+        "turning_dim": turning,
+        "value_dim": keys.integer("v_head_dim"),
+        "input_bias": bias,
+        "output_bias": bias,
+        "scale": _scale(config, rope["rope_scaling"], nope + turning),
+        **rope,
+    }
+
+
+def write_latent(attention: Mapping[str, Any]) -> Tree:
+    """The reverse."""
+    rope = {**write_rope(attention), **_mscales(attention)}
+    return {
+        "num_attention_heads": attention["heads"],
+        "num_key_value_heads": attention["heads"],
+        "q_lora_rank": attention["query_rank"],
+        "kv_lora_rank": attention["kv_rank"],
+        "qk_nope_head_dim": attention["nope_dim"],
+        "qk_rope_head_dim": attention["turning_dim"],
+        "v_head_dim": attention["value_dim"],
+        "attention_bias": attention["input_bias"],
+        "rope_theta": attention["rope_base"],
+        "rope_parameters": rope,
+    }
+
+
+def latent_pieces(
+    width: int, attention: LatentAttentionShape, stored: str, ours: str, *, interleaved: bool
+) -> Iterator[Piece]:
+    """`interleaved` says that the stored rotary pairs are neighbours, to be brought apart."""
+    rank, latent = attention.query_rank, attention.kv_rank
+    turning = attention.turning_dim if interleaved else 0
+    if rank is not None:
+        yield Piece(f"{stored}q_a_proj.weight", (rank, width), f"{ours}query_down.weight")
+        if attention.input_bias:
+            yield Piece(f"{stored}q_a_proj.bias", (rank,), f"{ours}query_down.bias")
+        yield Piece(f"{stored}q_a_layernorm.weight", (rank,), f"{ours}query_norm.weight")
+    name = "q_proj" if rank is None else "q_b_proj"
+    size = (attention.heads * attention.query_dim, rank or width)
+    whole = Piece(f"{stored}{name}.weight", size, f"{ours}query.weight")
+    yield from _turned(whole, attention.heads, turning)
+    down = (latent + attention.turning_dim, width)
+    whole = Piece(f"{stored}kv_a_proj_with_mqa.weight", down, f"{ours}kv_down.weight")
+    yield from _turned(whole, 1, turning)
+    if attention.input_bias:
+        whole = Piece(f"{stored}kv_a_proj_with_mqa.bias", down[:1], f"{ours}kv_down.bias")
+        yield from _turned(whole, 1, turning)
+    yield Piece(f"{stored}kv_a_layernorm.weight", (latent,), f"{ours}kv_norm.weight")
+    drawn = attention.heads * (attention.nope_dim + attention.value_dim)
+    yield Piece(f"{stored}kv_b_proj.weight", (drawn, latent), f"{ours}kv_up.weight")
+    values = attention.heads * attention.value_dim
+    yield Piece(f"{stored}o_proj.weight", (width, values), f"{ours}out.weight")
+    if attention.output_bias:
+        yield Piece(f"{stored}o_proj.bias", (width,), f"{ours}out.bias")
+
+
+def _turned(whole: Piece, heads: int, turning: int) -> Iterator[Piece]:
+    """Of each head's rows the last `turning` rotate: stored pair (2i, 2i+1), ours (i, i + half)."""
+    if not turning:
+        yield whole
+        return
+    rows = whole.shape[0] // heads
+    view = (heads, rows, *whole.shape[1:])
+    still, half = rows - turning, turning // 2
+    spans = [
+        (slice(0, still), slice(0, still)),
+        (slice(still, still + half), slice(still, rows, 2)),
+        (slice(still + half, rows), slice(still + 1, rows, 2)),
+    ]
+    for at, of in spans:
+        yield Piece(
+            whole.stored,
+            whole.shape,
+            whole.ours,
+            at=(slice(None), at),
+            of=(slice(None), of),
+            view=view,
+            stored_view=view,
+        )
+
+
+def _scale(config: Mapping[str, Any], scaling: Tree | None, query_dim: int) -> float | None:
+    """1/sqrt(query_dim) times the square of YaRN's size, of which `mscale_all_dim` is the share."""
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    keys = Keys(parameters, "latent", "config.json: rope_parameters")
+    share = keys.number("mscale_all_dim", 0.0)
+    if scaling is None or not share:
+        return None
+    size = yarn_size(keys.number("factor", scaling.get("factor", 1.0)), share)
+    return None if size == 1 else size**2 * query_dim**-0.5
+
+
+def _mscales(attention: Mapping[str, Any]) -> Tree:
+    """`mscale_all_dim` and `mscale`, as `_scale` and YaRN's amplitude are read from them."""
+    scaling, scale = attention["rope_scaling"], attention["scale"]
+    if scale is None or scaling is None or scaling.get("factor", 1) <= 1:
+        return {}
+    factor = scaling["factor"]
+    size = math.sqrt(scale * math.sqrt(attention["nope_dim"] + attention["turning_dim"]))
+    whole = {"mscale_all_dim": _share(size, factor)}
+    if scaling["kind"] != "yarn":
+        return whole
+    return {**whole, "mscale": _share(scaling["amplitude"] * size, factor)}
+
+
+def _share(size: float, factor: float) -> float:
+    """The share of which `yarn_size` is `size`; rounded, since it was a short decimal once."""
+    return round((size - 1) / (0.1 * math.log(factor)), 12)

@@ -1,0 +1,63 @@
+"""Phi-3.5-MoE: Mixtral's layout with LayerNorm, biases, SparseMixer's router and LongRoPE."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mixtura.config import Tree
+from mixtura.errors import ConfigError
+from mixtura.shapes.families.keys import Keys
+from mixtura.shapes.families.mixtral import Mixtral
+
+
+class PhiMoe(Mixtral):
+    """Two experts, each weighed among its near-equals; biases in attention and in the head.
+
+    `input_jitter_noise`, noise on a layer's inputs in training, is not repeated.
+    """
+
+    model_type = "phimoe"
+    architecture = "PhimoeForCausalLM"
+
+    def read(self, config: Mapping[str, Any]) -> Tree:
+        keys, tree = Keys(config, self.model_type), super().read(config)
+        keys.expect("num_experts_per_tok", 2)
+        tolerance = keys.number("router_jitter_noise", 0.01)
+        tree["moe"] |= {"router": {"kind": "sparse_mixer", "tolerance": tolerance}}
+        tree["norm"] |= {"kind": "layer", "bias": True}
+        return {**tree, "ffn_width": None, "head_bias": keys.flag("lm_head_bias", False)}
+
+    def read_attention(self, config: Mapping[str, Any]) -> Tree:
+        tree = super().read_attention(config)
+        scaling = tree["rope_scaling"]
+        if scaling is None:
+            return tree
+        if scaling["kind"] != "longrope":
+            raise ConfigError(
+                f"config.json: rope_type={scaling['kind']!r} in a {self.model_type} model; Mixtura "
+                "runs it with rope_type='longrope' or 'default' alone"
+            )
+        given = config.get("rope_parameters") or config["rope_scaling"]
+        keys = Keys(given, self.model_type, "config.json: rope_parameters")
+        sizes = {f"{name}_amplitude": keys.number(f"{name}_mscale") for name in ("short", "long")}
+        return {**tree, "rope_scaling": {**scaling, **sizes}}
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        return {
+            **super().write(decoder),
+            "router_jitter_noise": decoder["moe"]["router"]["tolerance"],
+            "lm_head_bias": decoder["head_bias"],
+        }
+
+    def write_attention(self, attention: Mapping[str, Any]) -> Tree:
+        written, scaling = super().write_attention(attention), attention["rope_scaling"]
+        if scaling is None:
+            return written
+        sizes = {f"{name}_mscale": scaling[f"{name}_amplitude"] for name in ("short", "long")}
+        rope = {**written["rope_parameters"], **sizes}
+        del rope["attention_factor"]
+        original = rope["original_max_position_embeddings"]
+        return {
+            **written,
+            "rope_parameters": rope,
+            "original_max_position_embeddings": original,
+        }

@@ -1,0 +1,18 @@
+"""Routing traces: which expert did what, token by token, in a Parquet file. No torch."""
+
+from mixtura.trace.batch import NOBODY, LayerRows, TraceBatch
+from mixtura.trace.meta import FORMAT, TracedLayer, TraceMeta
+from mixtura.trace.reader import TraceReader
+from mixtura.trace.writer import TraceWriter, write_trace
+
+__all__ = [
+    "FORMAT",
+    "NOBODY",
+    "LayerRows",
+    "TraceBatch",
+    "TraceMeta",
+    "TraceReader",
+    "TraceWriter",
+    "TracedLayer",
+    "write_trace",
+]

@@ -1,0 +1,65 @@
+"""What a trace says of its model, as JSON in the file's schema."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from mixtura.config import Config
+from mixtura.errors import DataError
+
+FORMAT = 1
+
+Probabilities = Literal["float16", "float32"]
+
+
+class TracedLayer(Config):
+    """An MoE layer whose routing was recorded."""
+
+    layer: int = Field(ge=0)
+    """its number among all layers of the model, from 0"""
+    num_experts: int = Field(ge=1)
+    top_k: int = Field(ge=1)
+    """experts of a token; their mean, or the most, where tokens have different numbers of them"""
+    num_groups: int = Field(default=1, ge=1)
+    """groups of equally many consecutive experts"""
+    groups_kept: int = Field(default=1, ge=1)
+    """in how many groups, at most, a token has experts"""
+
+
+class TraceMeta(Config):
+    """The model that was recorded, and what was recorded of it."""
+
+    format: Literal[1] = FORMAT
+    model: str
+    """a name for people; nothing depends on it"""
+    vocabulary: int = Field(ge=1)
+    layers: tuple[TracedLayer, ...] = Field(min_length=1)
+    probabilities: Probabilities | None = None
+    """what the probabilities of all experts are stored as; null where they are left out"""
+    tokenizer: str | None = None
+    tokenizer_digest: str | None = None
+    """tells apart two tokenizers of one name"""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        numbers = self.numbers
+        if list(numbers) != sorted(set(numbers)):
+            raise ValueError(f"layers={list(numbers)} must be listed once each, in order")
+        return self
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The layers' numbers in the model."""
+        return tuple(layer.layer for layer in self.layers)
+
+    def among(self, chosen: tuple[int, ...] | None) -> tuple[TracedLayer, ...]:
+        """The layers of these numbers, all by default. Raises DataError for one not recorded."""
+        if chosen is None:
+            return self.layers
+        missing = sorted(set(chosen) - set(self.numbers))
+        if missing:
+            raise DataError(
+                f"layer {missing[0]} is not in the trace, which has layers "
+                f"{', '.join(map(str, self.numbers))}"
+            )
+        return tuple(layer for layer in self.layers if layer.layer in chosen)

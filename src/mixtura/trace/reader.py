@@ -1,0 +1,220 @@
+"""Reading a trace, whole or in part, as arrays."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mixtura.errors import ConfigError, DataError
+from mixtura.trace.batch import NOBODY, LayerRows, TraceBatch
+from mixtura.trace.columns import (
+    DOMAINS_KEY,
+    META_KEY,
+    TOKEN_COLUMNS,
+    columns_of,
+    from_arrow,
+    schema_of,
+)
+from mixtura.trace.meta import FORMAT, TraceMeta
+
+_BATCH = 8192
+
+
+class TraceReader:
+    """A trace that is open for reading; leave its `with` block, or `close` it, afterwards."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DataError for a file that is no trace, is damaged, or of a newer format."""
+        self.path = path
+        if not path.is_file():
+            raise DataError(f"{path}: no such trace file; 'mixtura trace' writes one")
+        with self._damage("is no Parquet file, or is truncated"):
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        try:
+            self.meta = self._read_meta()
+            self.domains = self._read_domains()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        """Tokens in the file."""
+        return self._file.metadata.num_rows
+
+    def batches(
+        self,
+        layers: Sequence[int] | None = None,
+        *,
+        tokens: int = _BATCH,
+        probabilities: bool = True,
+    ) -> Iterator[TraceBatch]:
+        """All tokens in the order of the file, at most `tokens` at a time.
+
+        Of `layers`, all by default; what is left out is not read from disk. Raises DataError for a
+        layer that was not recorded, and for a damaged file.
+        """
+        if tokens < 1:
+            raise DataError(f"tokens={tokens} must be 1 or more")
+        yield from self._read(layers, probabilities, tokens, range(self._file.num_row_groups))
+
+    def sequences(
+        self, numbers: Sequence[int], layers: Sequence[int] | None = None
+    ) -> list[TraceBatch]:
+        """The tokens of each of these sequences by position, without probabilities.
+
+        Raises DataError for a sequence that the trace does not have, or not without gaps.
+        """
+        wanted = np.unique(np.asarray(numbers, np.int64))
+        parts: list[TraceBatch] = []
+        for batch in self._read(layers, False, _BATCH, self._groups_with(wanted)):
+            found_T = np.isin(batch.sequence_T, wanted)
+            if found_T.any():
+                parts.append(batch.take(np.flatnonzero(found_T)))
+        return [self._ordered(parts, number) for number in numbers]
+
+    def experts_by_token(
+        self, layers: Sequence[int] | None = None
+    ) -> Iterator[Mapping[int, NDArray[np.int32]]]:
+        """For each token in turn, the experts that computed it in each layer, by its number.
+
+        What a benchmark or a simulation of caches feeds on. First choices come first; rows that no
+        expert computed are left out.
+        """
+        for batch in self.batches(layers, probabilities=False):
+            split = {n: _computed(rows) for n, rows in batch.layers.items()}
+            for token in range(len(batch)):
+                yield {number: experts[token] for number, experts in split.items()}
+
+    def _read(
+        self,
+        layers: Sequence[int] | None,
+        probabilities: bool,
+        tokens: int,
+        groups: Sequence[int],
+    ) -> Iterator[TraceBatch]:
+        chosen = self.meta.among(None if layers is None else tuple(layers))
+        stored = probabilities and self.meta.probabilities is not None
+        columns = [*TOKEN_COLUMNS]
+        for layer in chosen:
+            columns += columns_of(layer.layer, probabilities=stored)
+        with self._damage("is damaged"):
+            for part in self._file.iter_batches(tokens, groups, columns):
+                yield from_arrow(part, chosen, self.domains)
+
+    def _groups_with(self, wanted: NDArray[np.int64]) -> list[int]:
+        """The parts of the file that may hold one of the sequences, by their least and largest."""
+        column = TOKEN_COLUMNS.index("sequence")
+        found: list[int] = []
+        for group in range(self._file.num_row_groups):
+            span = self._file.metadata.row_group(group).column(column).statistics
+            if span is not None and span.has_min_max:
+                possible = bool(((wanted >= span.min) & (wanted <= span.max)).any())
+            else:
+                possible = True
+            if possible:
+                found.append(group)
+        return found
+
+    def _ordered(self, parts: Sequence[TraceBatch], number: int) -> TraceBatch:
+        mine = [part.take(np.flatnonzero(part.sequence_T == number)) for part in parts]
+        if not sum(map(len, mine)):
+            raise DataError(f"{self.path}: has no sequence {number}")
+        whole = TraceBatch.joined(mine)
+        whole = whole.take(np.argsort(whole.position_T, kind="stable"))
+        step_T = np.diff(whole.position_T)
+        if (step_T != 1).any():
+            position = whole.position_T[int((step_T != 1).argmax())]
+            raise DataError(
+                f"{self.path}: sequence {number} does not go on by one after position {position}"
+            )
+        return whole
+
+    def _read_meta(self) -> TraceMeta:
+        text = self._stated(META_KEY)
+        try:
+            tree = json.loads(text)
+            stated = tree["format"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{self.path}: states no format of a trace; it is damaged") from error
+        if isinstance(stated, int) and stated > FORMAT:
+            raise DataError(
+                f"{self.path}: is a trace of format {stated}, and this version of Mixtura knows "
+                f"formats up to {FORMAT}; upgrade Mixtura"
+            )
+        try:
+            meta = TraceMeta.parse(tree, str(self.path))
+        except ConfigError as error:
+            raise DataError(str(error)) from error
+        self._check_columns(meta)
+        return meta
+
+    def _read_domains(self) -> tuple[str, ...]:
+        """The names by their numbers; by where they first stand, in a file that was filtered."""
+        if DOMAINS_KEY.encode() not in self._file.metadata.metadata:
+            with self._damage("is damaged"):
+                parts = self._file.iter_batches(columns=["domain"])
+                names = [name for part in parts for name in part.column(0).dictionary.to_pylist()]
+            return tuple(dict.fromkeys(names))
+        try:
+            return tuple(map(str, json.loads(self._stated(DOMAINS_KEY))))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{self.path}: states no names of domains; it is damaged") from error
+
+    def _check_columns(self, meta: TraceMeta) -> None:
+        found = self._file.schema_arrow
+        for field in schema_of(meta):
+            if field.name not in found.names:
+                raise DataError(f"{self.path}: the column {field.name} is missing")
+            if found.field(field.name).type != field.type:
+                raise DataError(
+                    f"{self.path}: the column {field.name} holds {found.field(field.name).type}, "
+                    f"where a trace has {field.type}"
+                )
+
+    def _stated(self, key: str) -> bytes:
+        """What the file says under a name of ours."""
+        metadata = self._file.metadata.metadata or {}
+        if key.encode() not in metadata:
+            raise DataError(
+                f"{self.path}: is a Parquet file, but no routing trace; 'mixtura trace' writes one"
+            )
+        return metadata[key.encode()]
+
+    @contextmanager
+    def _damage(self, what: str) -> Iterator[None]:
+        """Say of the file what Arrow finds wrong with it."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from error
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{self.path}: {what} ({reason:.120}); record it anew") from error
+
+
+def _computed(rows: LayerRows) -> list[NDArray[np.int32]]:
+    """Each token's experts."""
+    kept_N = rows.computed_N != NOBODY
+    kept_T1 = np.concatenate([[0], np.cumsum(kept_N)])[rows.start_T1]
+    return np.split(rows.computed_N[kept_N], kept_T1[1:-1])

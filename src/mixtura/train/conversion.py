@@ -1,0 +1,104 @@
+"""A model in another layout: runs of ours and checkpoints of others', as Hugging Face folders."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixtura.data import Tokenizer
+from mixtura.data.exported_tokenizer import as_checkpoint
+from mixtura.errors import ConfigError
+from mixtura.files import atomic_text
+from mixtura.interop.saving import SHARD_BYTES, hf_config, save_model
+from mixtura.interop.weights import described
+from mixtura.models import Decoder, DecoderConfig
+from mixtura.shapes.families import FAMILIES, Family, family_named
+from mixtura.train.opening import DTYPES, DTypeName, open_model
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What was written, and what a user should know of it."""
+
+    path: Path
+    family: str
+    files: tuple[str, ...]
+    bytes: int
+    remarks: tuple[str, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "family": self.family,
+            "files": list(self.files),
+            "bytes": self.bytes,
+            "remarks": list(self.remarks),
+        }
+
+
+def convert_model(
+    model: str | Path,
+    out: Path,
+    *,
+    family: str | None = None,
+    dtype: DTypeName | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Converted:
+    """Write the model as a Hugging Face folder; `out` appears whole or not at all.
+
+    Without a `family` a checkpoint keeps its own, and a run takes the first that can say all of
+    what it computes. Raises ConfigError where none can, by the key that has no place.
+    """
+    opened = open_model(model)
+    decoder, origin = opened.decoder, opened.origin
+    if not isinstance(decoder, Decoder):
+        raise ConfigError(
+            f"{model}: this model, a {type(decoder).__name__}, is of no Hugging Face family; "
+            "convert a run whose model is a decoder"
+        )
+    own = None if origin is None else origin.family
+    chosen = family_named(family) if family else own or first_family(decoder.config)
+    folder = origin is not None and origin.source.path.is_dir()
+
+    def companions(partial: Path) -> None:
+        if not folder:
+            write_tokenizer(opened.tokenizer, partial)
+
+    saved = save_model(
+        decoder,
+        chosen,
+        out,
+        like=None if origin is None else origin.source,
+        dtype=None if dtype is None else DTYPES[dtype],
+        companions=companions,
+        shard_bytes=shard_bytes,
+        progress=progress,
+    )
+    remarks = () if origin is None else tuple(described(origin.left_out))
+    return Converted(saved.path, chosen.model_type, saved.files, saved.bytes, remarks)
+
+
+def first_family(config: DecoderConfig) -> Family:
+    """The first family that has words for all that this decoder computes.
+
+    Raises ConfigError with what the plainest of them lacks.
+    """
+    plainest = "llama" if config.moe is None else "mixtral"
+    for family in sorted(FAMILIES.values(), key=lambda one: one.model_type != plainest):
+        try:
+            hf_config(config, family)
+        except ConfigError:
+            continue
+        return family
+    hf_config(config, family_named(plainest))
+    raise AssertionError("the line before raises")
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """As transformers' AutoTokenizer reads it, and where an answer ends."""
+    as_checkpoint(tokenizer).save(folder)
+    ends = sorted(tokenizer.ends)
+    generation = {"eos_token_id": ends if len(ends) > 1 else ends[0]}
+    atomic_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")

@@ -1,0 +1,116 @@
+"""Known names: exact counts of published configs."""
+
+import re
+
+import pytest
+
+from mixtura.errors import ConfigError
+from mixtura.shapes import DecoderShape
+from mixtura.shapes.known import KNOWN, known_shape
+
+# Total, active A, active B, one expert, and of one layer the router and the attention, its norms
+# included. The sums of one of them, Mixtral-8x7B: an expert 3 * 4096 * 14336 = 176,160,768; a
+# router 8 * 4096; attention 4096 * (4096 + 2 * 1024) + 4096 * 4096 = 41,943,040; so in all
+# 32 * (8 * 176,160,768 + 32,768 + 41,943,040 + 2 * 4096) + 2 * 32,000 * 4096 + 4096.
+EXACT = {
+    "mixtral-8x7b": (
+        46_702_792_704,
+        12_879_925_248,
+        12_748_853_248,
+        176_160_768,
+        32_768,
+        41_943_040,
+    ),
+    "dbrx": (131_596_523_520, 36_469_708_800, 35_853_146_112, 198_180_864, 98_304, 88_080_384),
+    "olmoe-1b-7b": (6_919_161_856, 1_282_017_280, 1_178_994_688, 6_291_456, 131_072, 16_781_312),
+    "deepseek-v3": (
+        671_026_404_352,
+        37_552_282_624,
+        36_625_603_584,
+        44_040_192,
+        1_835_008,
+        187_107_328,
+    ),
+}
+# Billions as their makers print them: total, and active in the convention that they count by.
+PRINTED: dict[str, tuple[str, str | None, str | None]] = {
+    "mixtral-8x7b": ("46.7", "12.9", "A"),
+    "mixtral-8x22b": ("141", "39", "A"),
+    "dbrx": ("132", "36", "A"),
+    "olmoe-1b-7b": ("6.9", "1.3", "A"),
+    "deepseek-v2": ("236", "21", "A"),
+    "deepseek-v2-lite": ("15.7", "2.5", "B"),
+    "deepseek-v3": ("671", "37", "B"),
+    "qwen1.5-moe-a2.7b": ("14.3", "2.7", "A"),
+    "qwen3-30b-a3b": ("30.5", None, None),
+    "qwen3-235b-a22b": ("235", "22", "A"),
+    "gpt-oss-20b": ("20.91", "3.61", "B"),
+    "gpt-oss-120b": ("116.83", "5.13", "B"),
+    "phi-3.5-moe": ("41.9", "6.6", "A"),
+    "granite-3.0-1b-a400m": ("1.3", "0.4", "A"),
+    "granite-3.0-3b-a800m": ("3.3", "0.9", "A"),
+    "llama-3.1-8b": ("8.03", None, None),
+    "qwen3-0.6b": ("0.6", None, None),
+    "smollm2-135m": ("0.135", None, None),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_published_counts_exactly(name: str) -> None:
+    shape = known_shape(name)
+    layer = max(shape.moe_shapes)
+    found = (
+        shape.total_parameters(),
+        shape.active_parameters("A"),
+        shape.active_parameters("B"),
+        of_layer(shape, f"blocks.{layer}.ffn.experts.") // shape.moe_shapes[layer].num_experts,
+        of_layer(shape, f"blocks.{layer}.ffn.router."),
+        of_layer(shape, f"blocks.{layer}.attention."),
+    )
+    assert found == EXACT[name]
+
+
+def of_layer(shape: DecoderShape, prefix: str) -> int:
+    return sum(weight.parameters for weight in shape.weights() if weight.name.startswith(prefix))
+
+
+def test_deepseek_v2_exactly() -> None:
+    v2, lite = known_shape("deepseek-v2"), known_shape("deepseek-v2-lite")
+    assert (v2.total_parameters(), v2.active_parameters()) == (235_741_434_880, 21_375_800_320)
+    assert (lite.total_parameters(), lite.active_parameters()) == (15_706_484_224, 2_661_150_208)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_totals_as_printed(name: str) -> None:
+    shape = known_shape(name)
+    total, active, convention = PRINTED[name]
+    assert rounded(shape.total_parameters(), total) == total
+    if active is not None:
+        assert convention == "A" or convention == "B"
+        assert rounded(shape.active_parameters(convention), active) == active
+
+
+def rounded(parameters: int, printed: str) -> str:
+    """Billions in as many digits as are printed."""
+    return f"{parameters / 1e9:.{len(printed.partition('.')[2])}f}"
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_size_in_a_name(name: str) -> None:
+    # Names round: within 5% of the size, or half a unit of its last digit where that is more. What
+    # follows an `a` is active, and 8x7b is no total; of two sizes (1b-7b) the last is the total.
+    sizes = re.findall(r"(?<=-)(\d+)(\.\d+)?([bm])(?![a-z0-9])", name)
+    if not sizes:
+        return
+    whole, digits, unit = sizes[-1]
+    size = float(whole + digits) * {"b": 1e9, "m": 1e6}[unit]
+    step = {"b": 1e9, "m": 1e6}[unit] / 10 ** max(len(digits) - 1, 0)
+    total = known_shape(name).total_parameters()
+    assert abs(total - size) <= max(0.05 * size, step / 2)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"'Mixtral-8x7' is no model .* nearest are mixtral-8x7b"):
+        known_shape("Mixtral-8x7")
+    with pytest.raises(ConfigError, match=r"'zzz' .* known are mixtral-8x7b, .*smollm2-135m"):
+        known_shape("zzz")

@@ -131,6 +131,23 @@ def decode(model: OlmoeForCausalLM, sequences: int) -> Callable[[], Callable[[],
     return prepare
 
 
+def experts_alone(model: OlmoeForCausalLM) -> Callable[[], Callable[[], object]]:
+    """The experts of every layer on one token, without all else."""
+
+    def prepare() -> Callable[[], object]:
+        x_TD = torch.randn(1, WIDTH, dtype=torch.bfloat16)
+        chosen = [torch.randperm(EXPERTS)[None, :TOP_K] for _ in model.model.layers]
+        weights = torch.full((1, TOP_K), 1 / TOP_K, dtype=torch.bfloat16)
+
+        def step() -> None:
+            for layer, expert_TK in zip(model.model.layers, chosen, strict=True):
+                layer.mlp.experts(x_TD, expert_TK, weights)
+
+        return step
+
+    return prepare
+
+
 def report(what: str, tokens: int, seconds: dict[str, float]) -> dict[str, object]:
     rates = {name: tokens / value for name, value in seconds.items()}
     best = max((name for name in PEERS if name in rates), key=rates.__getitem__)
@@ -162,6 +179,14 @@ def main() -> None:
             reader(model, active_parameters(options.layers)),
         )
         rows.append(report("decode, one sequence", 1, measured))
+        measured = interleave(
+            model,
+            NAMES,
+            options.rounds * 3,
+            experts_alone(model),
+            reader(model, options.layers * TOP_K * 3 * WIDTH * EXPERT_WIDTH),
+        )
+        rows.append(report("its experts alone", 1, measured))
         measured = interleave(
             model,
             NAMES,

@@ -12,6 +12,10 @@ from mixtura.shapes import DecoderShape, ModelShape, Role
 from mixtura.shapes.families import family_of, shape_of
 
 
+# Of a layer or an expert; the 1 of w1 is a name's own.
+_NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
+
+
 @dataclass(frozen=True, slots=True)
 class TensorGroup:
     """Tensors that differ in numbers of their names alone: layers, experts."""
@@ -69,7 +73,7 @@ def grouped(tensors: Iterable[StoredTensor]) -> tuple[TensorGroup, ...]:
     """Tensors of one shape and dtype whose names differ in numbers alone, as one line."""
     found: dict[tuple[str, tuple[int, ...], str], list[StoredTensor]] = defaultdict(list)
     for tensor in tensors:
-        found[(re.sub(r"\d+", "#", tensor.name), tensor.shape, tensor.dtype)].append(tensor)
+        found[(_NUMBER.sub("#", tensor.name), tensor.shape, tensor.dtype)].append(tensor)
     return tuple(
         TensorGroup(
             _pattern([tensor.name for tensor in group]),
@@ -84,7 +88,7 @@ def grouped(tensors: Iterable[StoredTensor]) -> tuple[TensorGroup, ...]:
 
 def _pattern(names: list[str]) -> str:
     """The names as one, each number that varies as {least..most}."""
-    pieces = [re.split(r"(\d+)", name) for name in names]
+    pieces = [_NUMBER.split(name) for name in names]
     shown: list[str] = []
     for place, piece in enumerate(pieces[0]):
         numbers = sorted({int(of[place]) for of in pieces}) if place % 2 else []

@@ -102,7 +102,14 @@ def save_model(
 
 def hf_config(config: DecoderConfig, family: Family, like: Source | None = None) -> Tree:
     """A config.json. Raises ConfigError for what the family has no words for, by key."""
-    written = {**family.write(config.model_dump()), "use_cache": True}
+    try:
+        written = {**family.write(config.model_dump()), "use_cache": True}
+    except KeyError as error:
+        # A part of another kind, such as a router, has not the setting that this family writes.
+        raise ConfigError(
+            f"a {family.model_type} config states {error}, which this decoder's parts do not have; "
+            "save it as another family"
+        ) from error
     again = DecoderConfig.parse(family.read(written), f"{family.model_type} config")
     if difference := _difference(_function(again), _function(config)):
         key, theirs, ours = difference
@@ -125,6 +132,9 @@ def _function(config: DecoderConfig) -> Tree:
     tree = config.model_dump(mode="json")
     if tree["moe"] is not None:
         tree["moe"] = {k: v for k, v in tree["moe"].items() if k not in _TRAINING}
+    if len(config.moe_shapes) == config.layers:
+        # No layer has a dense FFN, whatever its width would be.
+        tree |= {"ffn_width": None, "activation": None}
     return tree
 
 

@@ -19,7 +19,11 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mixtura.errors import ConfigError
 from mixtura.interop.transformers import register
-from mixtura.interop.transformers.expert_ops import segment_outer, segment_rows, swiglu_tokens
+from mixtura.interop.transformers.expert_ops import (
+    segment_outer,
+    segment_rows,
+    swiglu_tokens_operator,
+)
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -269,7 +273,7 @@ def test_operators_keep_the_rules_of_torchs_library(transposed: bool) -> None:
     given = call(8, torch.bfloat16)
     experts = tiny(MIXTRAL, 8, 12).bfloat16().requires_grad_(False)
     tensors = given.x_TD.detach(), given.expert_TK, given.weight_TK.detach()
-    torch.library.opcheck(swiglu_tokens, (*tensors, *experts.parameters()))
+    torch.library.opcheck(swiglu_tokens_operator, (*tensors, *experts.parameters()))
 
 
 def test_registering_twice_changes_nothing() -> None:

@@ -29,7 +29,8 @@ for scope in ("sequence", "global_batch"):
     ids = torch.randint(64, (4, 8), generator=torch.Generator().manual_seed(1))
     mine = ids.view(ranks, -1, 8)[rank]
     with attach_balancing(model, balance=1.0, scope=scope) as balancing:
-        DistributedDataParallel(model)(input_ids=mine, labels=mine).loss.backward()
+        parallel = DistributedDataParallel(model)
+        parallel(input_ids=mine, labels=mine).loss.backward()
         torch.optim.SGD(model.parameters(), lr=0.0).step()
         loads = [layer.load for layer in balancing.report()]
     gates = [layer.mlp.gate.weight.grad.tolist() for layer in model.model.layers]

@@ -209,8 +209,8 @@ class Balancing:
         log = trainer.log
 
         def with_balance(logs: dict[str, float], start_time: float | None = None) -> None:
-            # Evaluation is logged by other names.
-            if "loss" in logs:
+            # Evaluation is logged by other names; after `detach` there is nothing to add.
+            if "loss" in logs and self._handles:
                 logs.update(self.take_log())
             log(logs, start_time)
 

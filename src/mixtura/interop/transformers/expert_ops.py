@@ -84,7 +84,6 @@ def _backward(ctx, grad_NO: Tensor):
 segment_rows.register_autograd(_backward, setup_context=_keep)
 
 
-@torch.library.custom_op("mixtura::swiglu_tokens", mutates_args=())
 def swiglu_tokens(
     x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, w_in_EHD: Tensor, w_out_EDF: Tensor
 ) -> Tensor:
@@ -99,7 +98,12 @@ def swiglu_tokens(
     return permute.combine(y_ND, weight_TK.flatten(), order)
 
 
-@swiglu_tokens.register_fake
+swiglu_tokens_operator = torch.library.custom_op(
+    "mixtura::swiglu_tokens", swiglu_tokens, mutates_args=()
+)
+
+
+@swiglu_tokens_operator.register_fake
 def _(x_TD: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x_TD)
 

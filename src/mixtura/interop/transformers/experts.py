@@ -20,6 +20,7 @@ from mixtura.interop.transformers.expert_ops import (
     products_for,
     segment_rows,
     swiglu_tokens,
+    swiglu_tokens_operator,
 )
 from mixtura.kernels import permute
 from mixtura.kernels.experts_ffn import experts_ffn
@@ -85,7 +86,9 @@ def experts_forward(
     if not _is_swiglu(self):
         y_TD = _any_experts(self, x_TD, expert_TK, weight_TK, bank, trains)
     elif not trains and x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16:
-        y_TD = swiglu_tokens(x_TD, expert_TK, weight_TK, bank.w_in, bank.w_out)
+        # Between one token's products, an operator's own cost would be felt.
+        compute = swiglu_tokens_operator if torch.compiler.is_compiling() else swiglu_tokens
+        y_TD = compute(x_TD, expert_TK, weight_TK, bank.w_in, bank.w_out)
     elif torch.compiler.is_compiling():
         y_TD = _any_experts(self, x_TD, expert_TK, weight_TK, bank, trains)
     else:

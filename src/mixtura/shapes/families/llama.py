@@ -70,6 +70,11 @@ class Llama(Family):
                 f"attention.kind={attention['kind']!r} has no place in a {self.model_type} config, "
                 f"whose attention is {self.attention_kind}; save it as another family"
             )
+        if decoder["ffn_width"] is None:
+            raise ConfigError(
+                f"a {self.model_type} model has dense FFNs, and this decoder has an MoE in every "
+                "layer; save it as a family of MoEs, such as mixtral"
+            )
         windows = self.write_windows(attention.get("local"), decoder["layers"])
         return {
             "architectures": [self.architecture],

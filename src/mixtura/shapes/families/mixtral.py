@@ -55,7 +55,7 @@ class SparseLlama(Llama):
                 "or as the family it came from"
             )
         return {
-            **super().write(decoder),
+            **super().write({**decoder, "ffn_width": decoder["ffn_width"] or moe["expert_width"]}),
             self.count_key: moe["num_experts"],
             "num_experts_per_tok": moe["top_k"],
             self.width_key: moe["expert_width"],

@@ -1,0 +1,110 @@
+"""`mixtura inspect` and `mixtura convert`, on a run of ours and on folders."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixtura.interop.loading import load_model
+from mixtura.train import load_run
+from mixtura.train.opening import open_model
+
+Mixtura = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_a_known_name_gives_the_shape(inside: Mixtura) -> None:
+    done = inside("inspect", "mixtral-8x7b", "--json")
+    found = json.loads(done.stdout)
+    assert found["family"] == "mixtral"
+    # The figures that are published.
+    assert found["parameters"] == {
+        "total": 46_702_792_704,
+        "active_A": 12_879_925_248,
+        "active_B": 12_748_853_248,
+    }
+    assert sum(found["parameters_by_role"].values()) == 46_702_792_704
+    assert found["tensors"] == []
+
+
+def test_an_unknown_name_suggests_the_nearest(inside: Mixtura) -> None:
+    done = inside("inspect", "mixtrall-8x7b")
+    assert done.returncode == 2
+    assert "the nearest are mixtral-8x7b" in done.stderr
+
+
+def test_a_run_becomes_a_folder_that_says_the_same(
+    inside: Mixtura, tiny_run: Path, tmp_path: Path
+) -> None:
+    done = inside("convert", tiny_run, "out", "--to", "hf", "--json")
+    assert (done.returncode, json.loads(done.stdout)["family"]) == (0, "mixtral")
+    run, opened = load_run(tiny_run), open_model(tmp_path / "out")
+    text = "1 + 2 = ünï 木"
+    tokens = run.tokenizer.encode(text)
+    assert opened.tokenizer.encode(text) == tokens
+    assert opened.tokenizer.ends == run.tokenizer.ends
+    assert opened.title == "out"
+    tokens_BS = torch.tensor([tokens])
+    assert torch.equal(run.decoder(tokens_BS).logits_BSV, opened.decoder(tokens_BS).logits_BSV)
+    said = inside("generate", tmp_path / "out", *("--prompt", "1 +", "--temperature", "0"))
+    before = inside("generate", tiny_run, *("--prompt", "1 +", "--temperature", "0"))
+    assert said.stdout == before.stdout
+    listed = json.loads(inside("inspect", tmp_path / "out", "--json").stdout)
+    assert listed["parameters"]["total"] == run.decoder.config.total_parameters()
+    # Two layers of four experts.
+    assert listed["digests"] == 8
+    shown = inside("inspect", tmp_path / "out").stdout
+    assert "block_sparse_moe.experts.{0..3}.w1.weight" in shown
+    assert "8 experts have a digest" in shown
+
+
+def test_transformers_reads_the_folder_and_its_tokenizer(
+    inside: Mixtura, tiny_run: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra `hf` brings it")
+    inside("convert", tiny_run, "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, experts_implementation="eager"
+    ).eval()
+    run = load_run(tiny_run)
+    text = "if x == 1:\n\tprint('naïve 木')  "
+    assert tokenizer(text)["input_ids"] == run.tokenizer.encode(text)
+    assert tokenizer.decode(run.tokenizer.encode(text)) == text
+    tokens_BS = torch.tensor([run.tokenizer.encode(text)])
+    with torch.no_grad():
+        wanted, found = model(tokens_BS).logits, run.decoder(tokens_BS).logits_BSV
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert model.generation_config.eos_token_id == run.tokenizer.end_of_document
+
+
+def test_a_family_without_words_for_it_is_refused(
+    inside: Mixtura, tiny_run: Path, tmp_path: Path
+) -> None:
+    for family, said in {
+        "llama": "this decoder has an MoE in every layer",
+        "olmoe": "attention.norm=None has no place in a olmoe config",
+        "qwen4": "model_type='qwen4' is no family",
+    }.items():
+        done = inside("convert", tiny_run, "out", "--family", family)
+        assert done.returncode == 2
+        assert said in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_keeps_its_family_in_another_dtype(
+    inside: Mixtura, tiny_run: Path, tmp_path: Path
+) -> None:
+    inside("convert", tiny_run, "one")
+    done = inside("convert", tmp_path / "one", "two", "--dtype", "bfloat16", "--shard-gb", "0.001")
+    assert (done.returncode, done.stdout) == (0, "two\n")
+    loaded = load_model(tmp_path / "two")
+    assert {tensor.dtype for tensor in loaded.decoder.parameters()} == {torch.bfloat16}
+    assert (tmp_path / "two" / "tokenizer.json").read_bytes() == (
+        tmp_path / "one" / "tokenizer.json"
+    ).read_bytes()
+    done = inside("convert", tmp_path / "one", "two")
+    assert done.returncode == 2
+    assert "two: already exists" in done.stderr

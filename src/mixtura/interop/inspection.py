@@ -11,7 +11,6 @@ from mixtura.interop.weights import check_tensors
 from mixtura.shapes import DecoderShape, ModelShape, Role
 from mixtura.shapes.families import family_of, shape_of
 
-
 # Of a layer or an expert; the 1 of w1 is a name's own.
 _NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
 

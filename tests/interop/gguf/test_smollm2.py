@@ -3,13 +3,16 @@
 MIXTURA_SMOLLM2 says where it is; examples/fetch_smollm2.py fetches it.
 """
 
+import math
 import os
+import random
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 
@@ -70,6 +73,26 @@ def test_it_knows_the_capital_of_france(path: Path, tokenizer: CheckpointTokeniz
     answer = talk.say("What is the capital of Italy? One sentence.").answer
     assert "Rome" in "".join(answer)
     assert answer.result.finish == "end"
+
+
+def test_bits_per_byte_are_transformers(path: Path, tokenizer: CheckpointTokenizer) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra `hf` brings it")
+    decoder = load_model(path).decoder
+    theirs = transformers.LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name).eval()
+    # The standard library's random.py, its first 2,048 tokens.
+    tokens = tokenizer.encode(Path(random.__file__).read_text(encoding="utf-8"))[:2048]
+    read = tokenizer.byte_length(tokens[1:])
+
+    def bits_per_byte(logits_BSV: torch.Tensor) -> float:
+        wanted_S = torch.tensor(tokens[1:])
+        nats = F.cross_entropy(logits_BSV[0, :-1].float(), wanted_S, reduction="sum")
+        return nats.item() / math.log(2) / read
+
+    with torch.inference_mode():
+        ours = bits_per_byte(decoder(torch.tensor([tokens])).logits_BSV)
+        expected = bits_per_byte(theirs(torch.tensor([tokens])).logits)
+    assert 0.5 < ours < 1.1
+    assert ours == pytest.approx(expected, rel=1e-4)
 
 
 def test_tokens_are_those_of_the_published_tokenizer(tokenizer: CheckpointTokenizer) -> None:

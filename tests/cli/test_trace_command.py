@@ -148,7 +148,7 @@ def test_ctrl_c_leaves_no_half_file(start: Start, tiny_run: Path, tmp_path: Path
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     output, remarks = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, remarks
     assert output == ""
     assert "Traceback" not in remarks
     assert list((tmp_path / "out").iterdir()) == []

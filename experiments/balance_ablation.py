@@ -16,17 +16,8 @@ Writes experiments/results/balance_ablation.json.
 
 from collections.abc import Mapping, Sequence
 
-from findings import (
-    BITS,
-    claim,
-    found,
-    lower,
-    names,
-    over_seeds,
-    print_table,
-    worst_layer,
-)
-from sweep import Options, Row, Variant, options_for, record, settings, sweep
+from findings import BITS, claim, compare, lower, names, over_seeds, worst_layer
+from sweep import Options, Row, Variant
 
 from mixtura.config import Tree
 
@@ -85,13 +76,9 @@ def claims(rows: Sequence[Row]) -> list[Tree]:
 
 
 def main() -> None:
-    options = options_for(__file__, __doc__)
-    chosen = variants(options)
-    rows = sweep(chosen, options.runs)
     columns = ("router and balance", "bits per byte", "spread", "CV importance", "CV load",
                "max/mean load", "max/mean, held-out")  # fmt: skip
-    print_table(columns, [_line(rows, name) for name in names(rows)])
-    record(options.out, {**settings(chosen), **found(rows, claims(rows))})
+    compare(__file__, __doc__, variants, columns, _line, claims)
 
 
 def _line(rows: Sequence[Row], name: str) -> list[str]:

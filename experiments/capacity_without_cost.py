@@ -16,17 +16,8 @@ experiments/results/capacity_without_cost.json.
 
 from collections.abc import Mapping, Sequence
 
-from findings import (
-    BITS,
-    found,
-    lower,
-    median_of,
-    names,
-    over_seeds,
-    print_table,
-    worst_layer,
-)
-from sweep import Options, Row, Variant, options_for, record, settings, sweep
+from findings import BITS, compare, lower, median_of, names, over_seeds, worst_layer
+from sweep import Options, Row, Variant
 
 from mixtura.config import Tree
 
@@ -81,14 +72,10 @@ def claims(rows: Sequence[Row]) -> list[Tree]:
 
 
 def main() -> None:
-    options = options_for(__file__, __doc__)
-    chosen = variants(options)
-    rows = sweep(chosen, options.runs)
     columns = ("experts", "bits per byte", "spread", "parameters", "active", "training tokens/s",
                "evaluation tokens/s", "weights and AdamW", "peak memory", "max/mean load",
                "seeds")  # fmt: skip
-    print_table(columns, [_line(rows, name) for name in names(rows)])
-    record(options.out, {**settings(chosen), **found(rows, claims(rows))})
+    compare(__file__, __doc__, variants, columns, _line, claims)
 
 
 def _line(rows: Sequence[Row], name: str) -> list[str]:

@@ -1,14 +1,14 @@
-"""From a sweep's rows to a table and to claims that the rows decide.
+"""From a sweep to a table and to claims that its rows decide.
 
 A claim "A is better than B" holds only where the means over seeds differ by more than the larger of
 the two spreads (largest less smallest); with fewer than three seeds on either side none is made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from sweep import Row
+from sweep import Options, Row, Variant, options_for, record, settings, sweep
 
 from mixtura.config import Tree
 
@@ -91,3 +91,19 @@ def found(rows: Sequence[Row], claims: Sequence[Tree]) -> Tree:
         "seconds": sum(row.measures["seconds"] for row in rows),
         "rows": row_trees(rows),
     }
+
+
+def compare(
+    script: str,
+    description: str | None,
+    variants: Callable[[Options], Sequence[Variant]],
+    columns: Sequence[str],
+    line: Callable[[Sequence[Row], str], Sequence[str]],
+    claims: Callable[[Sequence[Row]], Sequence[Tree]],
+) -> None:
+    """The whole of an experiment: its runs, a table with a `line` for each name, its claims."""
+    options = options_for(script, description)
+    chosen = variants(options)
+    rows = sweep(chosen, options.runs)
+    print_table(columns, [line(rows, name) for name in names(rows)])
+    record(options.out, {**settings(chosen), **found(rows, claims(rows))})

@@ -11,16 +11,8 @@ Writes experiments/results/granularity.json.
 
 from collections.abc import Mapping, Sequence
 
-from findings import (
-    found,
-    lower,
-    median_of,
-    names,
-    over_seeds,
-    print_table,
-    worst_layer,
-)
-from sweep import Options, Row, Variant, options_for, record, settings, sweep
+from findings import compare, lower, median_of, names, over_seeds, worst_layer
+from sweep import Options, Row, Variant
 
 from mixtura.config import Tree
 
@@ -66,13 +58,9 @@ def claims(rows: Sequence[Row]) -> list[Tree]:
 
 
 def main() -> None:
-    options = options_for(__file__, __doc__)
-    chosen = variants(options)
-    rows = sweep(chosen, options.runs)
     columns = ("experts", "bits per byte", "spread", "parameters", "active", "max/mean load",
                "tokens/s of CPU")  # fmt: skip
-    print_table(columns, [_line(rows, name) for name in names(rows)])
-    record(options.out, {**settings(chosen), **found(rows, claims(rows))})
+    compare(__file__, __doc__, variants, columns, _line, claims)
 
 
 def _line(rows: Sequence[Row], name: str) -> list[str]:

@@ -67,6 +67,11 @@ def test_files_are_short() -> None:
     assert median(n for name, n in sizes.items() if not name.endswith("__init__.py")) <= 150
 
 
+def test_files_of_tests_are_short_too() -> None:
+    tests = [path for path in (REPOSITORY / "tests").rglob("*.py") if lines_of(path) > 500]
+    assert not tests
+
+
 def test_functions_are_short() -> None:
     assert not {name: n for name, n in lengths().items() if n > 80}
     assert median(lengths().values()) <= 12

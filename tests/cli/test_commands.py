@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,3 +75,27 @@ def test_whoever_reads_may_have_left(command: list[str]) -> None:
     done = subprocess.run([*command, "--help"], stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+INTERRUPTED_IN_A_STRING = """
+from mixtura.cli import app
+
+
+def run(arguments):
+    try:
+        exec("raise KeyboardInterrupt")
+    except KeyboardInterrupt:
+        return 130
+
+
+app.run = run
+app.main()
+"""
+
+
+def test_ctrl_c_within_code_from_a_string_keeps_our_status(tmp_path: Path) -> None:
+    # As dataclasses do it while a command imports what it needs. By SIGINT it would be -2, which
+    # a script that is no module never is.
+    (tmp_path / "stopped.py").write_text(INTERRUPTED_IN_A_STRING, encoding="utf-8")
+    command = [sys.executable, "-m", "stopped"]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 130

@@ -3,11 +3,10 @@
 B sequences, S positions, V vocabulary, K choices at most.
 """
 
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -15,110 +14,30 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixtura.errors import ConfigError, DataError
-from mixtura.models import Decoder, DecoderConfig, KVCache, LanguageModel, LstmMoEConfig
-from mixtura.models.tracing import record, replay, trace_meta
+from mixtura.models import KVCache, LstmMoEConfig
+from mixtura.models.tracing import replay
 from mixtura.moe import MoE, MoEConfig
 from mixtura.moe.layer import moe_layers
 from mixtura.moe.record import Recorder
 from mixtura.moe.replay import replay as replay_layers
 from mixtura.moe.routers import RouterConfig
-from mixtura.trace import TraceBatch, TracedLayer, TraceMeta, TraceReader, write_trace
+from mixtura.trace import TracedLayer, TraceMeta, TraceReader, write_trace
 
-VOCABULARY = 17
+sys.path.append(str(Path(__file__).parent))
 
-# Every kind of router, in the layers of a decoder; `expert_choice` with its leak accepted.
-ROUTERS: dict[str, dict[str, Any]] = {
-    "softmax_topk": {},
-    "topk_softmax": {},
-    "switch": {"top_k": 1},
-    "sigmoid_topk": {},
-    "noisy_topk": {},
-    "gshard": {},
-    "dbrx": {},
-    "top_p": {"top_k": 3},
-    "sparse_mixer": {},
-    "deepseek_v2": {"router": {"groups": 2, "groups_kept": 1}},
-    "deepseek_v3": {"router": {"groups": 2, "groups_kept": 1}},
-    "hierarchical": {
-        "router": {
-            "groups": 2,
-            "outer": {"kind": "softmax_topk", "renormalise": False},
-            "inner": {"kind": "softmax_topk"},
-        }
-    },
-    "expert_choice": {"router": {"accept_leak": True}},
-    "expert_threshold": {},
-    "batchwise": {},
-    "base": {"top_k": 1},
-    "sinkhorn": {},
-    "hash": {},
-    "reinforce": {"top_k": 1},
-}
-# Rows in another order than token by token, whose sums may round otherwise.
-ANY_ORDER = {"expert_choice"}
-# What weighs only experts of its own choice.
-CHOOSE_ALONE = {"hierarchical", "expert_choice", "hash", "sparse_mixer"}
-
-
-def moe_of(name: str, **fields: Any) -> dict[str, Any]:
-    given = ROUTERS[name]
-    router = {"kind": name, **given.get("router", {})}
-    tree = {"num_experts": 4, "top_k": 2, "expert_width": 8, **given, "router": router}
-    return {**tree, **fields}
-
-
-def decoder_of(moe: dict[str, Any] | None = None, **fields: Any) -> Decoder:
-    torch.manual_seed(0)
-    tree = {
-        "layers": 2,
-        "width": 16,
-        "vocabulary": VOCABULARY,
-        "context": 32,
-        "attention": {"heads": 2, "kv_heads": 1, "head_dim": 8},
-        "moe": moe_of("softmax_topk") if moe is None else moe,
-    }
-    return DecoderConfig.parse({**tree, **fields}).build().eval()
-
-
-def text(sequences: int = 3, length: int = 9, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(VOCABULARY, (sequences, length), generator=generator)
-
-
-def padded(tokens_BS: Tensor) -> Tensor:
-    """valid_BS: each sequence three tokens shorter than the one before."""
-    length_B = tokens_BS.shape[1] - 3 * torch.arange(len(tokens_BS))
-    return torch.arange(tokens_BS.shape[1]) < length_B[:, None]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "t.parquet"
-
-
-def recorded(model: LanguageModel, path: Path, run: Callable[[], Any], **fields: Any) -> Any:
-    """What `run` gave while it was recorded."""
-    with (
-        write_trace(path, trace_meta(model, "tiny", **fields)) as writer,
-        record(model, writer),
-        torch.inference_mode(),
-    ):
-        return run()
-
-
-def forget_how_to_route(model: nn.Module) -> None:
-    """Other gates, so that only a replay can route as before."""
-    torch.manual_seed(99)
-    with torch.no_grad():
-        for layer in moe_layers(model):
-            for parameter in layer.router.parameters():
-                parameter.normal_()
-
-
-def whole(path: Path) -> TraceBatch:
-    with TraceReader(path) as trace:
-        return TraceBatch.joined(list(trace.batches()))
+from traced_models import (
+    ANY_ORDER,
+    CHOOSE_ALONE,
+    ROUTERS,
+    VOCABULARY,
+    decoder_of,
+    forget_how_to_route,
+    moe_of,
+    padded,
+    recorded,
+    text,
+    whole,
+)
 
 
 def test_the_table_names_every_kind() -> None:
@@ -282,105 +201,6 @@ def test_balancing_reads_the_replayed_choices(path: Path) -> None:
     assert output.losses["balance"] > 0
 
 
-def test_positions_go_on_in_generation(path: Path) -> None:
-    # Five tokens at once, then four one by one: positions 0 to 4, then 5, 6, 7 and 8 of each.
-    decoder, tokens_BS = decoder_of(), text(2)
-
-    def generated() -> Tensor:
-        cache = KVCache.empty(decoder.config, 2, 9)
-        parts = [tokens_BS[:, :5], *tokens_BS[:, 5:].split(1, 1)]
-        return torch.cat([decoder(part, cache=cache).logits_BSV for part in parts], 1)
-
-    before = recorded(decoder, path, generated)
-    batch = whole(path)
-    assert batch.sequence_T.tolist() == [0] * 5 + [1] * 5 + [0, 1] * 4
-    assert batch.position_T.tolist() == [*range(5), *range(5), 5, 5, 6, 6, 7, 7, 8, 8]
-    assert batch.id_T[:5].tolist() == tokens_BS[0, :5].tolist()
-    forget_how_to_route(decoder)
-    with TraceReader(path) as trace, torch.inference_mode():
-        with replay(decoder, trace, [0, 1]):
-            assert torch.equal(generated(), before)
-        # The same sequences read at once, and the second one alone.
-        with replay(decoder, trace, [0, 1]):
-            torch.testing.assert_close(decoder(tokens_BS).logits_BSV, before)
-        with replay(decoder, trace, [1]):
-            torch.testing.assert_close(decoder(tokens_BS[1:]).logits_BSV, before[1:])
-
-
-def test_a_new_cache_begins_new_sequences_and_so_does_a_shortened_one(path: Path) -> None:
-    decoder, tokens_BS = decoder_of(), text(1)
-    first, second = (KVCache.empty(decoder.config, 1, 9) for _ in range(2))
-
-    def read() -> None:
-        decoder(tokens_BS[:, :3], cache=first)
-        decoder(tokens_BS[:, 3:5], cache=first)
-        decoder(tokens_BS[:, :2], cache=second)
-        # Another pass came in between.
-        decoder(tokens_BS[:, 5:6], cache=first)
-        for layer in first.layers:
-            layer.length = 4
-        decoder(tokens_BS[:, 4:7], cache=first)
-        decoder(tokens_BS[:, :1])
-
-    recorded(decoder, path, read)
-    batch = whole(path)
-    assert batch.sequence_T.tolist() == [0] * 5 + [1] * 2 + [2] + [3] * 3 + [4]
-    assert batch.position_T.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 4, 5, 6, 0]
-
-
-def test_padding_is_left_out(path: Path) -> None:
-    # Sequences of 9, 6 and 3 tokens in three rows of 9.
-    decoder, tokens_BS = decoder_of(), text()
-    recorded(decoder, path, lambda: decoder(tokens_BS, padded(tokens_BS)))
-    batch = whole(path)
-    assert batch.sequence_T.tolist() == [0] * 9 + [1] * 6 + [2] * 3
-    assert batch.position_T.tolist() == [*range(9), *range(6), *range(3)]
-    assert batch.id_T.tolist() == tokens_BS[padded(tokens_BS)].tolist()
-    assert all(len(rows) == 18 for rows in batch.layers.values())
-    assert (batch.layers[0].count_T == 2).all()
-
-
-def test_a_token_may_have_no_expert(path: Path) -> None:
-    decoder = decoder_of(moe_of("expert_choice"))
-    recorded(decoder, path, lambda: decoder(text()))
-    # Each of 4 experts takes ceil(9 * 2 / 4) = 5 of a sequence's 9 tokens: 3 * 4 * 5 rows.
-    for rows in whole(path).layers.values():
-        assert len(rows.chosen_N) == 60
-        assert rows.count_T.min() < 2 < rows.count_T.max()
-        # First choices come first.
-        weight_TK = rows.by_choice(rows.weight_N, 4, 0)
-        assert (np.diff(weight_TK, axis=1) <= 0).all()
-
-
-def test_layers_and_probabilities_as_asked(path: Path) -> None:
-    decoder, tokens_BS = decoder_of(layers=3), text()
-    output = recorded(
-        decoder, path, lambda: decoder(tokens_BS), layers=[2], probabilities="float32"
-    )
-    batch = whole(path)
-    assert list(batch.layers) == [2]
-    probs_TE = batch.layers[2].probs_TE
-    assert probs_TE is not None
-    assert torch.equal(torch.from_numpy(probs_TE), output.layers[2].routing.probs_TE)
-
-
-def test_layers_keep_their_numbers_among_dense_ones(path: Path) -> None:
-    placement = {"placement": {"every": 2}, "pyramid": [{"from_layer": 2, "num_experts": 6}]}
-    decoder = decoder_of(moe_of("softmax_topk", **placement), layers=4, ffn_width=8)
-    before = recorded(decoder, path, lambda: decoder(text()))
-    with TraceReader(path) as trace:
-        assert [(one.layer, one.num_experts) for one in trace.meta.layers] == [(1, 4), (3, 6)]
-        with replay(decoder, trace, range(3)), torch.inference_mode():
-            assert torch.equal(decoder(text()).logits_BSV, before.logits_BSV)
-
-
-def test_groups_are_stated() -> None:
-    (first, _) = trace_meta(decoder_of(moe_of("deepseek_v3")), "m").layers
-    assert (first.num_groups, first.groups_kept, first.top_k) == (2, 1, 2)
-    (first, _) = trace_meta(decoder_of(moe_of("expert_choice")), "m").layers
-    assert (first.num_groups, first.groups_kept) == (1, 1)
-
-
 def test_an_moe_between_lstms(path: Path) -> None:
     tree = {"width": 16, "vocabulary": VOCABULARY, "context": 32, "moe": moe_of("softmax_topk")}
     torch.manual_seed(0)
@@ -411,155 +231,6 @@ def test_a_text_read_in_other_batches_and_parts(path: Path) -> None:
         cache = KVCache.empty(decoder.config, 2, 9)
         again = [decoder(part, cache=cache) for part in tokens_BS[[2, 0]].split([4, 5], 1)]
     torch.testing.assert_close(torch.cat([one.logits_BSV for one in again], 1), before)
-
-
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        (lambda: decoder_of(layers=3), r"of layers \[0, 1\], and the model's .* are \[0, 1, 2\]"),
-        (
-            lambda: decoder_of(moe_of("softmax_topk", num_experts=5)),
-            "layer 0 has 4 experts in the trace and 5 in the model",
-        ),
-        (
-            lambda: decoder_of(moe_of("switch", top_k=1)),
-            "layer 0 has 2 experts a token in the trace, and at most 1 in the model",
-        ),
-    ],
-)
-def test_a_trace_of_another_model_is_refused(
-    path: Path, other: Callable[[], Decoder], words: str
-) -> None:
-    decoder = decoder_of()
-    recorded(decoder, path, lambda: decoder(text()))
-    model = other()
-    with (
-        TraceReader(path) as trace,
-        pytest.raises(DataError, match=words),
-        replay(model, trace, range(3)),
-    ):
-        model(text())
-
-
-def test_another_text_is_refused(path: Path) -> None:
-    decoder, tokens_BS = decoder_of(), text()
-    recorded(decoder, path, lambda: decoder(tokens_BS))
-    other_BS = tokens_BS.clone()
-    other_BS[1, 4] = (other_BS[1, 4] + 1) % VOCABULARY
-    there, here = int(tokens_BS[1, 4]), int(other_BS[1, 4])
-    longer_BS = torch.cat([tokens_BS, tokens_BS[:, :1]], 1)
-    for tokens, words in (
-        (other_BS, f"position 4 of sequence 1 is token {there}, and .* was given token {here}"),
-        (longer_BS, "sequence 0 has 9 tokens, and the model was given 10"),
-        (tokens_BS[:2], "3 sequences are replayed, and the model was given 2"),
-    ):
-        with (
-            TraceReader(path) as trace,
-            pytest.raises(DataError, match=words),
-            replay(decoder, trace, range(3)),
-        ):
-            decoder(tokens)
-    with (
-        TraceReader(path) as trace,
-        pytest.raises(DataError, match="has no sequence 3"),
-        replay(decoder, trace, [3]),
-    ):
-        pass
-
-
-def test_going_on_past_the_end_is_refused(path: Path) -> None:
-    decoder, tokens_BS = decoder_of(), text(1)
-    recorded(decoder, path, lambda: decoder(tokens_BS))
-    with TraceReader(path) as trace, replay(decoder, trace, [0]):
-        cache = KVCache.empty(decoder.config, 1, 12)
-        decoder(tokens_BS, cache=cache)
-        with pytest.raises(DataError, match=r"sequence 0 has 9 tokens, .* was given 10"):
-            decoder(tokens_BS[:, :1], cache=cache)
-
-
-@pytest.mark.parametrize("name", sorted(CHOOSE_ALONE))
-def test_a_router_that_cannot_weigh_given_experts_is_refused(path: Path, name: str) -> None:
-    decoder = decoder_of(moe_of(name))
-    recorded(decoder, path, lambda: decoder(text()))
-    words = f"weights=recomputed: layer 0's router, kind={name}, cannot weigh"
-    with (
-        TraceReader(path) as trace,
-        pytest.raises(ConfigError, match=words),
-        replay(decoder, trace, range(3), "recomputed"),
-    ):
-        pass
-
-
-def test_fewer_experts_than_the_router_weighs_are_refused(path: Path) -> None:
-    # Recorded with a variable number of experts, weighed by a router that shares out one weight.
-    decoder = decoder_of(moe_of("top_p", top_k=2))
-    recorded(decoder, path, lambda: decoder(text()))
-    assert (whole(path).layers[0].count_T == 1).any()
-    other = decoder_of(moe_of("softmax_topk"))
-    with (
-        TraceReader(path) as trace,
-        pytest.raises(ConfigError, match="layer 0 has tokens of fewer experts"),
-        replay(other, trace, range(3), "recomputed"),
-    ):
-        other(text())
-
-
-def test_a_dense_model_and_a_dense_layer_are_refused() -> None:
-    dense = decoder_of(ffn_width=8).config.model_copy(update={"moe": None}).build()
-    with pytest.raises(ConfigError, match="tiny has no MoE layer"):
-        trace_meta(dense, "tiny")
-    with pytest.raises(ConfigError, match="layer 7 of tiny is no MoE layer; these are 0, 1"):
-        trace_meta(decoder_of(), "tiny", layers=[1, 7])
-
-
-def test_pairs_of_layer_and_routing_are_enough(path: Path) -> None:
-    """What hooks on another library's model give."""
-    decoder, tokens_BS = decoder_of(), text()
-    with write_trace(path, trace_meta(decoder, "tiny", layers=[1])) as writer:
-        recorder = Recorder(writer)
-        recorder.domain = writer.domain_number("prose")
-        recorder.begin(3)
-        output = decoder(tokens_BS)
-        for number, layer in enumerate(output.moe):
-            recorder.take(number, layer.routing)
-        recorder.end_pass(tokens_BS)
-    batch = whole(path)
-    routing = output.moe[1].routing
-    assert batch.layers[1].chosen_N.tolist() == routing.chosen_N.tolist()
-    assert set(batch.domain_T) == {0}
-    assert routing.weight_N.requires_grad
-
-
-def test_a_recorder_used_wrongly_says_so(path: Path) -> None:
-    decoder, tokens_BS = decoder_of(), text()
-    routings = [layer.routing for layer in decoder(tokens_BS).moe]
-    with write_trace(path, trace_meta(decoder, "tiny")) as writer:
-        recorder = Recorder(writer)
-        recorder.take(0, routings[0])
-        with pytest.raises(DataError, match="layer 0 was recorded twice in one pass"):
-            recorder.take(0, routings[0])
-        with pytest.raises(DataError, match="layer 1 told nothing of its routing in this pass"):
-            recorder.end_pass(tokens_BS)
-        for number, routing in enumerate(routings):
-            recorder.take(number, routing)
-        with pytest.raises(DataError, match=r"a pass of 3 sequences .* 0 were begun"):
-            recorder.end_pass(tokens_BS)
-        recorder.begin(2)
-        for number, routing in enumerate(routings):
-            recorder.take(number, routing)
-        with pytest.raises(DataError, match="layer 0 routed 27 tokens in a pass of 18"):
-            recorder.end_pass(tokens_BS[:2])
-        other = decoder_of(moe_of("softmax_topk", num_experts=5))
-        with pytest.raises(DataError, match="layer 0 has 5 experts, and the trace is of 4"):
-            recorder.take(0, other(tokens_BS).moe[0].routing)
-
-
-def test_probabilities_that_a_router_does_not_have_are_refused(path: Path) -> None:
-    decoder = decoder_of(moe_of("hash"))
-    words = "layer 0: probabilities are to be recorded, and its router gives none"
-    with pytest.raises(DataError, match=words):
-        recorded(decoder, path, lambda: decoder(text()), probabilities="float16")
-    assert not path.exists()
 
 
 ASSIGNED = {"base", "sinkhorn"}

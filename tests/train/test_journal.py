@@ -1,3 +1,4 @@
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,13 @@ from mixtura.train.journal import Journal, cut, read_journal
 
 
 def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
-    with Journal(tmp_path / "log.jsonl") as journal:
+    with closing(Journal(tmp_path / "log.jsonl")) as journal:
         journal.append({"step": 1, "loss": 0.1 + 0.2})
     assert read_journal(tmp_path / "log.jsonl") == [{"step": 1, "loss": 0.30000000000000004}]
 
 
 def test_lines_are_there_before_it_is_closed(tmp_path: Path) -> None:
-    with Journal(tmp_path / "log.jsonl") as journal:
+    with closing(Journal(tmp_path / "log.jsonl")) as journal:
         journal.append({"step": 1})
         assert read_journal(tmp_path / "log.jsonl") == [{"step": 1}]
 
@@ -33,7 +34,7 @@ def test_cut_makes_no_file(tmp_path: Path) -> None:
 
 def test_a_line_that_a_full_disk_refuses_is_taken_back(full_disk, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    with Journal(path) as journal:
+    with closing(Journal(path)) as journal:
         journal.append({"step": 1})
         # 12 bytes are there, and 5 more fit.
         with full_disk(17), pytest.raises(StorageError, match="free some space"):

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from mixtura.cli.bench import bench
 from mixtura.cli.chat import chat
 from mixtura.cli.convert import convert
 from mixtura.cli.demo import demo
 from mixtura.cli.failures import INTERRUPTED, mistake, status_of
 from mixtura.cli.generate import generate
 from mixtura.cli.inspect import inspect
+from mixtura.cli.pack import pack
 from mixtura.cli.report import report
 from mixtura.cli.trace import trace
 from mixtura.cli.train import train
@@ -26,6 +28,7 @@ COMMANDS = {
     "report": report,
     "inspect": inspect,
     "convert": convert,
+    "pack": pack,
     "trace": trace,
 }
 
@@ -38,6 +41,7 @@ app = typer.Typer(
 )
 for name, command in COMMANDS.items():
     app.command(name)(command)
+app.add_typer(bench, name="bench")
 
 
 def _show_version(wanted: bool) -> None:
@@ -68,6 +72,8 @@ def mixtura(
       mixtura report runs/first
       mixtura inspect runs/first
       mixtura convert runs/first first-hf --to hf
+      mixtura pack runs/first first-4bit
+      mixtura bench quality runs/first
       mixtura trace runs/first --text corpus --out first.parquet
 
     'mixtura COMMAND --help' explains a command, with examples. With --json the last line of the
@@ -79,11 +85,11 @@ def mixtura(
 
 def main() -> None:
     """Run the command line of this process, and exit."""
-    try:
-        status = run(sys.argv[1:])
-    except KeyboardInterrupt:
-        # It came while another error was being handled, or a second one did.
-        status = INTERRUPTED
+    status = run(sys.argv[1:])
+    # A Ctrl-C that passed through code executed from a string (a dataclass, a namedtuple: lazy
+    # imports make many) has CPython end `python -m mixtura` by SIGINT, though it was caught and
+    # whatever the status. The next code from a string has it forget that.
+    exec("")
     sys.exit(status)
 
 
@@ -100,7 +106,9 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except typer.TyperException as error:
-        command = " ".join(["mixtura", *(name for name in arguments[:1] if name in COMMANDS)])
+        command = " ".join(
+            ["mixtura", *(name for name in arguments[:1] if name in {*COMMANDS, "bench"})]
+        )
         return mistake(f"{error.format_message().rstrip('.')}; see '{command} --help'")
     except (MixturaError, OSError) as error:
         return status_of(error)

@@ -2,13 +2,13 @@
 
 import secrets
 from pathlib import Path
-from re import fullmatch
 from typing import Annotated, Literal
 
 import typer
 
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import CheckpointError
+from mixtura.interop.hub import is_hub_id
 
 DEFAULT = Sampling()
 
@@ -24,7 +24,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A run's folder, a Hugging Face folder, a GGUF file, or a hub id (OWNER/NAME).",
+        help="A run's folder, a packed folder, a Hugging Face folder, a GGUF file, or a hub id "
+        "(OWNER/NAME).",
     ),
 ]
 DType = Annotated[
@@ -51,6 +52,13 @@ MaxTokens = Annotated[
     int,
     typer.Option(help="Stop an answer after this many tokens.", callback=_at_least_one),
 ]
+KV = Annotated[
+    Literal["bf16", "int8"] | None,
+    typer.Option(
+        help="How keys and values are kept; int8 takes half the memory of bf16.  "
+        "[default: bf16 for a packed model, else as the model computes]"
+    ),
+]
 
 
 def sampling_of(temperature: float, top_p: float, top_k: int, seed: int | None) -> Sampling:
@@ -74,10 +82,9 @@ def check_run(run: Path) -> None:
 
 def check_model(model: str) -> None:
     """Raises CheckpointError before any torch is loaded, where there is nothing to load."""
-    path = Path(model)
-    if path.exists() or (fullmatch(r"[\w.-]+/[\w.@/-]+", model) and not model.startswith(".")):
+    if Path(model).exists() or is_hub_id(model):
         return
     raise CheckpointError(
-        f"{model}: no such file or folder; give a run's folder, a Hugging Face folder, a GGUF "
-        "file, or a hub id (OWNER/NAME)"
+        f"{model}: no such file or folder; give a run's folder, a packed folder, a Hugging Face "
+        "folder, a GGUF file, or a hub id (OWNER/NAME)"
     )

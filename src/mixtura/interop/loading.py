@@ -16,7 +16,7 @@ from mixtura.interop.source import Source
 from mixtura.interop.weights import check_tensors, read_weights
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.blueprint import without_weights
-from mixtura.shapes.families import Family, family_of, shape_of
+from mixtura.shapes.families import Family, family_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def load_source(
     """As `load_model`, from what is open already."""
     family = family_of(source.config)
     config = decoder_config(family, source)
-    pieces = list(family.pieces(shape_of(family.read(source.config))))
+    pieces = list(family.pieces(config))
     left_out = check_tensors(source, family, pieces)
     with without_weights():
         decoder = config.build()

@@ -163,7 +163,7 @@ def _file_parts(
             or piece.of
             or piece.view
             or piece.transposed
-            or _rounds(source, piece, dtype)
+            or source.dtype_of(piece.stored) != dtype
         ):
             return []
         target = like[piece.at]
@@ -174,10 +174,6 @@ def _file_parts(
             FilePart(place.file, place.offset, size, int(target.storage_offset()) * dtype.itemsize)
         )
     return parts
-
-
-def _rounds(source: Source, piece: Piece, dtype: torch.dtype) -> bool:
-    return source.dtype_of(piece.stored) != dtype
 
 
 def _is_whole(piece: Piece) -> bool:

@@ -9,29 +9,22 @@ N rows in E segments, I inputs, O outputs, K experts of one token, D width, F ex
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixtura.kernels.mkl import mkl_function
+
 _COLUMN_MAJOR, _PLAIN, _TRANSPOSED = 102, 111, 112
+_MATRIX = (ctypes.c_void_p, ctypes.c_int)
+_SIZES = (ctypes.c_int,) * 6
+_ARGUMENTS = (*_SIZES, ctypes.c_float, *_MATRIX, *_MATRIX, ctypes.c_float, *_MATRIX)
 
 
-@cache
 def _gemm() -> Callable[..., None] | None:
     """out (fp32) = alpha * left right + beta * out; None where this torch has no such function."""
-    for library in sorted(Path(torch.__file__).with_name("lib").glob("libtorch_cpu*")):
-        try:
-            function = ctypes.CDLL(str(library)).cblas_gemm_bf16bf16f32
-        except (AttributeError, OSError):
-            continue
-        pointer, integer, scalar = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-        function.restype = None
-        function.argtypes = [integer] * 6 + [scalar]
-        function.argtypes += [pointer, integer] * 2 + [scalar, pointer, integer]
-        return function
-    return None
+    return mkl_function("cblas_gemm_bf16bf16f32", _ARGUMENTS)
 
 
 @cache

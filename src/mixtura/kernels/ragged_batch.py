@@ -8,27 +8,21 @@ N rows in E segments, I inputs, O outputs; fp32 or float64, on a CPU.
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mixtura.kernels.mkl import mkl_function
+
 _FUNCTIONS = {torch.float32: "SGEMM_BATCH", torch.float64: "DGEMM_BATCH"}
+# Fortran takes the address of each.
+_ARGUMENTS = (ctypes.c_void_p,) * 15
 
 
-@cache
 def _gemm_batch(dtype: torch.dtype) -> Callable[..., None] | None:
     """Fortran's function, with 32-bit integers; None where this torch has none."""
-    for library in sorted(Path(torch.__file__).with_name("lib").glob("libtorch_cpu*")):
-        try:
-            function = getattr(ctypes.CDLL(str(library)), _FUNCTIONS[dtype])
-        except (AttributeError, OSError):
-            continue
-        function.restype = None
-        return function
-    return None
+    return mkl_function(_FUNCTIONS[dtype], _ARGUMENTS)
 
 
 def ragged_takes(dtype: torch.dtype, device: torch.device) -> bool:
@@ -128,4 +122,4 @@ def _multiply(
         np.array([segments], np.int32),
         np.ones(segments, np.int32),
     ]
-    function(*[ctypes.c_void_p(argument.ctypes.data) for argument in arguments])
+    function(*[argument.ctypes.data for argument in arguments])

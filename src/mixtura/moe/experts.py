@@ -70,27 +70,25 @@ class Experts(nn.Module):
         return experts_ffn(x_MD, segment_E, w_in, w_out, self.activation, products, biases)
 
     def padding_for(self, x_TD: Tensor) -> Padding:
-        """Segments are padded for batched products alone."""
+        """What `forward` wants of the segments that rows of `x_TD` are sorted into."""
         dtype = compute_dtype(x_TD)
-        if self.backend == "naive" or self.products_for(dtype, x_TD.device) != "batched":
+        if self.backend == "naive":
             return COMPACT
-        return Padding(ROW_MULTIPLE.get(dtype, 8), EVEN_WITHIN)
+        return padding_of(self.products_for(dtype, x_TD.device), dtype)
 
     def products_for(self, dtype: torch.dtype, device: torch.device) -> Products:
-        """Which products `torch` takes: the rule that docs/decisions/0004 derives.
+        """Which products the backend takes: the best ones where it is `torch`.
 
         Raises ConfigError where the named backend cannot take this dtype or width.
         """
         _, width, expert_width = self.w_out.shape
-        fits = grouped_mm_takes(dtype, width, expert_width)
-        ragged = ragged_takes(dtype, device)
         match self.backend:
             case "torch_loop":
                 return "loop"
             case "torch_batched":
                 return "batched"
             case "torch_grouped":
-                if not fits:
+                if not grouped_mm_takes(dtype, width, expert_width):
                     raise ConfigError(
                         f"backend=torch_grouped takes float32, bfloat16 or float16 and widths "
                         f"whose rows are multiples of 16 bytes, not {dtype} with width={width} and "
@@ -98,17 +96,13 @@ class Experts(nn.Module):
                     )
                 return "grouped"
             case "torch_ragged":
-                if not ragged:
+                if not ragged_takes(dtype, device):
                     raise ConfigError(
                         f"backend=torch_ragged takes float32 or float64 on a CPU, from a torch "
                         f"that carries MKL, not {dtype} on {device.type}; choose backend=torch"
                     )
                 return "ragged"
-        if device.type == "cpu" and dtype in ROW_MULTIPLE:
-            return "batched"
-        if ragged:
-            return "ragged"
-        return "grouped" if fits else "loop"
+        return best_products(dtype, device, width, expert_width)
 
 
 class DenseFFN(nn.Module):
@@ -127,6 +121,25 @@ class DenseFFN(nn.Module):
         """(..., D) -> (..., D)"""
         h = nn.functional.linear(x, self.w_in)
         return nn.functional.linear(activate(h, self.activation), self.w_out)
+
+
+def best_products(dtype: torch.dtype, device: torch.device, *widths: int) -> Products:
+    """The rule that docs/decisions/0004 derives, for rows of `widths`."""
+    if device.type == "cpu" and dtype in ROW_MULTIPLE:
+        return "batched"
+    return unpadded_products(dtype, device, *widths)
+
+
+def unpadded_products(dtype: torch.dtype, device: torch.device, *widths: int) -> Products:
+    """The part of that rule for segments that stay as they are."""
+    if ragged_takes(dtype, device):
+        return "ragged"
+    return "grouped" if grouped_mm_takes(dtype, *widths) else "loop"
+
+
+def padding_of(products: Products, dtype: torch.dtype) -> Padding:
+    """Segments are padded for batched products alone."""
+    return Padding(ROW_MULTIPLE.get(dtype, 8), EVEN_WITHIN) if products == "batched" else COMPACT
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -4,15 +4,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from mixtura.errors import StorageError
 from mixtura.files import atomic_write
 
 
 class Journal:
-    """A log open for appending. A line that the disk refuses is taken back."""
+    """A log open for appending, until `close`. A line that the disk refuses is taken back."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,17 +41,6 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """A run: a trainer, its folder and its view, from the step where it stands to the last."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -55,8 +55,8 @@ class Run:
         self._checkpoints = folder.checkpoints(self._config.keep)
         self._saved_step = trainer.steps_done
         self._open = ExitStack()
-        self._log = self._open.enter_context(Journal(folder.log))
-        self._evaluations = self._open.enter_context(Journal(folder.evaluations))
+        self._log = self._open.enter_context(closing(Journal(folder.log)))
+        self._evaluations = self._open.enter_context(closing(Journal(folder.evaluations)))
         self._curves: Curves | None = None
         if self._config.tensorboard:
             self._curves = _open_curves(folder.tensorboard, trainer.steps_done)

@@ -10,19 +10,12 @@ from torch import Tensor
 from mixtura.kernels import permute
 from mixtura.kernels.activation import activate
 from mixtura.kernels.bf16_rows import bf16_rows, bf16_takes, one_token_swiglu
-from mixtura.kernels.experts_ffn import Products, SegmentProducts, grouped_mm_takes
-from mixtura.kernels.ragged_batch import ragged_takes
-
-
-def products_for(dtype: torch.dtype, device: torch.device, *widths: int) -> Products:
-    """The rule of docs/decisions/0004 for segments that are not padded, and rows of `widths`."""
-    if ragged_takes(dtype, device):
-        return "ragged"
-    return "grouped" if grouped_mm_takes(dtype, *widths) else "loop"
+from mixtura.kernels.experts_ffn import SegmentProducts
+from mixtura.moe.experts import unpadded_products
 
 
 def _multiply(rows_N: Tensor, count_E: Tensor, *widths: int) -> SegmentProducts:
-    return SegmentProducts(products_for(rows_N.dtype, rows_N.device, *widths), count_E, rows_N)
+    return SegmentProducts(unpadded_products(rows_N.dtype, rows_N.device, *widths), count_E, rows_N)
 
 
 @torch.library.custom_op("mixtura::segment_rows", mutates_args=())

@@ -17,15 +17,13 @@ from transformers.integrations.moe import _default_apply_gate
 from mixtura.errors import ConfigError
 from mixtura.interop.transformers.expert_ops import (
     order_tokens,
-    products_for,
     segment_rows,
     swiglu_tokens,
     swiglu_tokens_operator,
 )
 from mixtura.kernels import permute
 from mixtura.kernels.experts_ffn import experts_ffn
-from mixtura.kernels.permute import COMPACT, Padding
-from mixtura.moe.experts import EVEN_WITHIN, ROW_MULTIPLE
+from mixtura.moe.experts import best_products, padding_of
 
 
 class ExpertsModule(Protocol):
@@ -151,11 +149,8 @@ def _has_norm(module: ExpertsModule) -> bool:
 
 def _swiglu_experts(x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, bank: _Bank) -> Tensor:
     """Mixtura's own fused path, which keeps one tensor of width H for the backward pass."""
-    products = products_for(x_TD.dtype, x_TD.device, *bank.w_out.shape[1:])
-    padding = COMPACT
-    if x_TD.device.type == "cpu" and x_TD.dtype in ROW_MULTIPLE:
-        products, padding = "batched", Padding(ROW_MULTIPLE[x_TD.dtype], EVEN_WITHIN)
-    order = order_tokens(expert_TK, bank.num_experts, padding)
+    products = best_products(x_TD.dtype, x_TD.device, *bank.w_out.shape[1:])
+    order = order_tokens(expert_TK, bank.num_experts, padding_of(products, x_TD.dtype))
     with torch.autocast(x_TD.device.type, enabled=False):
         rows_MD = permute.permute(x_TD, order)
         y_MD = experts_ffn(rows_MD, order.segment_E, bank.w_in, bank.w_out, "swiglu", products)

@@ -1,0 +1,131 @@
+// The two arithmetics in which a unit of weights meets rows: int8 at either span, and bf16 in AMX's
+// tiles. Both offer the same, and linear.cpp and experts.cpp are written once for both.
+#pragma once
+
+#include "amx.h"
+#include "cpu.h"
+#include "kernels.h"
+#include "rows.h"
+
+namespace mixtura {
+
+// Prefill reads a prompt, many rows at once; decode adds a token to each sequence.
+enum class Phase : int { decode, prefill };
+
+// How many bytes ahead to fetch. Measured: nearer, memory is too late for one row; farther, lines are
+// gone again before several rows get to them.
+inline int64_t distance_for(int64_t rows) { return rows == 1 ? 2304 : 4608; }
+
+// Rows given by their numbers in a table: row i is numbers[i], or i where there is no table.
+struct Numbered {
+  const int32_t* numbers;
+  int64_t operator[](int64_t i) const { return numbers == nullptr ? i : numbers[i]; }
+};
+
+class ByteProducts {
+ public:
+  using Rows = ByteRows;
+
+  ByteProducts(const Kernels& kernels, int span) : kernels_(kernels), span_(span) {}
+
+  const Kernels& kernels() const { return kernels_; }
+  // Inputs that are rounded together.
+  int span() const { return span_; }
+  // Whether rows have to lie side by side in memory.
+  static constexpr bool kGathers = false;
+
+  Rows rows_in(Carver& carver, int64_t rows, int inputs) const {
+    return ByteRows::in(carver, rows, inputs, span_);
+  }
+  void put(const Rows& rows, int64_t number, int from, const float* x, int count,
+           int weight_offset) const {
+    rows.put(kernels_, number, from, x, count, weight_offset);
+  }
+
+  // Bytes of a thread's own for one widened unit.
+  static size_t unit_scratch(int inputs) {
+    return block_bytes(8) * (round_up(inputs, kBlock) / kBlock);
+  }
+  void begin() const {}
+  void end() const {}
+
+  // out[i * kUnit + channel] for rows first .. first + count of x.
+  void multiply(const Matrix& matrix, const uint8_t* unit, const Rows& x, Numbered numbers,
+                int64_t first, int64_t count, const Ahead& ahead, uint8_t* scratch,
+                float* out) const {
+    int bits = matrix.bits;
+    const Ahead still{unit, unit, 0};
+    bool fetched = false;
+    if (bits == 4 && count >= kernels_.widen_from) {
+      kernels_.widen(unit, matrix.blocks(), scratch);
+      unit = scratch;
+      bits = 8;
+      fetched = true;
+    }
+    const int64_t tiles = (count + kernels_.most_rows - 1) / kernels_.most_rows;
+    Row rows[8];
+    int64_t done = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      // Tiles of nearly one height: a last one of a single row would run at a sixth of the speed.
+      const int height = static_cast<int>(count / tiles + (tile < count % tiles));
+      for (int i = 0; i < height; ++i) rows[i] = x.row(numbers[first + done + i]);
+      kernels_.unit(bits, x.span, unit, matrix.blocks(), rows, height, fetched ? still : ahead,
+                    out + done * kUnit);
+      done += height;
+      fetched = true;
+    }
+  }
+
+ private:
+  const Kernels& kernels_;
+  const int span_;
+};
+
+#if defined(__x86_64__)
+class AmxProducts {
+ public:
+  using Rows = BfloatRows;
+
+  explicit AmxProducts(const Kernels& kernels) : kernels_(kernels) {}
+
+  const Kernels& kernels() const { return kernels_; }
+  int span() const { return kBlock; }
+  static constexpr bool kGathers = true;
+
+  Rows rows_in(Carver& carver, int64_t rows, int inputs) const {
+    return BfloatRows::in(carver, rows, inputs);
+  }
+  void put(const Rows& rows, int64_t number, int from, const float* x, int count, int) const {
+    amx::round(x, count, rows.row(number) + from);
+  }
+  static size_t unit_scratch(int inputs) {
+    return amx::kPanelBytes * (round_up(inputs, kBlock) / kBlock);
+  }
+  void begin() const { amx::configure(); }
+  void end() const { amx::release(); }
+
+  void multiply(const Matrix& matrix, const uint8_t* unit, const Rows& x, Numbered,
+                int64_t first, int64_t count, const Ahead&, uint8_t* scratch, float* out) const {
+    amx::widen(matrix.bits, unit, matrix.blocks(), scratch);
+    for (int64_t done = 0; done < count; done += amx::kRows) {
+      const int height = static_cast<int>(count - done < amx::kRows ? count - done : amx::kRows);
+      amx::tile(scratch, matrix.blocks(), x.row(first + done), x.inputs, height, out + done * kUnit);
+    }
+  }
+
+ private:
+  const Kernels& kernels_;
+};
+#endif
+
+// f(products) in the arithmetic of the phase.
+template <class Function>
+auto with_products(Phase phase, InstructionSet set, Function f) {
+  const Kernels& kernels = kernels_of(set);
+#if defined(__x86_64__)
+  if (phase == Phase::prefill && set == InstructionSet::amx) return f(AmxProducts(kernels));
+#endif
+  return f(ByteProducts(kernels, phase == Phase::decode ? kDecodeSpan : kPrefillSpan));
+}
+
+}  // namespace mixtura

@@ -1,0 +1,140 @@
+"""Weights in groups of 32 inputs of one output channel that share one fp16 scale.
+
+N output channels, K inputs, G = K/32 groups of a channel, M groups in all, C = 32 weights of one.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mixtura.errors import ConfigError
+
+Bits = Literal[4, 8]
+GROUP = 32
+SMALLEST, LARGEST = 2.0**-24, 65504.0
+"""of the sizes that an fp16 scale has: the least subnormal one, and the greatest"""
+
+# What the weight of the largest size in a group is tried as. The range from -8 to 7 is longer at
+# one end, so it goes there, by a negative scale if need be, or somewhat beyond and is cut off.
+_TRIED: dict[Bits, tuple[float, ...]] = {
+    4: (-8.2, -7.0, -8.8, -7.8, -6.2, -9.4, -8.4, -7.4),
+    8: (127.0, 126.4, 125.6, 124.6, 123.4),
+}
+# Groups worked on at once: a quarter of a megabyte of fp32, which stays in a core's cache.
+_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """w[n, k] = q_NK[n, k] * scale_NG[n, k // 32]."""
+
+    q_NK: Tensor
+    """int8, in -8..7 (4 bits) or -127..127 (8 bits)"""
+    scale_NG: Tensor
+    """fp16, of either sign"""
+    bits: Bits
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, inputs = self.q_NK.shape
+        return rows, inputs
+
+    def rows(self, row: slice | Tensor) -> "Groups":
+        """Some of the output channels."""
+        return Groups(self.q_NK[row], self.scale_NG[row], self.bits)
+
+    def in_eight_bits(self) -> "Groups":
+        """The same weights exactly: each q and scale as it is."""
+        return Groups(self.q_NK, self.scale_NG, 8)
+
+
+def limits(bits: Bits) -> tuple[int, int]:
+    """The least and the greatest q."""
+    return (-8, 7) if bits == 4 else (-127, 127)
+
+
+def dequantise(groups: Groups) -> Tensor:
+    """w_NK in fp32: each product is exact."""
+    w_NGC = groups.q_NK.float().unflatten(1, (-1, GROUP))
+    return w_NGC.mul_(groups.scale_NG.float()[:, :, None]).flatten(1)
+
+
+def quantise(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups:
+    """The groups whose squared error is least among the scales that are tried.
+
+    A scale is the one of least squares for its numbers, <w, q> / <q, q>, rounded to fp16. Raises
+    ConfigError, opened by `name`, for a width that 32 does not divide, for weights that are not
+    finite, and for those too large for an fp16 scale.
+    """
+    check_width(w_NK.shape[1], name)
+    q_NK = torch.empty(w_NK.shape, dtype=torch.int8)
+    scale_NG = torch.empty(w_NK.shape[0], w_NK.shape[1] // GROUP, dtype=torch.float16)
+    w_MC, q_MC, scale_M = w_NK.reshape(-1, GROUP), q_NK.view(-1, GROUP), scale_NG.view(-1)
+    for start in range(0, len(w_MC), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        own_MC = w_MC[part].float()
+        _check_values(own_MC, start, w_NK.shape[1] // GROUP, bits, name)
+        best_M = _best_scale(own_MC, bits)
+        scale_M[part], q_MC[part] = best_M, _rounded(own_MC, best_M, bits)
+    return Groups(q_NK, scale_NG, bits)
+
+
+def check_width(inputs: int, name: str) -> None:
+    """Raises ConfigError where groups would not fill a row."""
+    if inputs % GROUP:
+        raise ConfigError(
+            f"{name}: a width of {inputs} does not divide into groups of {GROUP}; only widths "
+            f"that are multiples of {GROUP} can be packed"
+        )
+
+
+def _check_values(w_MC: Tensor, start: int, of_row: int, bits: Bits, name: str) -> None:
+    size_M = w_MC.abs().amax(1)
+    bound = LARGEST * limits(bits)[1]
+    if bool((size_M <= bound).all()):
+        return
+    worst = int((~(size_M <= bound)).nonzero()[0])
+    size, row = float(size_M[worst]), (start + worst) // of_row
+    if torch.isfinite(size_M[worst]):
+        said = f"a weight of size {size:.4g}, above {bound:.4g}, the largest that fp16 scales reach"
+    else:
+        said = "a weight that is not finite"
+    raise ConfigError(f"{name}: row {row} holds {said}; such a model cannot be packed")
+
+
+def _best_scale(w_MC: Tensor, bits: Bits) -> Tensor:
+    """scale_M: of the scales tried, the one whose numbers come nearest once it is refined."""
+    low_M1, high_M1 = w_MC.amin(1, keepdim=True), w_MC.amax(1, keepdim=True)
+    extreme_M1 = torch.where(high_M1 >= -low_M1, high_M1, low_M1)
+    # What is zero throughout has any scale; 1 divides.
+    extreme_M1 = torch.where(extreme_M1 == 0, 1.0, extreme_M1)
+    best_M = torch.zeros(len(w_MC))
+    kept_M = torch.full((len(w_MC),), -1.0)
+    for level in _TRIED[bits]:
+        wq_M, qq_M = _fit(w_MC, level / extreme_M1, bits)
+        # By least squares the error is <w, w> - <w, q>^2 / <q, q>.
+        explained_M = wq_M.square() / qq_M
+        better_M = explained_M > kept_M
+        kept_M = torch.where(better_M, explained_M, kept_M)
+        best_M = torch.where(better_M, wq_M / qq_M, best_M)
+    # The numbers that are nearest under the scale so found have a scale of their own.
+    wq_M, qq_M = _fit(w_MC, 1 / _within_fp16(best_M)[:, None], bits)
+    return _within_fp16(torch.where(qq_M > 0, wq_M / qq_M, best_M)).half()
+
+
+def _fit(w_MC: Tensor, inverse_M1: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
+    """<w, q> and <q, q> of each group."""
+    q_MC = (w_MC * inverse_M1).round_().clamp_(*limits(bits))
+    return torch.linalg.vecdot(w_MC, q_MC), torch.linalg.vecdot(q_MC, q_MC)
+
+
+def _within_fp16(scale_M: Tensor) -> Tensor:
+    """Never 0: what is too small for fp16 would lose weights that its least scale keeps."""
+    size_M = scale_M.abs().clamp(SMALLEST, LARGEST)
+    return torch.where(scale_M < 0, -size_M, size_M)
+
+
+def _rounded(w_MC: Tensor, scale_M: Tensor, bits: Bits) -> Tensor:
+    return (w_MC / scale_M.float()[:, None]).round_().clamp_(*limits(bits)).to(torch.int8)

@@ -1,0 +1,146 @@
+"""y = x W^T + b for a packed W: the naive twin, and the op that computes from its tiles.
+
+T rows, N output channels, K inputs, G = K/32 groups of a channel, S spans of a row.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixtura.kernels.groups import GROUP, Bits, Groups, dequantise
+from mixtura.kernels.native import (
+    InstructionSet,
+    instruction_sets,
+    native,
+    number_of,
+    warn_once_if_missing,
+)
+from mixtura.kernels.tiles import tiled_bytes, untile
+
+Phase = Literal["prefill", "decode"]
+"""a prompt's many rows, or one row of each sequence"""
+Arithmetic = Literal["int8x32", "int8x128", "bf16"]
+"""activations rounded to int8 in spans of 32 or of 128 inputs, or to bf16, weights with them"""
+
+PHASES: dict[Phase, int] = {"decode": 0, "prefill": 1}
+_SPANS: dict[Arithmetic, int] = {"int8x32": 32, "int8x128": 128}
+
+
+def arithmetic_of(phase: Phase, kernels: InstructionSet = "auto") -> Arithmetic:
+    """What the kernels of a set compute in; `auto` is this machine's fastest."""
+    if phase == "decode":
+        return "int8x32"
+    fastest = instruction_sets()[-1:] if kernels == "auto" else (kernels,)
+    return "bf16" if "amx" in fastest else "int8x128"
+
+
+def quantise_rows(x_TK: Tensor, span: int) -> tuple[Tensor, Tensor]:
+    """(q_TK int8, scale_TS fp32): each span by its largest size over 127.
+
+    What is not finite gives a scale that is not, and q of 0, so that it shows in every product.
+    """
+    x_TSC = F.pad(x_TK.float(), (0, -x_TK.shape[1] % span)).unflatten(1, (-1, span))
+    largest_TS = x_TSC.abs().amax(-1)
+    inverse_TS = torch.where(largest_TS > 0, 127 / largest_TS, 0)
+    q_TSC = (x_TSC * inverse_TS[..., None]).round()
+    q_TSC = torch.where(inverse_TS[..., None] > 0, q_TSC, 0).to(torch.int8)
+    return q_TSC.flatten(1)[:, : x_TK.shape[1]], largest_TS / 127
+
+
+def packed_linear_naive(
+    x_TK: Tensor, groups: Groups, arithmetic: Arithmetic, bias_N: Tensor | None = None
+) -> Tensor:
+    """(T, N) fp32, in the arithmetic's own order: integers in a group, then fp32, span by span."""
+    y_TN = x_TK.new_zeros(len(x_TK), groups.shape[0], dtype=torch.float32)
+    if arithmetic == "bf16":
+        y_TN += x_TK.bfloat16().float() @ dequantise(groups).bfloat16().float().T
+        return y_TN if bias_N is None else y_TN + bias_N
+    span = _SPANS[arithmetic]
+    q_TK, scale_TS = quantise_rows(x_TK, span)
+    for start in range(0, x_TK.shape[1], span):
+        part_TN = torch.zeros_like(y_TN)
+        for first in range(start, min(start + span, x_TK.shape[1]), GROUP):
+            group = slice(first, first + GROUP)
+            dot_TN = q_TK[:, group].float() @ groups.q_NK[:, group].float().T
+            part_TN += dot_TN * groups.scale_NG[:, first // GROUP].float()
+        y_TN += part_TN * scale_TS[:, start // span, None]
+    return y_TN if bias_N is None else y_TN + bias_N
+
+
+def packed_linear(
+    x_TK: Tensor,
+    tiles: Tensor,
+    n: int,
+    bits: Bits,
+    phase: Phase,
+    bias_N: Tensor | None = None,
+    kernels: InstructionSet = "auto",
+) -> Tensor:
+    """(T, N) fp32 of fp32 or bf16 rows, `tiles` as `kernels.tiles.tile` gives them.
+
+    A row's result depends on that row and the phase alone. Without compiled kernels PyTorch
+    multiplies with the unpacked weights. Raises ConfigError for `kernels` that are missing here.
+    """
+    return torch.ops.mixtura.packed_linear(x_TK, tiles, n, bits, phase, bias_N, kernels)
+
+
+def _packed_linear(
+    x_TK: Tensor,
+    tiles: Tensor,
+    n: int,
+    bits: Bits,
+    phase: Phase,
+    bias_N: Tensor | None,
+    kernels: InstructionSet,
+) -> Tensor:
+    (rows, inputs), module = x_TK.shape, native()
+    if tiles.dtype != torch.uint8 or tiles.numel() < tiled_bytes(n, inputs, bits):
+        raise ValueError(
+            f"tiles must be uint8 and hold {tiled_bytes(n, inputs, bits)} bytes for {n} channels "
+            f"of {inputs} inputs, not {tiles.dtype} and {tiles.numel()}"
+        )
+    x_TK = x_TK.float().contiguous()
+    if module is None:
+        warn_once_if_missing()
+        y_TN = x_TK @ dequantise(untile(tiles, n, inputs, bits)).T
+        return y_TN if bias_N is None else y_TN + bias_N.float()
+    tiles = tiles.contiguous()
+    bias_N = None if bias_N is None else bias_N.float().contiguous()
+    y_TN = torch.empty(rows, n)
+    module.linear(
+        x_TK.data_ptr(),
+        rows,
+        tiles.data_ptr(),
+        n,
+        inputs,
+        bits,
+        0 if bias_N is None else bias_N.data_ptr(),
+        PHASES[phase],
+        number_of(kernels),
+        y_TN.data_ptr(),
+    )
+    return y_TN
+
+
+def _fake(
+    x_TK: Tensor,
+    tiles: Tensor,  # noqa: ARG001
+    n: int,
+    bits: int,  # noqa: ARG001
+    phase: str,  # noqa: ARG001
+    bias_N: Tensor | None,  # noqa: ARG001
+    kernels: str,  # noqa: ARG001
+) -> Tensor:
+    return x_TK.new_empty(x_TK.shape[0], n, dtype=torch.float32)
+
+
+# Defined in a library rather than by `custom_op`, whose wrappers cost more than a small product.
+LIBRARY = torch.library.Library("mixtura", "FRAGMENT")
+LIBRARY.define(
+    "packed_linear(Tensor x, Tensor tiles, int n, int bits, str phase, Tensor? bias, str kernels)"
+    " -> Tensor"
+)
+LIBRARY.impl("packed_linear", _packed_linear, "CPU")
+torch.library.register_fake("mixtura::packed_linear", _fake, lib=LIBRARY)

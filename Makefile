@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format types imports docs check clean
+.PHONY: help setup demo test test-slow sanitize lint format types imports docs check clean
 
 help:  ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,13 @@ test: $(READY)  ## Run the tests
 
 test-slow: $(READY)  ## Run the slow and the distributed tests
 	@$(BIN)/python -m pytest -m "slow or distributed" $(ARGS)
+
+sanitize:  ## Check the compiled kernels under AddressSanitizer and ThreadSanitizer
+	@for kind in address thread; do \
+	  cmake -S . -B build/sanitize-$$kind -DMIXTURA_SANITIZE=$$kind >/dev/null && \
+	  cmake --build build/sanitize-$$kind -j 2 >/dev/null && \
+	  echo "$$kind: $$(build/sanitize-$$kind/check_kernels)" || exit 1; \
+	done
 
 lint: $(READY)  ## Check style and format
 	@$(BIN)/ruff check

@@ -1,8 +1,8 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <cmath>
 
+#include "attention_results.h"
 #if defined(__x86_64__)
 #include "amx.h"
 #include "attention_tiles.h"
@@ -12,15 +12,8 @@ namespace mixtura {
 namespace {
 
 constexpr float kNothing = -__builtin_inff();
-// Queries that share a block of keys and values in prefill.
-constexpr int kQueries = 128;
-
-int rows_at_once(int copies) { return std::max(1, kQueries / copies); }
 
 int64_t block_start(int64_t position) { return position / kPositions * kPositions; }
-
-// A partial result: the mixed values of one head, and the softmax that they belong to.
-constexpr int64_t partial_floats(int value_dim) { return padded(value_dim) + kLanesMost; }
 
 // What one thread computes a piece in.
 struct Own {
@@ -49,36 +42,34 @@ struct Own {
 
 class Attention {
  public:
-  Attention(const AttentionPlan& plan, const LayerCache& cache, const TokenRows& rows,
-            const Queries& queries, InstructionSet set, float* partials)
-      : plan_(plan), cache_(cache), rows_(rows), queries_(queries),
-        kernels_(attention_kernels(set)), partials_(partials),
-        copies_(queries.heads / cache.kv_heads), q_stride_(padded(cache.key_dim)),
-        v_stride_(padded(cache.value_dim)) {}
+  Attention(const LayerCache& cache, const TokenRows& rows, const Queries& queries,
+            const Results& results, InstructionSet set)
+      : cache_(cache), rows_(rows), queries_(queries), results_(results),
+        kernels_(attention_kernels(set)), copies_(queries.heads / cache.kv_heads),
+        q_stride_(padded(cache.key_dim)), v_stride_(padded(cache.value_dim)) {}
 
-  void decode(const AttentionPlan::Piece& piece, int kv_head, const Own& own) const {
+  // `next` are the keys with which this thread goes on.
+  void decode(const AttentionPlan::Piece& piece, int kv_head, const uint8_t* next,
+              const Own& own) const {
     begin(piece, kv_head, own);
     const int64_t slot = rows_.slot[piece.row];
     for (int64_t start = block_start(piece.begin); start < piece.end; start += kPositions) {
       const int low = static_cast<int>(std::max(piece.begin - start, int64_t{0}));
       const int high = static_cast<int>(std::min(piece.end - start, int64_t{kPositions}));
       const int64_t place = cache_.place(slot, kv_head, start);
+      const Vectors values = cache_.values_at(place + low);
       kernels_.scores(cache_.keys_at(place + low), high - low, own.q, q_stride_, copies_,
-                      own.scores + low);
+                      own.scores + low, static_cast<const uint8_t*>(values.at));
       for (int head = 0; head < copies_; ++head) {
         const float factor = weigh(own, head, low, high, place);
         if (factor != 1.0f) kernels_.multiply(own.mixed + head * v_stride_, v_stride_, factor);
       }
-      kernels_.mix(cache_.values_at(place + low), high - low, own.scores + low, copies_, own.mixed,
-                   v_stride_);
+      const bool more = start + kPositions < piece.end;
+      const void* ahead = more ? cache_.keys_at(place + kPositions).at : next;
+      kernels_.mix(values, high - low, own.scores + low, copies_, own.mixed, v_stride_,
+                   static_cast<const uint8_t*>(ahead));
     }
-    if (piece.splits == 1) {
-      for (int head = 0; head < copies_; ++head) {
-        put(piece.row, kv_head * copies_ + head, own.mixed + head * v_stride_, own.softmax[head]);
-      }
-    } else {
-      keep_partial(piece, kv_head, own);
-    }
+    put(piece, kv_head, own);
   }
 
   void prefill(const AttentionPlan::Piece& piece, int kv_head, const Own& own) const {
@@ -104,10 +95,7 @@ class Attention {
       kernels_.product(own.scores, kPositions, queries, count, own.values, v_stride_, own.factor,
                        own.mixed);
     }
-    for (int query = 0; query < queries; ++query) {
-      put(piece.row + query / copies_, kv_head * copies_ + query % copies_,
-          own.mixed + query * v_stride_, own.softmax[query]);
-    }
+    put(piece, kv_head, own);
   }
 
  private:
@@ -129,126 +117,32 @@ class Attention {
                           own.softmax[query]);
   }
 
-  void put(int64_t row, int64_t head, const float* mixed, const Softmax& softmax) const {
-    const float* sink = queries_.sinks == nullptr ? nullptr : queries_.sinks + head;
-    const float factor = last_factor(softmax, sink);
-    float* out = queries_.out + (row * queries_.heads + head) * cache_.value_dim;
-    for (int c = 0; c < cache_.value_dim; ++c) out[c] = mixed[c] * factor;
+  void put(const AttentionPlan::Piece& piece, int kv_head, const Own& own) const {
+    for (int query = 0; query < piece.rows * copies_; ++query) {
+      results_.put(piece, piece.row + query / copies_, kv_head * copies_ + query % copies_,
+                   own.mixed + query * v_stride_, own.softmax[query]);
+    }
+    results_.end(piece, kv_head);
   }
 
-  float* partial(int64_t number, int64_t head) const {
-    return partials_ + (number * queries_.heads + head) * partial_floats(cache_.value_dim);
-  }
-
-  // The thread that brings the last split of a row combines all, in their order.
-  void keep_partial(const AttentionPlan::Piece& piece, int kv_head, const Own& own) const {
-    for (int head = 0; head < copies_; ++head) {
-      float* kept = partial(piece.partial, kv_head * copies_ + head);
-      std::copy(own.mixed + head * v_stride_, own.mixed + (head + 1) * v_stride_, kept);
-      kept[v_stride_] = own.softmax[head].largest;
-      kept[v_stride_ + 1] = own.softmax[head].sum;
-    }
-    std::atomic<int>& left = plan_.left(piece.row, kv_head);
-    if (left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-    left.store(piece.splits, std::memory_order_relaxed);
-    // A row's splits stand one after the other, and begin with that of its first position.
-    const int64_t position = rows_.position[piece.row];
-    const int64_t split = piece.begin / kSplit - queries_.first_seen(position) / kSplit;
-    for (int head = 0; head < copies_; ++head) {
-      combine(piece.row, kv_head * copies_ + head, piece.partial - split, piece.splits, own);
-    }
-  }
-
-  void combine(int64_t row, int64_t head, int64_t first, int splits, const Own& own) const {
-    Softmax softmax{kNothing, 0.0f};
-    for (int split = 0; split < splits; ++split) {
-      softmax.largest = std::max(softmax.largest, partial(first + split, head)[v_stride_]);
-    }
-    std::fill(own.mixed, own.mixed + v_stride_, 0.0f);
-    for (int split = 0; split < splits; ++split) {
-      const float* part = partial(first + split, head);
-      const float factor = std::exp(part[v_stride_] - softmax.largest);
-      softmax.sum += part[v_stride_ + 1] * factor;
-      for (int c = 0; c < cache_.value_dim; ++c) own.mixed[c] += part[c] * factor;
-    }
-    put(row, head, own.mixed, softmax);
-  }
-
-  const AttentionPlan& plan_;
   const LayerCache& cache_;
   const TokenRows& rows_;
   const Queries& queries_;
+  const Results& results_;
   const AttentionKernels& kernels_;
-  float* const partials_;
   const int copies_;  // query heads that share a key
   const int q_stride_, v_stride_;
 };
 
-int queries_of(const AttentionPlan& plan, int copies) {
-  int rows = 0;
-  for (const auto& piece : plan.pieces()) rows = std::max(rows, piece.rows);
-  return rows * copies;
-}
-
-bool in_tiles(const AttentionPlan& plan, const LayerCache& cache, InstructionSet set) {
-  return plan.phase() == Phase::prefill && set == InstructionSet::amx && cache.kept != Kept::fp32;
+// Tiles take bf16 as it is kept, and 16 queries for the price of one. In decode with fewer queries to
+// a key it is memory that is waited for, and queries and weights stay in fp32.
+bool in_tiles(const AttentionPlan& plan, const LayerCache& cache, int heads, InstructionSet set) {
+  if (set != InstructionSet::amx || cache.kept == Kept::fp32) return false;
+  const int worth = cache.kept == Kept::bf16 ? 2 : 8;
+  return plan.phase() == Phase::prefill || heads >= worth * cache.kv_heads;
 }
 
 }  // namespace
-
-float last_factor(const Softmax& softmax, const float* sink) {
-  if (sink == nullptr) return 1.0f / softmax.sum;
-  const float largest = std::max(softmax.largest, *sink);
-  const float own = std::exp(softmax.largest - largest);
-  return own / (softmax.sum * own + std::exp(*sink - largest));
-}
-
-void AttentionPlan::make(const TokenRows& rows, const Queries& queries, int kv_heads,
-                         Phase phase) {
-  phase_ = phase;
-  kv_heads_ = kv_heads;
-  partials_ = 0;
-  pieces_.clear();
-  if (phase == Phase::decode) {
-    const int64_t counted = int64_t{rows.count} * kv_heads;
-    if (counted > counted_) {
-      left_ = std::make_unique<std::atomic<int>[]>(counted);
-      counted_ = counted;
-    }
-    for (int row = 0; row < rows.count; ++row) split_row(rows, queries, row);
-    return;
-  }
-  const int most = rows_at_once(queries.heads / kv_heads);
-  for (int row = 0; row < rows.count;) {
-    Piece piece{row, 0, rows.position[row], 0, 1, 0};
-    while (piece.rows < most && row < rows.count && rows.slot[row] == rows.slot[piece.row]) {
-      piece.begin = std::min(piece.begin, queries.first_seen(rows.position[row]));
-      piece.end = std::max(piece.end, rows.position[row] + 1);
-      ++piece.rows;
-      ++row;
-    }
-    pieces_.push_back(piece);
-  }
-  // The longest first, so that no thread is left alone with one at the end.
-  std::stable_sort(pieces_.begin(), pieces_.end(), [](const Piece& a, const Piece& b) {
-    return (a.end - a.begin) * a.rows > (b.end - b.begin) * b.rows;
-  });
-}
-
-void AttentionPlan::split_row(const TokenRows& rows, const Queries& queries, int row) {
-  const int64_t end = rows.position[row] + 1, begin = queries.first_seen(end - 1);
-  const int splits = static_cast<int>((end - 1) / kSplit - begin / kSplit + 1);
-  for (int split = 0; split < splits; ++split) {
-    const int64_t start = (begin / kSplit + split) * kSplit;
-    pieces_.push_back({row, 1, std::max(begin, start), std::min(end, start + kSplit), splits,
-                       partials_ + split});
-  }
-  if (splits == 1) return;
-  partials_ += splits;
-  for (int head = 0; head < kv_heads_; ++head) {
-    left(row, head).store(splits, std::memory_order_relaxed);
-  }
-}
 
 const AttentionKernels& attention_kernels(InstructionSet set) {
 #if defined(__x86_64__)
@@ -262,17 +156,20 @@ const AttentionKernels& attention_kernels(InstructionSet set) {
 Scratch attention_scratch(const AttentionPlan& plan, const LayerCache& cache, int heads,
                           InstructionSet set) {
   Carver shared(nullptr), own(nullptr);
-  shared.take<float>(plan.partials() * heads * partial_floats(cache.value_dim));
-  const int queries = queries_of(plan, heads / cache.kv_heads);
+  shared.take<float>(Results::floats(plan, cache, heads));
+  const int most = plan.most_rows() * (heads / cache.kv_heads);
 #if defined(__x86_64__)
-  if (in_tiles(plan, cache, set)) {
-    const Queries none{nullptr, 0, heads, 0.0f, 0, nullptr, nullptr};
-    TileAttention(own, queries, cache, TokenRows{}, none);
+  if (in_tiles(plan, cache, heads, set)) {
+    Queries queries{};
+    queries.heads = heads;
+    const TokenRows rows{};
+    const Results results(plan, cache, rows, queries, nullptr);
+    TileAttention(own, most, cache, rows, queries, results);
     return {shared.used(), own.used()};
   }
 #endif
   (void)set;
-  Own::in(own, queries, cache, plan.phase() == Phase::prefill);
+  Own::in(own, most, cache, plan.phase() == Phase::prefill);
   return {shared.used(), own.used()};
 }
 
@@ -299,38 +196,53 @@ void attend(Team& team, const AttentionPlan& plan, const LayerCache& cache, cons
             const Queries& queries, InstructionSet set, uint8_t* shared, uint8_t* own) {
   auto& counter = team.counter();
   Carver shared_carver(shared), own_carver(own);
-  const int copies = queries.heads / cache.kv_heads;
-  float* partials = shared_carver.take<float>(plan.partials() * queries.heads *
-                                              partial_floats(cache.value_dim));
+  float* partials = shared_carver.take<float>(Results::floats(plan, cache, queries.heads));
+  const Results results(plan, cache, rows, queries, partials);
+  const int most = plan.most_rows() * (queries.heads / cache.kv_heads);
+  const bool prefill = plan.phase() == Phase::prefill;
   const int64_t pieces = static_cast<int64_t>(plan.pieces().size());
+  const int64_t total = pieces * cache.kv_heads;
+  // Head by head in decode, as the cache lies; in prefill the longest pieces of all heads first.
+  const auto piece_of = [&](int64_t i) -> const AttentionPlan::Piece& {
+    return plan.pieces()[prefill ? i / cache.kv_heads : i % pieces];
+  };
+  const auto head_of = [&](int64_t i) {
+    return static_cast<int>(prefill ? i % cache.kv_heads : i / pieces);
+  };
+  // compute(piece, head, keys of the piece after it)
   const auto each = [&](const auto& compute) {
-    // Head by head in decode, as the cache lies; in prefill the longest pieces of all heads first.
-    const bool by_head = plan.phase() == Phase::decode;
-    for (;;) {
-      const int64_t next = counter.fetch_add(1, std::memory_order_relaxed);
-      if (next >= pieces * cache.kv_heads) return;
-      const int64_t piece = by_head ? next % pieces : next / cache.kv_heads;
-      const int64_t head = by_head ? next / pieces : next % cache.kv_heads;
-      compute(plan.pieces()[piece], static_cast<int>(head));
+    int64_t later = counter.fetch_add(1, std::memory_order_relaxed);
+    while (later < total) {
+      const int64_t now = later;
+      later = counter.fetch_add(1, std::memory_order_relaxed);
+      const uint8_t* next = nullptr;
+      if (later < total) {
+        const AttentionPlan::Piece& piece = piece_of(later);
+        const int64_t start = block_start(piece.begin);
+        const int64_t place = cache.place(rows.slot[piece.row], head_of(later), start);
+        next = static_cast<const uint8_t*>(cache.keys_at(place).at);
+      }
+      compute(piece_of(now), head_of(now), next);
     }
   };
 #if defined(__x86_64__)
-  if (in_tiles(plan, cache, set)) {
-    const TileAttention attention(own_carver, queries_of(plan, copies), cache, rows, queries);
+  if (in_tiles(plan, cache, queries.heads, set)) {
+    const TileAttention attention(own_carver, most, cache, rows, queries, results);
     amx::configure();
-    each([&](const auto& piece, int head) { attention.prefill(piece, head); });
+    each([&](const auto& piece, int head, const uint8_t* next) {
+      attention.compute(piece, head, next);
+    });
     amx::release();
     return;
   }
 #endif
-  const bool prefill = plan.phase() == Phase::prefill;
-  const Own mine = Own::in(own_carver, queries_of(plan, copies), cache, prefill);
-  const Attention attention(plan, cache, rows, queries, set, partials);
-  each([&](const auto& piece, int head) {
+  const Own mine = Own::in(own_carver, most, cache, prefill);
+  const Attention attention(cache, rows, queries, results, set);
+  each([&](const auto& piece, int head, const uint8_t* next) {
     if (prefill) {
       attention.prefill(piece, head, mine);
     } else {
-      attention.decode(piece, head, mine);
+      attention.decode(piece, head, next, mine);
     }
   });
 }

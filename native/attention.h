@@ -84,15 +84,19 @@ class AttentionPlan {
   Phase phase() const { return phase_; }
   const std::vector<Piece>& pieces() const { return pieces_; }
   int64_t partials() const { return partials_; }
+  // Of one piece, at most.
+  int most_rows() const { return most_rows_; }
   // Splits that are still to come of a row and a kv head.
   std::atomic<int>& left(int row, int kv_head) const { return left_[row * kv_heads_ + kv_head]; }
 
  private:
   void split_row(const TokenRows& rows, const Queries& queries, int row);
+  void gather_rows(const TokenRows& rows, const Queries& queries);
 
   Phase phase_ = Phase::decode;
   int kv_heads_ = 0;
   int64_t partials_ = 0;
+  int most_rows_ = 0;
   std::vector<Piece> pieces_;
   std::unique_ptr<std::atomic<int>[]> left_;
   int64_t counted_ = 0;
@@ -112,9 +116,6 @@ void append(Team& team, const LayerCache& cache, const TokenRows& rows, const fl
 // One vector of one row and kv head, of either.
 void keep_vector(const AttentionKernels& kernels, const LayerCache& cache, bool key, int64_t place,
                  const float* x);
-
-// What a head's mixed values are multiplied by at the end; `sink` is null where there is none.
-float last_factor(const Softmax& softmax, const float* sink);
 
 // Writes queries.out. All threads of a team call it; there is no barrier at its end.
 void attend(Team& team, const AttentionPlan& plan, const LayerCache& cache, const TokenRows& rows,

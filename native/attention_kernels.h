@@ -41,12 +41,13 @@ struct AttentionKernels {
   const char* name;
 
   // scores[head * kPositions + p] = q_head . key_p for p < count; q is padded, at q + head * stride.
+  // About as many bytes as are read here are fetched from `ahead` on, for whoever comes next.
   void (*scores)(const Vectors& keys, int count, const float* q, int64_t stride, int heads,
-                 float* scores);
+                 float* scores, const uint8_t* ahead);
 
   // out_head += the sum over p < count of weights[head * kPositions + p] value_p; out is padded.
   void (*mix)(const Vectors& values, int count, const float* weights, int heads, float* out,
-              int64_t stride);
+              int64_t stride, const uint8_t* ahead);
 
   // Scores of positions begin..end-1 of a block become weights e^(score - largest), all others
   // below kPositions become 0. Scores are multiplied by `scale`, and where the cache is int8 by

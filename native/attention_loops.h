@@ -32,81 +32,108 @@ struct Number<Kept::int8> {
   using Type = int8_t;
 };
 
-// Of kLanes dot products at once: kHeads queries with kLanes / kHeads keys.
-template <Kept kKept, int kHeads>
-void score_heads(const Vectors& keys, int count, const float* q, int64_t stride, float* scores) {
+// Of kLanes dot products at once: kHeads queries with the kLanes / kHeads keys from `key` on, of
+// which `count` exist. As many bytes as they have are fetched from `ahead` on, line by line among the
+// products: all at once they would have to wait for each other.
+template <Kept kKept, int kHeads, bool kAll>
+inline void score_some(const typename Number<kKept>::Type* key, int64_t key_stride, int count,
+                       int dim, const float* q, int64_t stride, const uint8_t* ahead,
+                       float* scores) {
   using Type = typename Number<kKept>::Type;
-  constexpr int kKeys = kLanes / kHeads;
-  const int whole = keys.dim / kLanes * kLanes, rest = keys.dim - whole;
-  for (int first = 0; first < count; first += kKeys) {
-    const Type* key[kKeys];
+  constexpr int kKeys = kLanes / kHeads, kFours = (kKeys + 3) / 4;
+  // Numbers of one key that are computed with between two lines.
+  constexpr int kBytes = kKeys * kLanes * static_cast<int>(sizeof(Type));
+  constexpr int kEvery = kBytes >= 64 ? kKeys * 64 / kBytes : kKeys;
+  // Four pointers reach sixteen keys: the compiler has no registers for one each.
+  const Type* four[kFours];
+  UNROLL for (int i = 0; i < kFours; ++i) four[i] = key + 4 * i * key_stride;
+  const auto at = [&](int p, int c) {
+    // Past the end the last one is read again, and its product not stored.
+    if constexpr (!kAll) return key + (p < count ? p : count - 1) * key_stride + c;
+    return four[p / 4] + p % 4 * key_stride + c;
+  };
+  V sums[kLanes];
+  UNROLL for (int i = 0; i < kLanes; ++i) sums[i] = Vec::zero();
+  const int whole = dim / kLanes * kLanes;
+  for (int c = 0; c < whole; c += kLanes) {
     UNROLL for (int p = 0; p < kKeys; ++p) {
-      // Past the end the last one is read again, and its product not stored.
-      const int position = first + p < count ? first + p : count - 1;
-      key[p] = static_cast<const Type*>(keys.at) + position * keys.stride;
-    }
-    V sums[kLanes];
-    UNROLL for (int i = 0; i < kLanes; ++i) sums[i] = Vec::zero();
-    for (int c = 0; c < whole; c += kLanes) {
-      UNROLL for (int p = 0; p < kKeys; ++p) {
-        const V k = Vec::load(key[p] + c);
-        UNROLL for (int head = 0; head < kHeads; ++head) {
-          V& sum = sums[head * kKeys + p];
-          sum = Vec::fma(k, Vec::load(q + head * stride + c), sum);
-        }
+      if (p % kEvery == 0) __builtin_prefetch(ahead + p / kEvery * 64);
+      const V k = Vec::load(at(p, c));
+      UNROLL for (int head = 0; head < kHeads; ++head) {
+        V& sum = sums[head * kKeys + p];
+        sum = Vec::fma(k, Vec::load(q + head * stride + c), sum);
       }
     }
-    if (rest != 0) {
-      UNROLL for (int p = 0; p < kKeys; ++p) {
-        const V k = Vec::load_some(key[p] + whole, rest);
-        UNROLL for (int head = 0; head < kHeads; ++head) {
-          V& sum = sums[head * kKeys + p];
-          sum = Vec::fma(k, Vec::load(q + head * stride + whole), sum);
-        }
+    ahead += kBytes;
+  }
+  if (whole != dim) {
+    UNROLL for (int p = 0; p < kKeys; ++p) {
+      const V k = Vec::load_some(at(p, whole), dim - whole);
+      UNROLL for (int head = 0; head < kHeads; ++head) {
+        V& sum = sums[head * kKeys + p];
+        sum = Vec::fma(k, Vec::load(q + head * stride + whole), sum);
       }
-    }
-    alignas(64) float found[kLanes];
-    Vec::store(found, Vec::sums(sums));
-    const int kept = count - first < kKeys ? count - first : kKeys;
-    UNROLL for (int head = 0; head < kHeads; ++head) {
-      std::memcpy(scores + head * kPositions + first, found + head * kKeys, kept * sizeof(float));
     }
   }
+  alignas(64) float found[kLanes];
+  Vec::store(found, Vec::sums(sums));
+  UNROLL for (int head = 0; head < kHeads; ++head) {
+    UNROLL for (int p = 0; p < kKeys; ++p) {
+      if (kAll || p < count) scores[head * kPositions + p] = found[head * kKeys + p];
+    }
+  }
+}
+
+template <Kept kKept, int kHeads>
+void score_heads(const Vectors& keys, int count, const float* q, int64_t stride, float* scores,
+                 const uint8_t* ahead) {
+  constexpr int kKeys = kLanes / kHeads;
+  const auto* key = static_cast<const typename Number<kKept>::Type*>(keys.at);
+  const int64_t row_bytes = keys.stride * kept_bytes(kKept);
+  int first = 0;
+  for (; first + kKeys <= count; first += kKeys, key += kKeys * keys.stride) {
+    score_some<kKept, kHeads, true>(key, keys.stride, kKeys, keys.dim, q, stride,
+                                    ahead + first * row_bytes, scores + first);
+  }
+  if (first == count) return;
+  score_some<kKept, kHeads, false>(key, keys.stride, count - first, keys.dim, q, stride,
+                                   ahead + first * row_bytes, scores + first);
 }
 
 template <Kept kKept>
 void scores_of(const Vectors& keys, int count, const float* q, int64_t stride, int heads,
-               float* scores) {
+               float* scores, const uint8_t* ahead) {
   int head = 0;
-  for (; head + 4 <= heads; head += 4) {
-    score_heads<kKept, 4>(keys, count, q + head * stride, stride, scores + head * kPositions);
-  }
-  for (; head + 2 <= heads; head += 2) {
-    score_heads<kKept, 2>(keys, count, q + head * stride, stride, scores + head * kPositions);
-  }
-  for (; head < heads; ++head) {
-    score_heads<kKept, 1>(keys, count, q + head * stride, stride, scores + head * kPositions);
-  }
+  const auto next = [&](auto score, int taken) {
+    score(keys, count, q + head * stride, stride, scores + head * kPositions, ahead);
+    // Once is enough: what lies here already is fetched for nothing.
+    ahead = static_cast<const uint8_t*>(keys.at);
+    head += taken;
+  };
+  while (head + 4 <= heads) next(score_heads<kKept, 4>, 4);
+  while (head + 2 <= heads) next(score_heads<kKept, 2>, 2);
+  while (head < heads) next(score_heads<kKept, 1>, 1);
 }
 
-void scores(const Vectors& keys, int count, const float* q, int64_t stride, int heads,
-            float* out) {
+void scores(const Vectors& keys, int count, const float* q, int64_t stride, int heads, float* out,
+            const uint8_t* ahead) {
   switch (keys.kept) {
     case Kept::fp32:
-      return scores_of<Kept::fp32>(keys, count, q, stride, heads, out);
+      return scores_of<Kept::fp32>(keys, count, q, stride, heads, out, ahead);
     case Kept::bf16:
-      return scores_of<Kept::bf16>(keys, count, q, stride, heads, out);
+      return scores_of<Kept::bf16>(keys, count, q, stride, heads, out, ahead);
     case Kept::int8:
-      return scores_of<Kept::int8>(keys, count, q, stride, heads, out);
+      return scores_of<Kept::int8>(keys, count, q, stride, heads, out, ahead);
   }
 }
 
 // kVectors of the outputs of kHeads, from dim `c` on; of the last vector `some` dims exist.
 template <Kept kKept, int kHeads, int kVectors, bool kWhole>
 void mix_part(const Vectors& values, int c, int some, int count, const float* weights, float* out,
-              int64_t stride) {
+              int64_t stride, const uint8_t* ahead) {
   using Type = typename Number<kKept>::Type;
   const Type* value = static_cast<const Type*>(values.at) + c;
+  const int64_t fetched = ahead == nullptr ? 0 : values.stride * kept_bytes(kKept);
   V sums[kHeads][kVectors];
   UNROLL for (int head = 0; head < kHeads; ++head) {
     UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -114,6 +141,8 @@ void mix_part(const Vectors& values, int c, int some, int count, const float* we
     }
   }
   for (int p = 0; p < count; ++p, value += values.stride) {
+    for (int64_t line = 0; line < fetched; line += 64) __builtin_prefetch(ahead + line);
+    ahead += fetched;
     V weight[kHeads];
     UNROLL for (int head = 0; head < kHeads; ++head) {
       weight[head] = Vec::all(weights[head * kPositions + p]);
@@ -133,51 +162,47 @@ void mix_part(const Vectors& values, int c, int some, int count, const float* we
 }
 
 template <Kept kKept, int kHeads>
-void mix_heads(const Vectors& values, int count, const float* weights, float* out,
-               int64_t stride) {
+void mix_heads(const Vectors& values, int count, const float* weights, float* out, int64_t stride,
+               const uint8_t* ahead) {
   // What fits into registers besides weights and values.
   constexpr int kMost = Vec::kRegisters / 2 / kHeads < 8 ? Vec::kRegisters / 2 / kHeads : 8;
   int c = 0;
-  for (; c + kMost * kLanes <= values.dim; c += kMost * kLanes) {
-    mix_part<kKept, kHeads, kMost, true>(values, c, 0, count, weights, out, stride);
-  }
+  const auto next = [&](auto mix, int vectors) {
+    mix(values, c, values.dim - c, count, weights, out, stride, ahead);
+    ahead = nullptr;
+    c += vectors * kLanes;
+  };
+  while (c + kMost * kLanes <= values.dim) next(mix_part<kKept, kHeads, kMost, true>, kMost);
   if constexpr (kMost > 4) {
-    for (; c + 4 * kLanes <= values.dim; c += 4 * kLanes) {
-      mix_part<kKept, kHeads, 4, true>(values, c, 0, count, weights, out, stride);
-    }
+    while (c + 4 * kLanes <= values.dim) next(mix_part<kKept, kHeads, 4, true>, 4);
   }
-  for (; c + kLanes <= values.dim; c += kLanes) {
-    mix_part<kKept, kHeads, 1, true>(values, c, 0, count, weights, out, stride);
-  }
-  if (c < values.dim) {
-    mix_part<kKept, kHeads, 1, false>(values, c, values.dim - c, count, weights, out, stride);
-  }
+  while (c + kLanes <= values.dim) next(mix_part<kKept, kHeads, 1, true>, 1);
+  if (c < values.dim) next(mix_part<kKept, kHeads, 1, false>, 1);
 }
 
 template <Kept kKept>
 void mix_of(const Vectors& values, int count, const float* weights, int heads, float* out,
-            int64_t stride) {
+            int64_t stride, const uint8_t* ahead) {
   int head = 0;
-  for (; head + 4 <= heads; head += 4) {
-    mix_heads<kKept, 4>(values, count, weights + head * kPositions, out + head * stride, stride);
-  }
-  for (; head + 2 <= heads; head += 2) {
-    mix_heads<kKept, 2>(values, count, weights + head * kPositions, out + head * stride, stride);
-  }
-  for (; head < heads; ++head) {
-    mix_heads<kKept, 1>(values, count, weights + head * kPositions, out + head * stride, stride);
-  }
+  const auto next = [&](auto mix, int taken) {
+    mix(values, count, weights + head * kPositions, out + head * stride, stride, ahead);
+    ahead = nullptr;
+    head += taken;
+  };
+  while (head + 4 <= heads) next(mix_heads<kKept, 4>, 4);
+  while (head + 2 <= heads) next(mix_heads<kKept, 2>, 2);
+  while (head < heads) next(mix_heads<kKept, 1>, 1);
 }
 
 void mix(const Vectors& values, int count, const float* weights, int heads, float* out,
-         int64_t stride) {
+         int64_t stride, const uint8_t* ahead) {
   switch (values.kept) {
     case Kept::fp32:
-      return mix_of<Kept::fp32>(values, count, weights, heads, out, stride);
+      return mix_of<Kept::fp32>(values, count, weights, heads, out, stride, ahead);
     case Kept::bf16:
-      return mix_of<Kept::bf16>(values, count, weights, heads, out, stride);
+      return mix_of<Kept::bf16>(values, count, weights, heads, out, stride, ahead);
     case Kept::int8:
-      return mix_of<Kept::int8>(values, count, weights, heads, out, stride);
+      return mix_of<Kept::int8>(values, count, weights, heads, out, stride, ahead);
   }
 }
 
@@ -187,20 +212,14 @@ float weigh(float* scores, int begin, int end, float scale, const float* key_sca
     for (int p = 0; p < kPositions; ++p) scores[p] = 0.0f;
     return 1.0f;
   }
+  if (key_scales != nullptr) {
+    for (int p = begin; p < end; ++p) scores[p] *= key_scales[p];
+  }
   for (int p = 0; p < begin; ++p) scores[p] = kNothing;
   for (int p = end; p < kPositions; ++p) scores[p] = kNothing;
   V largest = Vec::all(kNothing);
   for (int p = 0; p < kPositions; p += kLanes) {
-    // What is not seen stays minus infinity, as no scale of the cache is zero there or NaN.
-    V score = Vec::mul(Vec::load(scores + p), Vec::all(scale));
-    if (key_scales != nullptr) {
-      score = Vec::load(scores + p);
-      alignas(64) float own[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        own[i] = p + i >= begin && p + i < end ? scale * key_scales[p + i] : 1.0f;
-      }
-      score = Vec::mul(score, Vec::load(own));
-    }
+    const V score = Vec::mul(Vec::load(scores + p), Vec::all(scale));
     Vec::store(scores + p, score);
     largest = Vec::larger(largest, score);
   }

@@ -4,11 +4,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "bindings_attention.h"
+#include "bindings_decoder.h"
 #include "experts.h"
 #include "linear.h"
 #include "measure.h"
@@ -63,6 +65,22 @@ void run_experts(uintptr_t x, int64_t tokens, uintptr_t token, uintptr_t expert,
   });
 }
 
+void quantise_groups(uintptr_t w, int64_t groups, uintptr_t tried, int count, float low, float high,
+                     uintptr_t q, uintptr_t scale, int set) {
+  const Levels levels{at<const float>(tried), count, low, high};
+  const Kernels& kernels = kernels_of(static_cast<InstructionSet>(set));
+  std::lock_guard<std::mutex> lock(calls);
+  Pool::shared().run([&](Team& team) {
+    constexpr int64_t kAtOnce = 1024;
+    auto& next = team.counter();
+    for (int64_t group; (group = next.fetch_add(kAtOnce, std::memory_order_relaxed)) < groups;) {
+      const int64_t own = std::min(kAtOnce, groups - group);
+      kernels.search(at<const float>(w) + group * kGroup, own, levels,
+                     at<int8_t>(q) + group * kGroup, at<uint16_t>(scale) + group);
+    }
+  });
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   const char* all[] = {"plain", "avx2", "avx512", "amx"};
@@ -83,6 +101,7 @@ NB_MODULE(_native, module) {
   module.def("set_threads", [](int threads) { Pool::shared().set_threads(threads); }, released());
   module.def("linear", &run_linear, released());
   module.def("experts", &run_experts, released());
+  module.def("quantise_groups", &quantise_groups, released());
   module.def("read_bytes", [](uintptr_t address, int64_t count) {
     return read_bytes(reinterpret_cast<const uint8_t*>(address), count);
   }, released());
@@ -91,4 +110,5 @@ NB_MODULE(_native, module) {
   }, released());
   module.def("peak_bfloat", &peak_bfloat, released());
   bind_attention(module);
+  bind_decoder(module);
 }

@@ -5,7 +5,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "attention.h"
 
 namespace nb = nanobind;
 
@@ -21,36 +20,14 @@ Value* at(uintptr_t address) {
   return reinterpret_cast<Value*>(address);
 }
 
-// A layer's cache, as Python holds it.
-struct Given {
-  LayerCache cache;
-  int64_t slots;
-
-  TokenRows rows(int64_t count, uintptr_t slot, uintptr_t position) const {
-    const TokenRows rows{static_cast<int>(count), at<const int64_t>(slot),
-                         at<const int64_t>(position)};
-    for (int row = 0; row < rows.count; ++row) {
-      check("slot", rows.slot[row], slots);
-      check("position", rows.position[row], cache.capacity);
-    }
-    return rows;
-  }
-
-  static void check(const char* name, int64_t value, int64_t bound) {
-    if (value >= 0 && value < bound) return;
-    throw std::out_of_range(std::string(name) + " " + std::to_string(value) +
-                            " must lie in 0.." + std::to_string(bound - 1));
-  }
-};
-
-Given given(uintptr_t keys, uintptr_t values, uintptr_t key_scales, uintptr_t value_scales, int kept,
+GivenCache given(uintptr_t keys, uintptr_t values, uintptr_t key_scales, uintptr_t value_scales, int kept,
             int64_t slots, int kv_heads, int64_t capacity, int key_dim, int value_dim) {
   return {{at<uint8_t>(keys), at<uint8_t>(values), at<float>(key_scales), at<float>(value_scales),
            static_cast<Kept>(kept), kv_heads, capacity, key_dim, value_dim},
           slots};
 }
 
-void run_append(const Given& into, uintptr_t k, uintptr_t v, int64_t rows, uintptr_t slot,
+void run_append(const GivenCache& into, uintptr_t k, uintptr_t v, int64_t rows, uintptr_t slot,
                 uintptr_t position, int set) {
   const TokenRows tokens = into.rows(rows, slot, position);
   Pool::shared().run([&](Team& team) {
@@ -59,7 +36,7 @@ void run_append(const Given& into, uintptr_t k, uintptr_t v, int64_t rows, uintp
   });
 }
 
-void run_attend(const Given& from, uintptr_t q, int64_t rows, int heads, uintptr_t slot,
+void run_attend(const GivenCache& from, uintptr_t q, int64_t rows, int heads, uintptr_t slot,
                 uintptr_t position, float scale, int64_t window, uintptr_t sinks, int phase,
                 int set, uintptr_t out) {
   const TokenRows tokens = from.rows(rows, slot, position);
@@ -79,9 +56,25 @@ void run_attend(const Given& from, uintptr_t q, int64_t rows, int heads, uintptr
 
 }  // namespace
 
+void check_index(const char* name, int64_t value, int64_t bound) {
+  if (value >= 0 && value < bound) return;
+  throw std::out_of_range(std::string(name) + " " + std::to_string(value) + " must lie in 0.." +
+                          std::to_string(bound - 1));
+}
+
+TokenRows GivenCache::rows(int64_t count, uintptr_t slot, uintptr_t position) const {
+  const TokenRows rows{static_cast<int>(count), at<const int64_t>(slot),
+                       at<const int64_t>(position)};
+  for (int row = 0; row < rows.count; ++row) {
+    check_index("slot", rows.slot[row], slots);
+    check_index("position", rows.position[row], cache.capacity);
+  }
+  return rows;
+}
+
 void bind_attention(nb::module_& module) {
   using released = nb::call_guard<nb::gil_scoped_release>;
-  nb::class_<Given>(module, "LayerCache");
+  nb::class_<GivenCache>(module, "LayerCache");
   module.def("layer_cache", &given);
   module.def("append", &run_append, released());
   module.def("attend", &run_attend, released());

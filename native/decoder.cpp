@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "embedding.h"
+
 namespace mixtura {
 
 // One thread's part in a step.
@@ -17,7 +19,7 @@ class Step {
   void compute(Team& team);
 
  private:
-  int64_t width() const { return program_.width_; }
+  int64_t width() const { return program_.embedding_.inputs; }
   float* row(float* rows, int64_t number) const { return rows + number * width(); }
 
   // As `linear` and `experts` share out the rounding of rows, so that a thread rounds what it has
@@ -28,11 +30,11 @@ class Step {
   }
 
   void norm_rows(const Team& team, const Norm& norm);
-  void attention(Team& team, const AttentionBlock& block, bool fewer);
-  void turn_queries(const Team& team, const AttentionBlock& block, bool fewer);
+  void attention(Team& team, const AttentionBlock& block, bool last);
+  void turn_queries(const Team& team, const AttentionBlock& block, bool some);
   void keep_rows(const Team& team, const AttentionBlock& block);
-  void turn_head(const AttentionBlock& block, const Norm& norm, const float* all, int64_t all_width,
-                 int64_t offset, int64_t angle, float* out) const;
+  void turn_head(const AttentionBlock& block, const Norm& norm, const float* all, int64_t offset,
+                 float factor, int64_t angle, float* out) const;
   void ffn(Team& team, const FfnBlock& block);
   void route(Team& team, const Gate& gate);
   void add_branch(int64_t number, const Norm& post);
@@ -69,7 +71,7 @@ class Step {
 };
 
 void Step::take_shared(Carver& carver) {
-  const int64_t rows = given_.rows.count;
+  const int64_t rows = std::max(given_.rows.count, asked_.count);
   int64_t qkv = 0, q = 0, chosen = 0, logits = 0;
   for (const Layer& layer : program_.layers_) {
     qkv = std::max(qkv, layer.attention.qkv_width());
@@ -109,14 +111,15 @@ void Step::take_own(Carver& carver) {
 void Step::compute(Team& team) {
   rows_ = given_.rows.count;
   each(team, rows_, [&](int64_t i) {
-    std::copy_n(given_.x + i * width(), width(), row(x_, i));
+    unpack_row(program_.embedding_, given_.token[i], program_.embedded_, row(x_, i));
+  });
+  each(team, std::max(rows_, int64_t{asked_.count}), [&](int64_t i) {
     every_[i] = i;
     first_expert_[i] = 0;
     one_[i] = 1.0f;
   });
-  const bool fewer = asked_.count < given_.rows.count;
   for (const Layer& layer : program_.layers_) {
-    attention(team, layer.attention, fewer && &layer == &program_.layers_.back());
+    attention(team, layer.attention, &layer == &program_.layers_.back());
     ffn(team, layer.ffn);
   }
   norm_rows(team, program_.norm_);
@@ -124,21 +127,24 @@ void Step::compute(Team& team) {
   if (program_.logits_ == 1.0f) return;
   team.barrier();
   const int64_t vocabulary = program_.head_.matrix.outputs;
-  each(team, rows_ * vocabulary, [&](int64_t i) { logits_[i] *= program_.logits_; });
+  const int64_t all = rows_ * vocabulary, begin = all * team.thread / team.threads;
+  const int64_t end = all * (team.thread + 1) / team.threads;
+  for (int64_t i = begin; i < end; ++i) logits_[i] *= program_.logits_;
 }
 
 void Step::norm_rows(const Team& team, const Norm& norm) {
   each(team, rows_, [&](int64_t i) { norm.apply(row(x_, i), width(), row(normed_, i)); });
 }
 
-void Step::attention(Team& team, const AttentionBlock& block, bool fewer) {
+void Step::attention(Team& team, const AttentionBlock& block, bool last) {
+  const bool some = last && !program_.all_asked_;
   norm_rows(team, block.norm);
   multiply(team, block.qkv, normed_, qkv_);
   team.barrier();
   keep_rows(team, block);
-  turn_queries(team, block, fewer);
+  turn_queries(team, block, some);
   team.barrier();
-  if (fewer) {
+  if (some) {
     // Of the others the last layer's keys and values alone are needed.
     std::swap(x_, normed_);
     rows_ = asked_.count;
@@ -146,7 +152,7 @@ void Step::attention(Team& team, const AttentionBlock& block, bool fewer) {
   const Program::Plans& plans = program_.plans_of(block.window);
   const Queries queries{q_,           block.q_width(), block.heads, block.scale,
                         block.window, block.sinks,     attended_};
-  attend(team, fewer ? plans.asked : plans.all, block.cache, fewer ? asked_ : given_.rows, queries,
+  attend(team, some ? plans.asked : plans.all, block.cache, some ? asked_ : given_.rows, queries,
          set_, stage_, stage_own_);
   team.barrier();
   multiply(team, block.out, attended_, branch_);
@@ -154,16 +160,41 @@ void Step::attention(Team& team, const AttentionBlock& block, bool fewer) {
   each(team, rows_, [&](int64_t i) { add_branch(i, block.post_norm); });
 }
 
-// Into q_, and where fewer rows go on, what they are in the stream into normed_.
-void Step::turn_queries(const Team& team, const AttentionBlock& block, bool fewer) {
-  const int64_t rows = fewer ? asked_.count : rows_;
+// One over the size of all heads at once, which a thread keeps while it works on one row.
+class SizeOfAll {
+ public:
+  SizeOfAll(const AttentionBlock& block, const Norm& norm, int64_t width)
+      : needed_(block.norm_of_all), epsilon_(norm.epsilon), width_(width) {}
+
+  float factor(int64_t row, const float* all) {
+    if (needed_ && row != row_) {
+      const float square = sum_of_squares(all, width_) / static_cast<float>(width_);
+      factor_ = 1.0f / std::sqrt(square + epsilon_);
+      row_ = row;
+    }
+    return factor_;
+  }
+
+ private:
+  const bool needed_;
+  const float epsilon_;
+  const int64_t width_;
+  int64_t row_ = -1;
+  float factor_ = 1.0f;
+};
+
+// Into q_, and where some rows alone go on, what they are in the stream into normed_.
+void Step::turn_queries(const Team& team, const AttentionBlock& block, bool some) {
+  const int64_t rows = some ? asked_.count : rows_;
+  SizeOfAll size(block, block.q_norm, block.q_width());
   each(team, rows * block.heads, [&](int64_t i) {
     const int64_t number = i / block.heads, offset = i % block.heads * block.head_dim();
-    const int64_t from = fewer ? given_.asked[number] : number;
-    turn_head(block, block.q_norm, qkv_ + from * block.qkv_width(), block.q_width(), offset,
-              given_.angle[from], q_ + number * block.q_width() + offset);
+    const int64_t from = some ? given_.asked[number] : number;
+    const float* q = qkv_ + from * block.qkv_width();
+    turn_head(block, block.q_norm, q, offset, size.factor(from, q), given_.angle[from],
+              q_ + number * block.q_width() + offset);
   });
-  if (!fewer) return;
+  if (!some) return;
   each(team, rows, [&](int64_t i) {
     std::copy_n(row(x_, given_.asked[i]), width(), row(normed_, i));
   });
@@ -171,12 +202,13 @@ void Step::turn_queries(const Team& team, const AttentionBlock& block, bool fewe
 
 void Step::keep_rows(const Team& team, const AttentionBlock& block) {
   const int kv_heads = block.cache.kv_heads, dim = block.head_dim();
+  SizeOfAll size(block, block.k_norm, block.k_width());
   each(team, rows_ * kv_heads, [&](int64_t i) {
     const int64_t number = i / kv_heads, offset = i % kv_heads * dim;
     const int64_t place = block.cache.place(given_.rows.slot[number], static_cast<int>(i % kv_heads),
                                             given_.rows.position[number]);
     const float* k = qkv_ + number * block.qkv_width() + block.q_width();
-    turn_head(block, block.k_norm, k, block.k_width(), offset, given_.angle[number], head_);
+    turn_head(block, block.k_norm, k, offset, size.factor(number, k), given_.angle[number], head_);
     keep_vector(kernels_, block.cache, true, place, head_);
     std::copy_n(k + block.k_width() + offset, dim, head_);
     if (block.clip > 0.0f) clip(head_, dim, block.clip);
@@ -186,12 +218,9 @@ void Step::keep_rows(const Team& team, const AttentionBlock& block) {
 
 // The head at all + offset, normed, clipped and turned.
 void Step::turn_head(const AttentionBlock& block, const Norm& norm, const float* all,
-                     int64_t all_width, int64_t offset, int64_t angle, float* out) const {
+                     int64_t offset, float factor, int64_t angle, float* out) const {
   const int dim = block.head_dim();
   if (block.norm_of_all) {
-    // Computed again for each head: little beside a barrier in between.
-    const float square = sum_of_squares(all, all_width) / static_cast<float>(all_width);
-    const float factor = 1.0f / std::sqrt(square + norm.epsilon);
     for (int c = 0; c < dim; ++c) out[c] = all[offset + c] * factor * norm.weight[offset + c];
   } else {
     norm.apply(all + offset, dim, out);
@@ -266,6 +295,8 @@ void Program::make_plans(const StepRows& step) {
     asked_position_.push_back(step.rows.position[step.asked[i]]);
   }
   asked_ = {step.asked_count, asked_slot_.data(), asked_position_.data()};
+  all_asked_ = step.asked_count == step.rows.count;
+  for (int i = 0; i < step.asked_count; ++i) all_asked_ = all_asked_ && step.asked[i] == i;
   for (Plans& plans : plans_) {
     const AttentionBlock& block = layers_[plans.layer].attention;
     Queries queries{};
@@ -300,7 +331,7 @@ Scratch Program::stage_scratch(const StepRows& step, InstructionSet set) const {
     most.shared = std::max(most.shared, scratch.shared);
     most.own = std::max(most.own, scratch.own);
   };
-  const int64_t rows = step.rows.count;
+  const int64_t rows = std::max(step.rows.count, step.asked_count);
   for (const Layer& layer : layers_) {
     const AttentionBlock& attention = layer.attention;
     take(linear_scratch(attention.qkv, rows, step.phase, set));
@@ -318,7 +349,6 @@ Scratch Program::stage_scratch(const StepRows& step, InstructionSet set) const {
 }
 
 void Program::step(const StepRows& step, InstructionSet set, float* logits) {
-  if (step.rows.count == 0) return;
   std::lock_guard<std::mutex> lock(busy_);
   make_plans(step);
   Step first(*this, step, set, logits);

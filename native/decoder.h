@@ -56,7 +56,7 @@ struct Layer {
 struct StepRows {
   TokenRows rows;
   const int64_t* angle;   // rows of the tables of cosines
-  const float* x;         // [rows, width], the embedded tokens
+  const int64_t* token;
   const int64_t* asked;   // numbers of rows whose logits are wanted
   int asked_count;
   Phase phase;
@@ -64,10 +64,15 @@ struct StepRows {
 
 class Program {
  public:
-  Program(int width, float residual, const Norm& norm, const Linear& head, float logits)
-      : width_(width), residual_(residual), norm_(norm), head_(head), logits_(logits) {}
+  // `embedding` has a row for each token, which is multiplied by `embedded`.
+  Program(const Matrix& embedding, float embedded, float residual, const Norm& norm,
+          const Linear& head, float logits)
+      : embedding_(embedding), embedded_(embedded), residual_(residual), norm_(norm), head_(head),
+        logits_(logits) {}
 
   void add(const Layer& layer);
+
+  int64_t vocabulary() const { return embedding_.outputs; }
 
   // logits[asked_count, vocabulary]. One step at a time; another waits.
   void step(const StepRows& step, InstructionSet set, float* logits);
@@ -86,7 +91,8 @@ class Program {
   const Plans& plans_of(int64_t window) const;
   Scratch stage_scratch(const StepRows& step, InstructionSet set) const;
 
-  const int width_;
+  const Matrix embedding_;
+  const float embedded_;
   const float residual_;  // what is added to the stream is multiplied by it
   const Norm norm_;
   const Linear head_;
@@ -97,6 +103,7 @@ class Program {
   std::vector<Plans> plans_;
   std::vector<int64_t> asked_slot_, asked_position_;
   TokenRows asked_{};
+  bool all_asked_ = true;  // in their order
 };
 
 }  // namespace mixtura

@@ -89,7 +89,8 @@ void gate_logits(Team& team, const AttentionKernels& kernels, const Gate& gate, 
                 first * weight.stride * kept_bytes(weight.kept);
     float* out = logits + (first / kPositions * rows + row) * kPositions + first % kPositions;
     kernels.scores(weight, count, x + row * stride, stride,
-                   static_cast<int>(std::min(rows - row, kRowsAtOnce)), out);
+                   static_cast<int>(std::min(rows - row, kRowsAtOnce)), out,
+                   static_cast<const uint8_t*>(weight.at));
   }
 }
 

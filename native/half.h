@@ -23,6 +23,23 @@ inline float from_half(uint16_t half) {
   return sign ? -size : size;
 }
 
+// To the nearest, ties to even; the value has to lie within what fp16 reaches.
+inline uint16_t to_half(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  const uint32_t size = bits & 0x7fffffff;
+  if (size < 0x38800000) {
+    // Subnormal: beside 1/2 the last bit of fp32 is worth 2^-24, as that of fp16 is here.
+    const float aligned = from_bits(size) + 0.5f;
+    uint32_t whole;
+    std::memcpy(&whole, &aligned, 4);
+    return sign | static_cast<uint16_t>(whole - 0x3f000000);
+  }
+  const uint32_t rounded = size + 0xfff + (size >> 13 & 1);
+  return sign | static_cast<uint16_t>((rounded - 0x38000000) >> 13);
+}
+
 inline float from_bfloat(uint16_t half) { return from_bits(static_cast<uint32_t>(half) << 16); }
 
 // To the nearest, ties to even; NaN stays NaN.

@@ -27,6 +27,13 @@ struct Ahead {
   int64_t distance;  // 0: nothing is fetched ahead
 };
 
+// What is tried for every group: the number that the weight of the largest size becomes.
+struct Levels {
+  const float* tried;
+  int count;
+  float low, high;  // of the numbers
+};
+
 enum class Activation : int { swiglu, swiglu_clamped, geglu, geglu_tanh, gelu, relu };
 
 constexpr bool is_gated(Activation kind) { return kind < Activation::gelu; }
@@ -53,6 +60,9 @@ struct Kernels {
   // h[rows * kUnit], a unit's products, into a[row * stride]: 16 values of a gated activation, from
   // 16 gates and the 16 ups after them, else 32.
   void (*activate)(Activation kind, const float* h, int rows, float* a, int64_t stride);
+
+  // Numbers and fp16 scales for groups of 32 weights: see group_search.h.
+  void (*search)(const float* w, int64_t groups, const Levels& levels, int8_t* q, uint16_t* scale);
 };
 
 const Kernels& plain_kernels();

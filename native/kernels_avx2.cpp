@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "activate.h"
+#include "group_search.h"
 #include "kernels.h"
 
 #define UNROLL _Pragma("GCC unroll 16")
@@ -184,7 +185,8 @@ void quantise(const float* x, int inputs, int span, int weight_offset, int8_t* q
 
 const Kernels& avx2_kernels() {
   // Never widened: widened weights would need their offset.
-  static const Kernels kernels{"avx2", kMostRows, 1 << 30, unit, nullptr, quantise, activate_rows};
+  static const Kernels kernels{"avx2", kMostRows, 1 << 30, unit, nullptr, quantise, activate_rows,
+                               search_groups};
   return kernels;
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "activate.h"
+#include "group_search.h"
 #include "kernels.h"
 
 #define UNROLL _Pragma("GCC unroll 16")
@@ -214,7 +215,8 @@ void quantise(const float* x, int inputs, int span, int weight_offset, int8_t* q
 }  // namespace
 
 const Kernels& avx512_kernels() {
-  static const Kernels kernels{"avx512", kMostRows, 16, unit, widen, quantise, activate_rows};
+  static const Kernels kernels{"avx512", kMostRows, 16, unit, widen, quantise, activate_rows,
+                               search_groups};
   return kernels;
 }
 

@@ -41,7 +41,8 @@ def test_ctrl_c_ends_the_text(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_summary_says_why_it_ended() -> None:
     # One token after the first, in half a second.
-    assert summary(RESULT) == "2 tokens, 2.0 tokens/s, the model's context is full"
+    said = "2 tokens, first after 1.00 s, then 2.0 tokens/s, the context is full"
+    assert summary(RESULT) == said
 
 
 def test_data_holds_what_follows_too() -> None:

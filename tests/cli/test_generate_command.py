@@ -49,6 +49,17 @@ def test_json_is_one_line_with_the_same_text(inside: Mixtura, tiny_run: Path) ->
     assert result["seed"] >= 0
 
 
+def test_a_context_and_an_int8_cache(inside: Mixtura, tiny_run: Path) -> None:
+    options = ("--prompt", "1, 2", "--temperature", "0", "--max-tokens", "40", "--json")
+    done = inside("generate", tiny_run, *options, "--context", "10", "--kv", "int8")
+    result = json.loads(done.stdout)
+    # Four tokens of prompt and six of answer fill it; one more needs no room.
+    assert (len(result["tokens"]), result["finish"]) == (7, "length")
+    done = inside("generate", tiny_run, *options, "--context", "65")
+    assert done.returncode == 2
+    assert "context=65 must lie in 1..64, the model's own; choose another" in done.stderr
+
+
 def test_ctrl_c_keeps_what_was_said(start: Start, talkative_run: Path) -> None:
     process = start("generate", talkative_run, "--max-tokens", "19000", "--seed", "1")
     assert process.stdout is not None

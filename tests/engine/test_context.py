@@ -3,15 +3,22 @@
 V vocabulary.
 """
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from mixtura.engine.context import Context
+from mixtura.engine.kv_cache import KVKind
 from mixtura.errors import ConfigError
 from mixtura.models import Decoder
+
+sys.path.append(str(Path(__file__).parent))
+
+from tiny_families import leaky
 
 PROMPT = list(b"def f(x):")
 
@@ -108,3 +115,39 @@ def test_past_the_models_context_is_refused(build: Callable[[str], Decoder]) -> 
     assert context.room == 0
     with pytest.raises(ConfigError, match="49 tokens exceeds the model's context of 48"):
         context.read([0])
+
+
+def test_a_smaller_context_says_so(build: Callable[[str], Decoder]) -> None:
+    context = Context(build("moe"), capacity=12)
+    context.become(PROMPT)
+    assert (context.capacity, context.room) == (12, 3)
+    said = "a text of 13 tokens exceeds the context of 12 that was asked for, of the model's 48;"
+    with pytest.raises(ConfigError, match=said):
+        context.read([1, 2, 3, 4])
+    with pytest.raises(ConfigError, match=said):
+        context.become([*PROMPT, 1, 2, 3, 4])
+    # What was read stays.
+    assert context.read([1, 2, 3]).isfinite().all()
+    with pytest.raises(ConfigError, match=r"context=49 must lie in 1\.\.48, the model's own"):
+        Context(build("moe"), capacity=49)
+
+
+@pytest.mark.parametrize(("kv", "tolerance"), [("fp32", 1e-4), ("bf16", 0.006), ("int8", 0.01)])
+def test_any_kind_of_cache_can_be_asked_for(
+    build: Callable[[str], Decoder], kv: KVKind, tolerance: float
+) -> None:
+    model = build("half_and_half").eval()
+    context = Context(model, part=4, kv=kv)
+    text = [*PROMPT, 1, 2]
+    context.become(PROMPT)
+    context.read(text[9:10])
+    found_V, expected_V = context.read(text[10:]), read_again(model, text)
+    assert (found_V - expected_V).abs().max() < tolerance * expected_V.abs().max()
+    # Six tokens are shared.
+    other = [*PROMPT[:6], 7, 8]
+    found_V, expected_V = context.become(other), read_again(model, other)
+    assert (found_V - expected_V).abs().max() < tolerance * expected_V.abs().max()
+
+
+def test_one_router_that_looks_around_can_still_be_read_alone() -> None:
+    assert Context(leaky()).become([1, 2, 3]).isfinite().all()

@@ -37,7 +37,7 @@ def parrot(build: Callable[[str], Decoder]) -> Decoder:
         model.norm.get_parameter("weight").fill_(1)
         assert model.embedding is not None
         for place, (now, then) in enumerate(follows.items()):
-            model.embedding.weight[ord(now), place] = 1
+            model.embedding.get_parameter("weight")[ord(now), place] = 1
             model.head.weight[ord(then), place] = 1
     return model
 
@@ -97,6 +97,26 @@ def test_the_oldest_turns_are_forgotten_whole(parrot: Decoder) -> None:
     assert forgotten == [0, 0, 0, 0, 0, 0, 1, 1]
     assert [turn.said for turn in talk.turns] == list("cdefgh")
     assert talk.turns[-1].answer.result.prompt_tokens == 5 * 8 + 2
+
+
+def test_a_smaller_context_forgets_sooner(parrot: Decoder) -> None:
+    talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4, context=20)
+    # A turn is 8 tokens and a new one needs 2 + 4: of 20, one past turn fits and a second does not.
+    forgotten = []
+    for letter in "abcd":
+        turn = talk.say(letter)
+        said(turn)
+        forgotten.append(turn.forgotten)
+    assert forgotten == [0, 0, 1, 1]
+
+
+def test_a_chat_takes_no_more_than_the_usual_context() -> None:
+    sizes = {"layers": 1, "width": 8, "vocabulary": 257, "context": 10**6, "ffn_width": 8}
+    heads = {"heads": 2, "kv_heads": 1, "head_dim": 4}
+    model = Decoder(DecoderConfig.parse({**sizes, "attention": heads}))
+    talk = Conversation(model, TOKENIZER, GREEDY, max_tokens=4)
+    with pytest.raises(ConfigError, match="exceeds the context of 8192 that was asked for, of the"):
+        talk.say("x" * 9000)
 
 
 def test_a_long_answer_claims_no_more_than_half(parrot: Decoder) -> None:

@@ -28,11 +28,11 @@ def repeating(model: Decoder, text: bytes, end: bool = False) -> Decoder:
             for parameter in block.parameters():
                 parameter.zero_()
         assert model.embedding is not None
-        model.embedding.weight.zero_()
+        embedding_VD = model.embedding.get_parameter("weight").zero_()
         model.head.weight.zero_()
         following = [*text[1:], 256 if end else text[0]]
         for place, (now, then) in enumerate(zip(text, following, strict=True)):
-            model.embedding.weight[now, place] = 1
+            embedding_VD[now, place] = 1
             model.head.weight[then, place] = 1
     return model
 
@@ -127,6 +127,29 @@ def test_an_empty_prompt_begins_a_document(build: Callable[[str], Decoder]) -> N
 def test_a_prompt_that_fills_the_context_gets_one_token(build: Callable[[str], Decoder]) -> None:
     stream = generate(repeating(build("moe"), b"abc"), TOKENIZER, "abc" * 16, GREEDY, 20)
     assert ("".join(stream), stream.result.finish) == ("a", "length")
+
+
+@pytest.mark.parametrize(
+    ("context", "written", "finish"),
+    [
+        # As much as is needed, which is 3 + 5; or six positions: three of the answer, and a token
+        # that needs none.
+        (None, 5, "max_tokens"),
+        (6, 4, "length"),
+    ],
+)
+def test_a_context_of_ones_own(
+    build: Callable[[str], Decoder], context: int | None, written: int, finish: str
+) -> None:
+    model = repeating(build("moe"), b"abc")
+    stream = generate(model, TOKENIZER, "abc", GREEDY, 5, context)
+    assert "".join(stream) == "abcab"[:written]
+    assert stream.result.finish == finish
+
+
+def test_a_text_through_an_int8_cache(build: Callable[[str], Decoder]) -> None:
+    model = repeating(build("moe"), b"abc")
+    assert "".join(generate(model, TOKENIZER, "a", GREEDY, 7, kv="int8")) == "bcabcab"
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,24 @@ def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, expected: list[float
     assert probs(Sampling(temperature=1, top_p=top_p)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("top_p", [0.1003, 0.5003, 0.9003, 0.9993])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 8.0])
+def test_a_nucleus_of_any_size_is_that_of_all_tokens_in_order(top_p: float, spread: float) -> None:
+    # Many tokens, many of them equal, of which a few or nearly all are kept.
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = (torch.randn(3, 2000, generator=generator) * spread).round()
+    plain_BV = probabilities(logits_BV, Sampling(temperature=1))
+    found_BV = probabilities(logits_BV, Sampling(temperature=1, top_p=top_p))
+    for plain_V, found_V in zip(plain_BV.tolist(), found_BV.tolist(), strict=True):
+        kept, reached = [], 0.0
+        for token in sorted(range(2000), key=lambda token: -plain_V[token]):
+            if reached >= top_p:
+                break
+            kept.append(token)
+            reached += plain_V[token]
+        assert [token for token, p in enumerate(found_V) if p > 0] == sorted(kept)
+
+
 def test_top_p_is_reached_by_just_as_much() -> None:
     # Two equal logits are 1/2 each, to the last bit.
     assert probs(Sampling(temperature=1, top_p=0.5), torch.zeros(2)) == [1, 0]

@@ -268,3 +268,15 @@ def test_a_few_steps_learn_a_sequence_by_heart() -> None:
         losses.append(loss.item())
     assert losses[0] > 2.5
     assert losses[-1] < 0.3
+
+
+def test_a_model_in_bf16_turns_in_bf16_once_it_is_trained() -> None:
+    decoder = build().bfloat16()
+    angles: list[torch.dtype] = []
+    attention = decoder.blocks[0].get_submodule("attention")
+    attention.register_forward_pre_hook(lambda _, inputs: angles.append(inputs[1].cos_SC.dtype))
+    decoder(tokens(1, 3))
+    decoder.eval()(tokens(1, 3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        decoder.float()(tokens(1, 3))
+    assert angles == [torch.float32, torch.bfloat16, torch.float32]

@@ -43,3 +43,13 @@ def test_a_layer_norm_subtracts_the_mean() -> None:
     torch.testing.assert_close(norm(torch.tensor([1.0, 7.0])), torch.tensor([-1.0, 1.0]))
     assert norm.bias is None
     assert build_norm(2, NormShape(kind="layer", bias=True)).bias is not None
+
+
+def test_in_bf16_what_is_scaled_was_rounded_before() -> None:
+    # 7 and 1 are 1.4 = 179.2 / 128 and 0.2 = 204.8 / 1024, rounded 179 and 205. Times 129 / 128
+    # that is 180.4 and 206.6, rounded 180 and 207. In one go it would be 180.6 and 206.4.
+    norm = build_norm(2, NormShape(epsilon=1e-12)).bfloat16()
+    with torch.no_grad():
+        norm.get_parameter("weight").fill_(129 / 128)
+    out = norm(torch.tensor([7.0, 1.0], dtype=torch.bfloat16))
+    assert out.tolist() == [180 / 128, 207 / 1024]

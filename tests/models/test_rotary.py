@@ -53,6 +53,17 @@ def test_the_input_is_left_as_it_was() -> None:
     assert torch.equal(x_BSHC, before)
 
 
+def test_angles_in_bf16_turn_in_bf16_and_round_each_product() -> None:
+    rope = rotary(torch.arange(1000, 1004), 8, 10_000.0)
+    x_BSHC = torch.randn(2, 4, 3, 8).bfloat16()
+    cos_S1C = rope.cos_SC.bfloat16()[:, None]
+    sin_S1C = rope.sin_SP.repeat(1, 2).bfloat16()[:, None]
+    first, second = x_BSHC.chunk(2, -1)
+    # As transformers writes it.
+    expected = x_BSHC * cos_S1C + torch.cat([-second, first], -1) * sin_S1C
+    assert torch.equal(rotate(x_BSHC, rope.to(torch.bfloat16)), expected)
+
+
 def test_bf16_is_turned_in_fp32_and_rounded_once() -> None:
     rope = rotary(torch.arange(1000, 1004), 8, 10_000.0)
     x_BSHC = torch.randn(2, 4, 3, 8).bfloat16()

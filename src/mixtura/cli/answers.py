@@ -12,7 +12,7 @@ _ENDINGS: "dict[FinishReason, str]" = {
     "end": "the model ended its text",
     "stop": "a blank line ended it",
     "max_tokens": "--max-tokens reached",
-    "length": "the model's context is full",
+    "length": "the context is full",
     "interrupted": "interrupted",
 }
 
@@ -54,8 +54,9 @@ def note(text: str) -> None:
 
 def summary(result: "Generation") -> str:
     """How much, how fast, and why it ended."""
-    count = plural(len(result.tokens), "token")
-    return f"{count}, {result.tokens_per_second:.1f} tokens/s, {_ENDINGS[result.finish]}"
+    count, first = plural(len(result.tokens), "token"), result.prefill_seconds
+    speed = f"first after {first:.2f} s, then {result.tokens_per_second:.1f} tokens/s"
+    return f"{count}, {speed}, {_ENDINGS[result.finish]}"
 
 
 def plural(count: int, noun: str) -> str:

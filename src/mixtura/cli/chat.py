@@ -13,6 +13,7 @@ import typer
 from mixtura.cli.answers import as_data, note, plural, show, summary
 from mixtura.cli.arguments import (
     DEFAULT,
+    KV,
     AsJson,
     DType,
     MaxTokens,
@@ -24,6 +25,7 @@ from mixtura.cli.arguments import (
     check_model,
     sampling_of,
 )
+from mixtura.cli.waiting import wait_asleep
 from mixtura.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,6 +46,13 @@ def chat(
     top_k: TopK = DEFAULT.top_k,
     seed: Seed = None,
     dtype: DType = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Positions to keep, all turns together.  [default: the model's, at most 8192]"
+        ),
+    ] = None,
+    kv: KV = None,
     as_json: AsJson = False,
 ) -> None:
     """Talk with a trained model, turn by turn.
@@ -52,8 +61,9 @@ def chat(
     nor roles. So a chat is one growing text: what you type, a line break, what the model goes on
     to write until it writes a blank line, ends its document or reaches --max-tokens, then a blank
     line and your next turn. A model that came with a chat template is talked with in its roles
-    instead, and ends its turn by itself. When the model's context is full, the oldest turns are
-    forgotten whole, and a line says so.
+    instead, and ends its turn by itself. When the context is full, the oldest turns are forgotten
+    whole, and a line says so. After each answer a line says when its first token came, and how fast
+    the others did.
 
     /reset forgets everything, /quit leaves. Ctrl-C stops an answer, which stays as far as it
     went; at the prompt it leaves, as does Ctrl-D.
@@ -65,11 +75,14 @@ def chat(
     """
     sampling = sampling_of(temperature, top_p, top_k, seed)
     check_model(model)
+    wait_asleep()
     from mixtura.engine.conversation import Conversation
     from mixtura.train.opening import open_model
 
     loaded = open_model(model, dtype)
-    conversation = Conversation(loaded.decoder, loaded.tokenizer, sampling, max_tokens, system)
+    conversation = Conversation(
+        loaded.decoder, loaded.tokenizer, sampling, max_tokens, system, context, kv
+    )
     _prepare_input()
     note(f"{model}, seed {sampling.seed}; /reset forgets, /quit leaves, Ctrl-C stops an answer")
     turns = list(_turns(conversation))

@@ -3,19 +3,30 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mixtura.cli.answers import note
 from mixtura.cli.arguments import AsJson, DType, Model, check_model
+from mixtura.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mixtura.train.conversion import Converted
+    from mixtura.train.gguf_conversion import ConvertedToGGUF
+
+Kind = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+_SHARD_GB = 5.0
 
 
 def convert(
     model: Model,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
-    to: Annotated[  # noqa: ARG001, there is one
-        Literal["hf"], typer.Option(help="The layout: hf, a Hugging Face folder.")
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The folder to write, or the .gguf file.")
+    ],
+    to: Annotated[
+        Literal["hf", "gguf"],
+        typer.Option(help="The layout: hf, a Hugging Face folder, or gguf, llama.cpp's file."),
     ] = "hf",
     family: Annotated[
         str | None,
@@ -26,27 +37,70 @@ def convert(
     ] = None,
     dtype: DType = None,
     shard_gb: Annotated[
-        float, typer.Option(min=0.001, help="Begin another file before one passes this size.")
-    ] = 5.0,
+        float,
+        typer.Option(min=0.001, help="hf: begin another file before one passes this size."),
+    ] = _SHARD_GB,
+    kind: Annotated[
+        Kind | None,
+        typer.Option(
+            "--type",
+            help="gguf: what matrices are stored as.  [default: q8_0, or as a packed model or a "
+            "GGUF file has them, where that is q8_0 or q4_0]",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as a folder that transformers, vLLM and llama.cpp's converter load.
+    """Write a model as a folder that transformers and vLLM load, or as a file of llama.cpp's.
 
-    Config, weights and tokenizer in the family's own layout, and a digest for each expert, which
-    Mixtura checks when it loads them again. Where a family has no words for something that the
-    model does, the key is named and nothing is written. OUT appears whole or not at all.
+    A folder has config, weights and tokenizer in the family's own layout, and a digest for each
+    expert, which Mixtura checks when it loads them again. A GGUF file has them all in one; q8_0 is
+    nearest to the original at half the size of bf16, q4_0 is a quarter. Where there are no words
+    for something that the model does, the key is named and nothing is written. OUT appears whole or
+    not at all.
 
     \b
       mixtura convert runs/first first-hf --to hf
       mixtura convert SmolLM2-135M-Instruct.Q4_1.gguf smollm2 --dtype bfloat16
       mixtura convert ./Mixtral-8x7B mixtral-bf16 --dtype bfloat16 --shard-gb 2 --json
+      mixtura convert runs/first first.gguf --to gguf
+      mixtura convert ./OLMoE-1B-7B olmoe.gguf --to gguf --type q4_0
     """
     check_model(model)
+    _check_options(to, dtype, shard_gb, kind)
+    if to == "gguf":
+        written = _to_gguf(model, out, family, kind)
+    else:
+        written = _to_hf(model, out, family, dtype, shard_gb)
+    for remark in written.remarks:
+        note(remark)
+    if as_json:
+        print(json.dumps(written.as_data()))
+    else:
+        print(written.path)
+
+
+def _check_options(to: str, dtype: str | None, shard_gb: float, kind: str | None) -> None:
+    """Raises ConfigError for an option of the other layout."""
+    if to == "gguf" and dtype is not None:
+        raise ConfigError(f"--dtype {dtype} is for --to hf; say what to store with --type")
+    if to == "gguf" and shard_gb != _SHARD_GB:
+        raise ConfigError(f"--shard-gb {shard_gb:g} is for --to hf; a GGUF file is one file")
+    if to == "hf" and kind is not None:
+        raise ConfigError(f"--type {kind} is for --to gguf; say what to store with --dtype")
+
+
+def _to_hf(
+    model: str,
+    out: Path,
+    family: str | None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None,
+    shard_gb: float,
+) -> "Converted":
     from mixtura.train import choose_view
     from mixtura.train.conversion import convert_model
 
     with choose_view() as view:
-        saved = convert_model(
+        return convert_model(
             model,
             out,
             family=family,
@@ -54,9 +108,17 @@ def convert(
             shard_bytes=int(shard_gb * 1e9),
             progress=partial(view.preparing, f"writing {out}"),
         )
-    for remark in saved.remarks:
-        note(remark)
-    if as_json:
-        print(json.dumps(saved.as_data()))
-    else:
-        print(saved.path)
+
+
+def _to_gguf(model: str, out: Path, family: str | None, kind: Kind | None) -> "ConvertedToGGUF":
+    from mixtura.train import choose_view
+    from mixtura.train.gguf_conversion import convert_to_gguf
+
+    with choose_view() as view:
+        return convert_to_gguf(
+            model,
+            out,
+            family=family,
+            kind=kind,
+            progress=partial(view.preparing, f"writing {out}"),
+        )

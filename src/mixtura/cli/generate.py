@@ -9,6 +9,7 @@ import typer
 from mixtura.cli.answers import as_data, listen, note, show, summary
 from mixtura.cli.arguments import (
     DEFAULT,
+    KV,
     AsJson,
     DType,
     MaxTokens,
@@ -21,6 +22,7 @@ from mixtura.cli.arguments import (
     sampling_of,
 )
 from mixtura.cli.failures import INTERRUPTED
+from mixtura.cli.waiting import wait_asleep
 from mixtura.errors import DataError
 
 
@@ -38,13 +40,21 @@ def generate(
     top_k: TopK = DEFAULT.top_k,
     seed: Seed = None,
     dtype: DType = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Positions to keep, prompt and answer.  [default: as many as --max-tokens needs]"
+        ),
+    ] = None,
+    kv: KV = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with a trained model, streaming.
 
-    The model's text goes to standard output, and a line about it to stderr: how many tokens, how
-    fast, why it ended, and the seed that gives the same text again. It ends where the model ends
-    its document, after --max-tokens, or where the model's context is full.
+    The model's text goes to standard output, and a line about it to stderr: how many tokens, when
+    the first one came, how fast the others did, why it ended, and the seed that gives the same text
+    again. It ends where the model ends its document, after --max-tokens, or where the context is
+    full.
 
     \b
       mixtura generate runs/first --prompt "def main():"
@@ -53,12 +63,15 @@ def generate(
     """
     sampling = sampling_of(temperature, top_p, top_k, seed)
     check_model(model)
+    wait_asleep()
     text = _standard_input() if prompt == "-" else prompt
     from mixtura.engine.generate import generate as continue_text
     from mixtura.train.opening import open_model
 
     loaded = open_model(model, dtype)
-    stream = continue_text(loaded.decoder, loaded.tokenizer, text, sampling, max_tokens)
+    stream = continue_text(
+        loaded.decoder, loaded.tokenizer, text, sampling, max_tokens, context, kv
+    )
     if as_json:
         listen(stream)
         print(json.dumps({"prompt": text, **as_data(stream.result), **sampling.model_dump()}))

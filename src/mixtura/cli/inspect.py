@@ -1,7 +1,6 @@
 """`mixtura inspect`: what is in a model."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtura.cli.arguments import AsJson, Model
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def inspect(model: Model, as_json: AsJson = False) -> None:
-    """Say what is in a model, without reading its weights.
+    """Say what is in a model, without reading its weights (a packed model is read and checked).
 
     Its family and shape, its parameters (all of them, and those that one token uses), and every
     tensor that is stored, accounted for: what is missing, misshapen or unexpected is refused by
@@ -25,25 +24,16 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
       mixtura inspect runs/first
       mixtura inspect ./OLMoE-1B-7B
       mixtura inspect SmolLM2-135M-Instruct.Q4_1.gguf
+      mixtura inspect olmoe-4bit
       mixtura inspect deepseek-v3 --json
     """
-    found = _found(model)
+    from mixtura.train.opening import inspect_model
+
+    found = inspect_model(model)
     if as_json:
         print(json.dumps(_data(found)))
     else:
         print("\n".join(_lines(found)))
-
-
-def _found(model: str) -> "Inspection":
-    from mixtura.interop.inspection import Inspection
-    from mixtura.shapes.known import known_config, known_shape
-    from mixtura.train.opening import inspect_model
-
-    if not Path(model).exists() and "/" not in model:
-        # Of no such name either, the error lists the nearest.
-        family = known_config(model)["model_type"]
-        return Inspection(model, family, known_shape(model))
-    return inspect_model(model)
 
 
 def _data(found: "Inspection") -> dict[str, Any]:
@@ -68,6 +58,7 @@ def _data(found: "Inspection") -> dict[str, Any]:
         ],
         "left_out": dict(found.left_out),
         "digests": found.digests,
+        "verified": found.verified,
     }
 
 
@@ -98,11 +89,13 @@ def _lines(found: "Inspection") -> list[str]:
         tensors = sum(group.count for group in found.groups)
         lines += ["", f"{tensors:,} tensors, {found.bytes:,} bytes"]
         lines += [
-            f"  {group.count:>6,} x {group.dtype:<7} {list(group.shape)!s:<20} {group.pattern}"
+            f"  {group.count:>6,} x {group.dtype:<8} {list(group.shape)!s:<20} {group.pattern}"
             for group in found.groups
         ]
     lines += described(found.left_out)
-    if found.digests is not None:
+    if found.verified:
+        lines.append(f"all is as it was written: {found.digests} experts by their own digests")
+    elif found.digests is not None:
         lines.append(f"{found.digests} experts have a digest, which loading checks")
     return lines
 

@@ -51,14 +51,39 @@ def _words(digits: str) -> str:
 
 
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_MARKS = r"\p{Lm}\p{Lo}\p{M}"
+_ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+# Words that begin anew at a capital behind small letters, as GPT-4o has them.
+_GPT4O_WORDS = "|".join(
+    (
+        rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}{_MARKS}]*[\p{{Ll}}{_MARKS}]+{_ENDINGS}",
+        rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}{_MARKS}]+[\p{{Ll}}{_MARKS}]*{_ENDINGS}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+|\s+(?!\S)|\s+",
+    )
+)
+_DEEPSEEK3_WORDS = (
+    r"[!-/:-@\[-`{-~][A-Za-z]+"
+    r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _LLAMA3 = Splitting((_words(r"\p{N}{1,3}"),), whole_words=True, begins=True)
+_GPT2 = Splitting((_GPT2_WORDS,))
 SPLITTINGS: Mapping[str, Splitting] = {
     "smollm": Splitting((r"\p{N}", _GPT2_WORDS)),
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
     "qwen2": Splitting((_words(r"\p{N}"),), canonical=True),
-    "gpt-2": Splitting((_GPT2_WORDS,)),
+    "gpt-2": _GPT2,
+    "olmo": _GPT2,
+    "dbrx": Splitting(_LLAMA3.patterns),
+    "gpt-4o": Splitting((_GPT4O_WORDS,)),
+    "deepseek-v3": Splitting(
+        (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK3_WORDS)
+    ),
     "default": Splitting((r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
 """By llama.cpp's names (tokenizer.ggml.pre); `default` is what it does where a file names none."""
@@ -81,9 +106,7 @@ def byte_level_tokenizer(vocabulary: ByteLevelVocabulary, facts: TokenFacts) -> 
     backend = Backend(model)
     if splitting.canonical:
         backend.normalizer = normalizers.NFC()
-    isolate = [pre_tokenizers.Split(Regex(p), "isolated") for p in splitting.patterns]
-    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*isolate, in_bytes])
+    backend.pre_tokenizer = pre_tokenizer_of(splitting)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(
         [AddedToken(token, normalized=False) for token in vocabulary.special]
@@ -95,6 +118,13 @@ def byte_level_tokenizer(vocabulary: ByteLevelVocabulary, facts: TokenFacts) -> 
             single=[begin[0], "$A"], special_tokens=[begin]
         )
     return CheckpointTokenizer(backend.to_str(), facts, origin="the vocabulary")
+
+
+def pre_tokenizer_of(splitting: Splitting) -> pre_tokenizers.PreTokenizer:
+    """Cuts text, and spells each word in GPT-2's letters for bytes."""
+    isolate = [pre_tokenizers.Split(Regex(p), "isolated") for p in splitting.patterns]
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*isolate, in_bytes])
 
 
 def _numbered(vocabulary: ByteLevelVocabulary) -> dict[str, int]:

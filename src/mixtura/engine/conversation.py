@@ -4,9 +4,13 @@ from dataclasses import dataclass
 
 from mixtura.data import Tokenizer
 from mixtura.engine.generate import Stream, Writer
+from mixtura.engine.kv_cache import KVKind
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.script import Exchange, script_for
 from mixtura.models import LanguageModel
+
+# A model made for 128k positions would take gigabytes for a chat that rarely needs them.
+USUAL_CONTEXT = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class Conversation:
     """Turns that the model reads again with each new one, as far as its context goes.
 
     Through roles where the tokenizer has a chat template, which `system` needs; ConfigError
-    otherwise, and for a template that is none.
+    otherwise, and for a template that is none. The cache has `context` positions, by default the
+    model's own, but no more than USUAL_CONTEXT, and stores them as `kv` says (see `Context`).
     """
 
     def __init__(
@@ -33,9 +38,12 @@ class Conversation:
         sampling: Sampling,
         max_tokens: int,
         system: str = "",
+        context: int | None = None,
+        kv: KVKind | None = None,
     ) -> None:
         self._script = script_for(tokenizer, system)
-        self._writer = Writer(decoder, tokenizer, sampling)
+        size = min(decoder.config.context, USUAL_CONTEXT) if context is None else context
+        self._writer = Writer(decoder, tokenizer, sampling, size, kv)
         self._max_tokens = max_tokens
         self.turns: list[Turn] = []
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixtura.data import Tokenizer
 from mixtura.engine.context import Context
+from mixtura.engine.kv_cache import KVKind
 from mixtura.engine.sampling import Sampling, sample
 from mixtura.engine.stopping import StopText
 from mixtura.errors import ConfigError
@@ -20,7 +21,7 @@ from mixtura.models import LanguageModel
 
 FinishReason = Literal["end", "stop", "max_tokens", "length", "interrupted"]
 """The model ended its document or its turn; the stop text came; as many tokens as asked for; the
-model's context is full; the listener left."""
+context is full; the listener left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Generation:
     prompt_tokens: int
     finish: FinishReason
     prefill_seconds: float
-    """until the first token's logits were there"""
+    """until the first token's logits were there: the time to first token, loading aside"""
     decode_seconds: float
     """for everything after; the listener's own time is not counted"""
 
@@ -49,23 +50,39 @@ class Generation:
 
 
 def generate(
-    decoder: LanguageModel, tokenizer: Tokenizer, prompt: str, sampling: Sampling, max_tokens: int
+    decoder: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling,
+    max_tokens: int,
+    context: int | None = None,
+    kv: KVKind | None = None,
 ) -> "Stream":
     """Continue `prompt`; iterate over what comes back for the text, then see its `result`.
 
-    An empty prompt begins a new document. Raises ConfigError for a model that is no decoder, and
-    where the prompt exceeds the model's context; the answer ends, with finish "length", where it
-    has filled the context.
+    An empty prompt begins a new document. The cache has `context` positions, by default as many as
+    the prompt and `max_tokens` need, and stores them as `kv` says (see `Context`). Raises
+    ConfigError for a model that is no decoder, and where the prompt exceeds the context; the answer
+    ends, with finish "length", where it has filled the context.
     """
     tokens = [*tokenizer.begin, *tokenizer.encode(prompt)] or [tokenizer.end_of_document]
-    return Writer(decoder, tokenizer, sampling).write(tokens, max_tokens)
+    needed = min(len(tokens) + max(max_tokens, 1), decoder.config.context)
+    writer = Writer(decoder, tokenizer, sampling, needed if context is None else context, kv)
+    return writer.write(tokens, max_tokens)
 
 
 class Writer:
     """A decoder that continues texts one after another, reading what they share only once."""
 
-    def __init__(self, decoder: LanguageModel, tokenizer: Tokenizer, sampling: Sampling) -> None:
-        self.context = Context(decoder)
+    def __init__(
+        self,
+        decoder: LanguageModel,
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        context: int | None = None,
+        kv: KVKind | None = None,
+    ) -> None:
+        self.context = Context(decoder, capacity=context, kv=kv)
         self.tokenizer, self.sampling = tokenizer, sampling
         # On the CPU, so that a seed means the same text on every device.
         self.generator = torch.Generator().manual_seed(sampling.seed)
@@ -84,11 +101,7 @@ class Writer:
         """
         if max_tokens < 1:
             raise ConfigError(f"max_tokens={max_tokens} must be 1 or more; ask for some text")
-        if len(prompt) > self.context.capacity:
-            raise ConfigError(
-                f"the prompt of {len(prompt)} tokens exceeds the model's context of "
-                f"{self.context.capacity}; shorten it"
-            )
+        self.context.check("the prompt", len(prompt))
         ends = self.tokenizer.ends if ends is None else ends
         return Stream(self, prompt, max_tokens, StopText(stop), ends)
 

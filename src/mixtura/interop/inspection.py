@@ -1,4 +1,7 @@
-"""What is in a checkpoint, from its config and its tensors' names and shapes. Reads no weight."""
+"""What is in a checkpoint, from its config and its tensors' names and shapes.
+
+Reads no weight, but of a packed file, which can say whether they are those that were written.
+"""
 
 import re
 from collections import defaultdict
@@ -8,6 +11,8 @@ from dataclasses import dataclass, field
 from mixtura.interop.digests import recorded_digests
 from mixtura.interop.source import Source, StoredTensor
 from mixtura.interop.weights import check_tensors
+from mixtura.models import DecoderConfig
+from mixtura.packed.file import PackedFile
 from mixtura.shapes import DecoderShape, ModelShape, Role
 from mixtura.shapes.families import family_of, shape_of
 
@@ -39,6 +44,8 @@ class Inspection:
     """stored tensors that Mixtura knows and does without, and what each is"""
     digests: int | None = None
     """experts with a recorded digest; None where none is recorded"""
+    verified: bool = False
+    """whether all of the weights were read just now, and are what was written"""
 
     @property
     def bytes(self) -> int:
@@ -65,6 +72,24 @@ def inspect_source(source: Source) -> Inspection:
         grouped(source.tensors.values()),
         left_out,
         None if recorded is None else len(recorded),
+    )
+
+
+def inspect_packed(file: PackedFile) -> Inspection:
+    """Raises CheckpointError naming a tensor or an expert that is not what was written."""
+    file.verify()
+    header = file.header
+    experts = [entry for entry in header.tensors if entry.kind == "experts"]
+    return Inspection(
+        str(file.path.parent),
+        f"{header.family}, packed in {header.bits} bits by {header.writer}",
+        DecoderConfig.parse(header.config, f"{file.path}: config"),
+        grouped(
+            StoredTensor(entry.name, entry.shape, entry.format, file.path, entry.bytes)
+            for entry in header.tensors
+        ),
+        digests=sum(len(entry.sha256) for entry in experts),
+        verified=True,
     )
 
 

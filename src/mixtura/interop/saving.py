@@ -111,7 +111,7 @@ def hf_config(config: DecoderConfig, family: Family, like: Source | None = None)
             "save it as another family"
         ) from error
     again = DecoderConfig.parse(family.read(written), f"{family.model_type} config")
-    if difference := _difference(_function(again), _function(config)):
+    if difference := difference_of(function_of(again), function_of(config)):
         key, theirs, ours = difference
         raise ConfigError(
             f"{key}={ours!r} has no place in a {family.model_type} config, which says {theirs!r}; "
@@ -119,7 +119,7 @@ def hf_config(config: DecoderConfig, family: Family, like: Source | None = None)
         )
     if like is not None and like.config.get("model_type") == family.model_type:
         before = DecoderConfig.parse(family.read(like.config))
-        if not _difference(_function(before), _function(config)):
+        if not difference_of(function_of(before), function_of(config)):
             # The quantisation that it was stored in is gone.
             kept = {k: v for k, v in like.config.items() if k != "quantization_config"}
             kept |= {key: 0 for key in family.drafting_keys if key in kept}
@@ -127,7 +127,7 @@ def hf_config(config: DecoderConfig, family: Family, like: Source | None = None)
     return written
 
 
-def _function(config: DecoderConfig) -> Tree:
+def function_of(config: DecoderConfig) -> Tree:
     """All of a config that its outputs depend on."""
     tree = config.model_dump(mode="json")
     if tree["moe"] is not None:
@@ -138,12 +138,12 @@ def _function(config: DecoderConfig) -> Tree:
     return tree
 
 
-def _difference(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:
+def difference_of(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:
     """The first key whose values differ, and both."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in {**one, **other}:
             inner = f"{path}.{key}" if path else key
-            if found := _difference(one.get(key), other.get(key), inner):
+            if found := difference_of(one.get(key), other.get(key), inner):
                 return found
         return None
     return None if one == other else (path, one, other)

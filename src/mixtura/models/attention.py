@@ -37,7 +37,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`rope` holds the angles of these S positions, `sight` which of all they see."""
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
-        qk_BSHC, v_BSGC = self._project(x_BSD)
+        qk_BSHC, v_BSGC = self.project(x_BSD)
         # Queries and keys turn together: half the calls.
         qk_BSHC = rotate(qk_BSHC, rope)
         q_BASC, k_BGSC = (part.transpose(1, 2) for part in qk_BSHC.split([heads, kv_heads], 2))
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         out_BASC = self.attend(q_BASC, k_BGLC, v_BGLC, sight)
         return self.out(out_BASC.transpose(1, 2).flatten(2))
 
-    def _project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """(qk_BSHC, v_BSGC), normed and clipped."""
         shape, head = self.shape, (-1, self.shape.head_dim)
         if shape.norm is None:

@@ -84,16 +84,17 @@ class Block(nn.Module):
         cache: PositionCache | None,
     ) -> tuple[Tensor, MoEOutput | None]:
         attended_BSD = self.attention(self.attention_norm(x_BSD), rope, seen, cache)
-        x_BSD = self._added(x_BSD, self.attention_post_norm(attended_BSD))
+        x_BSD = self.added(x_BSD, self.attention_post_norm(attended_BSD))
         normed_BSD = self.ffn_norm(x_BSD)
         if isinstance(self.ffn, MoE):
             # Generation is dropless: one new token must not depend on how many came with it.
             capacity = None if cache is None else Dropless()
             output = self.ffn(normed_BSD, valid_BS, capacity, ids_BS)
-            return self._added(x_BSD, self.ffn_post_norm(output.hidden)), output
-        return self._added(x_BSD, self.ffn_post_norm(self.ffn(normed_BSD))), None
+            return self.added(x_BSD, self.ffn_post_norm(output.hidden)), output
+        return self.added(x_BSD, self.ffn_post_norm(self.ffn(normed_BSD))), None
 
-    def _added(self, x_BSD: Tensor, branch_BSD: Tensor) -> Tensor:
+    def added(self, x_BSD: Tensor, branch_BSD: Tensor) -> Tensor:
+        """The residual stream, once a branch has written to it."""
         return x_BSD + (branch_BSD if self.scale == 1 else branch_BSD * self.scale)
 
 
@@ -106,7 +107,9 @@ class Decoder(LanguageModel):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = build_norm(config.width, config.norm)
         self.head = nn.Linear(config.width, config.vocabulary, bias=config.head_bias)
-        self.embedding = None if config.tied_head else nn.Embedding(config.vocabulary, config.width)
+        self.embedding: nn.Module | None = None
+        if not config.tied_head:
+            self.embedding = nn.Embedding(config.vocabulary, config.width)
         self._windows = [config.attention.window_of(layer) for layer in range(config.layers)]
         self._rope_bases = [config.attention.local_base_of(layer) for layer in range(config.layers)]
         self._initialise()
@@ -116,7 +119,7 @@ class Decoder(LanguageModel):
         nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
         if self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
-        if self.embedding is not None:
+        if isinstance(self.embedding, nn.Embedding):
             nn.init.normal_(self.embedding.weight, std=1.0)
         shrink = (2 * self.config.layers) ** -0.5
         with torch.no_grad():
@@ -145,22 +148,19 @@ class Decoder(LanguageModel):
         if cache is not None:
             valid_BL = cache.remember(valid_BS, batch, new)
         positions_S = torch.arange(start, start + new, device=tokens_BS.device)
-        ropes = {base: self._rope(positions_S, base) for base in self._rope_bases}
         seen = {
             window: sight(new, start + new, tokens_BS.device, window, valid_BL)
             for window in set(self._windows)
         }
-        x_BSD = self._embed(tokens_BS)
+        x_BSD = self.embed(tokens_BS)
+        ropes = {base: self._rope(positions_S, base, x_BSD.dtype) for base in self._rope_bases}
         layers: list[MoEOutput | None] = []
         for index, block in enumerate(self.blocks):
             layer_cache = None if cache is None else cache.layers[index]
             rope, window = ropes[self._rope_bases[index]], self._windows[index]
             x_BSD, output = block(x_BSD, rope, seen[window], tokens_BS, valid_BS, layer_cache)
             layers.append(output)
-        logits_BSV = self.head(self.norm(x_BSD[:, new - asked :]))
-        if self.config.multipliers.logits != 1:
-            logits_BSV = logits_BSV * self.config.multipliers.logits
-        return DecoderOutput(logits_BSV, tuple(layers))
+        return DecoderOutput(self.logits(x_BSD[:, new - asked :]), tuple(layers))
 
     def _to_read(
         self, tokens_BS: Tensor, valid_BS: Tensor | None, cache: KVCache
@@ -172,16 +172,28 @@ class Decoder(LanguageModel):
         long = cache.length + tokens_BS.shape[1] > scaling.original_context
         return cache.whole_text(tokens_BS, valid_BS, long=long)
 
-    def _embed(self, tokens_BS: Tensor) -> Tensor:
-        table_VD = self.head.weight if self.embedding is None else self.embedding.weight
-        x_BSD = F.embedding(tokens_BS, table_VD)
+    def embed(self, tokens_BS: Tensor) -> Tensor:
+        """What the first block reads."""
+        if self.embedding is None:
+            x_BSD = F.embedding(tokens_BS, self.head.weight)
+        else:
+            x_BSD = self.embedding(tokens_BS)
         if self.config.multipliers.embedding == 1:
             return x_BSD
         # Rounded to the model's dtype, as the families that scale do.
         return x_BSD * torch.tensor(self.config.multipliers.embedding, dtype=x_BSD.dtype)
 
-    def _rope(self, positions_S: Tensor, local_base: float | None) -> Rotary:
+    def logits(self, x_BSD: Tensor) -> Tensor:
+        """What the last block gave, as logits_BSV."""
+        logits_BSV = self.head(self.norm(x_BSD))
+        scale = self.config.multipliers.logits
+        return logits_BSV if scale == 1 else logits_BSV * scale
+
+    def _rope(self, positions_S: Tensor, local_base: float | None, dtype: torch.dtype) -> Rotary:
         heads = self.config.attention
         if local_base is not None:
-            return rotary(positions_S, heads.rope_dim, local_base)
-        return rotary(positions_S, heads.rope_dim, heads.rope_base, heads.rope_scaling)
+            rope = rotary(positions_S, heads.rope_dim, local_base)
+        else:
+            rope = rotary(positions_S, heads.rope_dim, heads.rope_base, heads.rope_scaling)
+        # A model that is all bf16 answers as transformers has it; training turns in fp32.
+        return rope if self.training else rope.to(dtype)

@@ -42,20 +42,23 @@ class LatentAttention(nn.Module):
     ) -> Tensor:
         """`rope` holds the angles of these S positions, `sight` which of all they see."""
         shape = self.shape
-        squeezed = x_BSD if self.query_down is None else self.query_norm(self.query_down(x_BSD))
-        q_BSA = self.query(squeezed).unflatten(-1, (shape.heads, shape.query_dim))
-        nope_BSAN, turning_BSAP = q_BSA.split([shape.nope_dim, shape.turning_dim], -1)
-        turned_BSAP = rotate(turning_BSAP, rope)
-        latent_BSR, key_BSP = self.kv_down(x_BSD).split([shape.kv_rank, shape.turning_dim], -1)
-        key_BSP = rotate(key_BSP.unsqueeze(2), rope).squeeze(2)
-        latent_BLR, key_BLP = self.kv_norm(latent_BSR), key_BSP
+        q, latent_BLR, key_BLP = self.project(x_BSD, rope)
         if cache is not None:
             latent_BLR, key_BLP = cache.extend(latent_BLR, key_BLP)
-        q = (nope_BSAN, turned_BSAP)
         # Drawing keys and values costs R (N + V) a position, doing without 2R a pair of positions.
         few = 2 * x_BSD.shape[1] < shape.nope_dim + shape.value_dim
         attend = self.absorbed if cache is not None and few else self.expanded
         return self.out(attend(q, latent_BLR, key_BLP, sight).transpose(1, 2).flatten(2))
+
+    def project(self, x_BSD: Tensor, rope: Rotary) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """((nope_BSAN, turned_BSAP), latent_BSR, key_BSP): queries, and what is kept."""
+        shape = self.shape
+        squeezed = x_BSD if self.query_down is None else self.query_norm(self.query_down(x_BSD))
+        q_BSA = self.query(squeezed).unflatten(-1, (shape.heads, shape.query_dim))
+        nope_BSAN, turning_BSAP = q_BSA.split([shape.nope_dim, shape.turning_dim], -1)
+        latent_BSR, key_BSP = self.kv_down(x_BSD).split([shape.kv_rank, shape.turning_dim], -1)
+        key_BSP = rotate(key_BSP.unsqueeze(2), rope).squeeze(2)
+        return (nope_BSAN, rotate(turning_BSAP, rope)), self.kv_norm(latent_BSR), key_BSP
 
     def expanded(
         self, q: tuple[Tensor, Tensor], latent_BLR: Tensor, key_BLP: Tensor, sight: Sight
@@ -72,7 +75,7 @@ class LatentAttention(nn.Module):
             v_BLAV.transpose(1, 2),
             attn_mask=sight.mask,
             is_causal=sight.causal,
-            scale=self._scale,
+            scale=self.scale,
         )
 
     def absorbed(
@@ -89,12 +92,12 @@ class LatentAttention(nn.Module):
         asked_BASR = torch.einsum("bsan,anr->basr", nope_BSAN, key_ANR)
         query_BAS = torch.cat([asked_BASR, turned_BSAP.transpose(1, 2)], -1)
         key_BL = torch.cat([latent_BLR, key_BLP], -1)
-        score_BASL = torch.einsum("basc,blc->basl", query_BAS, key_BL).float() * self._scale
+        score_BASL = torch.einsum("basc,blc->basl", query_BAS, key_BL).float() * self.scale
         seen = sight.full(nope_BSAN.shape[1], latent_BLR.shape[1], latent_BLR.device)
         probs_BASL = score_BASL.masked_fill(~seen, float("-inf")).softmax(-1)
         mixed_BASR = torch.einsum("basl,blr->basr", probs_BASL.to(latent_BLR.dtype), latent_BLR)
         return torch.einsum("basr,avr->basv", mixed_BASR, value_AVR)
 
     @property
-    def _scale(self) -> float:
+    def scale(self) -> float:
         return self.shape.scale or self.shape.query_dim**-0.5

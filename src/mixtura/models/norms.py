@@ -7,6 +7,16 @@ from torch import Tensor, nn
 from mixtura.shapes import NormShape
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) weight. In bf16 and fp16 x / rms(x) is rounded first, as transformers does it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.itemsize >= 4 or x.dtype != self.weight.dtype:
+            return super().forward(x)
+        normed = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
 class UnitOffsetRMSNorm(nn.Module):
     """x / rms(x) (1 + weight), in fp32 (Gemma); keeps the dtype."""
 
@@ -26,4 +36,4 @@ def build_norm(width: int, shape: NormShape) -> nn.Module:
         return UnitOffsetRMSNorm(width, shape.epsilon)
     if shape.kind == "layer":
         return nn.LayerNorm(width, shape.epsilon, bias=shape.bias)
-    return nn.RMSNorm(width, shape.epsilon)
+    return RMSNorm(width, shape.epsilon)

@@ -21,10 +21,16 @@ from mixtura.shapes.rope import (
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """Angles of S positions: cosines over the whole head, sines over half of it, fp32."""
+    """Angles of S positions: cosines over the whole head, sines over half of it, fp32.
+
+    What is turned by angles of a lower dtype turns in that dtype.
+    """
 
     cos_SC: Tensor
     sin_SP: Tensor
+
+    def to(self, dtype: torch.dtype) -> "Rotary":
+        return Rotary(self.cos_SC.to(dtype), self.sin_SP.to(dtype))
 
 
 def rotary(
@@ -39,6 +45,18 @@ def rotary(
         and len(positions_S) > 0
         and int(positions_S[-1]) >= scaling.original_context
     )
+    return angles(positions_S, head_dim, base, scaling, beyond=beyond)
+
+
+def angles(
+    positions_S: Tensor,
+    head_dim: int,
+    base: float,
+    scaling: RopeScaling | None = None,
+    *,
+    beyond: bool = False,
+) -> Rotary:
+    """As `rotary`, for positions of a sequence that is `beyond` LongRoPE's original context."""
     frequency_P, amplitude = frequencies(head_dim, base, scaling, beyond=beyond)
     angle_SP = positions_S[:, None].float() * frequency_P.to(positions_S.device)
     return Rotary(angle_SP.cos().repeat(1, 2) * amplitude, angle_SP.sin() * amplitude)
@@ -105,20 +123,27 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_BSHC: Tensor, cos_SC: Tensor, sin_SP: Tensor) -> Tensor:
         ctx.save_for_backward(cos_SC, sin_SP)
-        return _turn(x_BSHC, cos_SC, sin_SP)
+        return turn(x_BSHC, cos_SC, sin_SP)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_BSHC: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         cos_SC, sin_SP = ctx.saved_tensors
-        return _turn(grad_BSHC, cos_SC, -sin_SP), None, None
+        return turn(grad_BSHC, cos_SC, -sin_SP), None, None
 
 
-def _turn(x_BSHC: Tensor, cos_SC: Tensor, sin_SP: Tensor) -> Tensor:
-    wide = x_BSHC.float()
+def turn(x_BSHC: Tensor, cos_SC: Tensor, sin_SP: Tensor) -> Tensor:
+    """What `rotate` computes, without a way back."""
+    wide = x_BSHC.to(torch.promote_types(x_BSHC.dtype, cos_SC.dtype))
+    sin_S1P = sin_SP[:, None]
     out = wide * cos_SC[:, None]
     first, second = wide.chunk(2, -1)
     out_first, out_second = out.chunk(2, -1)
-    out_first.addcmul_(second, sin_SP[:, None], value=-1)
-    out_second.addcmul_(first, sin_SP[:, None])
+    if out.itemsize < 4:
+        # Each product is rounded by itself, as transformers does it.
+        out_first.sub_(second * sin_S1P)
+        out_second.add_(first * sin_S1P)
+    else:
+        out_first.addcmul_(second, sin_S1P, value=-1)
+        out_second.addcmul_(first, sin_S1P)
     return out.to(x_BSHC.dtype)

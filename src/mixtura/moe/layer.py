@@ -13,6 +13,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from mixtura.errors import ConfigError
+from mixtura.kernels.row_linear import row_linear
 from mixtura.moe.balance import BalanceConfig, Balancer
 from mixtura.moe.capacity import Capacity, CapacityConfig
 from mixtura.moe.dispatch import Dispatcher, dispatch_local
@@ -88,6 +89,13 @@ class MoEOutput:
         return sum(self.losses.values(), self.hidden.new_zeros((), dtype=torch.float32))
 
 
+class RowLinear(nn.Linear):
+    """A gate's product, which `rows_alone()` keeps from depending on how many rows there are."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, as torch has it
+        return row_linear(input, self.weight)
+
+
 class MoE(nn.Module):
     """Router, experts, shared experts and residual branch.
 
@@ -118,9 +126,9 @@ class MoE(nn.Module):
             bias=config.expert_bias,
         )
         self.shared = self._dense(width, config.shared_width)
-        self.shared_gate = nn.Linear(width, 1, bias=False) if config.shared_gate else None
+        self.shared_gate = RowLinear(width, 1, bias=False) if config.shared_gate else None
         self.residual = self._dense(width, config.residual_width)
-        self.residual_mix = nn.Linear(width, 2, bias=False) if config.residual_width else None
+        self.residual_mix = RowLinear(width, 2, bias=False) if config.residual_width else None
 
     def _dense(self, width: int, hidden: int) -> DenseFFN | None:
         return DenseFFN(width, hidden, self.config.activation) if hidden else None

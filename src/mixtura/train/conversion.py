@@ -1,20 +1,24 @@
 """A model in another layout: runs of ours and checkpoints of others', as Hugging Face folders."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtura.data import Tokenizer
+from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.data.exported_tokenizer import as_checkpoint
 from mixtura.errors import ConfigError
 from mixtura.files import atomic_text
+from mixtura.interop.hub import folder_of
+from mixtura.interop.loading import load_source
+from mixtura.interop.packed_source import PackedSource
 from mixtura.interop.saving import SHARD_BYTES, hf_config, save_model
 from mixtura.interop.weights import described
 from mixtura.models import Decoder, DecoderConfig
+from mixtura.packed.file import FILE, PackedFile, is_packed
 from mixtura.shapes.families import FAMILIES, Family, family_named
-from mixtura.train.opening import DTYPES, DTypeName, open_model
+from mixtura.train.opening import DTYPES, DTypeName, OpenModel, open_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,8 @@ def convert_model(
     Without a `family` a checkpoint keeps its own, and a run takes the first that can say all of
     what it computes. Raises ConfigError where none can, by the key that has no place.
     """
-    opened = open_model(model)
+    path = folder_of(str(model))
+    opened = _unpacked(path, family) if is_packed(path) else open_model(model)
     decoder, origin = opened.decoder, opened.origin
     if not isinstance(decoder, Decoder):
         raise ConfigError(
@@ -80,13 +85,31 @@ def convert_model(
     return Converted(saved.path, chosen.model_type, saved.files, saved.bytes, remarks)
 
 
-def first_family(config: DecoderConfig) -> Family:
+def packed_source(path: Path, family: str | None, among: Iterable[str] = FAMILIES) -> PackedSource:
+    """A packed folder, as a checkpoint of that family, else of the one that it was made from.
+
+    What was packed from a run takes the first of `among` that can say all of what it computes.
+    """
+    file = PackedFile(path / FILE)
+    config = DecoderConfig.parse(file.header.config, f"{file.path}: config")
+    own = family or file.header.family
+    chosen = family_named(own) if own in FAMILIES or family else first_family(config, among)
+    return PackedSource(file, chosen)
+
+
+def _unpacked(path: Path, family: str | None) -> OpenModel:
+    """A packed model in fp32, which holds its numbers exactly."""
+    loaded = load_source(packed_source(path, family), DTYPES["float32"])
+    return OpenModel(str(path), loaded.decoder, load_tokenizer(path), loaded)
+
+
+def first_family(config: DecoderConfig, among: Iterable[str] = FAMILIES) -> Family:
     """The first family that has words for all that this decoder computes.
 
     Raises ConfigError with what the plainest of them lacks.
     """
     plainest = "llama" if config.moe is None else "mixtral"
-    for family in sorted(FAMILIES.values(), key=lambda one: one.model_type != plainest):
+    for family in map(family_named, sorted(among, key=lambda one: one != plainest)):
         try:
             hf_config(config, family)
         except ConfigError:

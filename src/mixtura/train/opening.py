@@ -6,12 +6,16 @@ from typing import Literal
 
 import torch
 
-from mixtura.data import Tokenizer
-from mixtura.errors import CheckpointError
+from mixtura.data import Tokenizer, load_tokenizer
+from mixtura.errors import CheckpointError, ConfigError
 from mixtura.interop.hub import folder_of
-from mixtura.interop.inspection import Inspection, inspect_source
+from mixtura.interop.inspection import Inspection, inspect_packed, inspect_source
 from mixtura.interop.loading import LoadedModel, load_source, open_source, tokenizer_of
 from mixtura.models import LanguageModel
+from mixtura.models.packed_decoder import packed_decoder
+from mixtura.packed.file import FILE, PackedFile, is_packed
+from mixtura.shapes import ModelShape
+from mixtura.shapes.known import known_config, known_shape
 from mixtura.train.loading import load_run
 from mixtura.train.run_folder import RunFolder
 
@@ -27,9 +31,11 @@ class OpenModel:
     decoder: LanguageModel
     tokenizer: Tokenizer
     origin: LoadedModel | None
-    """where somebody else's came from; None for a run"""
+    """where somebody else's came from; None for a run and for a packed model"""
     step: int | None = None
     """of a run: its newest checkpoint's"""
+    packed: PackedFile | None = None
+    """of a packed model: the file that its weights are mapped from"""
 
     @property
     def title(self) -> str:
@@ -41,12 +47,14 @@ class OpenModel:
 def open_model(
     model: str | Path, dtype: DTypeName | None = None, device: torch.device | str = "cpu"
 ) -> OpenModel:
-    """A run folder, a Hugging Face folder, a GGUF file, or a hub id.
+    """A run folder, a packed folder, a Hugging Face folder, a GGUF file, or a hub id.
 
     `dtype` None keeps the one that weights are stored in, fp32 for packed formats of GGUF. Raises
     CheckpointError, ConfigError or DataError, by name, for what cannot be used.
     """
     path = folder_of(str(model))
+    if is_packed(path):
+        return _open_packed(str(model), path, dtype, device)
     if is_run(path):
         run = load_run(path, device)
         if dtype is not None:
@@ -55,12 +63,35 @@ def open_model(
     source = open_source(path)
     tokenizer = tokenizer_of(source)
     loaded = load_source(source, None if dtype is None else DTYPES[dtype], device)
-    if tokenizer.vocabulary > loaded.decoder.config.vocabulary:
+    check_vocabulary(path, tokenizer, loaded.decoder.config)
+    return OpenModel(str(model), loaded.decoder, tokenizer, loaded)
+
+
+def _open_packed(
+    model: str, path: Path, dtype: DTypeName | None, device: torch.device | str
+) -> OpenModel:
+    if dtype is not None:
+        raise ConfigError(
+            f"{model}: is packed and computes in whole numbers and fp32, not in {dtype}; leave the "
+            "dtype out"
+        )
+    if torch.device(device).type != "cpu":
+        raise ConfigError(
+            f"{model}: is packed for CPUs, not for {device}; open the model that it was made from"
+        )
+    file = PackedFile(path / FILE)
+    decoder, tokenizer = packed_decoder(file), load_tokenizer(path)
+    check_vocabulary(path, tokenizer, decoder.config)
+    return OpenModel(model, decoder, tokenizer, None, packed=file)
+
+
+def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelShape) -> None:
+    """Raises CheckpointError for a tokenizer with more tokens than the model."""
+    if tokenizer.vocabulary > config.vocabulary:
         raise CheckpointError(
             f"{path}: the tokenizer has {tokenizer.vocabulary} tokens and the model "
-            f"{loaded.decoder.config.vocabulary}; they belong to different models"
+            f"{config.vocabulary}; they belong to different models"
         )
-    return OpenModel(str(model), loaded.decoder, tokenizer, loaded)
 
 
 def is_run(path: Path) -> bool:
@@ -68,8 +99,20 @@ def is_run(path: Path) -> bool:
 
 
 def inspect_model(model: str | Path) -> Inspection:
-    """What is in it; reads no weight."""
-    path = folder_of(str(model))
+    """What is in it; of a known name, such as mixtral-8x7b, the shape alone.
+
+    Reads no weight, but all of a packed folder, whose digests it checks.
+
+    Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used.
+    """
+    name = str(model)
+    if not Path(name).exists() and "/" not in name:
+        # Of no such name either, the error lists the nearest.
+        family = known_config(name)["model_type"]
+        return Inspection(name, family, known_shape(name))
+    path = folder_of(name)
+    if is_packed(path):
+        return inspect_packed(PackedFile(path / FILE))
     if not is_run(path):
         return inspect_source(open_source(path))
     recipe = RunFolder(path).recorded()

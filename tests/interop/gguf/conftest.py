@@ -1,22 +1,28 @@
-"""Small GGUF files, written with llama.cpp's own package.
+"""Small GGUF files, written with llama.cpp's own package, and small models to be written as such.
 
 V vocabulary, D width.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mixtura.data import BpeConfig
+from mixtura.data import BpeConfig, SubwordTokenizer
+from mixtura.interop.decoder_source import DecoderSource
+from mixtura.models import DecoderConfig
+from mixtura.shapes.families import family_named
 
 Write = Callable[..., Path]
+Tiny = Callable[[str], DecoderSource]
 Tensors = dict[str, NDArray[np.float32]]
 
 SIZES = {
@@ -152,3 +158,153 @@ def add_tensor(
         writer.add_tensor(name, values.astype(np.float16))
     else:
         writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+
+
+# Widths of 32 and 64, so that blocks of 32 fill every row.
+_DENSE = {
+    "vocab_size": 288,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+}
+_SPARSE = {
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+}
+_LATENT = {
+    **_SPARSE,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+}
+_SCALED = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 2.0,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "llama": ("llama", {"head_dim": 32}),
+    "llama with biases": ("llama", {"attention_bias": True, "tie_word_embeddings": True}),
+    "llama 3": ("llama", {"rope_parameters": _LLAMA3}),
+    "llama with yarn": ("llama", {"rope_parameters": _YARN}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "mixtral": ("mixtral", _SPARSE),
+    "olmoe": ("olmoe", {**_SPARSE, "num_key_value_heads": 4}),
+    "qwen2_moe": ("qwen2_moe", {**_SPARSE, "shared_expert_intermediate_size": 64}),
+    "qwen3_moe": ("qwen3_moe", {**_SPARSE, "head_dim": 32, "norm_topk_prob": True}),
+    "deepseek_v2": (
+        "deepseek_v2",
+        {
+            **_LATENT,
+            "routed_scaling_factor": 1.5,
+            "rope_parameters": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+        },
+    ),
+    "deepseek_v3": ("deepseek_v3", {**_LATENT, "n_group": 4, "topk_group": 2}),
+    "dbrx": (
+        "dbrx",
+        {
+            "d_model": 64,
+            "n_heads": 4,
+            "n_layers": 2,
+            "max_seq_len": 128,
+            "attn_config": {"clip_qkv": 1.0, "kv_n_heads": 2, "rope_theta": 1e4},
+            "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 8, "moe_top_k": 2},
+        },
+    ),
+    "granitemoe": ("granitemoe", {**_SPARSE, **_SCALED}),
+    "granitemoeshared": (
+        "granitemoeshared",
+        {**_SPARSE, **_SCALED, "shared_intermediate_size": 64},
+    ),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        {
+            **_SPARSE,
+            "num_hidden_layers": 3,
+            "moe_num_experts": 8,
+            "moe_k": 2,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+        },
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            **_SPARSE,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def bpe() -> SubwordTokenizer:
+    """Byte-level BPE of 288 tokens, trained on a line."""
+    trained = BpeConfig(kind="bpe", vocabulary=288).build(
+        lambda _: [
+            "the cat sat on the mat, the hat and the bat 1 22 333; 'tis a rat in that vat " * 4
+        ]
+    )
+    assert trained.vocabulary <= 288
+    return trained
+
+
+@pytest.fixture(scope="session")
+def tiny(bpe: SubwordTokenizer) -> Tiny:
+    """A model of TINY by name, of random weights of which none is at its neutral start.
+
+    It writes no part of a letter, about which llama.cpp's server would say nothing, nor an end.
+    """
+    silent = [token for token in range(288) if not bpe.decode([token % bpe.vocabulary]).isascii()]
+    return cache(lambda name: tiny_model(name, [bpe.end_of_document, *silent]))
+
+
+def tiny_model(name: str, silent: list[int]) -> DecoderSource:
+    model_type, own = TINY[name]
+    family = family_named(model_type)
+    decoder = DecoderConfig.parse(family.read({**_DENSE, **own})).build().eval()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*decoder.parameters(), *decoder.buffers()):
+            if tensor.is_floating_point():
+                tensor.add_(torch.randn(tensor.shape, generator=draw), alpha=0.1)
+        for key, tensor in decoder.named_parameters():
+            if key.endswith("router.weight"):
+                # Of near-ties at the last place it then matters little which expert is chosen.
+                tensor.mul_(4)
+        if not decoder.config.tied_head:
+            # Of 100 others some logit is above 0.
+            decoder.head.weight[silent] = 0
+    return DecoderSource(decoder, family, Path(name))

@@ -21,7 +21,7 @@ from mixtura.errors import CheckpointError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-_ALIGNMENT = 32
+ALIGNMENT = 32
 _MOST_DIMS = 4
 # The file's number for each type of a value; 8 is a string and 9 an array.
 _SCALARS = {
@@ -43,6 +43,11 @@ class TensorPlace:
     start: int
     """its first byte in the file"""
     bytes: int
+
+    @property
+    def bytes_of_row(self) -> int:
+        block, size = GGML_QUANT_SIZES[self.kind]
+        return self.shape[-1] // block * size
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ class _Reader:
             key = self._string("the name of a key")
             metadata[key] = self._value(key)
         listed = [self._tensor() for _ in range(tensors)]
-        alignment = metadata.get("general.alignment", _ALIGNMENT)
+        alignment = metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
             raise self._error(f"general.alignment={alignment!r} must be 1 or more")
         begin = -(-self._at // alignment) * alignment

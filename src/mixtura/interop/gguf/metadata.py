@@ -1,5 +1,6 @@
 """Values of a GGUF file's metadata, checked as they are asked for."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,10 @@ class Metadata:
         if not isinstance(value, kind):
             raise self.error(key, f"{value!r:.60}, expected {expected}")
         return value
+
+
+def nearest(name: str, known: Mapping[str, Any]) -> CheckpointError:
+    """For a tensor that was asked for and is not there."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; the nearest is {near[0]}" if near else ""
+    return CheckpointError(f"no tensor {name} among the {len(known)} of the model{hint}")

@@ -1,15 +1,17 @@
-"""Rotary positions as a GGUF file states them, in the terms of config.json.
+"""Rotary positions as a GGUF file states them, in the terms of config.json, and the reverse.
 
 P pairs of a head.
 """
 
 import math
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixtura.errors import CheckpointError
+from mixtura.config import Tree
+from mixtura.errors import CheckpointError, ConfigError
 from mixtura.interop.gguf.metadata import Metadata
 
 # What every published model with factors in its file was stretched with (Llama 3.1, 3.2 and 3.3);
@@ -20,10 +22,11 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _ROPE_BASE = 10_000.0
+LOG_MULTIPLIER = ".rope.scaling.yarn_log_multiplier"
 # YaRN's further settings, which config.json spells otherwise, or llama.cpp counts otherwise.
 _YARN_DEFAULTS = {
     ".rope.scaling.attn_factor": 1.0,
-    ".rope.scaling.yarn_log_multiplier": 0.0,
+    LOG_MULTIPLIER: 0.0,
     ".rope.scaling.yarn_ext_factor": 1.0,
     ".rope.scaling.yarn_attn_factor": 1.0,
     ".rope.scaling.yarn_beta_fast": 32.0,
@@ -32,14 +35,18 @@ _YARN_DEFAULTS = {
 
 
 def rope_parameters(
-    metadata: Metadata, head_dim: int, factors_P: NDArray[np.float32] | None
+    metadata: Metadata,
+    head_dim: int,
+    factors_P: NDArray[np.float32] | None,
+    read_elsewhere: Container[str] = (),
 ) -> dict[str, Any]:
     """config.json's `rope_parameters`; `factors_P` is the tensor rope_freqs.weight, if any.
 
-    Raises CheckpointError for a scaling that is not read.
+    Raises CheckpointError for a scaling that is not read; `read_elsewhere` names settings of YaRN
+    that an architecture reads by itself.
     """
     base = metadata.number(".rope.freq_base", _ROPE_BASE)
-    scaling = _stated(metadata)
+    scaling = _stated(metadata, read_elsewhere)
     if factors_P is not None:
         if scaling["rope_type"] != "default":
             stated = scaling["rope_type"]
@@ -51,7 +58,37 @@ def rope_parameters(
     return {"rope_theta": base, **scaling}
 
 
-def _stated(metadata: Metadata) -> dict[str, Any]:
+def rope_keys(scaling: Mapping[str, Any] | None, architecture: str) -> Tree:
+    """The reverse, from the `rope_scaling` of our attention; its base stands by itself.
+
+    Raises ConfigError for a scaling that has no keys. That of Llama 3.1 has a tensor instead.
+    """
+    if scaling is None or scaling["kind"] == "llama3":
+        return {}
+    if scaling["kind"] not in {"linear", "yarn"}:
+        raise ConfigError(
+            f"attention.rope_scaling.kind={scaling['kind']!r} has no place in a GGUF file of the "
+            f"architecture {architecture}; linear, llama3 and yarn have"
+        )
+    found: Tree = {
+        ".rope.scaling.type": scaling["kind"],
+        ".rope.scaling.factor": scaling["factor"],
+    }
+    if scaling["kind"] == "yarn":
+        found[".rope.scaling.original_context_length"] = scaling["original_context"]
+    return found
+
+
+def factors_of(attention: Mapping[str, Any]) -> NDArray[np.float32] | None:
+    """factors_P of the tensor rope_freqs.weight, from our attention; None where it has none."""
+    scaling = attention["rope_scaling"]
+    if scaling is None or scaling["kind"] != "llama3":
+        return None
+    factors_P = llama3_factors(attention["rope_base"], attention["head_dim"], scaling["factor"])
+    return factors_P.astype(np.float32)
+
+
+def _stated(metadata: Metadata, read_elsewhere: Container[str]) -> dict[str, Any]:
     # Older files have the factor alone.
     older = metadata.number(".rope.scale_linear", 1.0)
     kind = metadata.text(".rope.scaling.type", "linear" if older != 1 else "none")
@@ -62,7 +99,8 @@ def _stated(metadata: Metadata) -> dict[str, Any]:
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
         for key, default in _YARN_DEFAULTS.items():
-            if (given := metadata.number(key, default)) != default:
+            given = metadata.number(key, default)
+            if given != default and key not in read_elsewhere:
                 raise metadata.error(key, f"{given:g}; with YaRN only {default:g} is read")
         original = metadata.count(".rope.scaling.original_context_length")
         return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}

@@ -1,6 +1,8 @@
-"""A GGUF file as a Source: config.json's words, Hugging Face's tensor names and row order."""
+"""A GGUF file as a Source: config.json's words, Hugging Face's tensor names, shapes and order."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,29 +15,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixtura.errors import CheckpointError
-from mixtura.interop.gguf.families import (
-    ROPE_FACTORS,
-    Expected,
-    config_of,
-    expected_tensors,
-    family_of,
-    nearest,
-)
+from mixtura.interop.filling import in_groups, is_whole
+from mixtura.interop.gguf.architectures import architecture_of
+from mixtura.interop.gguf.blocks import BITS, unpacked
 from mixtura.interop.gguf.header import TensorPlace, read_header
-from mixtura.interop.gguf.metadata import Metadata
-from mixtura.interop.gguf.rope import rope_parameters
-from mixtura.interop.source import Source, StoredTensor
+from mixtura.interop.gguf.links import narrowed
+from mixtura.interop.gguf.metadata import Metadata, nearest
+from mixtura.interop.source import Place, Source, StoredTensor
+from mixtura.interop.weights import taken
+from mixtura.kernels.groups import GROUP, Groups
+from mixtura.shapes.families import Piece, family_of, shape_of
 
+ROPE_FACTORS = "rope_freqs.weight"
 # Stored as numbers, so that a tensor can be a view of the file.
 _PLAIN: Mapping[GGMLQuantizationType, tuple[str, torch.dtype]] = {
     GGMLQuantizationType.F32: ("<f4", torch.float32),
     GGMLQuantizationType.F16: ("<f2", torch.float16),
     GGMLQuantizationType.BF16: ("<i2", torch.bfloat16),
 }
+Part = tuple[TensorPlace, Piece]
+"""where a part of an HF tensor lies in the file, and how it fills it"""
 
 
 class GGUFSource(Source):
-    """A dense model of the llama, qwen2 or qwen3 architecture; only its head is read at once.
+    """A model of an architecture that is read; only the file's head is read at once.
 
     Raises CheckpointError, naming the key or the tensor and what was expected of it.
     """
@@ -47,61 +50,94 @@ class GGUFSource(Source):
         places = {place.name: place for place in header.tensors}
         if len(places) < len(header.tensors):
             raise CheckpointError(f"{path}: lists a tensor twice; the file is damaged")
-        family = family_of(self.metadata)
-        config = config_of(self.metadata, family, frozenset(places))
+        architecture = architecture_of(self.metadata)
         factors = places.pop(ROPE_FACTORS, None)
-        rope = rope_parameters(
-            self.metadata, config["head_dim"], None if factors is None else self._numbers(factors)
-        )
-        expected = list(expected_tensors(config, family))
-        self._check(expected, places)
-        self._expected = {one.hf_name: one for one in expected}
-        self._places = {one.hf_name: places[one.gguf_name] for one in expected}
-        self._dtype = _common_dtype(self._places.values())
-        # Both spellings: rope_theta is that of transformers before 5.
-        self.config = {
-            **config,
-            "rope_theta": rope["rope_theta"],
-            "rope_parameters": rope,
-            "dtype": str(self._dtype).removeprefix("torch."),
-        }
+        factors_P = None if factors is None else self._numbers(factors)
+        config = architecture.config(self.metadata, frozenset(places), factors_P)
+        family = family_of(config)
+        shape = shape_of(family.read(config))
+        self._shapes = {piece.stored: piece.shape for piece in family.pieces(shape)}
+        links = list(architecture.links(self._shapes, shape, places))
+        self._check(links, places)
+        self._parts: dict[str, list[Part]] = defaultdict(list)
+        for link in links:
+            self._parts[link.ours].append(_part(places[link.stored], link))
+        self._dtype = _common_dtype(places.values())
+        self.config = {**config, "dtype": str(self._dtype).removeprefix("torch.")}
 
     @cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return {
-            name: StoredTensor(name, place.shape, place.kind.name, self.path, place.bytes)
-            for name, place in self._places.items()
-        }
+        return {name: self._stored(name, parts) for name, parts in self._parts.items()}
 
     def read(self, name: str) -> Tensor:
         """All in one dtype: that of the file's matrices where it has one, else fp32.
 
-        A tensor stored in it is a view of the file, mapped copy-on-write, but for rows of Q and K,
-        which are put back in order. Raises CheckpointError for a name or a type that is not known.
+        A tensor stored in it is a view of the file, mapped copy-on-write, but for those whose rows
+        are put in order, or whose parts lie apart. Raises CheckpointError for a name or a type that
+        is not known.
         """
-        place = self._place(name)
-        if place.kind in _PLAIN:
-            dtype, torch_dtype = _PLAIN[place.kind]
-            tensor = torch.from_numpy(self._mapped(place, dtype, place.shape)).view(torch_dtype)
-        else:
-            tensor = torch.from_numpy(self._numbers(place))
-        heads = self._expected[name].interleaved_heads
-        return (half_split(tensor, heads) if heads else tensor).to(self._dtype)
+        parts = self._parts_of(name)
+        if len(parts) == 1 and is_whole(parts[0][1]):
+            return self._tensor(parts[0][0]).view(self._shapes[name]).to(self._dtype)
+        whole, unpacked_parts = torch.empty(self._shapes[name], dtype=self._dtype), {}
+        for place, piece in parts:
+            if place.start not in unpacked_parts:
+                unpacked_parts[place.start] = self._tensor(place)
+            target, part = taken(whole, unpacked_parts[place.start], piece)
+            target.copy_(part)
+        return whole
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The same for every tensor."""
-        self._place(name)
+        self._parts_of(name)
         return self._dtype
 
-    def _place(self, name: str) -> TensorPlace:
-        if name not in self._places:
-            raise nearest(name, self._places)
-        return self._places[name]
+    def place_of(self, name: str) -> Place | None:
+        (place, piece), *others = self._parts_of(name)
+        plain = _PLAIN.get(place.kind)
+        if others or not is_whole(piece) or plain is None or plain[1] != self._dtype:
+            return None
+        return Place(self.path, place.start)
+
+    def groups(self, name: str) -> Groups | None:
+        """Rows of Q4_0 or Q8_0 blocks, put into HF's order; those of a stack one after another."""
+        parts = self._parts_of(name)
+        kinds, rows = {place.kind for place, _ in parts}, self._shapes[name]
+        pieces = [in_groups(piece) for _, piece in parts]
+        if len(kinds) > 1 or not kinds <= set(BITS) or None in pieces:
+            return None
+        q = torch.empty(rows, dtype=torch.int8)
+        scale = torch.empty(*rows[:-1], rows[-1] // GROUP, dtype=torch.float16)
+        for (place, _), piece in zip(parts, pieces, strict=True):
+            stored = unpacked(self._raw(place).reshape(-1, place.bytes_of_row), place.kind)
+            if stored is None or piece is None:
+                return None
+            for whole, part in ((q, stored.q_NK), (scale, stored.scale_NG)):
+                own = part.view(*place.shape[:-1], -1)
+                target, filling = taken(whole, own, piece)
+                target.copy_(filling)
+        return Groups(q.flatten(0, -2), scale.flatten(0, -2), BITS[kinds.pop()])
+
+    def _parts_of(self, name: str) -> list[Part]:
+        if name not in self._parts:
+            raise nearest(name, self._parts)
+        return self._parts[name]
+
+    def _stored(self, name: str, parts: list[Part]) -> StoredTensor:
+        size = sum({place.start: place.bytes for place, _ in parts}.values())
+        kind = parts[0][0].kind.name
+        return StoredTensor(name, self._shapes[name], kind, self.path, size)
+
+    def _tensor(self, place: TensorPlace) -> Tensor:
+        """In the dtype that it is stored in, and fp32 for what is unpacked."""
+        if place.kind in _PLAIN:
+            dtype, torch_dtype = _PLAIN[place.kind]
+            return torch.from_numpy(self._mapped(place, dtype, place.shape)).view(torch_dtype)
+        return torch.from_numpy(self._numbers(place))
 
     def _numbers(self, place: TensorPlace) -> NDArray[np.float32]:
         """Its values as fp32, in its shape."""
-        rows = (*place.shape[:-1], -1)
-        raw = self._mapped(place, "u1", (place.bytes,)).reshape(rows)
+        raw = self._raw(place).reshape(*place.shape[:-1], place.bytes_of_row)
         try:
             return gguf.dequantize(raw, place.kind).reshape(place.shape)
         except NotImplementedError as error:
@@ -109,6 +145,9 @@ class GGUFSource(Source):
                 f"{self.path}: tensor {place.name} is {place.kind.name}, which cannot be "
                 "dequantised; take a file of a common quantisation, such as Q4_K_M or Q8_0"
             ) from error
+
+    def _raw(self, place: TensorPlace) -> NDArray[np.uint8]:
+        return self._mapped(place, "u1", (place.bytes,))
 
     def _mapped(self, place: TensorPlace, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
         # Mapped tensor by tensor, so that pages go when the tensor does. Copy-on-write: a view may
@@ -121,20 +160,20 @@ class GGUFSource(Source):
                 "changed since it was opened?"
             ) from error
 
-    def _check(self, expected: Iterable[Expected], places: Mapping[str, TensorPlace]) -> None:
+    def _check(self, expected: Iterable[Piece], places: Mapping[str, TensorPlace]) -> None:
         """Every tensor is there in its shape, and no other."""
         left = dict(places)
-        for one in expected:
-            place = left.pop(one.gguf_name, None)
+        for name, shape in {one.stored: one.shape for one in expected}.items():
+            place = left.pop(name, None)
             if place is None:
                 raise CheckpointError(
-                    f"{self.path}: lacks the tensor {one.gguf_name}, expected of shape {one.shape} "
-                    "by its metadata"
+                    f"{self.path}: lacks the tensor {name}, expected of shape {shape} by its "
+                    "metadata"
                 )
-            if place.shape != one.shape:
+            if place.shape != shape:
                 raise CheckpointError(
-                    f"{self.path}: tensor {one.gguf_name} has shape {place.shape}, expected "
-                    f"{one.shape} by its metadata"
+                    f"{self.path}: tensor {name} has shape {place.shape}, expected {shape} by its "
+                    "metadata"
                 )
         if left:
             raise CheckpointError(
@@ -143,17 +182,24 @@ class GGUFSource(Source):
             )
 
 
+def _part(place: TensorPlace, piece: Piece) -> Part:
+    """Of a stack, the one matrix that a piece takes."""
+    found = narrowed(piece)
+    if found is None:
+        return place, piece
+    number, within = found
+    size = place.bytes // place.shape[0]
+    own = replace(place, shape=place.shape[1:], start=place.start + number * size, bytes=size)
+    return own, within
+
+
 def _common_dtype(places: Iterable[TensorPlace]) -> torch.dtype:
-    """llama.cpp keeps vectors in fp32 whatever the matrices are in, so these say."""
-    kinds = {place.kind for place in places if len(place.shape) > 1}
+    """llama.cpp keeps vectors, biases and routers in fp32 whatever the rest is in."""
+    kinds = {place.kind for place in places if in_asked_kind(place.name, place.shape)}
     dtypes = {_PLAIN[kind][1] if kind in _PLAIN else torch.float32 for kind in kinds}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
-def half_split(rows: Tensor, heads: int) -> Tensor:
-    """Rows of `heads` heads from the order (0, 1), (2, 3), ... of turning pairs to HF's.
-
-    There a head's row i turns with row i + half.
-    """
-    pairs = rows.unflatten(0, (heads, -1, 2))
-    return pairs.transpose(1, 2).flatten(0, 2).contiguous()
+def in_asked_kind(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is stored in the kind that is asked for, and not in fp32 in any case."""
+    return len(shape) > 1 and not name.endswith((".bias", "ffn_gate_inp.weight"))

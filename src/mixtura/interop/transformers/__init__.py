@@ -9,14 +9,23 @@ from mixtura.interop.transformers.backend import register
 if TYPE_CHECKING:
     from mixtura.interop.transformers.balancing import Balancing, attach_balancing
     from mixtura.interop.transformers.observe import Observation, observe_routing
+    from mixtura.interop.transformers.packed_experts import pack_experts
 
-__all__ = ["Balancing", "Observation", "attach_balancing", "observe_routing", "register"]
+__all__ = [
+    "Balancing",
+    "Observation",
+    "attach_balancing",
+    "observe_routing",
+    "pack_experts",
+    "register",
+]
 
 _HOMES = {
     "Balancing": "balancing",
     "Observation": "observe",
     "attach_balancing": "balancing",
     "observe_routing": "observe",
+    "pack_experts": "packed_experts",
 }
 
 

@@ -14,6 +14,9 @@ OLDEST = "5.7"
 def register() -> None:
     """Add `experts_implementation="mixtura"` to transformers; a second call changes nothing.
 
+    And "mixtura-8bit" and "mixtura-4bit", which pack the experts of a model when they are first
+    used, for inference on a CPU.
+
     Raises ConfigError where transformers is absent, or older than 5.7.
     """
     remedy = f"pip install 'mixtura[hf]' brings {OLDEST} or newer"
@@ -31,7 +34,10 @@ def register() -> None:
     from transformers.integrations.moe import ExpertsInterface
 
     from mixtura.interop.transformers.experts import experts_forward
+    from mixtura.interop.transformers.packed_experts import NAMES, forward_of
 
-    ExpertsInterface.register(NAME, experts_forward)
-    # FP8 experts look here; ours then refuses them by name.
-    FP8ExpertsInterface.register(NAME, experts_forward)
+    forwards = {NAME: experts_forward, **{name: forward_of(bits) for name, bits in NAMES.items()}}
+    for name, forward in forwards.items():
+        ExpertsInterface.register(name, forward)
+        # FP8 experts look here; ours then refuses them by name.
+        FP8ExpertsInterface.register(name, forward)

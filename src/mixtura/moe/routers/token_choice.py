@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from mixtura.kernels.bank_linear import bank_linear
+from mixtura.kernels.row_linear import row_linear
 from mixtura.kernels.topk import topk
 from mixtura.moe.bias import bias_step
 from mixtura.moe.capacity import Admission, Capacity, Wishes
@@ -253,13 +253,13 @@ def linear(x_TD: Tensor, weight_ED: Tensor, bank_R: Tensor | None = None, banks:
 
 
 class _LinearOutsideAutocast(torch.autograd.Function):
-    """F.linear in the inputs' dtype, also where `backward()` is called inside an autocast block."""
+    """x W^T in the inputs' dtype, also where `backward()` is called inside an autocast block."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
         ctx.save_for_backward(x_TD, weight_ED)
         with torch.autocast(x_TD.device.type, enabled=False):
-            return F.linear(x_TD, weight_ED)
+            return row_linear(x_TD, weight_ED)
 
     @staticmethod
     def backward(ctx, grad_TE: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -1,0 +1,72 @@
+"""What the machine can do at best: raw reads of memory, and multiply-adds of 8-bit numbers."""
+
+import mmap
+import time
+
+import numpy as np
+import torch
+
+from mixtura.kernels.native import instruction_sets, native, number_of, set_threads
+from sides.side import Setting
+
+# Several times what a processor caches, and small beside the models.
+_BYTES = 1 << 30
+_SIDE = 4096
+
+
+class Limits:
+    """Reads go on from where the last one ended, so that none meets what it has cached."""
+
+    def __init__(self, setting: Setting) -> None:
+        torch.set_num_threads(setting.threads)
+        set_threads(setting.threads)
+        self._native = native()
+
+    def about(self) -> dict[str, str]:
+        how = "Mixtura's native module" if self._native else "PyTorch, in want of a native module"
+        return {"package": how, "built_with": torch.backends.cpu.get_cpu_capability()}
+
+    def load(self) -> int:
+        # Its own mapping, so that it can be asked to lie in huge pages.
+        area = mmap.mmap(-1, _BYTES)
+        area.madvise(mmap.MADV_HUGEPAGE)
+        self._words = torch.from_numpy(np.frombuffer(area, np.int64))
+        self._words.fill_(1)
+        self._at = 0
+        if not self._native:
+            self._square = torch.ones(_SIDE, _SIDE, dtype=torch.int8)
+        return 0
+
+    def read(self, count: int) -> float:
+        """Seconds to read so many bytes."""
+        began = time.perf_counter()
+        left = count // 8
+        while left:
+            taken = min(left, len(self._words) - self._at)
+            self._read(self._words[self._at : self._at + taken])
+            self._at = (self._at + taken) % len(self._words)
+            left -= taken
+        return time.perf_counter() - began
+
+    def peaks(self, seconds: float) -> dict[str, float]:
+        """1e9 multiply-adds a second by instruction set, each taken for so many seconds."""
+        if self._native:
+            found = {
+                f"int8 {name}": self._native.peak_int8(number_of(name), seconds) / 1e9
+                for name in instruction_sets()
+                if name != "plain"
+            }
+            if "amx" in instruction_sets():
+                found["bf16 amx"] = self._native.peak_bfloat(seconds) / 1e9
+            return found
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds or not done:
+            torch._int_mm(self._square, self._square)
+            done += 1
+        return {"int8 torch._int_mm": done * _SIDE**3 / (time.perf_counter() - began) / 1e9}
+
+    def _read(self, words: torch.Tensor) -> None:
+        if self._native:
+            self._native.read_bytes(words.data_ptr(), words.numel() * 8)
+        else:
+            words.sum()

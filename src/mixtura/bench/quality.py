@@ -1,0 +1,190 @@
+"""What quantisation costs a model: perplexity on real text in 16, 8 and 4 bits, side by side."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from mixtura.bench.rounding import round_by_llama_cpp, unpack_into
+from mixtura.bench.scoring import Score, score
+from mixtura.bench.windows import Windows, windows
+from mixtura.data import Document, Progress, Skipped, StdlibSource, TextSource
+from mixtura.data.prepare import silent
+from mixtura.data.split import split
+from mixtura.errors import ConfigError
+from mixtura.interop.hub import folder_of
+from mixtura.kernels.groups import Bits
+from mixtura.kernels.packed_linear import Arithmetic, Phase, arithmetic_of
+from mixtura.models import LanguageModel
+from mixtura.packed import is_packed
+from mixtura.packed.phase import in_phase
+from mixtura.train.opening import is_run, open_model
+from mixtura.train.packing import pack_model
+from mixtura.train.run_folder import RunFolder
+
+Precision = Literal[16, 8, 4]
+_PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to measure."""
+
+    bits: tuple[Precision, ...] = (16, 8, 4)
+    text: Path | None = None
+    """a file or a folder; None: a run's own held-out text, or Python's standard library"""
+    tokens: int = 16384
+    length: int | None = None
+    """of a window; None: 512, or the model's context where that is shorter"""
+    head_bits: Bits | None = None
+    """of the head and the embedding; None: as many as the rest"""
+    peer: bool = False
+    """llama.cpp's rules of rounding too"""
+
+
+@dataclass(frozen=True, slots=True)
+class QualityRow:
+    """One way to hold and to compute the model."""
+
+    name: str
+    bits: Precision
+    arithmetic: Arithmetic | Literal["fp32"]
+    """of the products with packed weights; all else is fp32"""
+    bytes: int
+    perplexity: float
+    bits_per_byte: float
+    ratio: float
+    """of its perplexity to that of 16 bits"""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Rows in the order in which they were measured; the first is 16 bits."""
+
+    model: str
+    text: str
+    windows: int
+    length: int
+    head_bits: Bits | None
+    predicted: int
+    """tokens"""
+    rows: tuple[QualityRow, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench_quality(model: str | Path, wanted: Wanted, progress: Progress = silent) -> Quality:
+    """Pack the model into a folder that is removed again, and read the same text each time.
+
+    16 bits are its weights as bf16, multiplied in fp32: what it is before anything is quantised.
+    Raises ConfigError, CheckpointError or DataError, by name, for what cannot be measured.
+    """
+    path = folder_of(str(model))
+    if is_packed(path):
+        raise ConfigError(
+            f"{model}: is packed already, and what packing cost it can no longer be seen; give the "
+            "model that it was packed from"
+        )
+    text, documents = _text_of(path, wanted.text)
+    opened = open_model(path, "bfloat16")
+    context = opened.decoder.config.context
+    length = min(512, context) if wanted.length is None else wanted.length
+    opened.decoder.check_length(length)
+    read = windows(documents, opened.tokenizer, length, wanted.tokens)
+    measure = _Measurement(path, read, wanted.head_bits, progress)
+    measure.in_sixteen_bits(opened.decoder)
+    del opened
+    for bits in wanted.bits:
+        if bits == 16:
+            continue
+        if wanted.peer:
+            measure.by_llama_cpp(bits)
+        measure.packed(bits)
+    rows = tuple(measure.rows)
+    return Quality(
+        str(model), text, len(read.token_WS), length, wanted.head_bits, read.predicted, rows
+    )
+
+
+class _Measurement:
+    """Rows as they come, each against the first."""
+
+    def __init__(
+        self, path: Path, text: Windows, head_bits: Bits | None, progress: Progress
+    ) -> None:
+        self._path, self._text = path, text
+        self._head_bits: Bits | None = head_bits
+        self._progress = progress
+        self.rows: list[QualityRow] = []
+
+    def in_sixteen_bits(self, model: LanguageModel) -> None:
+        size = 2 * sum(parameter.numel() for parameter in model.parameters())
+        self._add("16 bits", 16, "fp32", size, self._score(model.float(), "16 bits"))
+
+    def by_llama_cpp(self, bits: Bits) -> None:
+        name = f"{'Q4_0' if bits == 4 else 'Q8_0'} (llama.cpp's rule), weights alone"
+        model = self._plain()
+        told = partial(self._progress, f"rounding, {name}")
+        size = round_by_llama_cpp(model, bits, self._head_bits, told)
+        self._add(name, bits, "fp32", size, self._score(model, name))
+
+    def packed(self, bits: Bits) -> None:
+        """Its weights in a plain model; then as it is used, once for each arithmetic of a phase."""
+        with TemporaryDirectory() as folder:
+            out = pack_model(
+                self._path,
+                Path(folder, "packed"),
+                bits,
+                head_bits=self._head_bits,
+                progress=partial(self._progress, f"packing in {bits} bits"),
+            )
+            model = open_model(out.path).decoder
+            name, plain = f"{bits} bits, weights alone", self._plain()
+            unpack_into(plain, model)
+            self._add(name, bits, "fp32", out.bytes, self._score(plain, name))
+            del plain
+            seen: set[Arithmetic] = set()
+            for phase in _PHASES:
+                arithmetic = arithmetic_of(phase)
+                if arithmetic in seen:
+                    continue
+                seen.add(arithmetic)
+                name = f"{bits} bits, {phase}"
+                with in_phase(phase):
+                    self._add(name, bits, arithmetic, out.bytes, self._score(model, name))
+
+    def _plain(self) -> LanguageModel:
+        return open_model(self._path, "bfloat16").decoder.float()
+
+    def _score(self, model: LanguageModel, name: str) -> Score:
+        return score(model, self._text, partial(self._progress, f"reading, {name}"))
+
+    def _add(
+        self,
+        name: str,
+        bits: Precision,
+        arithmetic: Arithmetic | Literal["fp32"],
+        size: int,
+        found: Score,
+    ) -> None:
+        whole = self.rows[0].perplexity if self.rows else found.perplexity
+        ratio = found.perplexity / whole
+        row = QualityRow(name, bits, arithmetic, size, found.perplexity, found.bits_per_byte, ratio)
+        self.rows.append(row)
+
+
+def _text_of(path: Path, text: Path | None) -> tuple[str, Iterable[Document | Skipped]]:
+    """Its name for people, and its documents."""
+    if text is not None:
+        return str(text), TextSource(kind="text", paths=(str(text),)).read()
+    if is_run(path):
+        recipe = RunFolder(path).recorded()
+        assert recipe is not None, "it is a run"
+        data = recipe.data
+        readable = (one for one in data.source.read() if isinstance(one, Document))
+        sides = split(readable, data.heldout, data.seed)
+        return "held out from its training", (one for side, one in sides if side == "heldout")
+    return "Python's standard library", StdlibSource().read()

@@ -1,0 +1,81 @@
+"""A plain model whose weights are rounded: as packing rounded them, or by llama.cpp's rule.
+
+N output channels, K inputs.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixtura.interop.gguf.rules import llama_cpp_groups
+from mixtura.kernels.groups import GROUP, Bits, dequantise
+from mixtura.packed import PackedEmbedding, PackedExperts, PackedLinear
+from mixtura.packed.plan import Planned, plan
+
+_OUTER = frozenset({"head.weight", "embedding.weight"})
+
+
+@torch.no_grad()
+def unpack_into(plain: nn.Module, packed: nn.Module) -> None:
+    """Give a plain model the weights that the packed one holds; what is not packed stays."""
+    for one in _packed_ones(plain):
+        held = packed.get_submodule(one.name.removesuffix(".weight"))
+        match held:
+            case PackedLinear():
+                weights = [held.dequantised()]
+            case PackedEmbedding():
+                weights = [held(torch.arange(held.rows))]
+            case PackedExperts():
+                weights = list(held.dequantised())
+            case _:
+                raise AssertionError(f"{one.name} is packed")
+        for place, weight in zip(_weights(plain, one), weights, strict=True):
+            place.copy_(weight.view(place.shape))
+
+
+@torch.no_grad()
+def round_by_llama_cpp(
+    model: nn.Module,
+    bits: Bits,
+    head_bits: Bits | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Round in place what packing packs, and nothing else, as Q4_0 or Q8_0.
+
+    `head_bits` are those of the head and the embedding; `progress` gets tensors done and in all.
+    Gives the bytes of such a model: groups with their scales, and 16 bits for each number that
+    stays.
+    """
+    of_outer: Bits = head_bits or bits
+    weights: list[tuple[Tensor, Bits]] = [
+        (weight, of_outer if one.name in _OUTER else bits)
+        for one in _packed_ones(model)
+        for weight in _weights(model, one)
+    ]
+    size = 0
+    for done, (weight, own) in enumerate(weights):
+        # An expert at a time.
+        for w_NK in weight.flatten(0, -3) if weight.dim() > 2 else [weight]:
+            inputs = w_NK.shape[1]
+            padded_NK = F.pad(w_NK.float(), (0, -inputs % GROUP))
+            w_NK.copy_(dequantise(llama_cpp_groups(padded_NK, own))[:, :inputs])
+        groups = prod(weight.shape[:-1]) * -(-weight.shape[-1] // GROUP)
+        size += groups * (GROUP * own // 8 + 2)
+        if progress is not None:
+            progress(done + 1, len(weights))
+    rounded = sum(weight.numel() for weight, _ in weights)
+    return size + 2 * (sum(p.numel() for p in model.parameters()) - rounded)
+
+
+def _packed_ones(model: nn.Module) -> list[Planned]:
+    return [one for one in plan(model) if one.kind != "plain"]
+
+
+def _weights(model: nn.Module, one: Planned) -> list[Tensor]:
+    """A matrix's own parameter, or an FFN's two."""
+    if one.kind == "tiles":
+        return [model.get_parameter(one.name)]
+    return [model.get_parameter(f"{one.name}.{leaf}") for leaf in ("w_in", "w_out")]

@@ -1,0 +1,70 @@
+"""Real text as windows of tokens, all of one length. W windows, S positions of one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixtura.data import Document, Skipped, Tokenizer
+from mixtura.data.split import share
+from mixtura.errors import DataError
+
+# So that a few long files are not all of the text.
+_PER_DOCUMENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Each begins anew, so a model predicts every token of it but the first."""
+
+    token_WS: Tensor
+    """int64"""
+    bytes_WS: Tensor
+    """int64: UTF-8 bytes that each token adds to the text; 0 for what every text begins with"""
+
+    @property
+    def predicted(self) -> int:
+        """Tokens that are predicted."""
+        return self.token_WS[:, 1:].numel()
+
+    @property
+    def predicted_bytes(self) -> int:
+        return int(self.bytes_WS[:, 1:].sum())
+
+
+def windows(
+    documents: Iterable[Document | Skipped], tokenizer: Tokenizer, length: int, tokens: int
+) -> Windows:
+    """About so many tokens, at most a few windows of each document, in an order drawn by name.
+
+    What is left of a document behind its last whole window is left out. Raises DataError where no
+    document fills a window.
+    """
+    readable = [document for document in documents if isinstance(document, Document)]
+    drawn = sorted(readable, key=lambda document: share(document.name, "quality"))
+    begin = list(tokenizer.begin)
+    # A window needs a token to predict from and one to predict.
+    own = max(2, length) - len(begin)
+    found: list[tuple[list[int], list[int]]] = []
+    for document in drawn:
+        encoded = tokenizer.encode_batch([document.text])[0]
+        for start in range(0, min(_PER_DOCUMENT * own, len(encoded.ids_N) - own + 1), own):
+            part = slice(start, start + own)
+            tokens_S = [*begin, *encoded.ids_N[part].tolist()]
+            bytes_S = [*(0 for _ in begin), *encoded.bytes_N[part].tolist()]
+            found.append((tokens_S, bytes_S))
+            if len(found) * length >= tokens:
+                return _stacked(found)
+    if not found:
+        raise DataError(
+            f"none of {len(readable)} documents has the {own} tokens of one window; give more "
+            "text, or a smaller --length"
+        )
+    return _stacked(found)
+
+
+def _stacked(found: list[tuple[list[int], list[int]]]) -> Windows:
+    token_WS, bytes_WS = (np.array(column, np.int64) for column in zip(*found, strict=True))
+    return Windows(torch.from_numpy(token_WS), torch.from_numpy(bytes_WS))

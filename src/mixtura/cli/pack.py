@@ -1,0 +1,68 @@
+"""`mixtura pack`: a model quantised into a packed folder."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from mixtura.cli.answers import note
+from mixtura.cli.arguments import AsJson, Model, check_model
+
+if TYPE_CHECKING:
+    from mixtura.kernels.groups import Bits
+
+_BITS: "dict[str, Bits]" = {"4": 4, "8": 8}
+Choice = Literal["4", "8"]
+
+
+def pack(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    bits: Annotated[
+        Choice,
+        typer.Option(help="Of a weight: 4 (4.5 with its share of a scale) or 8 (8.5)."),
+    ] = "4",
+    head_bits: Annotated[
+        Choice | None,
+        typer.Option(help="Of the head's and the embedding's weights.  [default: as --bits]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantise a model into one file that is mapped when it is used: small, and ready at once.
+
+    Weights are rounded to 4 or 8 bits in groups of 32 that share a scale, which is chosen for the
+    least squared error. Norms, gates and biases stay as they are. What a GGUF file holds as Q4_0 or
+    Q8_0 is carried over exactly where the bits allow, and what had to be rounded twice is said.
+    Every expert has a digest, which 'mixtura inspect OUT' checks. OUT appears whole or not at all,
+    and no more than one layer's experts are in memory at a time.
+
+    4 bits decode fastest, since decoding waits for memory; 8 bits are nearest to the original.
+
+    \b
+      mixtura pack ./OLMoE-1B-7B olmoe-4bit
+      mixtura pack SmolLM2-135M-Instruct.Q8_0.gguf smollm2-8bit --bits 8
+      mixtura pack runs/first first-4bit --head-bits 8 --json
+      mixtura chat olmoe-4bit
+    """
+    check_model(model)
+    from mixtura.train import choose_view
+    from mixtura.train.packing import pack_model
+
+    with choose_view() as view:
+        packed = pack_model(
+            model,
+            out,
+            _BITS[bits],
+            head_bits=None if head_bits is None else _BITS[head_bits],
+            progress=partial(view.preparing, f"packing {out}"),
+        )
+    for remark in packed.remarks:
+        note(remark)
+    if as_json:
+        print(json.dumps(packed.as_data()))
+    else:
+        share = 8 * packed.bytes / packed.parameters
+        note(f"{packed.bytes:,} bytes, {share:.2f} bits a weight")
+        print(packed.path)

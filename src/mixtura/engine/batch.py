@@ -1,0 +1,167 @@
+"""Many sequences at once, which come and go while others go on.
+
+R rows of a step, N sequences that a step gives a token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from mixtura.engine.choosing import Chooser, choose
+from mixtura.engine.generate import FinishReason
+from mixtura.engine.kv_cache import check_length
+from mixtura.engine.runner import CHUNK, Runner
+from mixtura.engine.sampling import Sampling
+from mixtura.errors import ConfigError
+from mixtura.kernels.cached_attention import Phase
+
+
+@dataclass(eq=False, slots=True)
+class Running:
+    """One sequence of a batch; its own generator draws, so that neighbours change nothing."""
+
+    prompt: tuple[int, ...]
+    chooser: Chooser
+    max_tokens: int
+    ends: frozenset[int]
+    slot: int
+    tokens: list[int] = field(default_factory=list)
+    """the answer so far, without the token that ended it"""
+    finish: FinishReason | None = None
+    """why it ended; None while it runs"""
+    chunks_read: int = 0
+    """tokens of the prompt that were read before its last chunk"""
+
+    @property
+    def read(self) -> int:
+        """How many positions the cache holds of it."""
+        # One list says it all, so that an interruption finds nothing half told.
+        return len(self.prompt) + len(self.tokens) - 1 if self.tokens else self.chunks_read
+
+    @property
+    def unread(self) -> Sequence[int]:
+        """What its next step reads: a chunk of the prompt, or the newest token."""
+        # Chunks count from the sequence's own beginning, whatever else a step reads.
+        return self.tokens[-1:] or self.prompt[self.chunks_read : self.chunks_read + CHUNK]
+
+    @property
+    def answers(self) -> bool:
+        """Whether its next step ends with a token of the answer."""
+        return self.read + len(self.unread) >= len(self.prompt)
+
+
+class _Part(NamedTuple):
+    """What a step reads of one sequence."""
+
+    of: Running
+    tokens: Sequence[int]
+
+
+class Batch:
+    """Sequences over one runner: `add` them, and `advance` all until each has its `finish`."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.running: list[Running] = []
+        self._free = list(reversed(range(runner.plan.slots)))
+        self._read_last = False
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        max_tokens: int,
+        ends: frozenset[int] = frozenset(),
+    ) -> Running:
+        """A sequence that goes on from `prompt` until one of `ends`, or `max_tokens`.
+
+        Raises ConfigError for more sequences than the cache was sized for, a prompt that is empty
+        or longer than the context, and tokens that the model does not know.
+        """
+        plan = self.runner.plan
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens={max_tokens} must be 1 or more; ask for some text")
+        if not prompt:
+            raise ConfigError("a prompt of no tokens; begin with the end-of-document token")
+        check_length("the prompt", len(prompt), plan.context, plan.shape)
+        self.runner.check_tokens(torch.tensor(prompt))
+        if not self._free:
+            raise ConfigError(
+                f"{len(self.running) + 1} sequences exceed the {plan.slots} slots that the cache "
+                "was sized for; let one end first, or ask for more slots"
+            )
+        slot = self._free.pop()
+        self.runner.expect(slot, len(prompt))
+        one = Running(tuple(prompt), Chooser(sampling), max_tokens, ends, slot)
+        self.running.append(one)
+        return one
+
+    def leave(self, one: Running) -> None:
+        """End a sequence early; its finish is "interrupted"."""
+        if one.finish is None:
+            self._end(one, "interrupted")
+
+    def advance(self) -> list[Running]:
+        """One step; gives the sequences that received a token or ended by it.
+
+        It reads prompts, up to CHUNK tokens of them, or gives each running answer its next token,
+        in turn where there are both. After an interruption the same step can be taken again.
+        """
+        prompts = [one for one in self.running if not one.tokens]
+        answers = [one for one in self.running if one.tokens]
+        reads = bool(prompts) and not (answers and self._read_last)
+        if not prompts and not answers:
+            return []
+        parts = _parts(prompts, CHUNK) if reads else _parts(answers, len(answers))
+        moved = self._step(parts, "prefill" if reads else "decode")
+        self._read_last = reads
+        return moved
+
+    def _step(self, parts: Sequence[_Part], phase: Phase) -> list[Running]:
+        token_R = torch.tensor([token for part in parts for token in part.tokens])
+        sizes = torch.tensor([len(part.tokens) for part in parts])
+        starts = torch.tensor([part.of.read for part in parts])
+        slots = torch.tensor([part.of.slot for part in parts])
+        ends = sizes.cumsum(0)
+        row_R = torch.arange(len(token_R))
+        position_R = row_R + (starts - ends + sizes).repeat_interleave(sizes)
+        answering = [number for number, part in enumerate(parts) if part.of.answers]
+        asked_N = ends[answering] - 1
+        slot_R = slots.repeat_interleave(sizes)
+        logits_NV = self.runner.step(token_R, slot_R, position_R, phase, asked_N)
+        moved = [parts[number].of for number in answering]
+        tokens = choose(logits_NV, [one.chooser for one in moved]) if moved else []
+        for part in parts:
+            if not part.of.answers:
+                part.of.chunks_read += len(part.tokens)
+        for one, token in zip(moved, tokens, strict=True):
+            self._take(one, token)
+        return moved
+
+    def _take(self, one: Running, token: int) -> None:
+        if token in one.ends:
+            self._end(one, "end")
+            return
+        one.tokens.append(token)
+        if len(one.tokens) == one.max_tokens:
+            self._end(one, "max_tokens")
+        elif one.read == self.runner.plan.context:
+            self._end(one, "length")
+
+    def _end(self, one: Running, finish: FinishReason) -> None:
+        one.finish = finish
+        self.running.remove(one)
+        self._free.append(one.slot)
+
+
+def _parts(sequences: Sequence[Running], rows: int) -> list[_Part]:
+    """What to read next of each, the oldest first, as far as whole parts go into `rows`."""
+    parts: list[_Part] = []
+    for one in sequences:
+        part = _Part(one, one.unread)
+        if len(part.tokens) <= rows:
+            parts.append(part)
+            rows -= len(part.tokens)
+    return parts

@@ -1,0 +1,136 @@
+"""The engine's cache: keys and values of several sequences, allocated once.
+
+Unlike `models.KVCache`, whose sequences are of one length, each has a slot and positions of its
+own. C dim of a key, V of a value.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from mixtura.engine.memory import free_bytes, in_words
+from mixtura.errors import ConfigError
+from mixtura.kernels.cached_attention import LayerKV
+from mixtura.shapes import DecoderShape, LatentAttentionShape
+
+KVKind = Literal["bf16", "int8", "fp32"]
+DTYPES: dict[KVKind, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "int8": torch.int8,
+    "fp32": torch.float32,
+}
+_SCALE_BYTES = 4
+
+
+class KVDims(NamedTuple):
+    """What one layer keeps of a position."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    values_in_keys: bool
+    """absorbed latent attention: one head, whose values are the first dims of its keys"""
+
+    @classmethod
+    def of(cls, shape: DecoderShape) -> "KVDims":
+        heads = shape.attention
+        if isinstance(heads, LatentAttentionShape):
+            return cls(1, heads.kv_rank + heads.turning_dim, heads.kv_rank, values_in_keys=True)
+        return cls(heads.kv_heads, heads.head_dim, heads.head_dim, values_in_keys=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """How large a cache is to be, before any of it is allocated.
+
+    Raises ConfigError for no slot, and for a context that is none or longer than the model's.
+    """
+
+    shape: DecoderShape
+    slots: int
+    """how many sequences it holds at a time"""
+    context: int
+    """positions of each"""
+    kind: KVKind = "bf16"
+
+    def __post_init__(self) -> None:
+        if self.slots < 1:
+            raise ConfigError(f"slots={self.slots} must be 1 or more; each sequence takes one")
+        check_context(self.context, self.shape)
+
+    @property
+    def bytes_of_position(self) -> int:
+        """Of all layers, for one position of one sequence."""
+        dims = KVDims.of(self.shape)
+        vectors = 1 if dims.values_in_keys else 2
+        width = dims.key_dim + (0 if dims.values_in_keys else dims.value_dim)
+        scales = vectors * _SCALE_BYTES if self.kind == "int8" else 0
+        of_head = width * DTYPES[self.kind].itemsize + scales
+        return self.shape.layers * dims.kv_heads * of_head
+
+    @property
+    def bytes(self) -> int:
+        return self.slots * self.context * self.bytes_of_position
+
+    def allocate(self) -> "Cache":
+        """Raises ConfigError where less memory is free."""
+        free = free_bytes()
+        if free is not None and self.bytes > free:
+            raise ConfigError(
+                f"a cache of {self.slots} x {self.context} positions in {self.kind} takes "
+                f"{in_words(self.bytes)}, and {in_words(free)} of memory are free; ask for a "
+                "shorter context, for fewer sequences or for int8"
+            )
+        dims = KVDims.of(self.shape)
+        layers = tuple(
+            LayerKV.empty(
+                self.slots,
+                dims.kv_heads,
+                self.context,
+                dims.key_dim,
+                dims.value_dim,
+                DTYPES[self.kind],
+                values_in_keys=dims.values_in_keys,
+            )
+            for _ in range(self.shape.layers)
+        )
+        return Cache(self, layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What was planned, allocated; memory is touched as positions are filled."""
+
+    plan: CachePlan
+    layers: tuple[LayerKV, ...]
+
+    @property
+    def slots(self) -> int:
+        return self.plan.slots
+
+    @property
+    def context(self) -> int:
+        return self.plan.context
+
+
+def check_context(context: int, shape: DecoderShape) -> None:
+    """Raises ConfigError for a context that is none, or longer than the model's."""
+    if not 1 <= context <= shape.context:
+        raise ConfigError(
+            f"context={context} must lie in 1..{shape.context}, the model's own; choose another"
+        )
+
+
+def check_length(what: str, length: int, context: int, shape: DecoderShape) -> None:
+    """Raises ConfigError where `what` of that many tokens exceeds the context that was sized."""
+    if length <= context:
+        return
+    if context == shape.context:
+        raise ConfigError(
+            f"{what} of {length} tokens exceeds the model's context of {context}; shorten it"
+        )
+    raise ConfigError(
+        f"{what} of {length} tokens exceeds the context of {context} that was asked for, of the "
+        f"model's {shape.context}; shorten it, or ask for more"
+    )

@@ -1,0 +1,58 @@
+"""LongRoPE in a cache of many sequences: whose keys were turned by which factors.
+
+A text beyond the original context turns all its keys by other factors than a shorter one, so when
+it comes to pass that length, what the cache holds of it has to be read again.
+
+R rows, L positions of a slot.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class LongTexts:
+    """The text in each slot: its tokens, and how its keys were turned."""
+
+    def __init__(self, original_context: int, slots: int, context: int) -> None:
+        self._original, self._context = original_context, context
+        self._token_SL = torch.zeros(slots, context, dtype=torch.int64)
+        self._long_S = torch.zeros(slots, dtype=torch.bool)
+        self._expected = [0] * slots
+        # Slots that hold keys of both kinds, since someone interrupted the reading.
+        self._mixed: set[int] = set()
+
+    def expect(self, slot: int, length: int) -> None:
+        """A text that will have `length` tokens at least is turned so from its beginning."""
+        self._expected[slot] = length
+
+    def to_read_again(
+        self, token_R: Tensor, slot_R: Tensor, position_R: Tensor
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Before these rows: the slots whose keys must be turned anew, and their tokens_L so far.
+
+        A slot counts as read once the next one is asked for.
+        """
+        self._token_SL[slot_R, position_R] = token_R
+        for slot, (start, end) in _spans(slot_R, position_R).items():
+            long = max(end, self._expected[slot]) > self._original
+            anew = slot in self._mixed or bool(self._long_S[slot]) != long
+            self._long_S[slot] = long
+            if start > 0 and anew:
+                self._mixed.add(slot)
+                yield slot, self._token_SL[slot, :start]
+            self._mixed.discard(slot)
+
+    def angle(self, slot_R: Tensor, position_R: Tensor) -> Tensor:
+        """angle_R: rows of `AngleTables`."""
+        return position_R + self._long_S[slot_R] * self._context
+
+
+def _spans(slot_R: Tensor, position_R: Tensor) -> dict[int, tuple[int, int]]:
+    """For each slot its first position among the rows, and the one after its last."""
+    spans: dict[int, tuple[int, int]] = {}
+    for slot, position in zip(slot_R.tolist(), position_R.tolist(), strict=True):
+        start, end = spans.get(slot, (position, position + 1))
+        spans[slot] = (min(start, position), max(end, position + 1))
+    return spans

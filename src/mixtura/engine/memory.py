@@ -1,0 +1,39 @@
+"""How much memory is free, as far as the system says."""
+
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes() -> int | None:
+    """What can be taken without swapping, a container's limit included; None where nobody says."""
+    known = [free for free in (_of_machine(), _of_container()) if free is not None]
+    return min(known) if known else None
+
+
+def _of_machine() -> int | None:
+    for line in _read(MEMINFO).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _of_container() -> int | None:
+    limit, used = (_read(CGROUP / name).strip() for name in ("memory.max", "memory.current"))
+    return int(limit) - int(used) if limit.isdigit() and used.isdigit() else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def in_words(size: int) -> str:
+    """Bytes as people read them: 1.50 GB."""
+    amount, units = float(size), ["bytes", "kB", "MB", "GB"]
+    while amount >= 1000 and len(units) > 1:
+        amount, units = amount / 1000, units[1:]
+    return f"{size} bytes" if units[0] == "bytes" else f"{amount:.2f} {units[0]}"

@@ -1,0 +1,74 @@
+"""Steps of a decoder through torch's modules, one after another: the twin of the fused program.
+
+R rows, N rows asked for, D width, V vocabulary.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from mixtura.engine.angles import AngleTables
+from mixtura.engine.attending import Attending, attending_of, taken
+from mixtura.engine.kv_cache import Cache
+from mixtura.engine.steps import Rows
+from mixtura.kernels.cached_attention import LayerKV, Phase
+from mixtura.kernels.row_linear import rows_alone
+from mixtura.models import Decoder
+from mixtura.models.decoder import Block
+from mixtura.models.rotary import Rotary
+from mixtura.moe import MoE
+from mixtura.moe.capacity import Dropless
+from mixtura.packed import decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block, and what it keeps."""
+
+    block: Block
+    attending: Attending
+    kept: LayerKV
+    base: float | None
+    """the rotary base that it has for itself"""
+
+    @classmethod
+    def of(cls, decoder: Decoder, number: int, kept: LayerKV) -> Self:
+        attention, block = decoder.config.attention, decoder.blocks[number]
+        assert isinstance(block, Block), "a decoder has nothing else"
+        attending = attending_of(block.attention, attention.window_of(number))
+        return cls(block, attending, kept, attention.local_base_of(number))
+
+    def __call__(
+        self, x_RD: Tensor, rows: Rows, rope: Rotary, phase: Phase, asked_N: Tensor | None
+    ) -> Tensor:
+        block = self.block
+        normed_RD = block.attention_norm(x_RD)
+        attended_ND = self.attending(normed_RD, rows, rope, self.kept, phase, asked_N)
+        x_ND = block.added(taken(x_RD, asked_N), block.attention_post_norm(attended_ND))
+        normed_ND = block.ffn_norm(x_ND)
+        if isinstance(block.ffn, MoE):
+            hidden_ND = block.ffn(normed_ND, None, Dropless(), taken(rows.token_R, asked_N)).hidden
+        else:
+            hidden_ND = block.ffn(normed_ND)
+        return block.added(x_ND, block.ffn_post_norm(hidden_ND))
+
+
+class ModuleSteps:
+    """See `Steps`. The modules may be packed or not; the decoder must be in eval mode."""
+
+    def __init__(self, decoder: Decoder, cache: Cache, angles: AngleTables) -> None:
+        self._decoder, self._angles = decoder, angles
+        self._layers = [Layer.of(decoder, number, kept) for number, kept in enumerate(cache.layers)]
+
+    def __call__(self, rows: Rows, phase: Phase, asked_N: Tensor) -> Tensor:
+        with rows_alone(), decoding() if phase == "decode" else nullcontext():
+            x_RD = self._decoder.embed(rows.token_R)
+            ropes = self._angles.at(rows.angle_R, x_RD.dtype)
+            *all_but_last, last = self._layers
+            for layer in all_but_last:
+                x_RD = layer(x_RD, rows, ropes[layer.base], phase, None)
+            # Of the last layer the others' keys and values alone are needed.
+            x_ND = last(x_RD, rows, ropes[last.base], phase, asked_N)
+            return self._decoder.logits(x_ND).float()

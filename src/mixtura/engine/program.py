@@ -1,0 +1,238 @@
+"""A packed decoder's step as one native call; its twin is `ModuleSteps`.
+
+R rows, N rows asked for, D width, E experts, V vocabulary.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixtura.engine.angles import AngleTables
+from mixtura.engine.kv_cache import Cache
+from mixtura.engine.program_gate import gate_of
+from mixtura.engine.steps import Rows
+from mixtura.kernels.cached_attention import cache_of
+from mixtura.kernels.native import InstructionSet, native, number_of
+from mixtura.kernels.packed_experts import ACTIVATIONS
+from mixtura.kernels.packed_linear import PHASES, Phase
+from mixtura.models import Decoder
+from mixtura.models.attention import Attention, SinkAttention
+from mixtura.models.decoder import Block
+from mixtura.models.norms import UnitOffsetRMSNorm
+from mixtura.moe import MoE
+from mixtura.packed import (
+    PackedEmbedding,
+    PackedExperts,
+    PackedFFN,
+    PackedLinear,
+    dispatch_packed,
+)
+from mixtura.shapes import AttentionShape
+
+_NORMS = (nn.Identity, nn.RMSNorm, nn.LayerNorm, UnitOffsetRMSNorm)
+
+
+class Program:
+    """See `Steps`: all layers in one job of the compiled kernels, in both phases.
+
+    Ask `why_not` first. The decoder's tensors are kept as they are now.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: Cache,
+        angles: AngleTables,
+        kernels: InstructionSet = "auto",
+    ) -> None:
+        reason = why_not(decoder)
+        assert reason is None, reason
+        module = native()
+        assert module is not None, "the reason would have been this"
+        self._vocabulary, self._cache = decoder.config.vocabulary, cache
+        self._set = number_of(kernels)
+        parts = _Parts(module)
+        scales = decoder.config.multipliers
+        self._program: Any = module.Program(
+            parts.embedding(decoder.embedding),
+            scales.embedding,
+            scales.residual,
+            parts.norm(decoder.norm),
+            parts.linear(decoder.head),
+            scales.logits,
+        )
+        self._caches = [cache_of(module, layer) for layer in cache.layers]
+        for number, (block, kept) in enumerate(zip(decoder.blocks, self._caches, strict=True)):
+            assert isinstance(block, Block), "a decoder has nothing else"
+            attention = _attention(parts, decoder, number, block, kept, angles)
+            self._program.add(attention, _ffn(parts, block))
+        self._held = parts.held
+        (first, *_) = angles.by_base.values()
+        self._num_angles = len(first.cos_SC)
+
+    def __call__(self, rows: Rows, phase: Phase, asked_N: Tensor) -> Tensor:
+        every = (rows.token_R, rows.slot_R, rows.position_R, rows.angle_R, asked_N)
+        token_R, slot_R, position_R, angle_R, asked_N = (of_R.contiguous() for of_R in every)
+        logits_NV = torch.empty(len(asked_N), self._vocabulary)
+        self._program.step(
+            self._caches[0],
+            self._num_angles,
+            token_R.data_ptr(),
+            len(rows),
+            slot_R.data_ptr(),
+            position_R.data_ptr(),
+            angle_R.data_ptr(),
+            asked_N.data_ptr(),
+            len(asked_N),
+            PHASES[phase],
+            self._set,
+            logits_NV.data_ptr(),
+        )
+        return logits_NV
+
+
+def why_not(decoder: Decoder) -> str | None:
+    """What of this decoder no program expresses; None where one serves."""
+    if native() is None:
+        return "there are no compiled kernels"
+    if not isinstance(decoder.config.attention, AttentionShape):
+        return f"attention kind={decoder.config.attention.kind}"
+    if not isinstance(decoder.head, PackedLinear):
+        return "a head that is not packed"
+    if not isinstance(decoder.embedding, PackedEmbedding):
+        return "an embedding that is not packed"
+    for block in decoder.blocks:
+        assert isinstance(block, Block), "a decoder has nothing else"
+        reason = _why_not_attention(block.attention) or _why_not_ffn(block.ffn)
+        if reason is not None:
+            return reason
+    norms = [module for block in decoder.blocks for module in _norms_of(block)]
+    return next((f"a {type(n).__name__}" for n in norms if not isinstance(n, _NORMS)), None)
+
+
+def _norms_of(block: nn.Module) -> list[nn.Module]:
+    return [module for name, module in block.named_modules() if name.endswith("norm")]
+
+
+def _why_not_attention(attention: nn.Module) -> str | None:
+    if not isinstance(attention, Attention):
+        return f"a {type(attention).__name__}"
+    if isinstance(attention.qkv, PackedLinear) and isinstance(attention.out, PackedLinear):
+        return None
+    return "attention that is not packed"
+
+
+def _why_not_ffn(ffn: nn.Module) -> str | None:
+    if not isinstance(ffn, MoE):
+        return None if isinstance(ffn, PackedFFN) else f"a {type(ffn).__name__}"
+    if not isinstance(ffn.experts, PackedExperts) or ffn.dispatch is not dispatch_packed:
+        return "experts that are not packed"
+    if ffn.residual is not None:
+        return "a residual branch beside experts"
+    if ffn.shared is not None and not isinstance(ffn.shared, PackedFFN):
+        return "shared experts that are not packed"
+    return None if gate_of(ffn.router) is not None else f"router kind={ffn.config.router.name}"
+
+
+class _Parts:
+    """A decoder's parts as the compiled module knows them: by addresses, of tensors held here."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+        self.held: list[Tensor] = []
+
+    def at(self, tensor: Tensor | None) -> int:
+        """The address of a tensor, 0 of None."""
+        if tensor is None:
+            return 0
+        tensor = tensor.detach().contiguous()
+        self.held.append(tensor)
+        return tensor.data_ptr()
+
+    def floats(self, tensor: Tensor | None) -> int:
+        """As `at`, in fp32."""
+        return self.at(None if tensor is None else tensor.detach().float())
+
+    def norm(self, norm: nn.Module) -> Any:
+        match norm:
+            case UnitOffsetRMSNorm():
+                return self.module.Norm(1, self.floats(1 + norm.weight.float()), 0, norm.epsilon)
+            case nn.RMSNorm():
+                assert norm.eps is not None, "ours have one"
+                return self.module.Norm(1, self.floats(norm.weight), 0, norm.eps)
+            case nn.LayerNorm():
+                bias = self.floats(norm.bias)
+                return self.module.Norm(2, self.floats(norm.weight), bias, norm.eps)
+            case _:
+                return self.module.Norm(0, 0, 0, 0.0)
+
+    def linear(self, linear: nn.Module) -> Any:
+        assert isinstance(linear, PackedLinear), "why_not has looked"
+        shape = (linear.out_features, linear.in_features, linear.bits)
+        return self.module.Linear(self.at(linear.tiles), *shape, self.floats(linear.bias))
+
+    def embedding(self, table: nn.Module | None) -> Any:
+        assert isinstance(table, PackedEmbedding), "why_not has looked"
+        return self.module.Linear(self.at(table.tiles), table.rows, table.width, table.bits, 0)
+
+    def experts(self, experts: nn.Module) -> Any:
+        assert isinstance(experts, PackedExperts), "why_not has looked"
+        tiles_ES = experts.tiles
+        # Of a mapped file: a copy would be all of it.
+        assert tiles_ES.stride(1) == 1, "an expert's bytes stand in a row"
+        self.held.append(tiles_ES)
+        return self.module.Experts(
+            tiles_ES.data_ptr(),
+            tiles_ES.stride(0),
+            len(tiles_ES),
+            experts.width,
+            experts.expert_width,
+            experts.bits,
+            ACTIVATIONS.index(experts.activation),
+            self.floats(experts.bias_in),
+            self.floats(experts.bias_out),
+        )
+
+
+def _attention(
+    parts: _Parts, decoder: Decoder, number: int, block: Block, kept: object, angles: AngleTables
+) -> Any:
+    attention, shape = block.attention, decoder.config.attention
+    assert isinstance(attention, Attention), "why_not has looked"
+    assert isinstance(shape, AttentionShape), "why_not has looked"
+    table = angles.by_base[shape.local_base_of(number)]
+    return parts.module.AttentionBlock(
+        parts.norm(block.attention_norm),
+        parts.linear(attention.qkv),
+        parts.linear(attention.out),
+        parts.norm(attention.q_norm),
+        parts.norm(attention.k_norm),
+        shape.norm == "all",
+        parts.norm(block.attention_post_norm),
+        shape.heads,
+        shape.clip or 0.0,
+        shape.scale or shape.head_dim**-0.5,
+        shape.window_of(number) or 0,
+        parts.floats(attention.sinks if isinstance(attention, SinkAttention) else None),
+        parts.floats(table.cos_SC),
+        parts.floats(table.sin_SP),
+        kept,
+    )
+
+
+def _ffn(parts: _Parts, block: Block) -> Any:
+    norm, post_norm, ffn = parts.norm(block.ffn_norm), parts.norm(block.ffn_post_norm), block.ffn
+    if not isinstance(ffn, MoE):
+        return parts.module.FfnBlock(norm, None, parts.experts(ffn), None, 0, post_norm)
+    gate = gate_of(ffn.router)
+    assert gate is not None, "why_not has looked"
+    return parts.module.FfnBlock(
+        norm,
+        gate.of(parts.module, parts.at, parts.floats),
+        parts.experts(ffn.experts),
+        None if ffn.shared is None else parts.experts(ffn.shared),
+        parts.floats(None if ffn.shared_gate is None else ffn.shared_gate.weight),
+        post_norm,
+    )

@@ -1,0 +1,94 @@
+"""Routers that the fused program can express: one matrix, scores, and weights of the chosen.
+
+E experts, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mixtura.moe.routers import (
+    Dbrx,
+    DeepSeekV2,
+    DeepSeekV3,
+    LinearRouter,
+    Router,
+    SigmoidTopK,
+    SoftmaxTopK,
+    Switch,
+    TopKSoftmax,
+)
+
+# As native/gate.h counts them.
+Score = Literal["logit", "softmax", "sigmoid"]
+Weigh = Literal["score", "softmax", "share", "norm"]
+_SCORES: tuple[Score, ...] = ("logit", "softmax", "sigmoid")
+_WEIGHS: tuple[Weigh, ...] = ("score", "softmax", "share", "norm")
+_KEPT = {torch.float32: 0, torch.bfloat16: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How a router's logits become a choice; see native/gate.h."""
+
+    router: LinearRouter
+    score: Score
+    weigh: Weigh
+    norm: float = 1.0
+    scale: float = 1.0
+    group_top: int = 1
+
+    def of(
+        self,
+        module: ModuleType,
+        address: Callable[[Tensor], int],
+        of_floats: Callable[[Tensor | None], int],
+    ) -> Any:
+        """As the compiled module knows it."""
+        weight_ED = self.router.weight
+        if weight_ED.dtype not in _KEPT:
+            weight_ED = weight_ED.float()
+        return module.Gate(
+            address(weight_ED),
+            _KEPT[weight_ED.dtype],
+            weight_ED.shape[1],
+            of_floats(self.router.gate_bias),
+            of_floats(self.router.bias),
+            self.router.num_experts,
+            self.router.top_k,
+            _SCORES.index(self.score),
+            _WEIGHS.index(self.weigh),
+            self.norm,
+            self.scale,
+            self.router.num_groups,
+            self.router.groups_kept,
+            self.group_top,
+        )
+
+
+def gate_of(router: Router) -> Gate | None:
+    """None for a router that chooses otherwise."""
+    # By the very type: a subclass may choose otherwise.
+    kind = type(router)
+    if isinstance(router, SoftmaxTopK) and kind in (SoftmaxTopK, DeepSeekV2):
+        weigh: Weigh = "softmax" if router.config.renormalise else "score"
+        scale = router.scale if isinstance(router, DeepSeekV2) else 1.0
+        return Gate(router, "softmax", weigh, scale=scale)
+    if isinstance(router, SigmoidTopK) and kind in (SigmoidTopK, DeepSeekV3):
+        weigh = "share" if router.config.renormalise else "score"
+        top = router.group_top if isinstance(router, DeepSeekV3) else 1
+        return Gate(router, "sigmoid", weigh, scale=router.config.scale, group_top=top)
+    if isinstance(router, TopKSoftmax) and kind is TopKSoftmax:
+        return Gate(router, "logit", "softmax")
+    if isinstance(router, Switch) and kind is Switch:
+        return Gate(router, "softmax", "score")
+    if isinstance(router, Dbrx) and kind is Dbrx:
+        norm = router.config.norm
+        if norm is None:
+            return Gate(router, "softmax", "score")
+        return Gate(router, "softmax", "norm", norm=norm)
+    return None

@@ -1,0 +1,187 @@
+"""A decoder and its cache: steps of rows of any mix of sequences.
+
+R rows, N rows whose logits are asked for, L positions of a slot, V vocabulary.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from mixtura.engine.angles import AngleTables
+from mixtura.engine.kv_cache import Cache, CachePlan, KVKind
+from mixtura.engine.long_texts import LongTexts
+from mixtura.engine.module_steps import ModuleSteps
+from mixtura.engine.program import Program, why_not
+from mixtura.engine.steps import Rows, Steps
+from mixtura.errors import ConfigError
+from mixtura.kernels.cached_attention import Phase
+from mixtura.kernels.native import native
+from mixtura.models import Decoder, LanguageModel
+from mixtura.packed import PackedLinear
+from mixtura.shapes.rope import LongRopeScaling
+
+# How many rows of a prompt are read at a time, counted from its beginning.
+CHUNK = 512
+
+
+class Runner:
+    """Steps of a decoder over its own cache of several sequences, each in a slot.
+
+    In packed models a row's result depends on that row, what its slot holds and the phase alone. In
+    others the products of torch may add in another order when other rows come along.
+    """
+
+    def __init__(self, decoder: Decoder, plan: CachePlan, fused: bool | None = None) -> None:
+        """Steps are one native program where it expresses the decoder, else torch's modules.
+
+        `fused` False takes the modules; True the program, or ConfigError says why there is none.
+        Raises ConfigError for a model that is not on the CPU, or whose router looks around.
+        """
+        _check_model(decoder)
+        self.decoder, self.plan = decoder, plan
+        self.cache = plan.allocate()
+        angles = AngleTables.of(decoder.config, plan.context)
+        self._steps = _steps_of(decoder, self.cache, angles, fused)
+        scaling = decoder.config.attention.rope_scaling
+        self._texts = None
+        if isinstance(scaling, LongRopeScaling):
+            self._texts = LongTexts(scaling.original_context, plan.slots, plan.context)
+
+    @classmethod
+    def of(
+        cls, decoder: LanguageModel, slots: int, context: int | None = None, kv: KVKind = "bf16"
+    ) -> "Runner":
+        """With room for `slots` sequences of `context` positions, by default the model's own."""
+        decoder = as_decoder(decoder)
+        context = decoder.config.context if context is None else context
+        return cls(decoder, CachePlan(decoder.config, slots, context, kv))
+
+    def expect(self, slot: int, length: int) -> None:
+        """Say that the text in this slot will have at least `length` tokens.
+
+        Saves LongRoPE's models from reading twice what they first took for a short text.
+        """
+        if self._texts is not None:
+            self._texts.expect(slot, length)
+
+    def step(
+        self,
+        token_R: Tensor,
+        slot_R: Tensor,
+        position_R: Tensor,
+        phase: Phase,
+        asked_N: Tensor | None = None,
+    ) -> Tensor:
+        """logits_NV, fp32, of the rows numbered `asked_N`, by default all; all int64, on the CPU.
+
+        A row sees what its slot holds before its position, and the rows of its slot that come with
+        it. A slot's rows stand in the order of their positions; what lies behind is forgotten when
+        it is written anew. Raises ConfigError for a row outside the cache or the vocabulary.
+        """
+        # Native programs read them by their address.
+        token_R, slot_R, position_R = (of_R.contiguous() for of_R in (token_R, slot_R, position_R))
+        self._check(token_R, slot_R, position_R)
+        asked_N = torch.arange(len(token_R)) if asked_N is None else asked_N
+        with evaluating(self.decoder), torch.inference_mode():
+            if self._texts is None:
+                rows = Rows(token_R, slot_R, position_R, position_R)
+            else:
+                rows = self._turned(self._texts, token_R, slot_R, position_R)
+            return self._steps(rows, phase, asked_N)
+
+    def _turned(
+        self, texts: LongTexts, token_R: Tensor, slot_R: Tensor, position_R: Tensor
+    ) -> Rows:
+        nothing_N = torch.empty(0, dtype=torch.int64)
+        for slot, token_L in texts.to_read_again(token_R, slot_R, position_R):
+            for start in range(0, len(token_L), CHUNK):
+                part_R = token_L[start : start + CHUNK]
+                at_R = torch.arange(start, start + len(part_R))
+                in_R = torch.full_like(at_R, slot)
+                again = Rows(part_R, in_R, at_R, texts.angle(in_R, at_R))
+                self._steps(again, "prefill", nothing_N)
+        return Rows(token_R, slot_R, position_R, texts.angle(slot_R, position_R))
+
+    def check_tokens(self, token_R: Tensor) -> None:
+        """Raises ConfigError for a token outside the vocabulary."""
+        remedy = "the model's vocabulary; encode with its own tokenizer"
+        _check_bounds("token", token_R, self.decoder.config.vocabulary, remedy)
+
+    def _check(self, token_R: Tensor, slot_R: Tensor, position_R: Tensor) -> None:
+        self.check_tokens(token_R)
+        sized = "as the cache was sized; size it for more"
+        _check_bounds("slot", slot_R, self.plan.slots, sized)
+        _check_bounds("position", position_R, self.plan.context, sized)
+
+
+def _check_bounds(name: str, of_R: Tensor, bound: int, remedy: str) -> None:
+    if not len(of_R):
+        return
+    low, high = (int(one) for one in of_R.aminmax())
+    if low < 0 or high >= bound:
+        wrong = low if low < 0 else high
+        raise ConfigError(f"{name} {wrong} must lie in 0..{bound - 1}, {remedy}")
+
+
+def as_decoder(model: LanguageModel) -> Decoder:
+    """Raises ConfigError for a model that is no decoder, such as an MoE between LSTMs."""
+    if not isinstance(model, Decoder):
+        raise ConfigError(
+            f"this model, a {type(model).__name__}, keeps no keys and values to read on "
+            "from, so it cannot generate; take a run whose model is a decoder"
+        )
+    return model
+
+
+def _check_model(decoder: Decoder) -> None:
+    devices = {tensor.device.type for tensor in decoder.parameters()} - {"cpu"}
+    if devices:
+        raise ConfigError(
+            f"the engine's cache lies in the CPU's memory, and this model on {min(devices)}; "
+            "move it with .to('cpu')"
+        )
+    router = None if decoder.config.moe is None else decoder.config.moe.router
+    if router is not None and not router.causal:
+        raise ConfigError(
+            f"router kind={router.name} chooses by other tokens too, so sequences would depend on "
+            "their neighbours; generate with one at a time, through Context"
+        )
+
+
+def _steps_of(decoder: Decoder, kept: Cache, angles: AngleTables, fused: bool | None) -> Steps:
+    reason = "nobody asked for it" if fused is False else why_not(decoder)
+    if reason is None:
+        return Program(decoder, kept, angles)
+    if fused:
+        raise ConfigError(
+            f"fused=True, and no program expresses this decoder: {reason}; leave it out to run "
+            "torch's modules"
+        )
+    if fused is None and native() is not None and isinstance(decoder.head, PackedLinear):
+        _say_once(reason)
+    return ModuleSteps(decoder, kept, angles)
+
+
+@cache
+def _say_once(reason: str) -> None:
+    logging.getLogger("mixtura").warning(
+        "no native program expresses this packed decoder (%s), so its modules run one by one",
+        reason,
+    )
+
+
+@contextmanager
+def evaluating(decoder: Decoder) -> Iterator[None]:
+    """Without training's jitter and counts of load; a decoder in training is put back."""
+    was_training = decoder.training
+    if was_training:
+        decoder.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            decoder.train()

@@ -1,0 +1,53 @@
+"""Blocks of 32 weights as GGUF stores them, Q4_0 and Q8_0, to and from groups of ours.
+
+N rows, K columns, G = K/32 blocks of a row, B bytes of a block.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from mixtura.kernels.groups import GROUP, Bits, Groups
+
+BITS: Mapping[GGMLQuantizationType, Bits] = {
+    GGMLQuantizationType.Q4_0: 4,
+    GGMLQuantizationType.Q8_0: 8,
+}
+"""the kinds whose blocks are our groups"""
+_SCALE = 2
+# A nibble holds q + 8: the lower ones of a block's bytes its first half, the upper ones its second.
+_OFFSET, _HALF = 8, GROUP // 2
+
+
+def unpacked(rows_NX: NDArray[np.uint8], kind: GGMLQuantizationType) -> Groups | None:
+    """Rows of blocks as they are stored; None where a number lies outside what groups hold."""
+    bits = BITS[kind]
+    rows, size = rows_NX.shape
+    block_bytes = GGML_QUANT_SIZES[kind][1]
+    block_NGB = rows_NX.reshape(rows, size // block_bytes, block_bytes)
+    scale_NG = np.ascontiguousarray(block_NGB[..., :_SCALE]).view(np.float16)[..., 0]
+    quants_NGB = block_NGB[..., _SCALE:]
+    if bits == 4:
+        q_NGK = np.concatenate([quants_NGB & 15, quants_NGB >> 4], -1).astype(np.int8) - _OFFSET
+    else:
+        q_NGK = np.ascontiguousarray(quants_NGB).view(np.int8)
+        if (q_NGK == -128).any():
+            return None
+    q_NK = torch.from_numpy(q_NGK.reshape(rows, size // block_bytes * GROUP))
+    return Groups(q_NK, torch.from_numpy(scale_NG), bits)
+
+
+def packed(groups: Groups) -> NDArray[np.uint8]:
+    """The reverse, (N, G B): the blocks of each row, scale first."""
+    q_NGK = groups.q_NK.numpy().reshape(*groups.scale_NG.shape, GROUP)
+    scale_NGB = groups.scale_NG.contiguous().numpy()[..., None].view(np.uint8)
+    if groups.bits == 4:
+        nibble_NGK = (q_NGK + _OFFSET).astype(np.uint8)
+        quants_NGB = nibble_NGK[..., :_HALF] | np.left_shift(nibble_NGK[..., _HALF:], np.uint8(4))
+    else:
+        quants_NGB = q_NGK.view(np.uint8)
+    whole = np.concatenate([scale_NGB, quants_NGB], -1)
+    return whole.reshape(len(whole), whole.shape[1] * whole.shape[2])

@@ -1,0 +1,146 @@
+"""Any source of weights as one packed file, tensor after tensor."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mixtura import __version__
+from mixtura.interop.quantising import GroupReader
+from mixtura.interop.source import Source
+from mixtura.kernels.groups import Bits
+from mixtura.kernels.tiles import tile, tile_expert
+from mixtura.models import DecoderConfig
+from mixtura.models.blueprint import without_weights
+from mixtura.packed.file import PackedWriter
+from mixtura.packed.header import PLAIN, Entry, Format, Header
+from mixtura.packed.plan import Planned, plan
+
+_FORMATS: Mapping[torch.dtype, Format] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.int64: "int64",
+    torch.bool: "bool",
+}
+assert {PLAIN[name] for name in _FORMATS.values()} == set(_FORMATS), "one name, one dtype"
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Bits of a weight: of all that is packed, and of the head and the embedding."""
+
+    bits: Bits
+    head_bits: Bits
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """What was written."""
+
+    header: Header
+    bytes: int
+    remarks: tuple[str, ...]
+
+
+def write_packed(
+    path: Path,
+    reader: GroupReader,
+    source: Source,
+    config: DecoderConfig,
+    family: str,
+    precision: Precision,
+    progress: Callable[[int, int], None] | None = None,
+) -> PackedWeights:
+    """Write the file; no more than one tensor, or one layer's experts, is in memory at a time.
+
+    `progress` is told the bytes written and the bytes in all. Raises ConfigError for weights that
+    cannot be packed, by name.
+    """
+    with without_weights():
+        model = config.build()
+    like: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
+    planned = plan(model)
+    header = Header(
+        writer=f"mixtura {__version__}",
+        family=family,
+        bits=precision.bits,
+        config=config.model_dump(mode="json"),
+        tensors=tuple(_entries(planned, reader, like, precision)),
+    )
+    with path.open("wb") as handle:
+        writer = PackedWriter(handle, header)
+        for one, entry in zip(planned, header.tensors, strict=True):
+            with writer.tensor() as out:
+                for part in _parts(one, entry, reader, like):
+                    out.add(part)
+                    if progress is not None:
+                        progress(writer.done + out.bytes, writer.bytes)
+            reader.release()
+        written = writer.finish()
+    remarks = tuple(_remarks(planned, reader, source))
+    return PackedWeights(written, writer.bytes, remarks)
+
+
+def _entries(
+    planned: Iterable[Planned],
+    reader: GroupReader,
+    like: Mapping[str, Tensor],
+    precision: Precision,
+) -> Iterator[Entry]:
+    last: Entry | None = None
+    for one in planned:
+        dtype: Format = "float32"
+        if one.kind == "plain":
+            # What no format names, such as float64, is rounded to fp32.
+            dtype = _FORMATS.get(reader.plain_dtype(one.name, like[one.name]), "float32")
+        last = one.entry(precision.bits, precision.head_bits, dtype, last)
+        yield last
+
+
+def _parts(
+    one: Planned, entry: Entry, reader: GroupReader, like: Mapping[str, Tensor]
+) -> Iterator[Tensor]:
+    """The bytes of one tensor; of FFNs, an expert at a time."""
+    match one.kind:
+        case "plain":
+            yield reader.plain(one.name, like[one.name]).to(PLAIN[entry.format])
+        case "tiles":
+            rows, inputs = one.shape
+            yield tile(reader.matrix(one.name, (rows, inputs), entry.bits))
+        case "experts":
+            experts, rows, width, expert_width = one.shape
+            # A dense FFN's weights are no stack.
+            numbers = range(experts) if like[f"{one.name}.w_in"].dim() == 3 else [None]
+            for expert in numbers:
+                w_in = reader.matrix(f"{one.name}.w_in", (rows, width), entry.bits, expert)
+                w_out = reader.matrix(
+                    f"{one.name}.w_out", (width, expert_width), entry.bits, expert
+                )
+                yield tile_expert(w_in, w_out, gated=rows == 2 * expert_width)
+
+
+def _remarks(planned: Iterable[Planned], reader: GroupReader, source: Source) -> Iterator[str]:
+    """What a user should know: what was kept exactly, rounded twice, or padded."""
+    for kind, count in _kinds(source, reader.exact).items():
+        yield f"{count} tensors of {kind} carried over exactly"
+    for kind, count in _kinds(source, reader.requantised).items():
+        yield f"{count} tensors of {kind} unpacked and quantised again"
+    quantised = source.config.get("quantization_config")
+    if quantised is not None:
+        method = quantised.get("quant_method")
+        yield f"weights of quant_method {method} were unpacked and quantised again"
+    padded = [(one, one.padded) for one in planned if one.padded is not None]
+    if padded:
+        (first, (width, to)), count = padded[0], len(padded)
+        yield (
+            f"{count} tensors, such as {first.name}, have a width that groups of 32 do not "
+            f"divide: padded with zeros, there from {width} to {to}"
+        )
+
+
+def _kinds(source: Source, names: Iterable[str]) -> Counter[str]:
+    return Counter(source.tensors[name].dtype for name in names)

@@ -1,0 +1,54 @@
+"""Products whose rows do not depend on how many of them there are.
+
+A BLAS sums in another order for one row than for many. Within `rows_alone()` rows are multiplied in
+blocks of one size, the last filled up with zeros, so each row is summed in one order always.
+
+T rows, D inputs, N outputs, A heads.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BLOCK = 16
+_ALONE = ContextVar("rows_alone", default=False)
+
+
+@contextmanager
+def rows_alone() -> Iterator[None]:
+    """Within this, a row's product is the same whatever rows stand beside it."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def row_linear(x_TD: Tensor, weight_ND: Tensor) -> Tensor:
+    """x W^T, (T, N)."""
+    return _in_blocks(x_TD, lambda block_TD: F.linear(block_TD, weight_ND))
+
+
+def row_linear_of_heads(x_TAD: Tensor, weight_AND: Tensor) -> Tensor:
+    """x W^T for each head by itself, (T, A, N)."""
+
+    def product(block_TAD: Tensor) -> Tensor:
+        return torch.bmm(block_TAD.transpose(0, 1), weight_AND.mT).transpose(0, 1)
+
+    return _in_blocks(x_TAD, product)
+
+
+def _in_blocks(x_T: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    rows = len(x_T)
+    if not _ALONE.get() or rows == 0:
+        return product(x_T)
+    missing = -rows % _BLOCK
+    if missing:
+        x_T = torch.cat([x_T, x_T.new_zeros(missing, *x_T.shape[1:])])
+    if len(x_T) == _BLOCK:
+        return product(x_T)[:rows]
+    return torch.cat([product(block) for block in x_T.split(_BLOCK)])[:rows]

@@ -1,0 +1,202 @@
+"""What a packed file says of itself: its prefix, its JSON header, and where each tensor lies."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from mixtura.config import Config
+from mixtura.errors import CheckpointError
+from mixtura.kernels.groups import Bits
+from mixtura.kernels.tiles import ALIGNMENT, PAGE, expert_bytes, tiled_bytes, up
+
+MAGIC, VERSION = b"MIXTURA\0", 1
+_PREFIX = struct.Struct("<8sIIQ")
+"""magic, version, 0, bytes of the JSON header"""
+_DIGEST_BYTES = 32
+
+Format = Literal[
+    "tiles4", "tiles8", "experts4", "experts8", "float32", "bfloat16", "float16", "int64", "bool"
+]
+"""a matrix as tiles; FFNs, one after the other; or plain numbers"""
+PLAIN: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
+
+
+class Entry(Config):
+    """One tensor: a module of ours by name, or a plain parameter or buffer."""
+
+    name: str
+    format: Format
+    shape: tuple[int, ...]
+    """of a matrix [N, K]; of FFNs [E, rows of w_in, D, F]"""
+    offset: int = Field(ge=0)
+    """bytes from where data begins"""
+    bytes: int = Field(ge=0)
+    sha256: tuple[str, ...]
+    """of all its bytes; of FFNs, one for each expert"""
+
+    @property
+    def kind(self) -> Literal["tiles", "experts", "plain"]:
+        match self.format:
+            case "tiles4" | "tiles8":
+                return "tiles"
+            case "experts4" | "experts8":
+                return "experts"
+            case _:
+                return "plain"
+
+    @property
+    def bits(self) -> Bits:
+        assert self.kind != "plain", "plain numbers have their dtype"
+        return 4 if self.format.endswith("4") else 8
+
+    @property
+    def stride(self) -> int:
+        """Bytes that one digest stands for."""
+        return self.bytes // max(len(self.sha256), 1)
+
+
+class Header(Config):
+    """The JSON header."""
+
+    writer: str
+    """who wrote it, as in "mixtura 0.1.0" """
+    family: str
+    """model_type of what was packed; "mixtura" for a run"""
+    bits: Bits
+    config: dict[str, Any]
+    """as DecoderConfig.model_dump gives it"""
+    tensors: tuple[Entry, ...]
+    """in the order of the file"""
+
+    @property
+    def data_bytes(self) -> int:
+        return max((entry.offset + entry.bytes for entry in self.tensors), default=0)
+
+
+def placed(
+    name: str, stored_as: Format, shape: tuple[int, ...], after: Entry | None, digests: int = 1
+) -> Entry:
+    """A tensor behind another one, at the next boundary, its digests yet to be computed."""
+    entry = Entry(
+        name=name, format=stored_as, shape=shape, offset=0, bytes=0, sha256=("0" * 64,) * digests
+    )
+    end = 0 if after is None else after.offset + after.bytes
+    place = {"offset": up(end, _boundary(entry)), "bytes": _bytes(entry)}
+    return entry.model_copy(update=place)
+
+
+def encoded(header: Header) -> bytes:
+    """Prefix, JSON and its digest, padded to a page: data begins behind them."""
+    text = header.model_dump_json().encode()
+    whole = _PREFIX.pack(MAGIC, VERSION, 0, len(text)) + text + hashlib.sha256(text).digest()
+    return whole + bytes(-len(whole) % PAGE)
+
+
+def read_header(path: Path) -> tuple[Header, int]:
+    """The header, and where data begins. Raises CheckpointError for a file that is not whole."""
+    try:
+        with path.open("rb") as opened:
+            size = opened.seek(0, 2)
+            opened.seek(0)
+            length = _checked_length(path, opened.read(_PREFIX.size), size)
+            text, digest = opened.read(length), opened.read(_DIGEST_BYTES)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; give a folder that holds one") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if hashlib.sha256(text).digest() != digest:
+        raise CheckpointError(
+            f"{path}: its header was altered or damaged (its digest differs); copy the file again, "
+            "or pack the model again"
+        )
+    header = Header.parse(_parsed(path, text), str(path))
+    begin = up(_PREFIX.size + length + _DIGEST_BYTES, PAGE)
+    if size != begin + header.data_bytes:
+        raise CheckpointError(
+            f"{path}: is {size:,} bytes long where its header asks for "
+            f"{begin + header.data_bytes:,}; it was truncated or added to: copy it again"
+        )
+    _check_entries(path, header.tensors)
+    return header, begin
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its header is not JSON ({error})") from error
+
+
+def _checked_length(path: Path, prefix: bytes, size: int) -> int:
+    if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
+        raise CheckpointError(
+            f"{path}: is not a packed model (it does not begin with {MAGIC[:-1].decode()}); pack "
+            "one with 'mixtura pack'"
+        )
+    _, version, _, length = _PREFIX.unpack(prefix)
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path}: is of format version {version}, and this Mixtura reads version {VERSION}; "
+            "upgrade Mixtura, or pack the model again"
+        )
+    if length > size:
+        raise CheckpointError(
+            f"{path}: is {size:,} bytes long and has a header of {length:,}; it was truncated: "
+            "copy it again"
+        )
+    return length
+
+
+def _check_entries(path: Path, entries: Iterable[Entry]) -> None:
+    """Every tensor lies behind the one before, on its boundary, and is as long as its shape says.
+
+    A digest vouches for what was written, not for who wrote it.
+    """
+    end = 0
+    for entry in entries:
+        for what, found, wanted in _stated(entry, end):
+            if found != wanted:
+                raise CheckpointError(
+                    f"{path}: {entry.name} has {what}={found} where its shape and place ask for "
+                    f"{wanted}; whoever wrote the file does not follow the format"
+                )
+        end = entry.offset + entry.bytes
+
+
+def _stated(entry: Entry, end: int) -> Iterator[tuple[str, int, int]]:
+    dims = {"tiles": 2, "experts": 4, "plain": len(entry.shape)}[entry.kind]
+    yield "dims", len(entry.shape), dims
+    yield "negative sizes", sum(size < 0 for size in entry.shape), 0
+    yield "digests", len(entry.sha256), entry.shape[0] if entry.kind == "experts" else 1
+    yield "bytes", entry.bytes, _bytes(entry)
+    yield "offset", entry.offset, up(end, _boundary(entry))
+
+
+def _boundary(entry: Entry) -> int:
+    return PAGE if entry.kind == "experts" else ALIGNMENT
+
+
+def _bytes(entry: Entry) -> int:
+    match entry.kind:
+        case "plain":
+            return prod(entry.shape) * PLAIN[entry.format].itemsize
+        case "tiles":
+            n, k = entry.shape
+            return tiled_bytes(n, k, entry.bits)
+        case "experts":
+            experts, rows, width, expert_width = entry.shape
+            gated = rows == 2 * expert_width
+            return experts * expert_bytes(width, expert_width, entry.bits, gated)

@@ -1,0 +1,96 @@
+"""Packed modules in the places of a model's plain ones."""
+
+import torch
+from torch import Tensor, nn
+
+from mixtura.errors import CheckpointError
+from mixtura.kernels.experts_ffn import Biases
+from mixtura.moe.experts import DenseFFN, Experts
+from mixtura.moe.layer import MoE
+from mixtura.packed.file import PackedFile
+from mixtura.packed.modules import (
+    PackedEmbedding,
+    PackedExperts,
+    PackedFFN,
+    PackedLinear,
+    dispatch_packed,
+)
+from mixtura.packed.plan import plan
+
+
+def install(model: nn.Module, file: PackedFile) -> None:
+    """Give a model without weights those of the file, which must be all of it.
+
+    What is packed stays mapped; plain floating-point tensors become fp32, as what goes through the
+    model is. Raises CheckpointError for a tensor that is missing, misshapen or unexpected.
+    """
+    wanted = plan(model)
+    _check(file, {one.name: (one.kind, one.shape) for one in wanted})
+    plain = {one.name: _plain(file.read(one.name)) for one in wanted if one.kind == "plain"}
+    for one in wanted:
+        if one.kind == "tiles":
+            name = one.name.removesuffix(".weight")
+            _replace(model, name, _matrix(model.get_submodule(name), name, file, plain))
+        elif one.kind == "experts":
+            _replace(
+                model, one.name, _experts(model.get_submodule(one.name), one.name, file, plain)
+            )
+    for module in model.modules():
+        if isinstance(module, MoE):
+            module.dispatch = dispatch_packed
+    model.load_state_dict(
+        {name: tensor for name, tensor in plain.items() if name in model.state_dict()},
+        strict=False,
+        assign=True,
+    )
+    assert not any(tensor.is_meta for tensor in model.state_dict().values()), "all are given"
+    model.requires_grad_(False).eval()
+
+
+def _check(file: PackedFile, wanted: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    held = {name: (entry.kind, entry.shape) for name, entry in file.entries.items()}
+    for name in [*wanted, *held]:
+        if wanted.get(name) != held.get(name):
+            raise CheckpointError(
+                f"{file.path}: {name} is {_said(held.get(name))} there, and the model that its "
+                f"header describes has {_said(wanted.get(name))}; pack the model again"
+            )
+
+
+def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+    return "absent" if tensor is None else f"{tensor[0]} of shape {tensor[1]}"
+
+
+def _plain(stored: Tensor) -> Tensor:
+    dtype = torch.float32 if stored.is_floating_point() else stored.dtype
+    # The mapping is read-only; these are small.
+    return stored.to(dtype, copy=True)
+
+
+def _matrix(
+    module: nn.Module, name: str, file: PackedFile, plain: dict[str, Tensor]
+) -> PackedLinear | PackedEmbedding:
+    entry, tiles = file.entries[f"{name}.weight"], file.read(f"{name}.weight")
+    rows, inputs = entry.shape
+    if isinstance(module, nn.Embedding):
+        return PackedEmbedding(tiles, rows, inputs, entry.bits)
+    return PackedLinear(tiles, rows, inputs, entry.bits, plain.get(f"{name}.bias"))
+
+
+def _experts(
+    module: nn.Module, name: str, file: PackedFile, plain: dict[str, Tensor]
+) -> PackedExperts:
+    assert isinstance(module, Experts | DenseFFN), "the plan names no others"
+    entry, tiles_ES = file.entries[name], file.read(name)
+    _, _, width, expert_width = entry.shape
+    if isinstance(module, DenseFFN):
+        return PackedFFN(tiles_ES, width, expert_width, entry.bits, module.activation)
+    biases = None
+    if f"{name}.b_in" in plain:
+        biases = Biases(plain[f"{name}.b_in"], plain[f"{name}.b_out"])
+    return PackedExperts(tiles_ES, width, expert_width, entry.bits, module.activation, biases)
+
+
+def _replace(model: nn.Module, name: str, packed: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, packed)

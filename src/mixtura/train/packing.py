@@ -1,0 +1,174 @@
+"""A model as a packed folder: runs of ours, Hugging Face folders, GGUF files."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixtura.data import Tokenizer
+from mixtura.errors import ConfigError, DataError
+from mixtura.files import atomic_folder
+from mixtura.interop.digests import ExpertDigests, check_digests, recorded_digests
+from mixtura.interop.hub import folder_of
+from mixtura.interop.loading import decoder_config, open_source, tokenizer_of
+from mixtura.interop.packing import Precision, write_packed
+from mixtura.interop.quantising import GroupReader
+from mixtura.interop.source import Source, StoredTensor
+from mixtura.interop.weights import check_tensors, described
+from mixtura.kernels.groups import Bits
+from mixtura.models import DecoderConfig
+from mixtura.packed.file import FILE, is_packed
+from mixtura.shapes.families import Piece, family_of
+from mixtura.train.conversion import write_tokenizer
+from mixtura.train.loading import load_run
+from mixtura.train.opening import check_vocabulary, is_run
+
+RUN_FAMILY = "mixtura"
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What was written, and what a user should know of it."""
+
+    path: Path
+    family: str
+    bits: Bits
+    head_bits: Bits
+    files: tuple[str, ...]
+    bytes: int
+    """of the packed file"""
+    parameters: int
+    remarks: tuple[str, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "family": self.family,
+            "bits": self.bits,
+            "head_bits": self.head_bits,
+            "files": list(self.files),
+            "bytes": self.bytes,
+            "parameters": self.parameters,
+            "bits_per_weight": 8 * self.bytes / self.parameters,
+            "remarks": list(self.remarks),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """All that packing reads; no weight has been read yet."""
+
+    family: str
+    config: DecoderConfig
+    source: Source
+    pieces: list[Piece]
+    tokenizer: Tokenizer | None
+    remarks: tuple[str, ...]
+
+
+def pack_model(
+    model: str | Path,
+    out: Path,
+    bits: Bits = 4,
+    *,
+    head_bits: Bits | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Packed:
+    """Write the model as a packed folder; `out` appears whole or not at all.
+
+    `head_bits` are those of the head and the embedding, by default `bits`. Raises ConfigError,
+    CheckpointError or StorageError, by name, for what cannot be packed, read or written.
+    """
+    path = folder_of(str(model))
+    if is_packed(path):
+        raise ConfigError(f"{model}: is packed already; pack the model that it was made from")
+    precision = Precision(bits, bits if head_bits is None else head_bits)
+    with atomic_folder(out) as folder:
+        opened = _opened_run(path) if is_run(path) else _opened_source(path)
+        recorded = None if is_run(path) else recorded_digests(path)
+        digests = None if recorded is None else ExpertDigests()
+        reader = GroupReader(opened.source, opened.pieces, digests)
+        written = write_packed(
+            folder / FILE,
+            reader,
+            opened.source,
+            opened.config,
+            opened.family,
+            precision,
+            progress,
+        )
+        if digests is not None and recorded is not None:
+            check_digests(path, digests.found(), recorded)
+        if opened.tokenizer is not None:
+            write_tokenizer(opened.tokenizer, folder)
+        files = tuple(sorted(entry.name for entry in folder.iterdir()))
+    return Packed(
+        out,
+        opened.family,
+        bits,
+        precision.head_bits,
+        files,
+        written.bytes,
+        opened.config.total_parameters(),
+        (*opened.remarks, *written.remarks),
+    )
+
+
+def _opened_source(path: Path) -> _Opened:
+    source = open_source(path)
+    family = family_of(source.config)
+    config = decoder_config(family, source)
+    pieces = list(family.pieces(config))
+    remarks = tuple(described(check_tensors(source, family, pieces)))
+    try:
+        tokenizer = tokenizer_of(source)
+    except DataError as error:
+        tokenizer = None
+        remarks += (f"no tokenizer is packed with it: {error}",)
+    else:
+        check_vocabulary(path, tokenizer, config)
+    return _Opened(family.model_type, config, source, pieces, tokenizer, remarks)
+
+
+def _opened_run(path: Path) -> _Opened:
+    run = load_run(path)
+    config = run.decoder.config
+    if not isinstance(config, DecoderConfig):
+        raise ConfigError(
+            f"{path}: this model, a {type(run.decoder).__name__}, is no decoder and cannot be "
+            "packed; pack a run whose model is one"
+        )
+    source = _RunSource(path, run.decoder.state_dict().items())
+    pieces = [Piece(name, tensor.shape, name) for name, tensor in source.tensors.items()]
+    return _Opened(RUN_FAMILY, config, source, pieces, run.tokenizer, ())
+
+
+class _RunSource(Source):
+    """A run's tensors under our own names."""
+
+    def __init__(self, path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self.path, self.config = path, {}
+        self._held = dict(tensors)
+        self.tensors = {
+            name: StoredTensor(name, tuple(tensor.shape), _SPELT[tensor.dtype], path, tensor.nbytes)
+            for name, tensor in self._held.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        return self._held[name]
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self._held[name].dtype
+
+
+_SPELT = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}

@@ -1,0 +1,40 @@
+"""Tiny decoders, packed in 8 bits."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mixtura.interop.packing import Precision, write_packed
+from mixtura.interop.quantising import GroupReader
+from mixtura.interop.source import Source, StoredTensor
+from mixtura.models import Decoder
+from mixtura.models.packed_decoder import packed_decoder
+from mixtura.packed import PackedFile
+from mixtura.shapes.families import Piece
+
+
+class Held(Source):
+    """A decoder's own tensors."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.path, self.config = Path("held"), {}
+        self._held = decoder.state_dict()
+        self.tensors = {
+            name: StoredTensor(name, tuple(tensor.shape), "F32", self.path, tensor.nbytes)
+            for name, tensor in self._held.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        return self._held[name]
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self._held[name].dtype
+
+
+def packed(decoder: Decoder, folder: Path) -> Decoder:
+    source, path = Held(decoder), folder / "model.mixtura"
+    pieces = [Piece(name, one.shape, name) for name, one in source.tensors.items()]
+    reader = GroupReader(source, pieces)
+    write_packed(path, reader, source, decoder.config, "mixtura", Precision(8, 8))
+    return packed_decoder(PackedFile(path))

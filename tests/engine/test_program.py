@@ -1,0 +1,241 @@
+"""The fused program beside the modules one after another, for every kind of decoder it expresses.
+
+R rows, N rows asked for, V vocabulary.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixtura.engine.angles import AngleTables
+from mixtura.engine.kv_cache import Cache, CachePlan, KVKind
+from mixtura.engine.module_steps import ModuleSteps
+from mixtura.engine.program import Program, why_not
+from mixtura.engine.runner import Runner
+from mixtura.engine.steps import Rows, Steps
+from mixtura.errors import ConfigError
+from mixtura.kernels.native import InstructionSet, instruction_sets, native, set_threads
+from mixtura.kernels.packed_linear import Phase
+from mixtura.models import Decoder
+from mixtura.moe.routers import LinearRouter
+
+sys.path.append(str(Path(__file__).parent))
+
+from packed_families import packed
+from tiny_families import BASE, FAMILIES, HEADS, MOE, built
+
+pytestmark = pytest.mark.skipif(native() is None, reason="no compiled kernels here")
+
+SETS = cast("tuple[InstructionSet, ...]", instruction_sets())
+SLOTS = 40
+EIGHT: dict[str, Any] = {**MOE, "num_experts": 8, "top_k": 3}
+ROUTERS: dict[str, dict[str, Any]] = {
+    "softmax_as_it_is": {"kind": "softmax_topk", "renormalise": False},
+    "switch": {"kind": "switch"},
+    "dbrx_as_it_is": {"kind": "dbrx", "norm": None},
+    "dbrx_squares": {"kind": "dbrx", "norm": 2.0},
+    "sigmoid": {"kind": "sigmoid_topk", "scale": 1.5},
+    "sigmoid_as_it_is": {"kind": "sigmoid_topk", "renormalise": False},
+    "groups_v2": {"kind": "deepseek_v2", "groups": 4, "groups_kept": 2, "scale": 3.0},
+    "groups_v3": {"kind": "deepseek_v3", "groups": 4, "groups_kept": 2, "group_top": 2},
+}
+# 70 experts: more than one block of logits.
+OTHERS: dict[str, dict[str, Any]] = {
+    "many_experts": {"moe": {**MOE, "num_experts": 70, "top_k": 5}},
+    "choosing_bias": {"moe": {**EIGHT, "router": {"kind": "topk_softmax", "choosing_bias": True}}},
+    "gate_bias": {"moe": {**EIGHT, "gate_bias": True}},
+    "shared": {"moe": {**EIGHT, "shared_width": 24}},
+    "dense_first": {"moe": {**MOE, "placement": {"first_dense": 1}}},
+    "relu": {"activation": "relu", "moe": MOE},
+    "one_head_of_its_own": {"attention": {**HEADS, "heads": 2, "norm": "head", "clip": 1.0}},
+    **{
+        name: {"moe": {**EIGHT, "router": router, **({"top_k": 1} if name == "switch" else {})}}
+        for name, router in ROUTERS.items()
+    },
+}
+REFUSED = {
+    "half_dense": "a residual branch beside experts",
+    "hash": "router kind=hash",
+    "deepseek_v2_lite": "attention kind=latent",
+    "deepseek_v3": "attention kind=latent",
+}
+COVERED = [*(family for family in FAMILIES if family not in REFUSED), *OTHERS]
+Pack = Callable[[str], Decoder]
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """A tiny decoder in 8 bits."""
+    made: dict[str, Decoder] = {}
+
+    def pack(name: str) -> Decoder:
+        if name not in made:
+            tree = {**BASE, **FAMILIES.get(name, {}), **OTHERS.get(name, {})}
+            decoder = with_choosing_biases(built(tree, width=32))
+            made[name] = packed(decoder, tmp_path_factory.mktemp("packed"))
+        return made[name]
+
+    return pack
+
+
+def with_choosing_biases(decoder: Decoder) -> Decoder:
+    """They begin at 0, and only training moves them."""
+    for router in (module for module in decoder.modules() if isinstance(module, LinearRouter)):
+        if router.bias is not None:
+            router.bias.copy_(torch.linspace(-0.4, 0.4, len(router.bias)))
+    return decoder
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both, each with a cache of its own."""
+
+    program: Steps
+    modules: Steps
+    caches: tuple[Cache, Cache]
+
+    def assert_equal(self, rows: Rows, phase: Phase, bound: float = 2e-2) -> None:
+        """The rows' logits are nearly the same; whatever comes next begins from one cache again."""
+        everything_N = torch.arange(len(rows))
+        with torch.inference_mode():
+            found_NV = self.program(rows, phase, everything_N)
+            expected_NV = self.modules(rows, phase, everything_N)
+            for mine, other in zip(*(cache.layers for cache in self.caches), strict=True):
+                parts = ("keys", "values", "key_scales", "value_scales")
+                for found, into in ((getattr(of, part) for of in (mine, other)) for part in parts):
+                    if found is not None:
+                        into.copy_(found)
+        difference_N = (found_NV - expected_NV).abs().amax(1) / expected_NV.abs().max()
+        # Norms, gates and turns sum in other orders, so what is rounded may fall on the other side
+        # of a tie, for all that see it. It seldom does.
+        assert (difference_N < bound).all()
+        assert difference_N.quantile(0.25) < 2e-5
+
+
+def pair(decoder: Decoder, kv: KVKind = "fp32", slots: int = 4) -> Pair:
+    plan = CachePlan(decoder.config, slots, 48, kv)
+    angles, caches = AngleTables.of(decoder.config, 48), (plan.allocate(), plan.allocate())
+    program = Program(decoder, caches[0], angles)
+    return Pair(program, ModuleSteps(decoder, caches[1], angles), caches)
+
+
+def some_tokens(count: int, seed: int = 0) -> Tensor:
+    return torch.randint(23, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def chunk(slot: int, start: int, end: int) -> Rows:
+    position_R = torch.arange(start, end)
+    token_R = some_tokens(end, seed=slot)[start:]
+    return Rows(token_R, torch.full_like(position_R, slot), position_R, position_R)
+
+
+def together(*parts: Rows) -> Rows:
+    fields = ("token_R", "slot_R", "position_R", "angle_R")
+    return Rows(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_the_program_is_its_twin(pack: Pack, name: str) -> None:
+    both = pair(pack(name))
+    both.assert_equal(together(chunk(2, 0, 20), chunk(0, 0, 1), chunk(3, 0, 7)), "prefill")
+    both.assert_equal(chunk(2, 20, 26), "prefill")
+    for more in range(3):
+        rows = together(chunk(3, 7 + more, 8 + more), chunk(2, 26 + more, 27 + more))
+        both.assert_equal(rows, "decode")
+
+
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+@pytest.mark.parametrize("name", ["olmoe", "gpt_oss", "gemma3"])
+def test_each_kind_of_cache(pack: Pack, name: str, kv: KVKind) -> None:
+    both = pair(pack(name), kv)
+    # A key on the other side of a tie differs by 2^-8 of itself, or by 1/127.
+    both.assert_equal(chunk(1, 0, 30), "prefill", 3e-2)
+    both.assert_equal(chunk(1, 30, 31), "decode", 3e-2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 16, 17, 40])
+def test_rows_of_different_lengths(pack: Pack, count: int) -> None:
+    both = pair(pack("olmoe"), slots=SLOTS)
+    lengths = [1 + 7 * slot % 30 for slot in range(count)]
+    prompts = together(chunk(0, 0, 0), *(chunk(slot, 0, n) for slot, n in enumerate(lengths)))
+    rows = together(chunk(0, 0, 0), *(chunk(slot, n, n + 1) for slot, n in enumerate(lengths)))
+    if count:
+        both.assert_equal(prompts, "prefill")
+        both.assert_equal(rows, "decode")
+    else:
+        assert both.program(rows, "decode", torch.arange(0)).shape == (0, 23)
+
+
+def test_nobody_asked_for(pack: Pack) -> None:
+    both = pair(pack("olmoe"))
+    assert both.program(chunk(1, 0, 9), "prefill", torch.arange(0)).shape == (0, 23)
+    with torch.inference_mode():
+        both.modules(chunk(1, 0, 9), "prefill", torch.arange(0))
+    # All that was read is kept.
+    both.assert_equal(chunk(1, 9, 10), "decode")
+
+
+@pytest.mark.parametrize("asked", [[19], [3, 4, 19], [19, 0, 7], [5, 5], list(range(20))])
+def test_only_the_rows_asked_for(pack: Pack, asked: list[int]) -> None:
+    rows, asked_N = chunk(1, 0, 20), torch.tensor(asked)
+    some, whole = (pair(pack("gpt_oss"), "bf16").program for _ in range(2))
+    with torch.inference_mode():
+        expected_NV = whole(rows, "prefill", torch.arange(20))[asked_N]
+        assert torch.equal(some(rows, "prefill", asked_N), expected_NV)
+        # The keys and values of all are kept.
+        after, first_N = chunk(1, 20, 21), torch.arange(1)
+        assert torch.equal(some(after, "decode", first_N), whole(after, "decode", first_N))
+
+
+@pytest.fixture
+def other_threads() -> Iterator[None]:
+    """The number of threads as it was, afterwards."""
+    module = native()
+    before = 1 if module is None else module.threads()
+    yield
+    set_threads(before)
+
+
+@pytest.mark.usefixtures("other_threads")
+def test_every_instruction_set_and_number_of_threads(pack: Pack) -> None:
+    decoder = pack("qwen2_moe")
+    plan, angles = CachePlan(decoder.config, 2, 48, "bf16"), AngleTables.of(decoder.config, 48)
+    for kernels in SETS:
+        outputs: list[Tensor] = []
+        for threads in (1, 3):
+            set_threads(threads)
+            program = Program(decoder, plan.allocate(), angles, kernels)
+            program(chunk(0, 0, 20), "prefill", torch.arange(20))
+            outputs.append(program(chunk(0, 20, 21), "decode", torch.arange(1)))
+        assert torch.equal(*outputs), kernels
+        modules = ModuleSteps(decoder, plan.allocate(), angles)
+        with torch.inference_mode():
+            modules(chunk(0, 0, 20), "prefill", torch.arange(20))
+            expected_NV = modules(chunk(0, 20, 21), "decode", torch.arange(1))
+        # The prompt is read in other arithmetics, int8 or bf16.
+        assert (outputs[0] - expected_NV).abs().max() < 5e-2 * expected_NV.abs().max(), kernels
+
+
+@pytest.mark.parametrize(("family", "reason"), REFUSED.items())
+def test_what_no_program_expresses_is_named(pack: Pack, family: str, reason: str) -> None:
+    assert why_not(pack(family)) == reason
+    with pytest.raises(ConfigError, match=reason):
+        Runner(pack(family), CachePlan(pack(family).config, 1, 8, "bf16"), fused=True)
+
+
+def test_a_decoder_that_is_not_packed_has_none() -> None:
+    assert why_not(built(BASE, width=16)) == "a head that is not packed"
+
+
+def test_a_place_outside_the_cache_is_refused(pack: Pack) -> None:
+    program = pair(pack("llama"), slots=2).program
+    with pytest.raises(IndexError, match=r"slot 2 must lie in 0\.\.1"):
+        program(chunk(2, 0, 1), "decode", torch.arange(1))
+    with pytest.raises(IndexError, match=r"asked row 1 must lie in 0\.\.0"):
+        program(chunk(1, 0, 1), "decode", torch.tensor([1]))

@@ -1,0 +1,41 @@
+"""The small model and its file; and kernels as they are without a compiler."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixtura.kernels import packed_experts, packed_linear
+from mixtura.kernels.groups import Bits
+from mixtura.packed.file import FILE, PackedFile
+
+# Tests are no packages; this is how they find what some of them share.
+sys.path.append(str(Path(__file__).parent))
+
+from packed_files import Model, write_file
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model().eval()
+
+
+@pytest.fixture
+def write(tmp_path: Path, model: Model) -> Callable[..., PackedFile]:
+    """write(bits) -> the model's file; its head in `head_bits`."""
+
+    def written(bits: Bits = 4, head_bits: Bits | None = None) -> PackedFile:
+        return write_file(tmp_path / FILE, model, bits, head_bits)
+
+    return written
+
+
+@pytest.fixture
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where no compiler was found: packed weights are unpacked, and nothing else is rounded."""
+    for module in (packed_linear, packed_experts):
+        monkeypatch.setattr(module, "native", lambda: None)
+        monkeypatch.setattr(module, "warn_once_if_missing", lambda: None)

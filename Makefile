@@ -27,7 +27,8 @@ sanitize:  ## Check the compiled kernels under AddressSanitizer and ThreadSaniti
 	@for kind in address thread; do \
 	  cmake -S . -B build/sanitize-$$kind -DMIXTURA_SANITIZE=$$kind >/dev/null && \
 	  cmake --build build/sanitize-$$kind -j 2 >/dev/null && \
-	  echo "$$kind: $$(build/sanitize-$$kind/check_kernels)" || exit 1; \
+	  echo "$$kind: $$(build/sanitize-$$kind/check_kernels && \
+	    build/sanitize-$$kind/check_attention)" || exit 1; \
 	done
 
 lint: $(READY)  ## Check style and format
@@ -51,8 +52,8 @@ check: lint types imports docs test  ## Everything that CI checks
 
 setup: $(READY)  ## Set up .venv without running anything
 
-# The stamp is older than pyproject.toml after an edit of it, and then this runs again.
-$(READY): pyproject.toml constraints.txt
+# The stamp is older than these after an edit of one, and then this runs again.
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "mixtura needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.12 ..." >&2; \
 	  exit 1; }

@@ -134,8 +134,8 @@ class Attention {
   const int q_stride_, v_stride_;
 };
 
-// Tiles take bf16 as it is kept, and 16 queries for the price of one. In decode with fewer queries to
-// a key it is memory that is waited for, and queries and weights stay in fp32.
+// Tiles take bf16 as it is kept, and 16 queries for the price of one. In decode with fewer queries
+// to a key it is memory that is waited for, and queries and weights stay in fp32.
 bool in_tiles(const AttentionPlan& plan, const LayerCache& cache, int heads, InstructionSet set) {
   if (set != InstructionSet::amx || cache.kept == Kept::fp32) return false;
   const int worth = cache.kept == Kept::bf16 ? 2 : 8;

@@ -17,8 +17,9 @@ inline __m256i rounded(V x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
 // Two vectors as pairs of bf16.
 inline __m512i pairs(V first, V second) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
-                                         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i order =
+      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(second, first));
 }
 
@@ -242,8 +243,8 @@ void pack_byte_pair(const Vectors& values, int p, int count, uint16_t* to) {
 
 void pack_byte_key(const int8_t* key, int dim, uint16_t* packed) {
   const __m512i upper_halves =
-      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
-                       23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                       25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   for (int c = 0; c < dim; c += kLine) {
     const __m512i low = widened_bytes(key + c), high = widened_bytes(key + c + 16);
     _mm512_storeu_si512(packed + c, _mm512_permutex2var_epi16(low, upper_halves, high));

@@ -46,8 +46,8 @@ void restore(float* mixed, int dim_lines);
 void scores(const uint16_t* keys, int64_t key_stride, int count, const uint16_t* queries,
             int dim_lines, int groups, const uint8_t* ahead, float* scores);
 
-// One group's scores into weights [16 queries][kBlockPositions] bf16, zero where nothing is seen, up
-// to whole tiles. Scales are those of an int8 cache, or null.
+// One group's scores into weights [16 queries][kBlockPositions] bf16, zero where nothing is seen,
+// up to whole tiles. Scales are those of an int8 cache, or null.
 void weigh(float* scores, int count, float scale, const float* key_scales,
            const float* value_scales, GroupSoftmax& softmax, uint16_t* weights);
 

@@ -40,7 +40,8 @@ struct Softmax {
 struct AttentionKernels {
   const char* name;
 
-  // scores[head * kPositions + p] = q_head . key_p for p < count; q is padded, at q + head * stride.
+  // scores[head * kPositions + p] = q_head . key_p for p < count; q_head is at q + head * stride,
+  // and padded.
   // About as many bytes as are read here are fetched from `ahead` on, for whoever comes next.
   void (*scores)(const Vectors& keys, int count, const float* q, int64_t stride, int heads,
                  float* scores, const uint8_t* ahead);
@@ -67,8 +68,8 @@ struct AttentionKernels {
   // c[row * columns + j] = factor[row] c + sum over i < inner of a[row * a_stride + i] b[i *
   // columns + j]; without factors, the sum alone. `columns` are padded. Each number is summed in
   // the order of i, however many rows there are.
-  void (*product)(const float* a, int64_t a_stride, int rows, int inner, const float* b, int columns,
-                  const float* factor, float* c);
+  void (*product)(const float* a, int64_t a_stride, int rows, int inner, const float* b,
+                  int columns, const float* factor, float* c);
 
   // One vector into the cache: to the nearest, ties to even. Gives the scale of int8, else 0.
   float (*keep)(const float* x, int dim, Kept kept, void* at);

@@ -33,8 +33,8 @@ struct Number<Kept::int8> {
 };
 
 // Of kLanes dot products at once: kHeads queries with the kLanes / kHeads keys from `key` on, of
-// which `count` exist. As many bytes as they have are fetched from `ahead` on, line by line among the
-// products: all at once they would have to wait for each other.
+// which `count` exist. As many bytes as they have are fetched from `ahead` on, line by line among
+// the products: all at once they would have to wait for each other.
 template <Kept kKept, int kHeads, bool kAll>
 inline void score_some(const typename Number<kKept>::Type* key, int64_t key_stride, int count,
                        int dim, const float* q, int64_t stride, const uint8_t* ahead,

@@ -1,5 +1,5 @@
-// A step of a packed decoder, all its layers in one job: see src/mixtura/engine/program.py. Its twin
-// is src/mixtura/engine/module_steps.py, which calls module after module.
+// A step of a packed decoder, all its layers in one job: see src/mixtura/engine/program.py. Its
+// twin is src/mixtura/engine/module_steps.py, which calls module after module.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,6 @@
 // that the compiler turns into vectors.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "half.h"
@@ -37,7 +36,10 @@ struct Group {
     for (int i = 0; i < kGroup; ++i) w[i] = given[i] / extreme;
     for (int i = 0; i < kGroup; ++i) squares += w[i] * w[i];
     const float mean = squares / kGroup;
-    for (int i = 0; i < kGroup; ++i) counts[i] = std::sqrt(w[i] * w[i] + mean);
+    for (int i = 0; i < kGroup; ++i) {
+      const float square = w[i] * w[i];
+      counts[i] = mean * mean + 0.03f * (square * square);
+    }
   }
 
   Fit fit(float inverse, const Levels& levels) const {

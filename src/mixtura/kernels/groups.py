@@ -23,6 +23,7 @@ _TRIED: dict[Bits, tuple[float, ...]] = {
     4: (-8.2, -7.0, -8.8, -7.8, -6.2, -9.4, -8.4, -7.4),
     8: (127.0, 126.4, 125.6, 124.6, 123.4),
 }
+_STANDS_OUT = 0.03
 # Groups worked on at once: a quarter of a megabyte of fp32, which stays in a core's cache.
 _AT_ONCE = 2048
 # For the compiled kernels, which keep to their caches by themselves.
@@ -161,14 +162,17 @@ def _best_scale(w_MC: Tensor, bits: Bits) -> Tensor:
 class _Fit:
     """Least squares of groups w by whole numbers times a scale, large weights before small ones.
 
-    An error counts as much as sqrt(w^2 + mean w^2), half of it the weight's own size. Measured on
-    SmolLM2 (4 bits; divergence from the original's predictions, 2,550 tokens): 0.388 nats, where
-    errors that count alike, which are 3% smaller, give 0.457, and llama.cpp's Q4_0 gives 0.400.
+    An error counts as much as 1 + 0.03 (w/r)^4, r being the root mean square of the group: it
+    counts alike but in the few weights that stand out. Measured on SmolLM2 in 4 bits, as the
+    divergence of its predictions from those of the unrounded model over 2,550 tokens: 0.363 nats;
+    where all count alike, which makes the plain squared error 3% smaller, 0.457; by llama.cpp's
+    rule for Q4_0, 0.400.
     """
 
     def __init__(self, w_MC: Tensor, bits: Bits) -> None:
         square_MC = w_MC.square()
-        self._counts_MC = square_MC.add_(square_MC.mean(1, keepdim=True)).sqrt_()
+        mean_M1 = square_MC.mean(1, keepdim=True)
+        self._counts_MC = mean_M1.square() + _STANDS_OUT * square_MC.square_()
         self._w_MC, self._weighed_MC, self._limits = w_MC, self._counts_MC * w_MC, limits(bits)
 
     def __call__(self, inverse: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,9 @@ Value* at(uintptr_t address) {
   return reinterpret_cast<Value*>(address);
 }
 
-GivenCache given(uintptr_t keys, uintptr_t values, uintptr_t key_scales, uintptr_t value_scales, int kept,
-            int64_t slots, int kv_heads, int64_t capacity, int key_dim, int value_dim) {
+GivenCache given(uintptr_t keys, uintptr_t values, uintptr_t key_scales, uintptr_t value_scales,
+                 int kept, int64_t slots, int kv_heads, int64_t capacity, int key_dim,
+                 int value_dim) {
   return {{at<uint8_t>(keys), at<uint8_t>(values), at<float>(key_scales), at<float>(value_scales),
            static_cast<Kept>(kept), kv_heads, capacity, key_dim, value_dim},
           slots};

@@ -205,8 +205,9 @@ void Step::keep_rows(const Team& team, const AttentionBlock& block) {
   SizeOfAll size(block, block.k_norm, block.k_width());
   each(team, rows_ * kv_heads, [&](int64_t i) {
     const int64_t number = i / kv_heads, offset = i % kv_heads * dim;
-    const int64_t place = block.cache.place(given_.rows.slot[number], static_cast<int>(i % kv_heads),
-                                            given_.rows.position[number]);
+    const int head = static_cast<int>(i % kv_heads);
+    const int64_t place =
+        block.cache.place(given_.rows.slot[number], head, given_.rows.position[number]);
     const float* k = qkv_ + number * block.qkv_width() + block.q_width();
     turn_head(block, block.k_norm, k, offset, size.factor(number, k), given_.angle[number], head_);
     keep_vector(kernels_, block.cache, true, place, head_);

@@ -31,7 +31,8 @@ void unpack_row(const Matrix& matrix, int64_t row, float factor, float* out) {
     const uint8_t* bytes = block + kScaleBytes + group * group_bytes + (tile * kTile + channel) * 4;
     float values[kGroup];
     unpack_group(bytes, matrix.bits, from_half(half), values);
-    for (int i = 0; i < kGroup && first + i < matrix.inputs; ++i) out[first + i] = values[i] * factor;
+    const int left = matrix.inputs - first;
+    for (int i = 0; i < (left < kGroup ? left : kGroup); ++i) out[first + i] = values[i] * factor;
   }
 }
 

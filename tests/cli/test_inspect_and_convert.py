@@ -108,3 +108,37 @@ def test_a_folder_keeps_its_family_in_another_dtype(
     done = inside("convert", tmp_path / "one", "two")
     assert done.returncode == 2
     assert "two: already exists" in done.stderr
+
+
+def test_a_run_becomes_a_file_of_llama_cpps_that_says_the_same(
+    inside: Mixtura, tiny_run: Path, tmp_path: Path
+) -> None:
+    done = inside("convert", tiny_run, "out.gguf", "--to", "gguf", "--type", "f32", "--json")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (done.returncode, found["architecture"], found["type"]) == (0, "llama", "f32")
+    assert found["bytes"] == (tmp_path / "out.gguf").stat().st_size
+    asked = ("--prompt", "1 +", "--temperature", "0")
+    assert (
+        inside("generate", "out.gguf", *asked).stdout == inside("generate", tiny_run, *asked).stdout
+    )
+    listed = json.loads(inside("inspect", "out.gguf", "--json").stdout)
+    assert listed["family"] == "mixtral"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--to", "gguf"), "rows of 16 numbers, which the blocks of 32 of q8_0 do not fill"),
+        (("--to", "gguf", "--dtype", "bfloat16"), "--dtype bfloat16 is for --to hf; say what to"),
+        (("--to", "gguf", "--shard-gb", "2"), "--shard-gb 2 is for --to hf; a GGUF file is one"),
+        (("--to", "hf", "--type", "f32"), "--type f32 is for --to gguf; say what to store with"),
+        (("--to", "gguf", "--family", "phimoe"), "a phimoe model is not written as GGUF; these"),
+    ],
+)
+def test_what_cannot_become_such_a_file_is_named(
+    options: tuple[str, ...], problem: str, inside: Mixtura, tiny_run: Path, tmp_path: Path
+) -> None:
+    done = inside("convert", tiny_run, "out.gguf", *options)
+    assert done.returncode == 2
+    assert problem in done.stderr
+    assert not list(tmp_path.iterdir())

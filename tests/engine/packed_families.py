@@ -1,4 +1,4 @@
-"""Tiny decoders, packed in 8 bits."""
+"""Tiny decoders, packed."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from mixtura.interop.packing import Precision, write_packed
 from mixtura.interop.quantising import GroupReader
 from mixtura.interop.source import Source, StoredTensor
+from mixtura.kernels.groups import Bits
 from mixtura.models import Decoder
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed import PackedFile
@@ -32,9 +33,9 @@ class Held(Source):
         return self._held[name].dtype
 
 
-def packed(decoder: Decoder, folder: Path) -> Decoder:
+def packed(decoder: Decoder, folder: Path, bits: Bits = 8) -> Decoder:
     source, path = Held(decoder), folder / "model.mixtura"
     pieces = [Piece(name, one.shape, name) for name, one in source.tensors.items()]
     reader = GroupReader(source, pieces)
-    write_packed(path, reader, source, decoder.config, "mixtura", Precision(8, 8))
+    write_packed(path, reader, source, decoder.config, "mixtura", Precision(bits, bits))
     return packed_decoder(PackedFile(path))

@@ -150,6 +150,12 @@ def test_the_program_is_its_twin(pack: Pack, name: str) -> None:
         both.assert_equal(rows, "decode")
 
 
+def test_four_bits(tmp_path: Path) -> None:
+    both = pair(packed(built({**BASE, **FAMILIES["olmoe"]}, width=32), tmp_path, bits=4))
+    both.assert_equal(chunk(1, 0, 20), "prefill")
+    both.assert_equal(chunk(1, 20, 21), "decode")
+
+
 @pytest.mark.parametrize("kv", ["bf16", "int8"])
 @pytest.mark.parametrize("name", ["olmoe", "gpt_oss", "gemma3"])
 def test_each_kind_of_cache(pack: Pack, name: str, kv: KVKind) -> None:

@@ -204,8 +204,8 @@ def test_padding_is_said(mixtral: Path, tmp_path: Path) -> None:
     packed = pack_model(mixtral, tmp_path / "packed", 4)
     # Heads are 4 * 12 = 48 wide together, experts 24.
     (said,) = packed.remarks
-    assert said.startswith("4 tensors, such as blocks.0.attention.out.weight, have a width that")
-    assert said.endswith("padded with zeros, there from 48 to 64")
+    assert said.startswith("4 tensors of a width that groups of 32 do not divide, such as blocks.0")
+    assert said.endswith("attention.out.weight, padded with zeros, there from 48 to 64")
 
 
 def test_what_was_written_as_data(mixtral: Path, tmp_path: Path) -> None:

@@ -126,20 +126,24 @@ def _parts(
 def _remarks(planned: Iterable[Planned], reader: GroupReader, source: Source) -> Iterator[str]:
     """What a user should know: what was kept exactly, rounded twice, or padded."""
     for kind, count in _kinds(source, reader.exact).items():
-        yield f"{count} tensors of {kind} carried over exactly"
+        yield f"{_tensors(count)} of {kind} carried over exactly"
     for kind, count in _kinds(source, reader.requantised).items():
-        yield f"{count} tensors of {kind} unpacked and quantised again"
+        yield f"{_tensors(count)} of {kind} unpacked and quantised again"
     quantised = source.config.get("quantization_config")
     if quantised is not None:
         method = quantised.get("quant_method")
         yield f"weights of quant_method {method} were unpacked and quantised again"
     padded = [(one, one.padded) for one in planned if one.padded is not None]
     if padded:
-        (first, (width, to)), count = padded[0], len(padded)
+        first, (width, to) = padded[0]
         yield (
-            f"{count} tensors, such as {first.name}, have a width that groups of 32 do not "
-            f"divide: padded with zeros, there from {width} to {to}"
+            f"{_tensors(len(padded))} of a width that groups of 32 do not divide, such as "
+            f"{first.name}, padded with zeros, there from {width} to {to}"
         )
+
+
+def _tensors(count: int) -> str:
+    return f"{count} tensor{'s' * (count != 1)}"
 
 
 def _kinds(source: Source, names: Iterable[str]) -> Counter[str]:

@@ -94,9 +94,10 @@ class GroupReader:
         stored_view = piece.stored_view or piece.shape
         if piece.transposed or len(piece.of) >= len(stored_view):
             return None
-        if piece.stored not in self._groups:
-            self._groups[piece.stored] = self._source.groups(piece.stored)
-        groups = self._groups[piece.stored]
+        known = piece.stored in self._groups
+        groups = self._groups[piece.stored] if known else self._source.groups(piece.stored)
+        if expert is not None:
+            self._groups[piece.stored] = groups
         if groups is None or groups.bits > bits:
             return None
         self.exact.add(piece.stored)

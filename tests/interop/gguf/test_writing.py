@@ -225,7 +225,7 @@ def test_what_16_bits_do_not_reach_is_named(tiny: Tiny, bpe: SubwordTokenizer, o
     family = family_named("llama")
     decoder = DecoderConfig.parse(family.read(tiny("llama").config)).build()
     with torch.no_grad():
-        decoder.blocks[1].ffn.w_out[0, 0] = 7e4
+        decoder.get_parameter("blocks.1.ffn.w_out")[0, 0] = 7e4
     source = DecoderSource(decoder, family, Path("large"))
     with pytest.raises(
         ConfigError, match=r"blk\.1\.ffn_down\.weight: holds 70000, beyond what f16"

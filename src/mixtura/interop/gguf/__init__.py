@@ -1,4 +1,4 @@
-"""llama.cpp's file format, read: a Source of dense llama-like models, and their tokenizers.
+"""llama.cpp's file format, read and written: a Source of models, their tokenizers, and the reverse.
 
 `gguf` is imported in this folder alone.
 """

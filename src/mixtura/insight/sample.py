@@ -109,8 +109,7 @@ def _read_span(
     decoder: LanguageModel, tokens_T: NDArray[np.int64], span: _Span, probs: bool
 ) -> tuple[NDArray[np.float32], list[Choices]]:
     tokens_S = tokens_T[span.start : span.end]
-    device = decoder.head.weight.device
-    tokens_BS = torch.from_numpy(tokens_S)[None].to(device)
+    tokens_BS = torch.from_numpy(tokens_S)[None].to(decoder.device)
     output: DecoderOutput = decoder(tokens_BS)
     log_prob_SV = output.logits_BSV[0].float().log_softmax(-1)
     nats_S = -log_prob_SV[:-1].gather(1, tokens_BS[0, 1:, None])[:, 0]

@@ -94,7 +94,7 @@ class _Reading:
         self.skipped: list[Skipped] = []
 
     def run(self, recorder: Recorder) -> None:
-        device = self._model.head.weight.device
+        device = self._model.device
         for domain, tokens in self._windows():
             recorder.domain = recorder.writer.domain_number(domain) if domain else NOBODY
             with torch.inference_mode():

@@ -54,6 +54,11 @@ class LanguageModel(nn.Module, ABC):
     def forward(self, tokens_BS: Tensor, valid_BS: Tensor | None = None) -> DecoderOutput:
         """Logits of the next token at each position; `valid_BS` is False for padding at the end."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where tokens have to be; packed weights are no parameters, but norms always are."""
+        return next(self.parameters()).device
+
     def check_length(self, length: int) -> None:
         """Raises ConfigError where a sequence is longer than the model's context."""
         if length > self.config.context:

@@ -192,7 +192,7 @@ def test_two_collapsed_layers_do_not_look_balanced() -> None:
     # 1; by layer it is E = 2 twice. Branches that write nothing keep x as embedded: all ones.
     moe = {"num_experts": 2, "top_k": 1, "expert_width": 4, "router": {"kind": "switch"}}
     decoder = build(layers=2, moe={**moe, "balance": {"loss": 1.0, "z_loss": 0.0}})
-    assert decoder.embedding is not None
+    assert isinstance(decoder.embedding, torch.nn.Embedding)
     with torch.no_grad():
         decoder.embedding.weight.fill_(1.0)
         for name, parameter in decoder.named_parameters():

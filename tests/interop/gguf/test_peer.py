@@ -29,7 +29,7 @@ from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed import PackedFile, decoding
 from mixtura.shapes.families import family_named
 
-xllamacpp = pytest.importorskip("xllamacpp", reason="the extra `bench` brings it")
+xllamacpp = pytest.importorskip("xllamacpp", reason="the extra `peers` brings it")
 Tiny = Callable[[str], DecoderSource]
 STEPS, PROMPTS = 6, 10
 

@@ -6,10 +6,13 @@
 Whole forward passes in bf16 with random weights: width 2048, 64 experts of 1024, top-8, vocabulary
 50304. Each round runs every implementation once on the same tokens, and figures are medians over
 rounds. The limit of a prefill is one dense bf16 product of as many operations; that of a decode
-step is reading as many bytes as the weights that the step needs. The last line is one JSON object.
+step is reading as many bytes as the weights in bf16 that the step needs. Packed experts read fewer,
+and stand beside the others in a model that shares all other weights. The last line is one JSON
+object.
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -22,10 +25,11 @@ import transformers
 from transformers import DynamicCache, OlmoeConfig, OlmoeForCausalLM
 from transformers.initialization import no_init_weights
 
-from mixtura.interop.transformers import register
+from mixtura.interop.transformers import pack_experts, register
 
 PEERS = ["eager", "grouped_mm", "batched_mm"]
-NAMES = [*PEERS, "mixtura"]
+OURS = ["mixtura", "mixtura-8bit", "mixtura-4bit"]
+NAMES = [*PEERS, *OURS]
 # Rows of 512 tokens would make batched_mm copy 51 GB of weights a layer.
 WITHOUT_BATCHED = [name for name in NAMES if name != "batched_mm"]
 WIDTH, EXPERT_WIDTH, EXPERTS, TOP_K, VOCABULARY, CONTEXT = 2048, 1024, 64, 8, 50304, 128
@@ -52,6 +56,16 @@ def build(layers: int) -> OlmoeForCausalLM:
             for part in parameter.view(-1).split(block.numel()):
                 part.copy_(block[: part.numel()].roll(torch.randint(block.numel(), ()).item()))
     return model
+
+
+def beside(model: OlmoeForCausalLM) -> dict[str, OlmoeForCausalLM]:
+    """The model that each implementation runs in; packed experts have one of their own each."""
+    models = dict.fromkeys(NAMES, model)
+    for bits in (8, 4):
+        shared = {id(tensor): tensor for tensor in model.parameters()}
+        models[f"mixtura-{bits}bit"] = copy.deepcopy(model, shared)
+        pack_experts(models[f"mixtura-{bits}bit"], bits)
+    return models
 
 
 def active_parameters(layers: int, tokens: int = 1) -> int:
@@ -85,19 +99,22 @@ def multiplier(parameters: int, tokens: int) -> Callable[[], object]:
     return lambda: rows @ weight
 
 
+Prepare = Callable[[OlmoeForCausalLM], Callable[[], object]]
+
+
 def interleave(
-    model: OlmoeForCausalLM,
+    models: dict[str, OlmoeForCausalLM],
     names: list[str],
     rounds: int,
-    prepare: Callable[[], Callable[[], object]],
+    prepare: Prepare,
     limit: Callable[[], object],
 ) -> dict[str, float]:
     """Median seconds of each implementation and of `limit`; `prepare` makes a round's step."""
     seconds: dict[str, list[float]] = {name: [] for name in [*names, "limit"]}
     for _ in range(rounds + 1):
         for name in names:
-            model.set_experts_implementation(name)
-            step = prepare()
+            models[name].set_experts_implementation(name)
+            step = prepare(models[name])
             seconds[name].append(timed(step))
         seconds["limit"].append(timed(limit))
     # The first round makes kernels.
@@ -110,20 +127,20 @@ def timed(step: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def prefill(model: OlmoeForCausalLM, tokens: int) -> Callable[[], Callable[[], object]]:
-    def prepare() -> Callable[[], object]:
+def prefill(tokens: int) -> Prepare:
+    def prepare(model: OlmoeForCausalLM) -> Callable[[], object]:
         ids = torch.randint(VOCABULARY, (1, tokens))
         return lambda: model(ids, use_cache=True, logits_to_keep=1)
 
     return prepare
 
 
-def decode(model: OlmoeForCausalLM, sequences: int) -> Callable[[], Callable[[], object]]:
+def decode(model: OlmoeForCausalLM, sequences: int) -> Prepare:
     """One new token for each sequence, after CONTEXT tokens."""
     cache = DynamicCache(config=model.config)
     model(torch.randint(VOCABULARY, (sequences, CONTEXT)), past_key_values=cache)
 
-    def prepare() -> Callable[[], object]:
+    def prepare(model: OlmoeForCausalLM) -> Callable[[], object]:
         cache.crop(CONTEXT - cache.get_seq_length())
         ids = torch.randint(VOCABULARY, (sequences, 1))
         return lambda: model(ids, past_key_values=cache)
@@ -131,10 +148,10 @@ def decode(model: OlmoeForCausalLM, sequences: int) -> Callable[[], Callable[[],
     return prepare
 
 
-def experts_alone(model: OlmoeForCausalLM) -> Callable[[], Callable[[], object]]:
+def experts_alone() -> Prepare:
     """The experts of every layer on one token, without all else."""
 
-    def prepare() -> Callable[[], object]:
+    def prepare(model: OlmoeForCausalLM) -> Callable[[], object]:
         x_TD = torch.randn(1, WIDTH, dtype=torch.bfloat16)
         chosen = [torch.randperm(EXPERTS)[None, :TOP_K] for _ in model.model.layers]
         weights = torch.full((1, TOP_K), 1 / TOP_K, dtype=torch.bfloat16)
@@ -151,11 +168,12 @@ def experts_alone(model: OlmoeForCausalLM) -> Callable[[], Callable[[], object]]
 def report(what: str, tokens: int, seconds: dict[str, float]) -> dict[str, object]:
     rates = {name: tokens / value for name, value in seconds.items()}
     best = max((name for name in PEERS if name in rates), key=rates.__getitem__)
-    ratio = rates["mixtura"] / rates[best]
-    print(f"\n{what}: {ratio:.2f} times the best of transformers ({best})")
+    ratios = {name: rates[name] / rates[best] for name in OURS}
+    listed = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+    print(f"\n{what}: of the best of transformers ({best}), {listed}")
     for name, rate in rates.items():
-        print(f"  {name:<10} {rate:8.2f} tokens/s  {rate / rates['limit']:.2f} of the limit")
-    return {"what": what, "tokens_per_second": rates, "best_peer": best, "ratio": ratio}
+        print(f"  {name:<12} {rate:8.2f} tokens/s  {rate / rates['limit']:.2f} of the limit")
+    return {"what": what, "tokens_per_second": rates, "best_peer": best, "ratios": ratios}
 
 
 def main() -> None:
@@ -169,10 +187,11 @@ def main() -> None:
     torch.manual_seed(0)
     register()
     model = build(options.layers)
+    models = beside(model)
     rows = []
     with torch.inference_mode():
         measured = interleave(
-            model,
+            models,
             NAMES,
             options.rounds * 3,
             decode(model, 1),
@@ -180,15 +199,15 @@ def main() -> None:
         )
         rows.append(report("decode, one sequence", 1, measured))
         measured = interleave(
-            model,
+            models,
             NAMES,
             options.rounds * 3,
-            experts_alone(model),
+            experts_alone(),
             reader(model, options.layers * TOP_K * 3 * WIDTH * EXPERT_WIDTH),
         )
         rows.append(report("its experts alone", 1, measured))
         measured = interleave(
-            model,
+            models,
             NAMES,
             options.rounds,
             decode(model, 16),
@@ -196,10 +215,10 @@ def main() -> None:
         )
         rows.append(report("decode, 16 sequences", 16, measured))
         measured = interleave(
-            model,
+            models,
             WITHOUT_BATCHED,
             options.rounds,
-            prefill(model, 512),
+            prefill(512),
             multiplier(active_parameters(options.layers), 512),
         )
         rows.append(report("prefill, 512 tokens", 512, measured))

@@ -1,14 +1,13 @@
-// The module mixtura.kernels._native. Tensors come as addresses: the wrappers in Python have checked
-// their types, shapes and strides, and an address costs a tenth of what DLPack does.
+// The module mixtura.kernels._native.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "address.h"
 #include "bindings_attention.h"
 #include "bindings_decoder.h"
 #include "experts.h"
@@ -20,29 +19,13 @@ namespace nb = nanobind;
 namespace mixtura {
 namespace {
 
-template <class Value>
-Value* at(uintptr_t address) {
-  return reinterpret_cast<Value*>(address);
-}
-
-// One call at a time computes; the memory that it works in is kept for the next.
-std::mutex calls;
-Workspace workspace;
-
-template <class Job>
-void compute(const Scratch& scratch, const Job& job) {
-  std::lock_guard<std::mutex> lock(calls);
-  Pool& pool = Pool::shared();
-  workspace.reserve(scratch.shared, scratch.own, pool.threads());
-  pool.run([&](Team& team) { job(team, workspace.shared(), workspace.own(team.thread)); });
-}
-
 void run_linear(uintptr_t x, int64_t rows, uintptr_t tiles, int outputs, int inputs, int bits,
                 uintptr_t bias, int phase, int set, uintptr_t out) {
   const Linear layer{{at<const uint8_t>(tiles), outputs, inputs, bits}, at<const float>(bias)};
   const auto which = static_cast<Phase>(phase);
   const auto isa = static_cast<InstructionSet>(set);
-  compute(linear_scratch(layer, rows, which, isa), [&](Team& team, uint8_t* shared, uint8_t* own) {
+  const Scratch scratch = linear_scratch(layer, rows, which, isa);
+  Pool::shared().run(scratch, [&](Team& team, uint8_t* shared, uint8_t* own) {
     linear(team, layer, at<const float>(x), inputs, rows, which, isa, shared, own, at<float>(out),
            outputs);
   });
@@ -60,7 +43,7 @@ void run_experts(uintptr_t x, int64_t tokens, uintptr_t token, uintptr_t expert,
   const auto which = static_cast<Phase>(phase);
   const auto isa = static_cast<InstructionSet>(set);
   const Scratch scratch = experts_scratch(layer, rows, tokens, which, isa);
-  compute(scratch, [&](Team& team, uint8_t* shared, uint8_t* own) {
+  Pool::shared().run(scratch, [&](Team& team, uint8_t* shared, uint8_t* own) {
     experts(team, layer, at<const float>(x), routed, which, isa, shared, own, at<float>(out));
   });
 }
@@ -69,7 +52,6 @@ void quantise_groups(uintptr_t w, int64_t groups, uintptr_t tried, int count, fl
                      uintptr_t q, uintptr_t scale, int set) {
   const Levels levels{at<const float>(tried), count, low, high};
   const Kernels& kernels = kernels_of(static_cast<InstructionSet>(set));
-  std::lock_guard<std::mutex> lock(calls);
   Pool::shared().run([&](Team& team) {
     constexpr int64_t kAtOnce = 1024;
     auto& next = team.counter();

@@ -5,20 +5,16 @@
 #include <stdexcept>
 #include <string>
 
+#include "address.h"
 
 namespace nb = nanobind;
 
 namespace mixtura {
 namespace {
 
-std::mutex calls;
-Workspace workspace;
+// One plan is made and followed at a time; its memory is kept for the next.
+std::mutex planning;
 AttentionPlan plan;
-
-template <class Value>
-Value* at(uintptr_t address) {
-  return reinterpret_cast<Value*>(address);
-}
 
 GivenCache given(uintptr_t keys, uintptr_t values, uintptr_t key_scales, uintptr_t value_scales,
                  int kept, int64_t slots, int kv_heads, int64_t capacity, int key_dim,
@@ -44,14 +40,11 @@ void run_attend(const GivenCache& from, uintptr_t q, int64_t rows, int heads, ui
   const Queries queries{at<const float>(q), int64_t{heads} * from.cache.key_dim, heads, scale,
                         window, at<const float>(sinks), at<float>(out)};
   const auto isa = static_cast<InstructionSet>(set);
-  std::lock_guard<std::mutex> lock(calls);
+  std::lock_guard<std::mutex> lock(planning);
   plan.make(tokens, queries, from.cache.kv_heads, static_cast<Phase>(phase));
   const Scratch scratch = attention_scratch(plan, from.cache, heads, isa);
-  Pool& pool = Pool::shared();
-  workspace.reserve(scratch.shared, scratch.own, pool.threads());
-  pool.run([&](Team& team) {
-    attend(team, plan, from.cache, tokens, queries, isa, workspace.shared(),
-           workspace.own(team.thread));
+  Pool::shared().run(scratch, [&](Team& team, uint8_t* shared, uint8_t* own) {
+    attend(team, plan, from.cache, tokens, queries, isa, shared, own);
   });
 }
 

@@ -1,6 +1,7 @@
 // The fused step's part of the module: see bindings.cpp. Who adds a layer keeps its tensors alive.
 #include "bindings_decoder.h"
 
+#include "address.h"
 #include "bindings_attention.h"
 #include "decoder.h"
 
@@ -8,11 +9,6 @@ namespace nb = nanobind;
 
 namespace mixtura {
 namespace {
-
-template <class Value>
-Value* at(uintptr_t address) {
-  return reinterpret_cast<Value*>(address);
-}
 
 void bind_parts(nb::module_& module) {
   nb::class_<Norm>(module, "Norm")

@@ -357,14 +357,12 @@ void Program::step(const StepRows& step, InstructionSet set, float* logits) {
   first.take_shared(shared);
   first.take_own(own);
   const Scratch stage = stage_scratch(step, set);
-  Pool& pool = Pool::shared();
-  const int threads = pool.threads();
-  workspace_.reserve(shared.used() + stage.shared, own.used() + stage.own, threads);
-  pool.run([&](Team& team) {
-    Carver own_memory(workspace_.own(team.thread)), shared_memory(workspace_.shared());
+  const Scratch whole{shared.used() + stage.shared, own.used() + stage.own};
+  Pool::shared().run(whole, [&](Team& team, uint8_t* shared_memory, uint8_t* own_memory) {
+    Carver own_carver(own_memory), shared_carver(shared_memory);
     Step mine = first;
-    mine.take_shared(shared_memory);
-    mine.take_own(own_memory);
+    mine.take_shared(shared_carver);
+    mine.take_own(own_carver);
     mine.compute(team);
   });
 }

@@ -99,7 +99,6 @@ class Program {
   const float logits_;    // what logits are multiplied by
   std::vector<Layer> layers_;
   std::mutex busy_;
-  Workspace workspace_;
   std::vector<Plans> plans_;
   std::vector<int64_t> asked_slot_, asked_position_;
   TokenRows asked_{};

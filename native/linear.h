@@ -13,11 +13,6 @@ struct Linear {
   const float* bias;  // of `outputs`, or null
 };
 
-// Scratch of one call, in bytes: of all threads together, and of each.
-struct Scratch {
-  size_t shared, own;
-};
-
 Scratch linear_scratch(const Linear& linear, int64_t rows, Phase phase, InstructionSet set);
 
 // out[row * out_stride + channel], from x[row * x_stride + input]. All threads of a team call it;

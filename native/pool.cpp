@@ -94,6 +94,16 @@ void Pool::stop() {
 
 void Pool::run(const Job& job) {
   std::lock_guard<std::mutex> lock(busy_);
+  run_alone(job);
+}
+
+void Pool::run(const Scratch& scratch, const JobInMemory& job) {
+  std::lock_guard<std::mutex> lock(busy_);
+  workspace_.reserve(scratch.shared, scratch.own, threads_);
+  run_alone([&](Team& team) { job(team, workspace_.shared(), workspace_.own(team.thread)); });
+}
+
+void Pool::run_alone(const Job& job) {
   for (Counter& counter : counters_) counter.value.store(0, std::memory_order_relaxed);
   job_ = &job;
   running_.store(threads_ - 1, std::memory_order_relaxed);

@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "memory.h"
+
 namespace mixtura {
 
 class Pool;
@@ -35,6 +37,7 @@ class Team {
 class Pool {
  public:
   using Job = std::function<void(Team&)>;
+  using JobInMemory = std::function<void(Team&, uint8_t* shared, uint8_t* own)>;
 
   // The process's own, made on first use and again after a fork.
   static Pool& shared();
@@ -53,6 +56,9 @@ class Pool {
   // another; a second caller waits.
   void run(const Job& job);
 
+  // The same, with memory for all threads together and for each, as many as run.
+  void run(const Scratch& scratch, const JobInMemory& job);
+
  private:
   friend class Team;
   static constexpr int kCounters = 8;
@@ -60,6 +66,7 @@ class Pool {
     std::atomic<int64_t> value{0};
   };
 
+  void run_alone(const Job& job);
   void start();
   void stop();
   void work(int thread);
@@ -67,6 +74,7 @@ class Pool {
 
   int threads_;
   std::mutex busy_;
+  Workspace workspace_;
   std::vector<std::thread> workers_;
   const Job* job_ = nullptr;
   alignas(64) std::atomic<uint32_t> generation_{0};

@@ -1,0 +1,13 @@
+// Tensors come from Python as addresses: the wrappers there have checked types, shapes and strides.
+#pragma once
+
+#include <cstdint>
+
+namespace mixtura {
+
+template <class Value>
+Value* at(uintptr_t address) {
+  return reinterpret_cast<Value*>(address);
+}
+
+}  // namespace mixtura

@@ -3,13 +3,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
 #include <string>
 #include <vector>
 
 #include "address.h"
 #include "bindings_attention.h"
 #include "bindings_decoder.h"
+#include "bindings_packing.h"
 #include "experts.h"
 #include "linear.h"
 #include "measure.h"
@@ -48,21 +48,6 @@ void run_experts(uintptr_t x, int64_t tokens, uintptr_t token, uintptr_t expert,
   });
 }
 
-void quantise_groups(uintptr_t w, int64_t groups, uintptr_t tried, int count, float low, float high,
-                     uintptr_t q, uintptr_t scale, int set) {
-  const Levels levels{at<const float>(tried), count, low, high};
-  const Kernels& kernels = kernels_of(static_cast<InstructionSet>(set));
-  Pool::shared().run([&](Team& team) {
-    constexpr int64_t kAtOnce = 1024;
-    auto& next = team.counter();
-    for (int64_t group; (group = next.fetch_add(kAtOnce, std::memory_order_relaxed)) < groups;) {
-      const int64_t own = std::min(kAtOnce, groups - group);
-      kernels.search(at<const float>(w) + group * kGroup, own, levels,
-                     at<int8_t>(q) + group * kGroup, at<uint16_t>(scale) + group);
-    }
-  });
-}
-
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   const char* all[] = {"plain", "avx2", "avx512", "amx"};
@@ -80,10 +65,18 @@ NB_MODULE(_native, module) {
   using released = nb::call_guard<nb::gil_scoped_release>;
   module.def("instruction_sets", &instruction_sets);
   module.def("threads", [] { return Pool::shared().threads(); });
+  module.def("borrow_threads", [](uintptr_t parallel, uintptr_t thread, uintptr_t threads,
+                                  uintptr_t usual_threads) {
+    OpenMp openmp;
+    openmp.parallel = reinterpret_cast<decltype(openmp.parallel)>(parallel);
+    openmp.thread = reinterpret_cast<decltype(openmp.thread)>(thread);
+    openmp.threads = reinterpret_cast<decltype(openmp.threads)>(threads);
+    openmp.usual_threads = reinterpret_cast<decltype(openmp.usual_threads)>(usual_threads);
+    Pool::shared().borrow(openmp);
+  }, released());
   module.def("set_threads", [](int threads) { Pool::shared().set_threads(threads); }, released());
   module.def("linear", &run_linear, released());
   module.def("experts", &run_experts, released());
-  module.def("quantise_groups", &quantise_groups, released());
   module.def("read_bytes", [](uintptr_t address, int64_t count) {
     return read_bytes(reinterpret_cast<const uint8_t*>(address), count);
   }, released());
@@ -93,4 +86,5 @@ NB_MODULE(_native, module) {
   module.def("peak_bfloat", &peak_bfloat, released());
   bind_attention(module);
   bind_decoder(module);
+  bind_packing(module);
 }

@@ -132,7 +132,7 @@ class Layer {
     const Matrix matrix = experts_.in(expert);
     const int64_t start = order_.start[expert], rows = order_.start[expert + 1] - start;
     const Numbered numbers{Products::kGathers ? nullptr : order_.token};
-    const Ahead ahead{end, next, distance_for(rows)};
+    const Ahead ahead{end, next, distance_for(rows, matrix.bits)};
     const int offset = experts_.out(expert).offset();
     for (int step = 0; step < run.count; step += units_at_once_) {
       const int units = std::min(units_at_once_, run.count - step);
@@ -199,7 +199,8 @@ class Layer {
   void add_expert(int64_t expert, const Claims::Range& range, const uint8_t* next) const {
     const Matrix matrix = experts_.out(expert);
     const int64_t start = order_.start[expert], rows = order_.start[expert + 1] - start;
-    const Ahead ahead{matrix.unit(static_cast<int>(range.end)), next, distance_for(rows)};
+    const Ahead ahead{matrix.unit(static_cast<int>(range.end)), next,
+                      distance_for(rows, matrix.bits)};
     for (int64_t unit = range.begin; unit < range.end; ++unit) {
       const int number = static_cast<int>(unit);
       for (int64_t done = 0; done < rows; done += kRowsAtOnce) {
@@ -248,14 +249,14 @@ class Layer {
 Scratch experts_scratch(const Experts& experts, int64_t rows, int64_t tokens, Phase phase,
                         InstructionSet set) {
   const Routed routed{nullptr, nullptr, nullptr, rows, tokens};
-  return with_products(phase, set, [&](const auto& products) {
+  return with_products(phase, set, experts.bits, [&](const auto& products) {
     return Layer(products, experts, nullptr, routed, nullptr, nullptr, nullptr).scratch();
   });
 }
 
 void experts(Team& team, const Experts& experts, const float* x, const Routed& routed, Phase phase,
              InstructionSet set, uint8_t* shared, uint8_t* own, float* y) {
-  with_products(phase, set, [&](const auto& products) {
+  with_products(phase, set, experts.bits, [&](const auto& products) {
     Layer(products, experts, x, routed, shared, own, y).compute(team);
   });
 }

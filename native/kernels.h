@@ -20,19 +20,24 @@ struct Row {
 constexpr int kDecodeSpan = 32;
 constexpr int kPrefillSpan = 128;
 
-// Where the reader will be `distance` bytes later: beyond `end` it goes on at `next`.
+// The int8 terms that an activation is the sum of. Eight-bit weights are finer than one term, whose
+// rounding would be the most of what they lose: the second is what the first leaves, rounded.
+constexpr int terms_for(int bits) { return bits == 8 ? 2 : 1; }
+
+// Where a reader will be: beyond `end` it goes on at `next`.
 struct Ahead {
   const uint8_t* end;
   const uint8_t* next;
-  int64_t distance;  // 0: nothing is fetched ahead
+  int64_t distance;  // of what is fetched into the first-level cache; 0: nothing is fetched
+
+  const uint8_t* from(const uint8_t* at, int64_t bytes) const {
+    return at + bytes < end ? at + bytes : next + (at + bytes - end);
+  }
 };
 
-// What is tried for every group: the number that the weight of the largest size becomes.
-struct Levels {
-  const float* tried;
-  int count;
-  float low, high;  // of the numbers
-};
+// So much farther ahead lines are fetched into the second-level cache, whose queue to memory is
+// longer: with the first-level one alone, a row's products read at 0.91 of what raw reads do.
+constexpr int64_t kFarther = 4096;
 
 enum class Activation : int { swiglu, swiglu_clamped, geglu, geglu_tanh, gelu, relu };
 
@@ -60,9 +65,6 @@ struct Kernels {
   // h[rows * kUnit], a unit's products, into a[row * stride]: 16 values of a gated activation, from
   // 16 gates and the 16 ups after them, else 32.
   void (*activate)(Activation kind, const float* h, int rows, float* a, int64_t stride);
-
-  // Numbers and fp16 scales for groups of 32 weights: see group_search.h.
-  void (*search)(const float* w, int64_t groups, const Levels& levels, int8_t* q, uint16_t* scale);
 };
 
 const Kernels& plain_kernels();

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "activate.h"
-#include "group_search.h"
 #include "kernels.h"
 
 #define UNROLL _Pragma("GCC unroll 16")
@@ -81,10 +80,11 @@ void unit_rows(int span, const uint8_t* unit, int blocks, const Row* rows, const
   for (int group = 0; group < 2 * blocks; ++group) {
     const uint8_t* block = unit + (group / 2) * kStep;
     if (ahead.distance != 0) {
-      const uint8_t* later = block + ahead.distance;
-      if (later >= ahead.end) later = ahead.next + (later - ahead.end);
+      const uint8_t* near = ahead.from(block, ahead.distance);
+      const uint8_t* far = ahead.from(block, ahead.distance + kFarther);
       for (int64_t line = group % 2 * kGroupBytes; line < (group % 2 + 1) * kGroupBytes; line += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(later + line), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(near + line), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(far + line), _MM_HINT_T1);
       }
     }
     for (int tile = 0; tile < 2; ++tile) {
@@ -185,8 +185,7 @@ void quantise(const float* x, int inputs, int span, int weight_offset, int8_t* q
 
 const Kernels& avx2_kernels() {
   // Never widened: widened weights would need their offset.
-  static const Kernels kernels{"avx2", kMostRows, 1 << 30, unit, nullptr, quantise, activate_rows,
-                               search_groups};
+  static const Kernels kernels{"avx2", kMostRows, 1 << 30, unit, nullptr, quantise, activate_rows};
   return kernels;
 }
 

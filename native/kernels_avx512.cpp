@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "activate.h"
-#include "group_search.h"
 #include "kernels.h"
 
 #define UNROLL _Pragma("GCC unroll 16")
@@ -33,11 +32,12 @@ inline __m512i load(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
 
 // Half of a block's lines: the first while its first group is computed, then the second.
 template <int kBits>
-inline void fetch_half(const uint8_t* at, int half) {
+inline void fetch_half(const uint8_t* near, const uint8_t* far, int half) {
   constexpr int kLines = block_bytes(kBits) / 64, kFirst = kLines / 2;
-  at += half * kFirst * 64;
   UNROLL for (int line = 0; line < kLines - kFirst; ++line) {
-    _mm_prefetch(reinterpret_cast<const char*>(at) + line * 64, _MM_HINT_T0);
+    const int at = (half * kFirst + line) * 64;
+    _mm_prefetch(reinterpret_cast<const char*>(near) + at, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(far) + at, _MM_HINT_T1);
   }
 }
 
@@ -88,10 +88,10 @@ void unit_rows(const uint8_t* unit, int blocks, const Row* given, const Ahead& a
     _mm512_storeu_ps(out + row * kUnit + kTile, part[1][row]);
   }
   for (int block = 0; block < blocks; ++block) {
-    const uint8_t* later = unit + ahead.distance;
-    if (later >= ahead.end) later = ahead.next + (later - ahead.end);
+    const uint8_t* near = ahead.from(unit, ahead.distance);
+    const uint8_t* far = ahead.from(unit, ahead.distance + kFarther);
     UNROLL for (int half = 0; half < 2; ++half) {
-      if (ahead.distance != 0) fetch_half<kBits>(later, half);
+      if (ahead.distance != 0) fetch_half<kBits>(near, far, half);
       const int group = 2 * block + half;
       __m512i sums[2][kRows];
       group_sums<kBits, kRows>(unit + kScaleBytes + half * (kStep - kScaleBytes) / 2, rows, group,
@@ -215,8 +215,7 @@ void quantise(const float* x, int inputs, int span, int weight_offset, int8_t* q
 }  // namespace
 
 const Kernels& avx512_kernels() {
-  static const Kernels kernels{"avx512", kMostRows, 16, unit, widen, quantise, activate_rows,
-                               search_groups};
+  static const Kernels kernels{"avx512", kMostRows, 16, unit, widen, quantise, activate_rows};
   return kernels;
 }
 

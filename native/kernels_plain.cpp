@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "activate.h"
-#include "group_search.h"
 #include "half.h"
 #include "kernels.h"
 
@@ -102,8 +101,7 @@ void quantise(const float* x, int inputs, int span, int weight_offset, int8_t* q
 }  // namespace
 
 const Kernels& plain_kernels() {
-  static const Kernels kernels{"plain", 4, 1 << 30, unit, widen, quantise, activate_rows,
-                               search_groups};
+  static const Kernels kernels{"plain", 4, 1 << 30, unit, widen, quantise, activate_rows};
   return kernels;
 }
 

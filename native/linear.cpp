@@ -55,7 +55,7 @@ void compute(Team& team, const Products& products, const Linear& linear, const f
     const uint8_t* end = matrix.unit(static_cast<int>(range.end));
     const Ahead ahead{end, later.empty() ? matrix.unit(static_cast<int>(range.begin))
                                          : matrix.unit(static_cast<int>(later.begin)),
-                      distance_for(rows)};
+                      distance_for(rows, matrix.bits)};
     for (int64_t unit = range.begin; unit < range.end; ++unit) {
       const int number = static_cast<int>(unit);
       for (int64_t first = 0; first < rows; first += kRowsAtOnce) {
@@ -73,7 +73,7 @@ void compute(Team& team, const Products& products, const Linear& linear, const f
 }  // namespace
 
 Scratch linear_scratch(const Linear& linear, int64_t rows, Phase phase, InstructionSet set) {
-  return with_products(phase, set, [&](const auto& products) {
+  return with_products(phase, set, linear.matrix.bits, [&](const auto& products) {
     return scratch_of(products, linear, rows);
   });
 }
@@ -81,7 +81,7 @@ Scratch linear_scratch(const Linear& linear, int64_t rows, Phase phase, Instruct
 void linear(Team& team, const Linear& linear, const float* x, int64_t x_stride, int64_t rows,
             Phase phase, InstructionSet set, uint8_t* shared, uint8_t* own, float* out,
             int64_t out_stride) {
-  with_products(phase, set, [&](const auto& products) {
+  with_products(phase, set, linear.matrix.bits, [&](const auto& products) {
     compute(team, products, linear, x, x_stride, rows, shared, own, out, out_stride);
   });
 }

@@ -37,7 +37,7 @@ void spin_until(Condition done) {
 }  // namespace
 
 void Team::barrier() {
-  if (threads > 1) pool_.arrive();
+  if (threads > 1) pool_.arrive(threads);
 }
 
 std::atomic<int64_t>& Team::counter() {
@@ -64,7 +64,7 @@ Pool& Pool::shared() {
   return *pool;
 }
 
-Pool::Pool(int threads) : threads_(threads) { start(); }
+Pool::Pool(int threads) : threads_(threads) {}
 
 Pool::~Pool() { stop(); }
 
@@ -73,7 +73,11 @@ void Pool::set_threads(int threads) {
   if (threads == threads_) return;
   stop();
   threads_ = threads;
-  start();
+}
+
+void Pool::borrow(const OpenMp& openmp) {
+  std::lock_guard<std::mutex> lock(busy_);
+  openmp_ = openmp;
 }
 
 void Pool::start() {
@@ -85,6 +89,7 @@ void Pool::start() {
 }
 
 void Pool::stop() {
+  if (workers_.empty()) return;
   leaving_.store(true);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
@@ -105,6 +110,10 @@ void Pool::run(const Scratch& scratch, const JobInMemory& job) {
 
 void Pool::run_alone(const Job& job) {
   for (Counter& counter : counters_) counter.value.store(0, std::memory_order_relaxed);
+  if (threads_ > 1 && openmp_.parallel != nullptr && openmp_.usual_threads() == threads_) {
+    return run_in_openmp(job);
+  }
+  if (workers_.empty()) start();
   job_ = &job;
   running_.store(threads_ - 1, std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
@@ -112,6 +121,21 @@ void Pool::run_alone(const Job& job) {
   Team team(*this, 0, threads_);
   job(team);
   spin_until([this] { return running_.load(std::memory_order_acquire) == 0; });
+}
+
+void Pool::run_in_openmp(const Job& job) {
+  struct Given {
+    Pool& pool;
+    const Job& job;
+  } given{*this, job};
+  const auto body = [](void* address) {
+    const Given& given = *static_cast<Given*>(address);
+    // Fewer than were asked for where OpenMP has a limit, or is within a job already.
+    const OpenMp& openmp = given.pool.openmp_;
+    Team team(given.pool, openmp.thread(), openmp.threads());
+    given.job(team);
+  };
+  openmp_.parallel(body, &given, static_cast<unsigned>(threads_), 0);
 }
 
 void Pool::work(int thread) {
@@ -133,9 +157,9 @@ void Pool::work(int thread) {
   }
 }
 
-void Pool::arrive() {
+void Pool::arrive(int threads) {
   const uint32_t passed = passed_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
     arrived_.store(0, std::memory_order_relaxed);
     passed_.store(passed + 1, std::memory_order_release);
   } else {

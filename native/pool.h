@@ -1,4 +1,4 @@
-// Threads of our own: OpenMP would share one thread count with torch, whichever of both loads first.
+// The threads that kernels compute in: torch's, where it lends them, or our own.
 #pragma once
 
 #include <atomic>
@@ -13,6 +13,14 @@
 namespace mixtura {
 
 class Pool;
+
+// The functions of an OpenMP runtime that torch computes with; empty where it has none.
+struct OpenMp {
+  void (*parallel)(void (*body)(void*), void* given, unsigned threads, unsigned flags) = nullptr;
+  int (*thread)() = nullptr;
+  int (*threads)() = nullptr;
+  int (*usual_threads)() = nullptr;
+};
 
 // One thread of a job. All threads of a job call `barrier` and `counter` in the same order.
 class Team {
@@ -52,6 +60,10 @@ class Pool {
   // Waits for a job that runs; further ones use that many threads.
   void set_threads(int threads);
 
+  // Further jobs run in torch's own threads while both want as many: torch's go on spinning for
+  // milliseconds after each of its operations, on the cores that threads of ours would need.
+  void borrow(const OpenMp& openmp);
+
   // Runs job(team) once in each thread, the caller's among them. A job must not throw, nor start
   // another; a second caller waits.
   void run(const Job& job);
@@ -67,13 +79,15 @@ class Pool {
   };
 
   void run_alone(const Job& job);
+  void run_in_openmp(const Job& job);
   void start();
   void stop();
   void work(int thread);
-  void arrive();
+  void arrive(int threads);
 
   int threads_;
   std::mutex busy_;
+  OpenMp openmp_;
   Workspace workspace_;
   std::vector<std::thread> workers_;
   const Job* job_ = nullptr;

@@ -1,5 +1,6 @@
-// The two arithmetics in which a unit of weights meets rows: int8 at either span, and bf16 in AMX's
-// tiles. Both offer the same, and linear.cpp and experts.cpp are written once for both.
+// The two arithmetics in which a unit of weights meets rows: int8 at either span, in one term or
+// two, and bf16 in AMX's tiles. Both offer the same, and linear.cpp and experts.cpp are written
+// once for both.
 #pragma once
 
 #include "amx.h"
@@ -13,8 +14,10 @@ namespace mixtura {
 enum class Phase : int { decode, prefill };
 
 // How many bytes ahead to fetch. Measured: nearer, memory is too late for one row; farther, lines are
-// gone again before several rows get to them.
-inline int64_t distance_for(int64_t rows) { return rows == 1 ? 2304 : 4608; }
+// gone again before several rows get to them. A row in two terms counts as two.
+inline int64_t distance_for(int64_t rows, int bits) {
+  return rows * terms_for(bits) == 1 ? 2304 : 4608;
+}
 
 // Rows given by their numbers in a table: row i is numbers[i], or i where there is no table.
 struct Numbered {
@@ -26,7 +29,8 @@ class ByteProducts {
  public:
   using Rows = ByteRows;
 
-  ByteProducts(const Kernels& kernels, int span) : kernels_(kernels), span_(span) {}
+  ByteProducts(const Kernels& kernels, int span, int terms)
+      : kernels_(kernels), span_(span), terms_(terms) {}
 
   const Kernels& kernels() const { return kernels_; }
   // Inputs that are rounded together.
@@ -35,7 +39,7 @@ class ByteProducts {
   static constexpr bool kGathers = false;
 
   Rows rows_in(Carver& carver, int64_t rows, int inputs) const {
-    return ByteRows::in(carver, rows, inputs, span_);
+    return ByteRows::in(carver, rows, inputs, span_, terms_);
   }
   void put(const Rows& rows, int64_t number, int from, const float* x, int count,
            int weight_offset) const {
@@ -62,23 +66,40 @@ class ByteProducts {
       bits = 8;
       fetched = true;
     }
-    const int64_t tiles = (count + kernels_.most_rows - 1) / kernels_.most_rows;
-    Row rows[8];
+    // Both terms of a row go into one tile, so that a weight is read once.
+    const int most = kernels_.most_rows / terms_;
+    const int64_t tiles = (count + most - 1) / most;
+    Row rows[kMostRows];
+    alignas(64) float sums[kMostRows * kUnit];
     int64_t done = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       // Tiles of nearly one height: a last one of a single row would run at a sixth of the speed.
       const int height = static_cast<int>(count / tiles + (tile < count % tiles));
-      for (int i = 0; i < height; ++i) rows[i] = x.row(numbers[first + done + i]);
-      kernels_.unit(bits, x.span, unit, matrix.blocks(), rows, height, fetched ? still : ahead,
-                    out + done * kUnit);
+      for (int i = 0; i < height; ++i) {
+        const int64_t number = numbers[first + done + i];
+        for (int term = 0; term < terms_; ++term) rows[i * terms_ + term] = x.term(number, term);
+      }
+      float* to = out + done * kUnit;
+      kernels_.unit(bits, span_, unit, matrix.blocks(), rows, height * terms_,
+                    fetched ? still : ahead, terms_ == 1 ? to : sums);
+      if (terms_ == 2) add_terms(sums, height, to);
       done += height;
       fetched = true;
     }
   }
 
  private:
+  static constexpr int kMostRows = 8;  // of any instruction set
+
+  static void add_terms(const float* sums, int rows, float* out) {
+    for (int row = 0; row < rows; ++row, out += kUnit, sums += 2 * kUnit) {
+      for (int i = 0; i < kUnit; ++i) out[i] = sums[i] + sums[kUnit + i];
+    }
+  }
+
   const Kernels& kernels_;
   const int span_;
+  const int terms_;
 };
 
 #if defined(__x86_64__)
@@ -118,14 +139,15 @@ class AmxProducts {
 };
 #endif
 
-// f(products) in the arithmetic of the phase.
+// f(products) in the arithmetic of the phase, with weights of so many bits.
 template <class Function>
-auto with_products(Phase phase, InstructionSet set, Function f) {
+auto with_products(Phase phase, InstructionSet set, int bits, Function f) {
   const Kernels& kernels = kernels_of(set);
 #if defined(__x86_64__)
   if (phase == Phase::prefill && set == InstructionSet::amx) return f(AmxProducts(kernels));
 #endif
-  return f(ByteProducts(kernels, phase == Phase::decode ? kDecodeSpan : kPrefillSpan));
+  const int span = phase == Phase::decode ? kDecodeSpan : kPrefillSpan;
+  return f(ByteProducts(kernels, span, terms_for(bits)));
 }
 
 }  // namespace mixtura

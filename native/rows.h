@@ -1,6 +1,7 @@
 // Rows of activations as the products take them, carved out of scratch memory.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -28,35 +29,61 @@ class Carver {
   size_t used_ = 0;
 };
 
-// Rows quantised to int8, each a Row.
+// Rows quantised to int8, each one Row, or two whose products are added: see `terms_for`.
 struct ByteRows {
   int8_t* q;
   float* scale;
   int32_t* offset;
   int inputs;  // padded to whole blocks
   int span;
+  int terms;
 
-  static ByteRows in(Carver& carver, int64_t rows, int inputs, int span) {
+  static ByteRows in(Carver& carver, int64_t rows, int inputs, int span, int terms) {
     const int padded = static_cast<int>(round_up(inputs, kBlock));
     ByteRows made{};
     made.inputs = padded;
     made.span = span;
-    made.q = carver.take<int8_t>(rows * padded);
-    made.scale = carver.take<float>(rows * made.scales());
-    made.offset = carver.take<int32_t>(rows * made.groups());
+    made.terms = terms;
+    made.q = carver.take<int8_t>(rows * terms * padded);
+    made.scale = carver.take<float>(rows * terms * made.scales());
+    made.offset = carver.take<int32_t>(rows * terms * made.groups());
     return made;
   }
   int scales() const { return static_cast<int>(round_up(inputs, span) / span); }
   int groups() const { return inputs / kGroup; }
-  Row row(int64_t number) const {
-    return {q + number * inputs, scale + number * scales(), offset + number * groups()};
+  Row term(int64_t number, int term) const {
+    const int64_t at = number * terms + term;
+    return {q + at * inputs, scale + at * scales(), offset + at * groups()};
   }
   // The part of a row from an input on, which begins a span.
   void put(const Kernels& kernels, int64_t number, int from, const float* x, int count,
            int weight_offset) const {
-    kernels.quantise(x, count, span, weight_offset, q + number * inputs + from,
-                     scale + number * scales() + from / span,
-                     offset + number * groups() + from / kGroup);
+    put_term(kernels, number, 0, from, x, count, weight_offset);
+    if (terms == 1) return;
+    float left[kPrefillSpan];
+    for (int start = 0; start < count; start += kPrefillSpan) {
+      const int some = std::min(count - start, kPrefillSpan);
+      take_first(term(number, 0), from + start, x + start, some, left);
+      put_term(kernels, number, 1, from + start, left, some, weight_offset);
+    }
+  }
+
+ private:
+  void put_term(const Kernels& kernels, int64_t number, int which, int from, const float* x,
+                int count, int weight_offset) const {
+    const int64_t at = number * terms + which;
+    kernels.quantise(x, count, span, weight_offset, q + at * inputs + from,
+                     scale + at * scales() + from / span, offset + at * groups() + from / kGroup);
+  }
+  // What the first term leaves of x, which it has from input `from` on.
+  void take_first(const Row& first, int from, const float* x, int count, float* left) const {
+    for (int start = 0; start < count; start += span) {
+      const float factor = first.scale[(from + start) / span];
+      const int8_t* whole = first.q + from;
+      for (int i = start; i < std::min(count, start + span); ++i) {
+        left[i] = x[i] - factor * static_cast<float>(whole[i]);
+      }
+    }
   }
 };
 

@@ -1,5 +1,6 @@
-"""What all tests share: one tiny corpus, and one tiny run that was really trained on it."""
+"""What all tests share: a tiny corpus, a tiny run that was really trained on it, a real model."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 import yaml
 
 from mixtura.config import Tree
+from mixtura.data import CheckpointTokenizer
 
 # Tiny tensors, and often several test runs on the same few cores: threads only wait for each other.
 torch.set_num_threads(1)
@@ -78,3 +80,19 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, tiny_c
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     train(load_recipe(tiny_recipe), folder, cache=tiny_cache / "corpora")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF file of a real model: SmolLM2-135M-Instruct in 4 bits."""
+    stated = os.environ.get("MIXTURA_SMOLLM2")
+    if not stated:
+        pytest.skip("MIXTURA_SMOLLM2 names no file; `python examples/fetch_smollm2.py` fetches it")
+    return Path(stated)
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2: Path) -> CheckpointTokenizer:
+    from mixtura.interop.gguf import GGUFSource, gguf_tokenizer
+
+    return gguf_tokenizer(GGUFSource(smollm2).metadata)

@@ -83,6 +83,12 @@ std::vector<float> experts_by(const Experts& layer, const std::vector<float>& x,
   return y;
 }
 
+// Two terms of int8 lose next to nothing, so what differs is the order of sums.
+float bound(int bits, Phase phase, InstructionSet set, float one_term) {
+  const bool bfloat = phase == Phase::prefill && set == InstructionSet::amx;
+  return bits == 8 && !bfloat ? 1e-4f : one_term;
+}
+
 constexpr InstructionSet kSets[] = {InstructionSet::avx2, InstructionSet::avx512,
                                     InstructionSet::amx};
 
@@ -96,7 +102,8 @@ void check_linear(int outputs, int inputs, int bits) {
       const auto plain = linear_by(layer, x, rows, phase, InstructionSet::plain);
       for (InstructionSet set : kSets) {
         if (!has(set)) continue;
-        expect_near(linear_by(layer, x, rows, phase, set), plain, 1e-2f, "linear", rows);
+        expect_near(linear_by(layer, x, rows, phase, set), plain, bound(bits, phase, set, 1e-2f),
+                    "linear", rows);
       }
     }
   }
@@ -127,7 +134,8 @@ void check_experts(int width, int expert_width, int bits, Activation activation)
       const auto plain = experts_by(layer, x, routed, phase, InstructionSet::plain);
       for (InstructionSet set : kSets) {
         if (!has(set)) continue;
-        expect_near(experts_by(layer, x, routed, phase, set), plain, 3e-2f, "experts", tokens);
+        expect_near(experts_by(layer, x, routed, phase, set), plain, bound(bits, phase, set, 3e-2f),
+                    "experts", tokens);
       }
     }
   }

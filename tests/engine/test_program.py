@@ -66,6 +66,7 @@ REFUSED = {
     "deepseek_v3": "attention kind=latent",
 }
 COVERED = [*(family for family in FAMILIES if family not in REFUSED), *OTHERS]
+BOUNDS: dict[Phase, float] = {"prefill": 2e-2, "decode": 1e-3}
 Pack = Callable[[str], Decoder]
 
 
@@ -100,7 +101,7 @@ class Pair:
     modules: Steps
     caches: tuple[Cache, Cache]
 
-    def assert_equal(self, rows: Rows, phase: Phase, bound: float = 2e-2) -> None:
+    def assert_equal(self, rows: Rows, phase: Phase, bound: float | None = None) -> None:
         """The rows' logits are nearly the same; whatever comes next begins from one cache again."""
         everything_N = torch.arange(len(rows))
         with torch.inference_mode():
@@ -113,9 +114,9 @@ class Pair:
                         into.copy_(found)
         difference_N = (found_NV - expected_NV).abs().amax(1) / expected_NV.abs().max()
         # Norms, gates and turns sum in other orders, so what is rounded may fall on the other side
-        # of a tie, for all that see it. It seldom does.
-        assert (difference_N < bound).all()
-        assert difference_N.quantile(0.25) < 2e-5
+        # of a tie, for all that see it. In bf16 it seldom does; in two terms of int8 it is little.
+        assert (difference_N < (bound or BOUNDS[phase])).all()
+        assert difference_N.quantile(0.25) < 1e-4
 
 
 def pair(decoder: Decoder, kv: KVKind = "fp32", slots: int = 4) -> Pair:

@@ -3,7 +3,6 @@
 MIXTURA_SMOLLM2 says where its GGUF file is; examples/fetch_smollm2.py fetches it. V vocabulary.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,6 @@ from mixtura.engine.batch import Batch
 from mixtura.engine.context import Context
 from mixtura.engine.runner import Runner
 from mixtura.engine.sampling import Sampling
-from mixtura.interop.gguf import GGUFSource, gguf_tokenizer
 from mixtura.interop.loading import load_model
 from mixtura.models import Decoder, KVCache
 from mixtura.models.packed_decoder import packed_decoder
@@ -26,7 +24,6 @@ from mixtura.packed.file import FILE
 from mixtura.train.packing import pack_model
 
 pytestmark = pytest.mark.slow
-VARIABLE = "MIXTURA_SMOLLM2"
 TOKENS = 64
 GREEDY = Sampling(temperature=0)
 PROMPTS = [
@@ -62,21 +59,8 @@ class Answer(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def path() -> Path:
-    stated = os.environ.get(VARIABLE)
-    if not stated:
-        pytest.skip(f"{VARIABLE} names no file; `python examples/fetch_smollm2.py` fetches it")
-    return Path(stated)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(path: Path) -> CheckpointTokenizer:
-    return gguf_tokenizer(GGUFSource(path).metadata)
-
-
-@pytest.fixture(scope="module")
-def decoder(path: Path) -> Decoder:
-    return load_model(path, torch.bfloat16).decoder
+def decoder(smollm2: Path) -> Decoder:
+    return load_model(smollm2, torch.bfloat16).decoder
 
 
 def greedy(read: Read, prompt: Sequence[int]) -> Answer:
@@ -122,15 +106,15 @@ def where_they_part(a: Answer, b: Answer) -> str:
 # Three times 20 x 64 tokens, one after the other.
 @pytest.mark.timeout(3600)
 def test_greedy_tokens_in_bf16_are_transformers_and_the_decoders(
-    path: Path, tokenizer: CheckpointTokenizer, decoder: Decoder
+    smollm2: Path, smollm2_tokenizer: CheckpointTokenizer, decoder: Decoder
 ) -> None:
     transformers = pytest.importorskip("transformers", reason="the extra `hf` brings it")
     theirs = transformers.LlamaForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.bfloat16
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.bfloat16
     ).eval()
     parted: dict[str, list[str]] = {}
     for prompt in PROMPTS:
-        tokens = tokenizer.encode(prompt)
+        tokens = smollm2_tokenizer.encode(prompt)
         ours = greedy(Context(decoder).read, tokens)
         others = (
             greedy(by_transformers(theirs), tokens),
@@ -141,17 +125,19 @@ def test_greedy_tokens_in_bf16_are_transformers_and_the_decoders(
 
 
 @pytest.fixture(scope="module", params=[4, 8])
-def packed(request: pytest.FixtureRequest, path: Path, tmp_path_factory: Any) -> Decoder:
+def packed(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: Any) -> Decoder:
     folder = tmp_path_factory.mktemp("packed") / "smollm2"
-    pack_model(path, folder, request.param)
+    pack_model(smollm2, folder, request.param)
     return packed_decoder(PackedFile(folder / FILE))
 
 
 def test_packed_and_sixteen_at_once_each_writes_what_it_writes_alone(
-    packed: Decoder, tokenizer: CheckpointTokenizer
+    packed: Decoder, smollm2_tokenizer: CheckpointTokenizer
 ) -> None:
     batch = Batch(Runner.of(packed, 16, 128))
-    running = [batch.add(tokenizer.encode(prompt), GREEDY, TOKENS) for prompt in PROMPTS[:16]]
+    running = [
+        batch.add(smollm2_tokenizer.encode(prompt), GREEDY, TOKENS) for prompt in PROMPTS[:16]
+    ]
     while batch.running:
         batch.advance()
     for one in running:
@@ -163,10 +149,10 @@ def test_packed_and_sixteen_at_once_each_writes_what_it_writes_alone(
 
 
 def test_packed_logits_are_off_by_less_than_their_weights_cost(
-    path: Path, packed: Decoder, tokenizer: CheckpointTokenizer
+    smollm2: Path, packed: Decoder, smollm2_tokenizer: CheckpointTokenizer
 ) -> None:
     """Beside the model itself, and beside the model with the packed weights, all in fp32."""
-    exact, rounded = (load_model(path, torch.float32).decoder for _ in range(2))
+    exact, rounded = (load_model(smollm2, torch.float32).decoder for _ in range(2))
     with torch.no_grad():
         for name, module in packed.named_modules():
             if isinstance(module, PackedLinear):
@@ -177,7 +163,7 @@ def test_packed_logits_are_off_by_less_than_their_weights_cost(
                 rounded.get_parameter(f"{name}.w_out").copy_(weights.w_out[0])
     of_weights = of_engine = 0.0
     for prompt in PROMPTS:
-        tokens = tokenizer.encode(prompt)
+        tokens = smollm2_tokenizer.encode(prompt)
         expected_V, rounded_V, found_V = (
             Context(model, capacity=64).become(tokens) for model in (exact, rounded, packed)
         )

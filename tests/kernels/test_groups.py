@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mixtura.errors import ConfigError
 from mixtura.kernels.groups import Bits, Groups, dequantise, limits, quantise, quantise_naive
-from mixtura.kernels.native import native
+from mixtura.kernels.native import instruction_sets, native
 
 
 def normal(*size: int, seed: int = 0) -> Tensor:
@@ -181,6 +181,44 @@ def test_rows_are_those_of_the_weights() -> None:
     row_R = torch.tensor([4, 0])
     assert torch.equal(dequantise(groups.rows(row_R)), dequantise(groups)[row_R])
     assert groups.rows(slice(1, 3)).shape == (2, 64)
+
+
+def awkward(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
+    """Ties, zeros, subnormal numbers, and weights that stand out, beside normal ones."""
+    w_NK = normal(rows, inputs)
+    w_NK[1] = w_NK[1].mul(4).round().div(8)
+    w_NK[2] = 0
+    w_NK[3] *= 2.0**-120
+    w_NK[4] *= 2.0**-24
+    w_NK[5] = w_NK[5] ** 7
+    return w_NK.to(dtype)
+
+
+@pytest.mark.skipif(native() is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs", [32, 160, 992])
+def test_every_instruction_set_chooses_the_same(bits: Bits, dtype: torch.dtype, inputs: int):
+    # 7 rows of 1, 5 and 31 groups: 7, 35 and 217, which no number of lanes divides.
+    w_NK = awkward(7, inputs, dtype)
+    plain = quantise(w_NK, bits, kernels="plain")
+    assert bool((plain.scale_NG != 0).all())
+    for kernels in instruction_sets():
+        found = quantise(w_NK, bits, kernels=kernels)
+        assert torch.equal(found.q_NK, plain.q_NK), kernels
+        assert torch.equal(found.scale_NG, plain.scale_NG), kernels
+
+
+@pytest.mark.skipif(native() is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), -9e6])
+@pytest.mark.parametrize("column", [0, 1, 31, 95])
+def test_every_instruction_set_refuses_the_same(bad: float, column: int):
+    # 127 times fp16's largest scale is 8.3 million.
+    w_NK = normal(5, 96)
+    w_NK[3, column] = bad
+    for kernels in instruction_sets():
+        with pytest.raises(ConfigError, match="w: row 3 holds a weight"):
+            quantise(w_NK, 8, "w", kernels)
 
 
 @pytest.mark.skipif(native() is None, reason="no compiled kernels here")

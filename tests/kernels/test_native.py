@@ -1,5 +1,6 @@
 """Where the compiled kernels are missing: the installation, and the line that says so."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from mixtura.errors import ConfigError
 from mixtura.kernels import native as module
-from mixtura.kernels.native import set_threads, warn_once_if_missing
+from mixtura.kernels.native import native, set_threads, warn_once_if_missing
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +35,51 @@ def test_missing_kernels_are_said_once(
 def test_no_threads_are_refused():
     with pytest.raises(ConfigError, match="threads=0 must be 1 or more"):
         set_threads(0)
+
+
+# How many threads the process has after each of: a product of torch's, a packed one in torch's
+# threads, a packed one while torch has one thread and the kernels two, the same in a forked child.
+_THREADS = """
+import os, torch
+from mixtura.kernels.groups import quantise
+from mixtura.kernels.native import native, set_threads
+from mixtura.kernels.packed_linear import packed_linear
+from mixtura.kernels.tiles import tile
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(2)
+torch.randn(512, 512) @ torch.randn(512, 512)
+counts = [threads()]
+x_TK, tiles = torch.randn(3, 64), tile(quantise(torch.randn(96, 64), 4))
+set_threads(2)
+lent_TN = packed_linear(x_TK, tiles, 96, 4, "decode")
+counts.append(threads())
+torch.set_num_threads(1)
+own_TN = packed_linear(x_TK, tiles, 96, 4, "decode")
+counts.append(threads())
+assert torch.equal(lent_TN, own_TN)
+torch.set_num_threads(2)
+child = os.fork()
+if not child:
+    same = torch.equal(packed_linear(x_TK, tiles, 96, 4, "decode"), own_TN)
+    os._exit(0 if same and threads() == 2 else 1)
+assert os.waitpid(child, 0)[1] == 0
+print(counts)
+"""
+
+
+@pytest.mark.skipif(native() is None, reason="no compiled kernels here")
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_kernels_compute_in_torch_threads_and_have_their_own_where_they_cannot():
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _THREADS], capture_output=True, text=True, check=True
+    )
+    torch_has, lent, own = json.loads(ran.stdout)
+    assert lent == torch_has
+    # One more: the caller is the other of the two.
+    assert own == torch_has + 1
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from mixtura.kernels.packed_experts import (
     packed_experts,
     packed_experts_naive,
 )
-from mixtura.kernels.packed_linear import PHASES, Phase, arithmetic_of
+from mixtura.kernels.packed_linear import PHASES, Arithmetic, Phase, arithmetic_of
 from mixtura.kernels.tiles import ExpertGroups, tile_expert
 from mixtura.shapes import Activation
 from mixtura.shapes.moe import GATED
@@ -55,6 +55,11 @@ def relative_error(y: Tensor, expected: Tensor) -> float:
     return float((y - expected).norm() / expected.norm().clamp(min=1e-9))
 
 
+def bound(bits: Bits, arithmetic: Arithmetic) -> float:
+    """A hidden value that lies between two numbers may be rounded to either."""
+    return 1e-4 if bits == 8 and arithmetic != "bf16" else 3e-3
+
+
 @needs_native
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("phase", list(PHASES))
@@ -81,12 +86,13 @@ def test_every_instruction_set_is_its_twin(
         x_TD, rows = torch.randn(tokens, WIDTH), routed(tokens)
         for kernels in SETS:
             arithmetic = arithmetic_of(phase, kernels)
-            naive_TD = packed_experts_naive(x_TD, rows, experts, activation, arithmetic, biases)
+            naive_TD = packed_experts_naive(
+                x_TD, rows, enumerate(experts), activation, arithmetic, biases
+            )
             y_TD = packed_experts(
                 x_TD, rows, tiles_ES, hidden, bits, activation, phase, biases, kernels
             )
-            # A hidden value that lies between two numbers may be rounded to either.
-            assert relative_error(y_TD, naive_TD) < 3e-3, (kernels, tokens)
+            assert relative_error(y_TD, naive_TD) < bound(bits, arithmetic), (kernels, tokens)
 
 
 def some_biases(hidden: int, activation: Activation) -> PackedBiases:
@@ -96,21 +102,22 @@ def some_biases(hidden: int, activation: Activation) -> PackedBiases:
 
 
 @needs_native
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("phase", list(PHASES))
-def test_every_count_of_rows_and_a_token_alone(phase: Phase):
-    experts = some_experts(64, "swiglu", 4)
+def test_every_count_of_rows_and_a_token_alone(bits: Bits, phase: Phase):
+    experts = some_experts(64, "swiglu", bits)
     tiles_ES = tiled(experts, "swiglu")
     for kernels in SETS:
         for tokens in range(41):
             x_TD, rows = torch.randn(tokens, WIDTH), routed(tokens, top_k=3)
-            y_TD = packed_experts(x_TD, rows, tiles_ES, 64, 4, "swiglu", phase, None, kernels)
+            y_TD = packed_experts(x_TD, rows, tiles_ES, 64, bits, "swiglu", phase, None, kernels)
             arithmetic = arithmetic_of(phase, kernels)
-            naive_TD = packed_experts_naive(x_TD, rows, experts, "swiglu", arithmetic)
-            assert relative_error(y_TD, naive_TD) < 3e-3, (kernels, tokens)
+            naive_TD = packed_experts_naive(x_TD, rows, enumerate(experts), "swiglu", arithmetic)
+            assert relative_error(y_TD, naive_TD) < bound(bits, arithmetic), (kernels, tokens)
             for token in range(0, tokens, 7):
                 own = of_token(rows, token)
                 alone_1D = packed_experts(
-                    x_TD[token : token + 1], own, tiles_ES, 64, 4, "swiglu", phase, None, kernels
+                    x_TD[token : token + 1], own, tiles_ES, 64, bits, "swiglu", phase, None, kernels
                 )
                 assert torch.equal(alone_1D[0], y_TD[token]), (kernels, tokens, token)
 
@@ -127,15 +134,15 @@ def test_all_tokens_at_one_expert_and_none_at_the_others():
                 x_TD, rows, tiled(experts, "swiglu"), 64, 8, "swiglu", phase, None, kernels
             )
             arithmetic = arithmetic_of(phase, kernels)
-            naive_TD = packed_experts_naive(x_TD, rows, experts, "swiglu", arithmetic)
-            assert relative_error(y_TD, naive_TD) < 3e-3, kernels
+            naive_TD = packed_experts_naive(x_TD, rows, enumerate(experts), "swiglu", arithmetic)
+            assert relative_error(y_TD, naive_TD) < bound(8, arithmetic), kernels
 
 
 def test_without_the_compiled_module_pytorch_serves(monkeypatch: pytest.MonkeyPatch):
     experts = some_experts(48, "swiglu", 4)
     biases = some_biases(48, "swiglu")
     x_TD, rows = torch.randn(6, WIDTH), routed(6)
-    naive_TD = packed_experts_naive(x_TD, rows, experts, "swiglu", "bf16", biases)
+    naive_TD = packed_experts_naive(x_TD, rows, enumerate(experts), "swiglu", "bf16", biases)
     monkeypatch.setattr("mixtura.kernels.packed_experts.native", lambda: None)
 
     y_TD = packed_experts(x_TD, rows, tiled(experts, "swiglu"), 48, 4, "swiglu", "prefill", biases)

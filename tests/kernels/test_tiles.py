@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mixtura.kernels.groups import Bits, Groups, quantise
+from mixtura.kernels.native import instruction_sets, native
 from mixtura.kernels.tiles import (
     block_bytes,
     deinterleave_gate_up,
@@ -18,6 +19,7 @@ from mixtura.kernels.tiles import (
     rows_in,
     tile,
     tile_expert,
+    tile_naive,
     tiled_bytes,
     untile,
     untile_expert,
@@ -71,6 +73,29 @@ def test_every_weight_lies_where_the_format_says(n: int, k: int, bits: Bits) -> 
             assert stored - (8 if bits == 4 else 128) == groups.q_NK[row, column]
             scale = tiles[at_scale : at_scale + 2].view(torch.float16)
             assert scale.item() == groups.scale_NG[row, column // 32].item()
+
+
+@pytest.mark.skipif(native() is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("k", [32, 64, 96, 320])
+@pytest.mark.parametrize("n", [0, 1, 33, 80])
+@pytest.mark.parametrize("step", [1, 2])
+def test_compiled_tiles_are_those_of_their_twin(n: int, k: int, bits: Bits, step: int) -> None:
+    # Every second row is not contiguous.
+    groups = drawn(step * n, k, bits).rows(slice(None, None, step))
+    expected = tile_naive(groups)
+    for kernels in instruction_sets():
+        assert torch.equal(tile(groups, kernels=kernels), expected), kernels
+
+
+@pytest.mark.skipif(native() is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("hidden", [1, 5, 16, 17, 40])
+def test_compiled_tiles_interleave_gate_and_up_as_their_twin_does(hidden: int, bits: Bits) -> None:
+    groups = drawn(2 * hidden, 96, bits)
+    expected = tile_naive(groups, gated=True)
+    for kernels in instruction_sets():
+        assert torch.equal(tile(groups, True, kernels), expected), kernels
 
 
 def test_sizes_by_hand() -> None:

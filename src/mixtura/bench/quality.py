@@ -50,7 +50,7 @@ class QualityRow:
 
     name: str
     bits: Precision
-    arithmetic: Arithmetic | Literal["fp32"]
+    arithmetic: Arithmetic
     """of the products with packed weights; all else is fp32"""
     bytes: int
     perplexity: float
@@ -132,7 +132,7 @@ class _Measurement:
         self._add(name, bits, "fp32", size, self._score(model, name))
 
     def packed(self, bits: Bits) -> None:
-        """Its weights in a plain model; then as it is used, once for each arithmetic of a phase."""
+        """Its weights in a plain model; then as it is used in each phase."""
         with TemporaryDirectory() as folder:
             out = pack_model(
                 self._path,
@@ -146,15 +146,10 @@ class _Measurement:
             unpack_into(plain, model)
             self._add(name, bits, "fp32", out.bytes, self._score(plain, name))
             del plain
-            seen: set[Arithmetic] = set()
             for phase in _PHASES:
-                arithmetic = arithmetic_of(phase)
-                if arithmetic in seen:
-                    continue
-                seen.add(arithmetic)
                 name = f"{bits} bits, {phase}"
                 with in_phase(phase):
-                    self._add(name, bits, arithmetic, out.bytes, self._score(model, name))
+                    self._add(name, bits, arithmetic_of(phase), out.bytes, self._score(model, name))
 
     def _plain(self) -> LanguageModel:
         return open_model(self._path, "bfloat16").decoder.float()
@@ -166,7 +161,7 @@ class _Measurement:
         self,
         name: str,
         bits: Precision,
-        arithmetic: Arithmetic | Literal["fp32"],
+        arithmetic: Arithmetic,
         size: int,
         found: Score,
     ) -> None:

@@ -15,8 +15,6 @@ from mixtura.kernels.groups import GROUP, Bits, dequantise
 from mixtura.packed import PackedEmbedding, PackedExperts, PackedLinear
 from mixtura.packed.plan import Planned, plan
 
-_OUTER = frozenset({"head.weight", "embedding.weight"})
-
 
 @torch.no_grad()
 def unpack_into(plain: nn.Module, packed: nn.Module) -> None:
@@ -49,9 +47,8 @@ def round_by_llama_cpp(
     Gives the bytes of such a model: groups with their scales, and 16 bits for each number that
     stays.
     """
-    of_outer: Bits = head_bits or bits
     weights: list[tuple[Tensor, Bits]] = [
-        (weight, of_outer if one.name in _OUTER else bits)
+        (weight, one.bits(bits, head_bits or bits))
         for one in _packed_ones(model)
         for weight in _weights(model, one)
     ]

@@ -25,7 +25,6 @@ from mixtura.cli.arguments import (
     check_model,
     sampling_of,
 )
-from mixtura.cli.waiting import wait_asleep
 from mixtura.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -75,7 +74,6 @@ def chat(
     """
     sampling = sampling_of(temperature, top_p, top_k, seed)
     check_model(model)
-    wait_asleep()
     from mixtura.engine.conversation import Conversation
     from mixtura.train.opening import open_model
 

@@ -22,7 +22,6 @@ from mixtura.cli.arguments import (
     sampling_of,
 )
 from mixtura.cli.failures import INTERRUPTED
-from mixtura.cli.waiting import wait_asleep
 from mixtura.errors import DataError
 
 
@@ -63,7 +62,6 @@ def generate(
     """
     sampling = sampling_of(temperature, top_p, top_k, seed)
     check_model(model)
-    wait_asleep()
     text = _standard_input() if prompt == "-" else prompt
     from mixtura.engine.generate import generate as continue_text
     from mixtura.train.opening import open_model

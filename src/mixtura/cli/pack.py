@@ -33,8 +33,9 @@ def pack(
     """Quantise a model into one file that is mapped when it is used: small, and ready at once.
 
     Weights are rounded to 4 or 8 bits in groups of 32 that share a scale, which is chosen for the
-    least squared error. Norms, gates and biases stay as they are. What a GGUF file holds as Q4_0 or
-    Q8_0 is carried over exactly where the bits allow, and what had to be rounded twice is said.
+    least error, large weights counting more. Norms, gates and biases stay as they are. What a GGUF
+    file holds as Q4_0 or Q8_0 is carried over exactly where the bits allow, and what had to be
+    rounded twice is said.
     Every expert has a digest, which 'mixtura inspect OUT' checks. OUT appears whole or not at all,
     and no more than one layer's experts are in memory at a time.
 

@@ -18,16 +18,10 @@ from mixtura.models.rotary import Rotary, turn
 
 
 class Attending(Protocol):
-    """Attention of one layer."""
+    """Attention of one layer, with what the layer keeps."""
 
     def __call__(
-        self,
-        x_RD: Tensor,
-        rows: Rows,
-        rope: Rotary,
-        kept: LayerKV,
-        phase: Phase,
-        asked_N: Tensor | None,
+        self, x_RD: Tensor, rows: Rows, rope: Rotary, phase: Phase, asked_N: Tensor | None
     ) -> Tensor:
         """What attention adds to the rows asked for, (N, D); keys and values of all are kept."""
         ...
@@ -39,28 +33,22 @@ def taken(of_R: Tensor, asked_N: Tensor | None) -> Tensor:
 
 
 class GroupedAttending:
-    def __init__(self, attention: Attention, window: int | None) -> None:
-        self._attention, self._window = attention, window
+    def __init__(self, attention: Attention, kept: LayerKV, window: int | None) -> None:
+        self._attention, self._kept, self._window = attention, kept, window
         shape = attention.shape
         self._scale = shape.scale or shape.head_dim**-0.5
         self._heads = [shape.heads, shape.kv_heads]
         self._sinks_A = attention.sinks.detach() if isinstance(attention, SinkAttention) else None
 
     def __call__(
-        self,
-        x_RD: Tensor,
-        rows: Rows,
-        rope: Rotary,
-        kept: LayerKV,
-        phase: Phase,
-        asked_N: Tensor | None,
+        self, x_RD: Tensor, rows: Rows, rope: Rotary, phase: Phase, asked_N: Tensor | None
     ) -> Tensor:
         qk_BRHC, v_BRGC = self._attention.project(x_RD[None])
         q_RAC, k_RGC = turn(qk_BRHC[0], rope.cos_SC, rope.sin_SP).split(self._heads, 1)
-        append(kept, k_RGC, v_BRGC[0], rows.slot_R, rows.position_R)
+        append(self._kept, k_RGC, v_BRGC[0], rows.slot_R, rows.position_R)
         out_NAC = cached_attention(
             taken(q_RAC, asked_N),
-            kept,
+            self._kept,
             taken(rows.slot_R, asked_N),
             taken(rows.position_R, asked_N),
             self._scale,
@@ -77,29 +65,23 @@ class LatentAttending:
     See `LatentAttention.absorbed`.
     """
 
-    def __init__(self, attention: LatentAttention) -> None:
-        self._attention, shape = attention, attention.shape
+    def __init__(self, attention: LatentAttention, kept: LayerKV) -> None:
+        self._attention, self._kept, shape = attention, kept, attention.shape
         # Of packed models too it is a plain matrix, for it is used part by part.
         drawn_ACK = attention.kv_up.weight.detach().unflatten(0, (shape.heads, -1))
         key_ASK, self._value_AVK = drawn_ACK.split([shape.nope_dim, shape.value_dim], 1)
         self._key_AKS = key_ASK.mT
 
     def __call__(
-        self,
-        x_RD: Tensor,
-        rows: Rows,
-        rope: Rotary,
-        kept: LayerKV,
-        phase: Phase,
-        asked_N: Tensor | None,
+        self, x_RD: Tensor, rows: Rows, rope: Rotary, phase: Phase, asked_N: Tensor | None
     ) -> Tensor:
         (nope_BRAS, turned_BRAP), latent_BRK, key_BRP = self._attention.project(x_RD[None], rope)
         k_R1C = torch.cat([latent_BRK[0], key_BRP[0]], -1).unsqueeze(1)
-        append(kept, k_R1C, None, rows.slot_R, rows.position_R)
+        append(self._kept, k_R1C, None, rows.slot_R, rows.position_R)
         asked_NAK = row_linear_of_heads(taken(nope_BRAS[0], asked_N), self._key_AKS)
         mixed_NAK = cached_attention(
             torch.cat([asked_NAK, taken(turned_BRAP[0], asked_N)], -1),
-            kept,
+            self._kept,
             taken(rows.slot_R, asked_N),
             taken(rows.position_R, asked_N),
             self._attention.scale,
@@ -109,11 +91,11 @@ class LatentAttending:
         return self._attention.out(out_NAV.flatten(1))
 
 
-def attending_of(attention: object, window: int | None) -> Attending:
+def attending_of(attention: object, kept: LayerKV, window: int | None) -> Attending:
     match attention:
         case Attention():
-            return GroupedAttending(attention, window)
+            return GroupedAttending(attention, kept, window)
         case LatentAttention():
-            return LatentAttending(attention)
+            return LatentAttending(attention, kept)
         case _:
             raise AssertionError(f"no decoder has a {type(attention).__name__}")

@@ -3,7 +3,6 @@
 R rows, N rows asked for, D width, V vocabulary.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,16 +19,15 @@ from mixtura.models.decoder import Block
 from mixtura.models.rotary import Rotary
 from mixtura.moe import MoE
 from mixtura.moe.capacity import Dropless
-from mixtura.packed import decoding
+from mixtura.packed.phase import in_phase
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block, and what it keeps."""
+    """One block; its attention holds what it keeps."""
 
     block: Block
     attending: Attending
-    kept: LayerKV
     base: float | None
     """the rotary base that it has for itself"""
 
@@ -37,15 +35,15 @@ class Layer:
     def of(cls, decoder: Decoder, number: int, kept: LayerKV) -> Self:
         attention, block = decoder.config.attention, decoder.blocks[number]
         assert isinstance(block, Block), "a decoder has nothing else"
-        attending = attending_of(block.attention, attention.window_of(number))
-        return cls(block, attending, kept, attention.local_base_of(number))
+        attending = attending_of(block.attention, kept, attention.window_of(number))
+        return cls(block, attending, attention.local_base_of(number))
 
     def __call__(
         self, x_RD: Tensor, rows: Rows, rope: Rotary, phase: Phase, asked_N: Tensor | None
     ) -> Tensor:
         block = self.block
         normed_RD = block.attention_norm(x_RD)
-        attended_ND = self.attending(normed_RD, rows, rope, self.kept, phase, asked_N)
+        attended_ND = self.attending(normed_RD, rows, rope, phase, asked_N)
         x_ND = block.added(taken(x_RD, asked_N), block.attention_post_norm(attended_ND))
         normed_ND = block.ffn_norm(x_ND)
         if isinstance(block.ffn, MoE):
@@ -63,7 +61,7 @@ class ModuleSteps:
         self._layers = [Layer.of(decoder, number, kept) for number, kept in enumerate(cache.layers)]
 
     def __call__(self, rows: Rows, phase: Phase, asked_N: Tensor) -> Tensor:
-        with rows_alone(), decoding() if phase == "decode" else nullcontext():
+        with rows_alone(), in_phase(phase):
             x_RD = self._decoder.embed(rows.token_R)
             ropes = self._angles.at(rows.angle_R, x_RD.dtype)
             *all_but_last, last = self._layers

@@ -4,21 +4,13 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mixtura.interop.filling import filled
 from mixtura.interop.saving import hf_config
-from mixtura.interop.source import Source, StoredTensor
+from mixtura.interop.source import SPELT, Source, StoredTensor
 from mixtura.models import Decoder
 from mixtura.shapes.families import Family, Piece
-
-_SPELT = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-}
 
 
 class DecoderSource(Source):
@@ -45,4 +37,4 @@ class DecoderSource(Source):
         piece = self._pieces[name][0]
         dtype = self._ours[piece.ours].dtype
         size = prod(piece.shape) * dtype.itemsize
-        return StoredTensor(name, piece.shape, _SPELT[dtype], self.path, size)
+        return StoredTensor(name, piece.shape, SPELT[dtype], self.path, size)

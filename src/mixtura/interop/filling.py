@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mixtura.interop.weights import taken
+from mixtura.interop.weights import is_whole, taken
 from mixtura.kernels.groups import GROUP, Groups
 from mixtura.shapes.families import Piece
 
@@ -54,11 +54,6 @@ def filled_groups(
         lambda one: found[one.ours].scale_NG.view(*stack(one), -1),
     )
     return Groups(q.flatten(0, -2), scale.flatten(0, -2), bits)
-
-
-def is_whole(piece: Piece) -> bool:
-    """Whether the two tensors are one, element by element."""
-    return not piece.at and not piece.of and not piece.transposed
 
 
 def in_groups(piece: Piece) -> Piece | None:

@@ -13,15 +13,14 @@ from torch import Tensor
 
 from mixtura.interop.filling import filled, filled_groups
 from mixtura.interop.saving import hf_config
-from mixtura.interop.source import Source, StoredTensor
+from mixtura.interop.source import SPELT, Source, StoredTensor
 from mixtura.kernels.groups import GROUP, Groups, dequantise
 from mixtura.kernels.tiles import untile, untile_expert, up
 from mixtura.models import DecoderConfig
 from mixtura.packed.file import PackedFile
-from mixtura.packed.header import Entry
+from mixtura.packed.header import PLAIN, Entry
 from mixtura.shapes.families import Family, Piece
 
-_SPELT = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int64": "I64", "bool": "BOOL"}
 _MATRICES = ("w_in", "w_out")
 
 
@@ -78,10 +77,6 @@ class PackedSource(Source):
 
         return filled(one.pieces, numbers)
 
-    def dtype_of(self, name: str) -> torch.dtype:
-        entry = self._held[name].entry
-        return torch.float32 if entry.kind != "plain" else self._file.read(entry.name).dtype
-
     def groups(self, name: str) -> Groups | None:
         one = self._held[name]
         if one.entry.kind == "plain" or one.shape[-1] % GROUP:
@@ -118,7 +113,8 @@ class PackedSource(Source):
     def _described(self, name: str, one: _Stored) -> StoredTensor:
         shape, entry = one.pieces[0].shape, one.entry
         if entry.kind == "plain":
-            return StoredTensor(name, shape, _SPELT[entry.format], self._file.path, entry.bytes)
+            spelt = SPELT[PLAIN[entry.format]]
+            return StoredTensor(name, shape, spelt, self._file.path, entry.bytes)
         # As GGUF calls such groups; each has 16 bits of scale.
         size = prod(shape) * (entry.bits * GROUP + 16) // (8 * GROUP)
         return StoredTensor(name, shape, f"Q{entry.bits}_0", self._file.path, size)

@@ -19,14 +19,7 @@ from mixtura.packed.file import PackedWriter
 from mixtura.packed.header import PLAIN, Entry, Format, Header
 from mixtura.packed.plan import Planned, plan
 
-_FORMATS: Mapping[torch.dtype, Format] = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.int64: "int64",
-    torch.bool: "bool",
-}
-assert {PLAIN[name] for name in _FORMATS.values()} == set(_FORMATS), "one name, one dtype"
+_FORMATS: Mapping[torch.dtype, Format] = {dtype: name for name, dtype in PLAIN.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,11 @@ _DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "BOOL": torch.bool,
 }
+SPELT = {dtype: name for name, dtype in _DTYPES.items()}
+"""as safetensors spells it"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def _assembled(
     digests: ExpertDigests | None,
     patchwork: Patchwork,
 ) -> Tensor:
-    if len(pieces) == 1 and _is_whole(pieces[0]):
+    if len(pieces) == 1 and is_whole(pieces[0]):
         whole = source.read(pieces[0].stored).view(like.shape)
         if digests is not None:
             digests.add(pieces[0], whole)
@@ -176,7 +176,8 @@ def _file_parts(
     return parts
 
 
-def _is_whole(piece: Piece) -> bool:
+def is_whole(piece: Piece) -> bool:
+    """Whether the two tensors are one, element by element."""
     return not piece.at and not piece.of and not piece.transposed
 
 

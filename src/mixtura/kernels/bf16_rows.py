@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtura.kernels.mkl import mkl_function
+from mixtura.kernels.torch_functions import torch_function
 
 _COLUMN_MAJOR, _PLAIN, _TRANSPOSED = 102, 111, 112
 _MATRIX = (ctypes.c_void_p, ctypes.c_int)
@@ -24,7 +24,7 @@ _ARGUMENTS = (*_SIZES, ctypes.c_float, *_MATRIX, *_MATRIX, ctypes.c_float, *_MAT
 
 def _gemm() -> Callable[..., None] | None:
     """out (fp32) = alpha * left right + beta * out; None where this torch has no such function."""
-    return mkl_function("cblas_gemm_bf16bf16f32", _ARGUMENTS)
+    return torch_function("cblas_gemm_bf16bf16f32", _ARGUMENTS)
 
 
 @cache

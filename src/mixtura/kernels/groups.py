@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import ConfigError
-from mixtura.kernels.native import native, number_of
+from mixtura.kernels.native import InstructionSet, native, number_of
 
 Bits = Literal[4, 8]
 GROUP = 32
@@ -26,8 +26,9 @@ _TRIED: dict[Bits, tuple[float, ...]] = {
 _STANDS_OUT = 0.03
 # Groups worked on at once: a quarter of a megabyte of fp32, which stays in a core's cache.
 _AT_ONCE = 2048
-# For the compiled kernels, which keep to their caches by themselves.
+# For the compiled kernels, which keep to their caches by themselves; and what they read as it is.
 _WEIGHTS_AT_ONCE = 1 << 22
+_KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,14 @@ def dequantise(groups: Groups) -> Tensor:
     return w_NGC.mul_(groups.scale_NG.float()[:, :, None]).flatten(1)
 
 
-def quantise(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups:
-    """As `quantise_naive`, by the compiled kernels where there are any."""
+def quantise(
+    w_NK: Tensor, bits: Bits, name: str = "the matrix", kernels: InstructionSet = "auto"
+) -> Groups:
+    """As `quantise_naive`, by the compiled kernels where there are any.
+
+    All instruction sets choose the same numbers and scales. Their sums are in another order than
+    the twin's, which lets either of two scales win that are nearly as good.
+    """
     module = native()
     if module is None:
         return quantise_naive(w_NK, bits, name)
@@ -74,23 +81,28 @@ def quantise(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups:
     check_width(inputs, name)
     q_NK = torch.empty(w_NK.shape, dtype=torch.int8)
     scale_NG = torch.empty(rows, inputs // GROUP, dtype=torch.float16)
-    levels = torch.tensor(_TRIED[bits])
+    levels, (low, high) = torch.tensor(_TRIED[bits]), limits(bits)
     at_once = max(1, _WEIGHTS_AT_ONCE // max(inputs, 1))
     for start in range(0, rows, at_once):
         part = slice(start, start + at_once)
-        own_NK = w_NK[part].float().contiguous()
-        of_row = inputs // GROUP
-        _check_values(own_NK.view(-1, GROUP), start * of_row, of_row, bits, name)
-        module.quantise_groups(
+        own_NK = w_NK[part]
+        own_NK = (own_NK if own_NK.dtype in _KINDS else own_NK.float()).contiguous()
+        sound = module.quantise_groups(
             own_NK.data_ptr(),
+            _KINDS[own_NK.dtype],
             own_NK.numel() // GROUP,
             levels.data_ptr(),
             len(levels),
-            *limits(bits),
+            low,
+            high,
+            LARGEST * high,
+            number_of(kernels),
             q_NK[part].data_ptr(),
             scale_NG[part].data_ptr(),
-            number_of(),
         )
+        if not sound:
+            of_row = inputs // GROUP
+            _check_values(own_NK.float().view(-1, GROUP), start * of_row, of_row, bits, name)
     return Groups(q_NK, scale_NG, bits)
 
 

@@ -3,31 +3,40 @@
 import importlib
 import logging
 import os
-import sys
 from functools import cache
 from types import ModuleType
 from typing import Literal
 
+import torch
+
 from mixtura.errors import ConfigError
+from mixtura.kernels.torch_functions import address_of
 
 InstructionSet = Literal["auto", "plain", "avx2", "avx512", "amx"]
 _NUMBERS: dict[InstructionSet, int] = {"plain": 0, "avx2": 1, "avx512": 2, "amx": 3}
+
+
+# The OpenMP runtime that torch computes with, as GNU and LLVM both export it: a parallel region, a
+# thread's number in it, how many there are, and how many a region of torch's would have.
+_OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_get_max_threads")
 
 
 @cache
 def native() -> ModuleType | None:
     """The module; None where no compiler was found when Mixtura was installed.
 
-    It computes in as many threads as MIXTURA_THREADS or OMP_NUM_THREADS say, else in one for each
-    core that this process may use.
+    It computes in as many threads as MIXTURA_THREADS says, else in as many as torch did when this
+    was first called; in torch's own threads as long as torch uses as many.
     """
     try:
         module = importlib.import_module("mixtura.kernels._native")
     except ImportError:
         return None
-    asked = os.environ.get("MIXTURA_THREADS") or os.environ.get("OMP_NUM_THREADS")
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    set_threads(int(asked) if asked and asked.isdecimal() else cores or 1, module)
+    asked = os.environ.get("MIXTURA_THREADS", "")
+    set_threads(int(asked) if asked.isdecimal() else torch.get_num_threads(), module)
+    addresses = [address_of(name) for name in _OPENMP]
+    if None not in addresses:
+        module.borrow_threads(*addresses)
     return module
 
 
@@ -49,16 +58,19 @@ def instruction_sets() -> tuple[InstructionSet, ...]:
 
 
 def number_of(asked: InstructionSet = "auto") -> int:
-    """As the module counts them. Raises ConfigError for a set that is missing here."""
+    """As the module counts them; needs the module. Raises ConfigError for a missing set."""
+    check_offered(asked)
+    return _NUMBERS[instruction_sets()[-1] if asked == "auto" else asked]
+
+
+def check_offered(asked: InstructionSet) -> None:
+    """Raises ConfigError for a set that is missing here; `auto` never is."""
     offered = instruction_sets()
-    if asked == "auto":
-        return _NUMBERS[offered[-1]]
-    if asked not in offered:
+    if asked != "auto" and asked not in offered:
         raise ConfigError(
             f"kernels={asked} were asked for, and this machine offers "
             f"{', '.join(offered) or 'none'}; choose one of those, or auto"
         )
-    return _NUMBERS[asked]
 
 
 @cache

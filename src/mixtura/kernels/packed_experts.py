@@ -4,15 +4,21 @@ T tokens, N routed rows, D width, E experts, F expert width, H rows of w_in in t
 tiles, S bytes of an expert.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from mixtura.kernels.activation import activate
-from mixtura.kernels.groups import GROUP, Bits, dequantise
-from mixtura.kernels.native import InstructionSet, native, number_of, warn_once_if_missing
+from mixtura.kernels.groups import Bits
+from mixtura.kernels.native import (
+    InstructionSet,
+    check_offered,
+    native,
+    number_of,
+    warn_once_if_missing,
+)
 from mixtura.kernels.packed_linear import (
     LIBRARY,
     PHASES,
@@ -27,7 +33,6 @@ from mixtura.kernels.tiles import (
     interleave_gate_up,
     rows_in,
     untile_expert,
-    up,
 )
 from mixtura.shapes import Activation
 from mixtura.shapes.moe import GATED
@@ -71,15 +76,15 @@ def biases_in_tiles(in_EH: Tensor, out_ED: Tensor, expert_width: int, gated: boo
 def packed_experts_naive(
     x_TD: Tensor,
     rows: Rows,
-    experts: Sequence[ExpertGroups],
+    experts: Iterable[tuple[int, ExpertGroups]],
     activation: Activation,
     arithmetic: Arithmetic,
     biases: PackedBiases | None = None,
 ) -> Tensor:
-    """(T, D) fp32: the sum over a token's rows, by ascending expert, of weight * expert(x)."""
+    """(T, D) fp32: the sum over a token's rows, expert by expert, of weight * expert(x)."""
     y_TD = torch.zeros(x_TD.shape, dtype=torch.float32)
     gated = activation in GATED
-    for expert, groups in enumerate(experts):
+    for expert, groups in experts:
         of_expert = (rows.expert_N == expert).nonzero().squeeze(1)
         token_n, width = rows.token_N[of_expert], groups.w_out.shape[1]
         h_nH = packed_linear_naive(x_TD[token_n], groups.w_in, arithmetic)
@@ -141,11 +146,18 @@ def _packed_experts(
     )
     _check(x_TD, rows, tiles_ES, expert_width, bits, activation)
     x_TD = x_TD.float().contiguous()
-    if module is None:
-        warn_once_if_missing()
-        return _by_torch(x_TD, rows, tiles_ES, expert_width, bits, activation, biases)
     if biases is not None:
         biases = PackedBiases(*(bias.float().contiguous() for bias in biases))
+    if module is None:
+        check_offered(kernels)
+        warn_once_if_missing()
+        gated = activation in GATED
+        experts = (
+            (expert, untile_expert(tiles_ES[expert], width, expert_width, bits, gated))
+            for expert in rows.expert_N.unique().tolist()
+            if expert < len(tiles_ES)
+        )
+        return packed_experts_naive(x_TD, rows, experts, activation, "fp32", biases)
     y_TD = torch.empty(tokens, width)
     module.experts(
         x_TD.data_ptr(),
@@ -196,39 +208,6 @@ def _check(
                 f"tokens must lie in 0..{tokens - 1} and experts be 0 or more, not in "
                 f"{int(least[0])}..{int(most[0])} and from {int(least[1])} on"
             )
-
-
-def _by_torch(
-    x_TD: Tensor,
-    rows: Rows,
-    tiles_ES: Tensor,
-    expert_width: int,
-    bits: Bits,
-    activation: Activation,
-    biases: PackedBiases | None,
-) -> Tensor:
-    """An expert at a time, unpacked while it computes."""
-    (tokens, width), gated = x_TD.shape, activation in GATED
-    y_TD = x_TD.new_zeros(tokens, width)
-    for expert in rows.expert_N.unique().tolist():
-        if expert >= len(tiles_ES):
-            continue
-        of_expert = (rows.expert_N == expert).nonzero().squeeze(1)
-        token_n = rows.token_N[of_expert]
-        groups = untile_expert(tiles_ES[expert], width, expert_width, bits, gated)
-        h_nH = x_TD[token_n] @ dequantise(groups.w_in).T
-        if biases is not None:
-            in_H1 = biases.in_EH[expert][:, None]
-            h_nH += (deinterleave_gate_up(in_H1, expert_width) if gated else in_H1)[
-                : h_nH.shape[1], 0
-            ]
-        a_nF = activate(h_nH, activation)
-        a_nF = torch.nn.functional.pad(a_nF, (0, up(expert_width, GROUP) - expert_width))
-        out_nD = a_nF @ dequantise(groups.w_out).T
-        if biases is not None:
-            out_nD += biases.out_ED[expert]
-        y_TD.index_add_(0, token_n, out_nD * rows.weight_N[of_expert][:, None])
-    return y_TD
 
 
 def _fake(

@@ -12,6 +12,7 @@ from torch import Tensor
 from mixtura.kernels.groups import GROUP, Bits, Groups, dequantise
 from mixtura.kernels.native import (
     InstructionSet,
+    check_offered,
     instruction_sets,
     native,
     number_of,
@@ -21,15 +22,23 @@ from mixtura.kernels.tiles import tiled_bytes, untile
 
 Phase = Literal["prefill", "decode"]
 """a prompt's many rows, or one row of each sequence"""
-Arithmetic = Literal["int8x32", "int8x128", "bf16"]
-"""activations rounded to int8 in spans of 32 or of 128 inputs, or to bf16, weights with them"""
+Arithmetic = Literal["int8x32", "int8x128", "bf16", "fp32"]
+"""activations in int8, rounded in spans of 32 or of 128 inputs; or they and weights in a dtype
+
+With 8-bit weights an int8 activation is a sum of two terms: x rounded, and what is left rounded.
+"""
 
 PHASES: dict[Phase, int] = {"decode": 0, "prefill": 1}
 _SPANS: dict[Arithmetic, int] = {"int8x32": 32, "int8x128": 128}
+# Of an activation in int8: beside 8-bit weights one term's rounding would be most of the error.
+_TERMS: dict[Bits, int] = {4: 1, 8: 2}
+_DTYPES: dict[Arithmetic, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def arithmetic_of(phase: Phase, kernels: InstructionSet = "auto") -> Arithmetic:
-    """What the kernels of a set compute in; `auto` is this machine's fastest."""
+    """What the kernels of a set compute in; `auto` is this machine's fastest, else PyTorch."""
+    if native() is None:
+        return "fp32"
     if phase == "decode":
         return "int8x32"
     fastest = instruction_sets()[-1:] if kernels == "auto" else (kernels,)
@@ -53,21 +62,32 @@ def quantise_rows(x_TK: Tensor, span: int) -> tuple[Tensor, Tensor]:
 def packed_linear_naive(
     x_TK: Tensor, groups: Groups, arithmetic: Arithmetic, bias_N: Tensor | None = None
 ) -> Tensor:
-    """(T, N) fp32, in the arithmetic's own order: integers in a group, then fp32, span by span."""
-    y_TN = x_TK.new_zeros(len(x_TK), groups.shape[0], dtype=torch.float32)
-    if arithmetic == "bf16":
-        y_TN += x_TK.bfloat16().float() @ dequantise(groups).bfloat16().float().T
+    """(T, N) fp32, in the arithmetic's own order.
+
+    Integers in a group, then fp32: group by group, span by span, and term by term.
+    """
+    if dtype := _DTYPES.get(arithmetic):
+        y_TN = x_TK.to(dtype).float() @ dequantise(groups).to(dtype).float().T
         return y_TN if bias_N is None else y_TN + bias_N
-    span = _SPANS[arithmetic]
-    q_TK, scale_TS = quantise_rows(x_TK, span)
-    for start in range(0, x_TK.shape[1], span):
+    y_TN = x_TK.new_zeros(len(x_TK), groups.shape[0], dtype=torch.float32)
+    span, left_TK = _SPANS[arithmetic], x_TK.float()
+    for _ in range(_TERMS[groups.bits]):
+        q_TK, scale_TS = quantise_rows(left_TK, span)
+        y_TN += _product_of_term(q_TK, scale_TS, groups, span)
+        left_TK = left_TK - q_TK * scale_TS.repeat_interleave(span, 1)[:, : x_TK.shape[1]]
+    return y_TN if bias_N is None else y_TN + bias_N
+
+
+def _product_of_term(q_TK: Tensor, scale_TS: Tensor, groups: Groups, span: int) -> Tensor:
+    y_TN = scale_TS.new_zeros(len(q_TK), groups.shape[0])
+    for start in range(0, q_TK.shape[1], span):
         part_TN = torch.zeros_like(y_TN)
-        for first in range(start, min(start + span, x_TK.shape[1]), GROUP):
+        for first in range(start, min(start + span, q_TK.shape[1]), GROUP):
             group = slice(first, first + GROUP)
             dot_TN = q_TK[:, group].float() @ groups.q_NK[:, group].float().T
             part_TN += dot_TN * groups.scale_NG[:, first // GROUP].float()
         y_TN += part_TN * scale_TS[:, start // span, None]
-    return y_TN if bias_N is None else y_TN + bias_N
+    return y_TN
 
 
 def packed_linear(
@@ -103,12 +123,12 @@ def _packed_linear(
             f"of {inputs} inputs, not {tiles.dtype} and {tiles.numel()}"
         )
     x_TK = x_TK.float().contiguous()
-    if module is None:
-        warn_once_if_missing()
-        y_TN = x_TK @ dequantise(untile(tiles, n, inputs, bits)).T
-        return y_TN if bias_N is None else y_TN + bias_N.float()
-    tiles = tiles.contiguous()
     bias_N = None if bias_N is None else bias_N.float().contiguous()
+    if module is None:
+        check_offered(kernels)
+        warn_once_if_missing()
+        return packed_linear_naive(x_TK, untile(tiles, n, inputs, bits), "fp32", bias_N)
+    tiles = tiles.contiguous()
     y_TN = torch.empty(rows, n)
     module.linear(
         x_TK.data_ptr(),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixtura.kernels.mkl import mkl_function
+from mixtura.kernels.torch_functions import torch_function
 
 _FUNCTIONS = {torch.float32: "SGEMM_BATCH", torch.float64: "DGEMM_BATCH"}
 # Fortran takes the address of each.
@@ -22,7 +22,7 @@ _ARGUMENTS = (ctypes.c_void_p,) * 15
 
 def _gemm_batch(dtype: torch.dtype) -> Callable[..., None] | None:
     """Fortran's function, with 32-bit integers; None where this torch has none."""
-    return mkl_function(_FUNCTIONS[dtype], _ARGUMENTS)
+    return torch_function(_FUNCTIONS[dtype], _ARGUMENTS)
 
 
 def ragged_takes(dtype: torch.dtype, device: torch.device) -> bool:

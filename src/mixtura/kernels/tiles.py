@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtura.kernels.groups import GROUP, Bits, Groups
+from mixtura.kernels.native import InstructionSet, native, number_of
 
 UNIT, BLOCK, TILE = 32, 64, 16
 ALIGNMENT, PAGE = 64, 4096
@@ -45,13 +46,26 @@ def up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def tile(groups: Groups) -> Tensor:
-    """The flat uint8 tiles of a matrix."""
-    (n, k), bits = groups.shape, groups.bits
+def tile(groups: Groups, gated: bool = False, kernels: InstructionSet = "auto") -> Tensor:
+    """The flat uint8 tiles of a matrix, by the compiled kernels where there are any.
+
+    `gated`: rows are [gate; up], which `interleave_gate_up` puts into the order of tiles.
+    """
+    tiles = torch.empty(_bytes_of(groups, gated), dtype=torch.uint8)
+    _tile_into(tiles, groups, gated, kernels)
+    return tiles
+
+
+def tile_naive(groups: Groups, gated: bool = False) -> Tensor:
+    """The twin of `tile`."""
+    q_NK, scale_NG, bits = groups.q_NK, groups.scale_NG, groups.bits
+    if gated:
+        q_NK, scale_NG = interleave_gate_up(q_NK), interleave_gate_up(scale_NG)
+    n, k = q_NK.shape
     units, blocks, offset = up(n, UNIT) // UNIT, up(k, BLOCK) // BLOCK, _OFFSET[bits]
     rows, inputs = UNIT * units - n, BLOCK * blocks - k
-    q_NK = F.pad(groups.q_NK, (0, inputs, 0, rows))
-    scale_NG = F.pad(groups.scale_NG, (0, inputs // GROUP, 0, rows))
+    q_NK = F.pad(q_NK, (0, inputs, 0, rows))
+    scale_NG = F.pad(scale_NG, (0, inputs // GROUP, 0, rows))
     word = (q_NK.view(torch.uint8) + offset).view(torch.int32)
     word_UTCBGL = word.view(units, 2, TILE, blocks, 2, GROUP // 4)
     if bits == 4:
@@ -125,13 +139,13 @@ def tile_expert(w_in: Groups, w_out: Groups, gated: bool) -> Tensor:
     bits, (hidden, width) = w_in.bits, w_in.shape
     expert_width = hidden // 2 if gated else hidden
     assert w_out.shape == (width, up(expert_width, GROUP)), "of one expert"
-    if gated:
-        q_HD, scale_HG = (interleave_gate_up(part) for part in (w_in.q_NK, w_in.scale_NG))
-        w_in = Groups(q_HD, scale_HG, bits)
-    own = torch.zeros(expert_bytes(width, expert_width, bits, gated), dtype=torch.uint8)
-    for start, part in ((0, w_in), (w_out_start(width, expert_width, bits, gated), w_out)):
-        tiles = tile(part)
-        own[start : start + len(tiles)] = tiles
+    start = w_out_start(width, expert_width, bits, gated)
+    in_bytes, out_bytes = _bytes_of(w_in, gated), _bytes_of(w_out, False)
+    own = torch.empty(expert_bytes(width, expert_width, bits, gated), dtype=torch.uint8)
+    _tile_into(own[:in_bytes], w_in, gated)
+    own[in_bytes:start].zero_()
+    _tile_into(own[start : start + out_bytes], w_out, False)
+    own[start + out_bytes :].zero_()
     return own
 
 
@@ -151,6 +165,30 @@ def untile_expert(
         w_in = w_in.rows(slice(expert_width))
     start = w_out_start(width, expert_width, bits, gated)
     return ExpertGroups(w_in, untile(tiles[start:], width, up(expert_width, GROUP), bits))
+
+
+def _bytes_of(groups: Groups, gated: bool) -> int:
+    n, k = groups.shape
+    return tiled_bytes(rows_in(n // 2, True) if gated else n, k, groups.bits)
+
+
+def _tile_into(
+    tiles: Tensor, groups: Groups, gated: bool, kernels: InstructionSet = "auto"
+) -> None:
+    module = native()
+    if module is None:
+        tiles.copy_(tile_naive(groups, gated))
+        return
+    q_NK, scale_NG = groups.q_NK.contiguous(), groups.scale_NG.contiguous()
+    module.tile_numbers(
+        q_NK.data_ptr(),
+        scale_NG.data_ptr(),
+        *groups.shape,
+        groups.bits,
+        gated,
+        number_of(kernels),
+        tiles.data_ptr(),
+    )
 
 
 def _blocks(tiles: Tensor, n: int, k: int, bits: Bits) -> Tensor:

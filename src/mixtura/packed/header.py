@@ -25,7 +25,7 @@ Format = Literal[
     "tiles4", "tiles8", "experts4", "experts8", "float32", "bfloat16", "float16", "int64", "bool"
 ]
 """a matrix as tiles; FFNs, one after the other; or plain numbers"""
-PLAIN: dict[str, torch.dtype] = {
+PLAIN: dict[Format, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,

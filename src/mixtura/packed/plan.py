@@ -34,10 +34,13 @@ class Planned:
             return None
         return self.shape[-1], self.shape[-1] + -self.shape[-1] % GROUP
 
+    def bits(self, bits: Bits, head_bits: Bits) -> Bits:
+        """Its own: `head_bits` for the head and the embedding, `bits` for all else."""
+        return head_bits if self.name.partition(".")[0] in _OUTER else bits
+
     def entry(self, bits: Bits, head_bits: Bits, dtype: Format, after: Entry | None) -> Entry:
         """Its line in a header; `dtype` is for a plain one."""
-        of_head = self.name.partition(".")[0] in _OUTER
-        own = head_bits if of_head else bits
+        own = self.bits(bits, head_bits)
         match self.kind:
             case "tiles":
                 stored_as: Format = "tiles4" if own == 4 else "tiles8"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mixtura.data import Tokenizer
@@ -16,7 +15,7 @@ from mixtura.interop.hub import folder_of
 from mixtura.interop.loading import decoder_config, open_source, tokenizer_of
 from mixtura.interop.packing import Precision, write_packed
 from mixtura.interop.quantising import GroupReader
-from mixtura.interop.source import Source, StoredTensor
+from mixtura.interop.source import SPELT, Source, StoredTensor
 from mixtura.interop.weights import check_tensors, described
 from mixtura.kernels.groups import Bits
 from mixtura.models import DecoderConfig
@@ -153,22 +152,9 @@ class _RunSource(Source):
         self.path, self.config = path, {}
         self._held = dict(tensors)
         self.tensors = {
-            name: StoredTensor(name, tuple(tensor.shape), _SPELT[tensor.dtype], path, tensor.nbytes)
+            name: StoredTensor(name, tuple(tensor.shape), SPELT[tensor.dtype], path, tensor.nbytes)
             for name, tensor in self._held.items()
         }
 
     def read(self, name: str) -> Tensor:
         return self._held[name]
-
-    def dtype_of(self, name: str) -> torch.dtype:
-        return self._held[name].dtype
-
-
-_SPELT = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.bool: "BOOL",
-}

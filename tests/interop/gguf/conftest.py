@@ -269,6 +269,12 @@ TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
+@pytest.fixture(params=TINY)
+def architecture(request: pytest.FixtureRequest) -> str:
+    """The name of each model of TINY in turn."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def bpe() -> SubwordTokenizer:
     """Byte-level BPE of 288 tokens, trained on a line."""

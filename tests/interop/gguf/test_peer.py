@@ -4,7 +4,6 @@ V vocabulary, B prompts, S positions.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,33 +85,15 @@ def peer() -> Iterator[Callable[[Path], Peer]]:
     opened.clear()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "llama",
-        "llama with biases",
-        "llama 3",
-        "llama with yarn",
-        "qwen2",
-        "qwen3",
-        "mixtral",
-        "olmoe",
-        "qwen2_moe",
-        "qwen3_moe",
-        "deepseek_v2",
-        "deepseek_v3",
-        "dbrx",
-        "granitemoe",
-        "granitemoeshared",
-        "ernie4_5_moe",
-        "gpt_oss",
-    ],
-)
 def test_in_32_bits_it_gives_our_probabilities(
-    name: str, tiny: Tiny, bpe: SubwordTokenizer, tmp_path: Path, peer: Callable[[Path], Peer]
+    architecture: str,
+    tiny: Tiny,
+    bpe: SubwordTokenizer,
+    tmp_path: Path,
+    peer: Callable[[Path], Peer],
 ) -> None:
     path = tmp_path / "tiny.gguf"
-    write_gguf(tiny(name), bpe, path, name=name, kind="f32")
+    write_gguf(tiny(architecture), bpe, path, name=architecture, kind="f32")
     decoder, theirs = load_model(path).decoder, peer(path)
     # 40 tokens pass gpt-oss's window of 8 and YaRN's 16 of training.
     draw = torch.Generator().manual_seed(1)
@@ -223,17 +204,14 @@ PROSE = (
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "doubt"), [("f32", 0.0), ("q8_0", 0.3), ("q4_0", 0.6)])
 def test_a_real_model_says_the_same(
-    kind: KindName, doubt: float, tmp_path: Path, peer: Callable[[Path], Peer]
+    kind: KindName, doubt: float, smollm2: Path, tmp_path: Path, peer: Callable[[Path], Peer]
 ) -> None:
-    """SmolLM2-135M-Instruct, from a file of 4 bits that MIXTURA_SMOLLM2 names.
+    """SmolLM2-135M-Instruct, from a file of 4 bits.
 
     In fp32 every token is ours. llama.cpp rounds activations for blocks of 8 and 4 bits, so a token
     may be another one there that ours held nearly as likely: `doubt` is a difference of logits.
     """
-    stated = os.environ.get("MIXTURA_SMOLLM2")
-    if not stated:
-        pytest.skip("MIXTURA_SMOLLM2 names no file; `python examples/fetch_smollm2.py` fetches it")
-    source = GGUFSource(Path(stated))
+    source = GGUFSource(smollm2)
     tokenizer, path = gguf_tokenizer(source.metadata), tmp_path / "smollm2.gguf"
     write_gguf(source, tokenizer, path, name="smollm2", kind=kind)
     decoder, theirs = load_model(path).decoder, peer(path)

@@ -4,7 +4,6 @@ MIXTURA_SMOLLM2 says where it is; examples/fetch_smollm2.py fetches it.
 """
 
 import math
-import os
 import random
 import sys
 from itertools import pairwise
@@ -24,7 +23,6 @@ from mixtura.interop.gguf import GGUFSource, gguf_tokenizer
 from mixtura.interop.loading import load_model
 
 pytestmark = pytest.mark.slow
-VARIABLE = "MIXTURA_SMOLLM2"
 REPOSITORY = Path(__file__).parents[3]
 # Spaces of all kinds, digits of three scripts, joined emoji, right-to-left, combining accents.
 RICH = (
@@ -35,24 +33,13 @@ RICH = (
 )
 
 
-@pytest.fixture(scope="module")
-def path() -> Path:
-    stated = os.environ.get(VARIABLE)
-    if not stated:
-        pytest.skip(f"{VARIABLE} names no file; `python examples/fetch_smollm2.py` fetches it")
-    return Path(stated)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(path: Path) -> CheckpointTokenizer:
-    return gguf_tokenizer(GGUFSource(path).metadata)
-
-
-def test_tensors_and_logits_are_transformers(path: Path) -> None:
+def test_tensors_and_logits_are_transformers(smollm2: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="the extra `hf` brings it")
-    source, loaded = GGUFSource(path), load_model(path)
+    source, loaded = GGUFSource(smollm2), load_model(smollm2)
     assert sum(tensor.parameters for tensor in source.tensors.values()) == 134_515_008
-    theirs = transformers.LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name).eval()
+    theirs = transformers.LlamaForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name
+    ).eval()
     found = theirs.state_dict()
     # The head is the embedding.
     assert set(found) - set(source.tensors) == {"lm_head.weight"}
@@ -65,23 +52,31 @@ def test_tensors_and_logits_are_transformers(path: Path) -> None:
     torch.testing.assert_close(ours_BSV, expected_BSV, rtol=1e-3, atol=1e-3)
 
 
-def test_it_knows_the_capital_of_france(path: Path, tokenizer: CheckpointTokenizer) -> None:
-    decoder = load_model(path).decoder
-    stream = generate(decoder, tokenizer, "The capital of France is", Sampling(temperature=0), 2)
+def test_it_knows_the_capital_of_france(
+    smollm2: Path, smollm2_tokenizer: CheckpointTokenizer
+) -> None:
+    decoder = load_model(smollm2).decoder
+    stream = generate(
+        decoder, smollm2_tokenizer, "The capital of France is", Sampling(temperature=0), 2
+    )
     assert "".join(stream) == " Paris."
-    talk = Conversation(decoder, tokenizer, Sampling(temperature=0), max_tokens=20)
+    talk = Conversation(decoder, smollm2_tokenizer, Sampling(temperature=0), max_tokens=20)
     answer = talk.say("What is the capital of Italy? One sentence.").answer
     assert "Rome" in "".join(answer)
     assert answer.result.finish == "end"
 
 
-def test_bits_per_byte_are_transformers(path: Path, tokenizer: CheckpointTokenizer) -> None:
+def test_bits_per_byte_are_transformers(
+    smollm2: Path, smollm2_tokenizer: CheckpointTokenizer
+) -> None:
     transformers = pytest.importorskip("transformers", reason="the extra `hf` brings it")
-    decoder = load_model(path).decoder
-    theirs = transformers.LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name).eval()
+    decoder = load_model(smollm2).decoder
+    theirs = transformers.LlamaForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name
+    ).eval()
     # The standard library's random.py, its first 2,048 tokens.
-    tokens = tokenizer.encode(Path(random.__file__).read_text(encoding="utf-8"))[:2048]
-    read = tokenizer.byte_length(tokens[1:])
+    tokens = smollm2_tokenizer.encode(Path(random.__file__).read_text(encoding="utf-8"))[:2048]
+    read = smollm2_tokenizer.byte_length(tokens[1:])
 
     def bits_per_byte(logits_BSV: torch.Tensor) -> float:
         wanted_S = torch.tensor(tokens[1:])
@@ -95,9 +90,11 @@ def test_bits_per_byte_are_transformers(path: Path, tokenizer: CheckpointTokeniz
     assert ours == pytest.approx(expected, rel=1e-4)
 
 
-def test_tokens_are_those_of_the_published_tokenizer(tokenizer: CheckpointTokenizer) -> None:
+def test_tokens_are_those_of_the_published_tokenizer(
+    smollm2_tokenizer: CheckpointTokenizer,
+) -> None:
     """SmolLM2's own cuts digits singly and then words as GPT-2; both are parts of `tokenizers`."""
-    published = Backend.from_str(tokenizer._backend.to_str())
+    published = Backend.from_str(smollm2_tokenizer._backend.to_str())
     published.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -106,24 +103,24 @@ def test_tokens_are_those_of_the_published_tokenizer(tokenizer: CheckpointTokeni
     )
     published.encode_special_tokens = True
     for text in texts():
-        tokens = tokenizer.encode(text)
+        tokens = smollm2_tokenizer.encode(text)
         assert tokens == published.encode(text, add_special_tokens=False).ids
-        assert tokenizer.decode(tokens) == text
-        stream = tokenizer.stream()
+        assert smollm2_tokenizer.decode(tokens) == text
+        stream = smollm2_tokenizer.stream()
         assert "".join([*map(stream.push, tokens), stream.finish()]) == text
 
 
 def test_tokens_are_transformers_but_for_spaces_before_digits(
-    path: Path, tokenizer: CheckpointTokenizer
+    smollm2: Path, smollm2_tokenizer: CheckpointTokenizer
 ) -> None:
     """transformers leaves out that digits are cut first, so they may join a space before them."""
     transformers = pytest.importorskip("transformers", reason="the extra `hf` brings it")
-    theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    theirs = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
     for text in texts():
         for line in text.splitlines(keepends=True):
             if not any(a.isspace() and b.isnumeric() for a, b in pairwise(line)):
                 expected = theirs.encode(line, add_special_tokens=False)
-                assert tokenizer.encode_with_marks(line) == expected, line
+                assert smollm2_tokenizer.encode_with_marks(line) == expected, line
 
 
 def texts() -> list[str]:

@@ -21,26 +21,6 @@ from mixtura.models import DecoderConfig
 from mixtura.shapes.families import family_named
 
 Tiny = Callable[[str], DecoderSource]
-NAMES = (
-    "llama",
-    "llama with biases",
-    "llama 3",
-    "llama with yarn",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "mixtral",
-    "olmoe",
-    "qwen2_moe",
-    "qwen3_moe",
-    "deepseek_v2",
-    "deepseek_v3",
-    "dbrx",
-    "granitemoe",
-    "granitemoeshared",
-    "ernie4_5_moe",
-    "gpt_oss",
-)
 
 
 @pytest.fixture
@@ -48,18 +28,17 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out.gguf"
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_in_32_bits_it_is_the_same_model_bit_for_bit(
-    name: str, tiny: Tiny, bpe: SubwordTokenizer, out: Path
+    architecture: str, tiny: Tiny, bpe: SubwordTokenizer, out: Path
 ) -> None:
-    source = tiny(name)
-    written = write_gguf(source, bpe, out, name=name, kind="f32")
+    source = tiny(architecture)
+    written = write_gguf(source, bpe, out, name=architecture, kind="f32")
     again = GGUFSource(out)
     assert written.bytes == out.stat().st_size
     assert written.kind == "f32"
     # Mistral without a window is a llama, word for word.
     assert again.config["model_type"] == (
-        "llama" if name == "mistral" else source.config["model_type"]
+        "llama" if architecture == "mistral" else source.config["model_type"]
     )
     assert set(again.tensors) == set(source.tensors)
     for key in source.tensors:

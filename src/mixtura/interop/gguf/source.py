@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixtura.errors import CheckpointError
-from mixtura.interop.filling import in_groups, is_whole
+from mixtura.interop.filling import in_groups
 from mixtura.interop.gguf.architectures import architecture_of
 from mixtura.interop.gguf.blocks import BITS, unpacked
 from mixtura.interop.gguf.header import TensorPlace, read_header
 from mixtura.interop.gguf.links import narrowed
 from mixtura.interop.gguf.metadata import Metadata, nearest
 from mixtura.interop.source import Place, Source, StoredTensor
-from mixtura.interop.weights import taken
+from mixtura.interop.weights import is_whole, taken
 from mixtura.kernels.groups import GROUP, Groups
 from mixtura.shapes.families import Piece, family_of, shape_of
 

@@ -20,7 +20,7 @@ from mixtura.kernels.groups import GROUP, Bits, quantise
 from mixtura.kernels.packed_experts import Rows
 from mixtura.kernels.tiles import tile_expert
 from mixtura.packed.modules import PackedExperts
-from mixtura.packed.phase import decoding
+from mixtura.packed.phase import in_phase
 from mixtura.shapes import Activation
 
 NAMES: dict[str, Bits] = {"mixtura-4bit": 4, "mixtura-8bit": 8}
@@ -71,9 +71,7 @@ def packed_forward(
     tokens, top_k = top_k_index.shape
     token_N = torch.arange(tokens).repeat_interleave(top_k)
     rows = Rows(token_N, top_k_index.flatten(), top_k_weights.flatten())
-    if tokens >= _PREFILL_FROM:
-        return experts.routed(hidden_states, rows).to(hidden_states.dtype)
-    with decoding():
+    with in_phase("prefill" if tokens >= _PREFILL_FROM else "decode"):
         return experts.routed(hidden_states, rows).to(hidden_states.dtype)
 
 

@@ -115,6 +115,20 @@ def test_plain_tensors_of_any_kind(tmp_path: Path) -> None:
     file.verify()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_a_full_disk_is_said_by_the_writer() -> None:
+    # A part is written while the next ones are made: whoever makes them hears of it, not a thread.
+    tensor = torch.zeros(1 << 16)
+    entry = placed("a", "float32", tuple(tensor.shape), None)
+    header = Header(writer="test", family="none", bits=4, config={}, tensors=(entry,))
+    with Path("/dev/full").open("wb", buffering=0) as handle:
+        writer = PackedWriter(handle, header)
+        with writer.tensor() as out:
+            out.add(tensor)
+        with pytest.raises(OSError, match="No space left"):
+            writer.finish()
+
+
 @pytest.mark.parametrize(
     ("keep", "said"),
     [

@@ -6,7 +6,9 @@ E experts.
 import hashlib
 import mmap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -20,6 +22,8 @@ from mixtura.packed.header import PLAIN, Entry, Header, encoded, read_header
 
 FILE = "model.mixtura"
 """the file's name in a packed folder"""
+# Parts that have been made and are not yet written: memory that packing takes beside its own.
+_WAITING = 2
 
 
 def is_packed(folder: Path) -> bool:
@@ -72,12 +76,18 @@ class PackedFile:
 
 
 class PackedWriter:
-    """Writes the tensors of a header, whose digests are filled in as their bytes come by."""
+    """Writes the tensors of a header, whose digests are filled in as their bytes come by.
+
+    A thread of its own writes and digests while the next part is being made; no more than two
+    parts wait for it. What the file system refuses is raised by a later call, `finish` at the last.
+    """
 
     def __init__(self, handle: BinaryIO, header: Header) -> None:
         self._handle, self._header = handle, header
         self._begin = len(encoded(header))
-        self._written: list[Entry] = []
+        self._given: list[TensorWriter] = []
+        self._thread = ThreadPoolExecutor(1, "packed-writer")
+        self._waiting: deque[Future[str]] = deque()
 
     @property
     def bytes(self) -> int:
@@ -86,25 +96,36 @@ class PackedWriter:
 
     @property
     def done(self) -> int:
-        """Bytes written so far."""
-        last = self._written[-1] if self._written else None
-        return self._begin if last is None else self._begin + last.offset + last.bytes
+        """Bytes taken so far, those between tensors included."""
+        given = len(self._given)
+        if not given:
+            return self._begin
+        last = self._header.tensors[given - 1]
+        return self._begin + last.offset + last.bytes
 
     @contextmanager
     def tensor(self) -> Iterator["TensorWriter"]:
         """The next tensor of the header; to be given all of its bytes."""
-        entry = self._header.tensors[len(self._written)]
-        self._handle.seek(self._begin + entry.offset)
-        writer = TensorWriter(self._handle)
-        yield writer
-        assert writer.bytes == entry.bytes, f"all of {entry.name} is written"
-        assert len(writer.digests) == len(entry.sha256), f"{entry.name} has as many parts"
-        self._written.append(entry.model_copy(update={"sha256": tuple(writer.digests)}))
+        entry = self._header.tensors[len(self._given)]
+        writer = TensorWriter(self._begin + entry.offset, self._hand_over)
+        try:
+            yield writer
+        except BaseException:
+            self._thread.shutdown(cancel_futures=True)
+            raise
+        assert writer.bytes == entry.bytes, f"all of {entry.name} is given"
+        assert writer.parts == len(entry.sha256), f"{entry.name} has as many parts"
+        self._given.append(writer)
 
     def finish(self) -> Header:
         """Write the header, once every tensor is there."""
-        assert len(self._written) == len(self._header.tensors), "every tensor is written"
-        header = self._header.model_copy(update={"tensors": tuple(self._written)})
+        assert len(self._given) == len(self._header.tensors), "every tensor is given"
+        self._thread.shutdown()
+        tensors = tuple(
+            entry.model_copy(update={"sha256": given.digests()})
+            for entry, given in zip(self._header.tensors, self._given, strict=True)
+        )
+        header = self._header.model_copy(update={"tensors": tensors})
         whole = encoded(header)
         assert len(whole) == self._begin, "digests are as long as their places"
         self._handle.seek(0)
@@ -113,20 +134,39 @@ class PackedWriter:
         self._handle.truncate(self.bytes)
         return header
 
+    def _hand_over(self, start: int, raw: Tensor) -> "Future[str]":
+        if len(self._waiting) == _WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(self._write, start, raw))
+        return self._waiting[-1]
+
+    def _write(self, start: int, raw: Tensor) -> str:
+        self._handle.seek(start)
+        self._handle.write(raw.numpy().data)
+        return _digest(raw)
+
 
 class TensorWriter:
     """Takes one tensor's bytes, part by part, each with a digest of its own."""
 
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle = handle
+    def __init__(self, start: int, hand_over: "Callable[[int, Tensor], Future[str]]") -> None:
+        self._start, self._hand_over = start, hand_over
+        self._digests: list[Future[str]] = []
         self.bytes = 0
-        self.digests: list[str] = []
+
+    @property
+    def parts(self) -> int:
+        return len(self._digests)
 
     def add(self, part: Tensor) -> None:
+        """Not to be written to from here on. Raises OSError for an earlier part, if at all."""
         raw = part.contiguous().flatten().view(torch.uint8)
-        self._handle.write(raw.numpy().data)
+        self._digests.append(self._hand_over(self._start + self.bytes, raw))
         self.bytes += prod(raw.shape)
-        self.digests.append(_digest(raw))
+
+    def digests(self) -> tuple[str, ...]:
+        """Once all is written. Raises OSError where it could not be."""
+        return tuple(digest.result() for digest in self._digests)
 
 
 def _mapped(path: Path) -> Tensor:

@@ -103,35 +103,39 @@ void widen(int bits, const uint8_t* unit, int blocks, uint8_t* panel) {
   }
 }
 
+// Rows and weights pass through one tile each. With two each there would be eight tiles in use, and
+// where another thread of the core has eight as well, few are left to rename: measured, products at
+// 240 Gmac/s a core instead of 370, and where the core is ours alone at 865 instead of 840.
 void tile(const uint8_t* panel, int blocks, const uint16_t* rows, int stride, int count,
           float* out) {
   alignas(64) float sums[2][2][kTileRows * kTile];
   const int pitch = stride * 2;
   _tile_zero(0);
   _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
   if (count > kTileRows) {
-    _tile_zero(2);
-    _tile_zero(3);
     const uint16_t* more = rows + kTileRows * static_cast<int64_t>(stride);
     for (int group = 0; group < 2 * blocks; ++group) {
       _tile_loadd(6, panel + group * 2048, 64);
-      _tile_loadd(7, panel + group * 2048 + 1024, 64);
-      _tile_loadd(4, rows + group * kGroup, pitch);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, more + group * kGroup, pitch);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(7, rows + group * kGroup, pitch);
+      _tile_dpbf16ps(0, 7, 6);
+      _tile_loadd(7, more + group * kGroup, pitch);
+      _tile_dpbf16ps(2, 7, 6);
+      _tile_loadd(6, panel + group * 2048 + 1024, 64);
+      _tile_dpbf16ps(3, 7, 6);
+      _tile_loadd(7, rows + group * kGroup, pitch);
+      _tile_dpbf16ps(1, 7, 6);
     }
     _tile_stored(2, sums[1][0], 64);
     _tile_stored(3, sums[1][1], 64);
   } else {
     for (int group = 0; group < 2 * blocks; ++group) {
-      _tile_loadd(4, rows + group * kGroup, pitch);
+      _tile_loadd(7, rows + group * kGroup, pitch);
       _tile_loadd(6, panel + group * 2048, 64);
-      _tile_loadd(7, panel + group * 2048 + 1024, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(0, 7, 6);
+      _tile_loadd(6, panel + group * 2048 + 1024, 64);
+      _tile_dpbf16ps(1, 7, 6);
     }
   }
   _tile_stored(0, sums[0][0], 64);

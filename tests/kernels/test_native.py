@@ -9,8 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from mixtura.errors import ConfigError
+from mixtura.kernels import groups, tiles
 from mixtura.kernels import native as module
 from mixtura.kernels.native import native, set_threads, warn_once_if_missing
 
@@ -35,6 +37,25 @@ def test_missing_kernels_are_said_once(
 def test_no_threads_are_refused():
     with pytest.raises(ConfigError, match="threads=0 must be 1 or more"):
         set_threads(0)
+
+
+@pytest.mark.skipif(native() is None, reason="no compiled kernels here")
+@pytest.mark.parametrize("asked", ["two", "0", "-1"])
+def test_a_number_of_threads_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, asked: str):
+    monkeypatch.setenv("MIXTURA_THREADS", asked)
+    with pytest.raises(ConfigError, match=f"MIXTURA_THREADS={asked} must be a number of 1 or more"):
+        native.__wrapped__()
+
+
+def test_without_kernels_a_set_asked_for_by_name_is_refused(monkeypatch: pytest.MonkeyPatch):
+    for user in (groups, tiles):
+        monkeypatch.setattr(user, "native", lambda: None)
+    monkeypatch.setattr(module, "instruction_sets", lambda: ())
+    with pytest.raises(ConfigError, match="kernels=avx2 were asked for"):
+        groups.quantise(torch.ones(1, 32), 4, kernels="avx2")
+    of_ones = groups.quantise(torch.ones(1, 32), 4)
+    with pytest.raises(ConfigError, match="kernels=avx2 were asked for"):
+        tiles.tile(of_ones, kernels="avx2")
 
 
 # How many threads the process has after each of: a product of torch's, a packed one in torch's

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
 from mixtura.kernels.native import InstructionSet, native, number_of
 from mixtura.kernels.packed_linear import LIBRARY, PHASES, Phase
@@ -325,5 +326,5 @@ LIBRARY.define(
 )
 LIBRARY.impl("append_to_cache", _append, "CPU")
 LIBRARY.impl("cached_attention", _attend, "CPU")
-torch.library.register_fake("mixtura::append_to_cache", _fake_append, lib=LIBRARY)
-torch.library.register_fake("mixtura::cached_attention", _fake_attend, lib=LIBRARY)
+register_fake("mixtura::append_to_cache", _fake_append, lib=LIBRARY)
+register_fake("mixtura::cached_attention", _fake_attend, lib=LIBRARY)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import ConfigError
-from mixtura.kernels.native import InstructionSet, native, number_of
+from mixtura.kernels.native import InstructionSet, check_offered, native, number_of
 
 Bits = Literal[4, 8]
 GROUP = 32
@@ -76,6 +76,7 @@ def quantise(
     """
     module = native()
     if module is None:
+        check_offered(kernels)
         return quantise_naive(w_NK, bits, name)
     rows, inputs = w_NK.shape
     check_width(inputs, name)

@@ -26,18 +26,30 @@ def native() -> ModuleType | None:
     """The module; None where no compiler was found when Mixtura was installed.
 
     It computes in as many threads as MIXTURA_THREADS says, else in as many as torch did when this
-    was first called; in torch's own threads as long as torch uses as many.
+    was first called; in torch's own threads as long as torch uses as many. Raises ConfigError for
+    a MIXTURA_THREADS that is no such number.
     """
     try:
         module = importlib.import_module("mixtura.kernels._native")
     except ImportError:
         return None
-    asked = os.environ.get("MIXTURA_THREADS", "")
-    set_threads(int(asked) if asked.isdecimal() else torch.get_num_threads(), module)
+    set_threads(_threads_asked() or torch.get_num_threads(), module)
     addresses = [address_of(name) for name in _OPENMP]
     if None not in addresses:
         module.borrow_threads(*addresses)
     return module
+
+
+def _threads_asked() -> int | None:
+    asked = os.environ.get("MIXTURA_THREADS")
+    if not asked:
+        return None
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ConfigError(
+            f"MIXTURA_THREADS={asked} must be a number of 1 or more; leave it out for as many "
+            "threads as torch has"
+        )
+    return int(asked)
 
 
 def set_threads(threads: int, module: ModuleType | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.library import register_fake
 
 from mixtura.kernels.activation import activate
 from mixtura.kernels.groups import Bits
@@ -233,4 +234,4 @@ LIBRARY.define(
     "str kernels) -> Tensor"
 )
 LIBRARY.impl("packed_experts", _packed_experts, "CPU")
-torch.library.register_fake("mixtura::packed_experts", _fake, lib=LIBRARY)
+register_fake("mixtura::packed_experts", _fake, lib=LIBRARY)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import Library, register_fake
 
 from mixtura.kernels.groups import GROUP, Bits, Groups, dequantise
 from mixtura.kernels.native import (
@@ -158,10 +159,10 @@ def _fake(
 
 
 # Defined in a library rather than by `custom_op`, whose wrappers cost more than a small product.
-LIBRARY = torch.library.Library("mixtura", "FRAGMENT")
+LIBRARY = Library("mixtura", "FRAGMENT")
 LIBRARY.define(
     "packed_linear(Tensor x, Tensor tiles, int n, int bits, str phase, Tensor? bias, str kernels)"
     " -> Tensor"
 )
 LIBRARY.impl("packed_linear", _packed_linear, "CPU")
-torch.library.register_fake("mixtura::packed_linear", _fake, lib=LIBRARY)
+register_fake("mixtura::packed_linear", _fake, lib=LIBRARY)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtura.kernels.groups import GROUP, Bits, Groups
-from mixtura.kernels.native import InstructionSet, native, number_of
+from mixtura.kernels.native import InstructionSet, check_offered, native, number_of
 
 UNIT, BLOCK, TILE = 32, 64, 16
 ALIGNMENT, PAGE = 64, 4096
@@ -177,6 +177,7 @@ def _tile_into(
 ) -> None:
     module = native()
     if module is None:
+        check_offered(kernels)
         tiles.copy_(tile_naive(groups, gated))
         return
     q_NK, scale_NG = groups.q_NK.contiguous(), groups.scale_NG.contiguous()

@@ -6,6 +6,7 @@ O outputs of a product, F expert width, H = 2F.
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from mixtura.kernels import permute
 from mixtura.kernels.activation import activate
@@ -18,7 +19,7 @@ def _multiply(rows_N: Tensor, count_E: Tensor, *widths: int) -> SegmentProducts:
     return SegmentProducts(unpadded_products(rows_N.dtype, rows_N.device, *widths), count_E, rows_N)
 
 
-@torch.library.custom_op("mixtura::segment_rows", mutates_args=())
+@custom_op("mixtura::segment_rows", mutates_args=())
 def segment_rows(
     rows_NI: Tensor, weight: Tensor, count_E: Tensor, transposed: bool, inference: bool
 ) -> Tensor:
@@ -40,7 +41,7 @@ def _(rows_NI: Tensor, weight: Tensor, _count_E: Tensor, transposed: bool, *_: o
     return rows_NI.new_empty(rows_NI.shape[0], weight.shape[2 if transposed else 1])
 
 
-@torch.library.custom_op("mixtura::segment_outer", mutates_args=())
+@custom_op("mixtura::segment_outer", mutates_args=())
 def segment_outer(left_NO: Tensor, right_NI: Tensor, count_E: Tensor) -> Tensor:
     """(E, O, I): the sum of outer products of each segment's rows."""
     with torch.autocast(left_NO.device.type, enabled=False):
@@ -91,9 +92,7 @@ def swiglu_tokens(
     return permute.combine(y_ND, weight_TK.flatten(), order)
 
 
-swiglu_tokens_operator = torch.library.custom_op(
-    "mixtura::swiglu_tokens", swiglu_tokens, mutates_args=()
-)
+swiglu_tokens_operator = custom_op("mixtura::swiglu_tokens", swiglu_tokens, mutates_args=())
 
 
 @swiglu_tokens_operator.register_fake

@@ -7,38 +7,47 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 256;  // whose hidden values stay in the second-level cache
 
-// The rows sorted by expert, in the router's order within each.
+// The rows sorted by expert, in the router's order within each; an expert's begin at a multiple of
+// `multiple`, and what is left free between two experts has token -1.
 struct Order {
   int64_t* start;    // [E + 1] where an expert's rows begin
+  int32_t* rows;     // [E] how many it has
   int32_t* active;   // the experts that have rows, ascending
   int32_t* source;   // sorted row -> the router's row
   int32_t* token;    // sorted row -> token
   int64_t* num_active;
 
-  static Order in(Carver& carver, int64_t num_experts, int64_t rows) {
-    return {carver.take<int64_t>(num_experts + 1), carver.take<int32_t>(num_experts),
-            carver.take<int32_t>(rows), carver.take<int32_t>(rows), carver.take<int64_t>(1)};
+  static int64_t most(int64_t num_experts, int64_t rows, int multiple) {
+    return rows + std::min(num_experts, rows) * (multiple - 1);
   }
 
-  void sort(const Routed& routed, int64_t num_experts) const {
-    std::fill(start, start + num_experts + 1, 0);
+  static Order in(Carver& carver, int64_t num_experts, int64_t rows, int multiple) {
+    const int64_t places = most(num_experts, rows, multiple);
+    return {carver.take<int64_t>(num_experts + 1), carver.take<int32_t>(num_experts),
+            carver.take<int32_t>(num_experts),     carver.take<int32_t>(places),
+            carver.take<int32_t>(places),          carver.take<int64_t>(1)};
+  }
+
+  void sort(const Routed& routed, int64_t num_experts, int multiple) const {
+    std::fill(rows, rows + num_experts, 0);
     for (int64_t row = 0; row < routed.rows; ++row) {
-      if (routed.expert[row] < num_experts) ++start[routed.expert[row] + 1];
+      if (routed.expert[row] < num_experts) ++rows[routed.expert[row]];
     }
     *num_active = 0;
+    start[0] = 0;
     for (int64_t expert = 0; expert < num_experts; ++expert) {
-      if (start[expert + 1] > 0) active[(*num_active)++] = static_cast<int32_t>(expert);
-      start[expert + 1] += start[expert];
+      if (rows[expert] > 0) active[(*num_active)++] = static_cast<int32_t>(expert);
+      start[expert + 1] = start[expert] + round_up(rows[expert], multiple);
+      std::fill(token + start[expert] + rows[expert], token + start[expert + 1], -1);
+      rows[expert] = 0;
     }
     for (int64_t row = 0; row < routed.rows; ++row) {
-      if (routed.expert[row] >= num_experts) continue;
-      const int64_t place = start[routed.expert[row]]++;
+      const int64_t expert = routed.expert[row];
+      if (expert >= num_experts) continue;
+      const int64_t place = start[expert] + rows[expert]++;
       source[place] = static_cast<int32_t>(row);
       token[place] = static_cast<int32_t>(routed.token[row]);
     }
-    // Each start has moved on to the next one's.
-    for (int64_t expert = num_experts; expert > 0; --expert) start[expert] = start[expert - 1];
-    start[0] = 0;
   }
 };
 
@@ -53,10 +62,11 @@ class Layer {
         per_unit_(is_gated(experts.activation) ? kTile : kUnit),
         units_at_once_(std::max(products.span(), kBlock) / per_unit_) {
     Carver shared(shared_memory), own(own_memory);
-    const int64_t given = Products::kGathers ? routed.rows : routed.tokens;
-    order_ = Order::in(shared, experts.num_experts, routed.rows);
+    const int64_t places = Order::most(experts.num_experts, routed.rows, Products::kRowTile);
+    const int64_t given = Products::kGathers ? places : routed.tokens;
+    order_ = Order::in(shared, experts.num_experts, routed.rows, Products::kRowTile);
     x_rows_ = products.rows_in(shared, given, experts.width);
-    h_rows_ = products.rows_in(shared, routed.rows, experts.expert_width);
+    h_rows_ = products.rows_in(shared, places, experts.expert_width);
     panel_ = own.take<uint8_t>(static_cast<int64_t>(
         std::max(Products::unit_scratch(experts.width),
                  Products::unit_scratch(experts.expert_width))));
@@ -69,7 +79,7 @@ class Layer {
 
   void compute(Team& team) const {
     auto& first = team.counter();
-    if (team.thread == 0) order_.sort(routed_, experts_.num_experts);
+    if (team.thread == 0) order_.sort(routed_, experts_.num_experts, Products::kRowTile);
     if constexpr (Products::kGathers) team.barrier();
     take_in(team);
     team.barrier();
@@ -90,6 +100,7 @@ class Layer {
     const int64_t given = Products::kGathers ? order_.start[experts_.num_experts] : routed_.tokens;
     for (int64_t row = team.thread; row < given; row += team.threads) {
       const int64_t token = Products::kGathers ? order_.token[row] : row;
+      if (token < 0) continue;
       products_.put(x_rows_, row, 0, x_ + token * experts_.width, experts_.width, offset);
     }
   }
@@ -130,7 +141,7 @@ class Layer {
   void hidden_of(const Run& run, const uint8_t* end, const uint8_t* next) const {
     const int64_t expert = order_.active[run.active];
     const Matrix matrix = experts_.in(expert);
-    const int64_t start = order_.start[expert], rows = order_.start[expert + 1] - start;
+    const int64_t start = order_.start[expert], rows = order_.rows[expert];
     const Numbered numbers{Products::kGathers ? nullptr : order_.token};
     const Ahead ahead{end, next, distance_for(rows, matrix.bits)};
     const int offset = experts_.out(expert).offset();
@@ -198,7 +209,7 @@ class Layer {
 
   void add_expert(int64_t expert, const Claims::Range& range, const uint8_t* next) const {
     const Matrix matrix = experts_.out(expert);
-    const int64_t start = order_.start[expert], rows = order_.start[expert + 1] - start;
+    const int64_t start = order_.start[expert], rows = order_.rows[expert];
     const Ahead ahead{matrix.unit(static_cast<int>(range.end)), next,
                       distance_for(rows, matrix.bits)};
     for (int64_t unit = range.begin; unit < range.end; ++unit) {

@@ -8,11 +8,16 @@ namespace {
 constexpr int64_t kRowsAtOnce = 256;  // whose products stay in the second-level cache
 
 template <class Products>
+int64_t sums_of(int64_t rows) {
+  return round_up(std::min(rows, kRowsAtOnce), Products::kRowTile) * kUnit;
+}
+
+template <class Products>
 Scratch scratch_of(const Products& products, const Linear& linear, int64_t rows) {
   Carver shared(nullptr), own(nullptr);
   products.rows_in(shared, rows, linear.matrix.inputs);
   own.take<uint8_t>(static_cast<int64_t>(Products::unit_scratch(linear.matrix.inputs)));
-  own.take<float>(std::min(rows, kRowsAtOnce) * kUnit);
+  own.take<float>(sums_of<Products>(rows));
   return {shared.used(), own.used()};
 }
 
@@ -40,7 +45,7 @@ void compute(Team& team, const Products& products, const Linear& linear, const f
   const auto taken = products.rows_in(shared_carver, rows, matrix.inputs);
   uint8_t* panel = own_carver.take<uint8_t>(
       static_cast<int64_t>(Products::unit_scratch(matrix.inputs)));
-  float* sums = own_carver.take<float>(std::min(rows, kRowsAtOnce) * kUnit);
+  float* sums = own_carver.take<float>(sums_of<Products>(rows));
   for (int64_t row = team.thread; row < rows; row += team.threads) {
     products.put(taken, row, 0, x + row * x_stride, matrix.inputs, matrix.offset());
   }
@@ -56,10 +61,11 @@ void compute(Team& team, const Products& products, const Linear& linear, const f
     const Ahead ahead{end, later.empty() ? matrix.unit(static_cast<int>(range.begin))
                                          : matrix.unit(static_cast<int>(later.begin)),
                       distance_for(rows, matrix.bits)};
-    for (int64_t unit = range.begin; unit < range.end; ++unit) {
-      const int number = static_cast<int>(unit);
-      for (int64_t first = 0; first < rows; first += kRowsAtOnce) {
-        const int64_t count = std::min(rows - first, kRowsAtOnce);
+    // Rows stay in the cache while a range of units passes by.
+    for (int64_t first = 0; first < rows; first += kRowsAtOnce) {
+      const int64_t count = std::min(rows - first, kRowsAtOnce);
+      for (int64_t unit = range.begin; unit < range.end; ++unit) {
+        const int number = static_cast<int>(unit);
         products.multiply(matrix, matrix.unit(number), taken, Numbered{nullptr}, first, count,
                           ahead, panel, sums);
         put_out(sums, count, linear, number, out + first * out_stride, out_stride);

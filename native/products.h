@@ -35,8 +35,9 @@ class ByteProducts {
   const Kernels& kernels() const { return kernels_; }
   // Inputs that are rounded together.
   int span() const { return span_; }
-  // Whether rows have to lie side by side in memory.
+  // Whether an expert's rows have to lie side by side in memory, from a multiple of so many on.
   static constexpr bool kGathers = false;
+  static constexpr int kRowTile = 1;
 
   Rows rows_in(Carver& carver, int64_t rows, int inputs) const {
     return ByteRows::in(carver, rows, inputs, span_, terms_);
@@ -53,7 +54,8 @@ class ByteProducts {
   void begin() const {}
   void end() const {}
 
-  // out[i * kUnit + channel] for rows first .. first + count of x.
+  // out[i * kUnit + channel] for rows first .. first + count of x; out has room for whole tiles of
+  // kRowTile rows.
   void multiply(const Matrix& matrix, const uint8_t* unit, const Rows& x, Numbered numbers,
                 int64_t first, int64_t count, const Ahead& ahead, uint8_t* scratch,
                 float* out) const {
@@ -112,26 +114,24 @@ class AmxProducts {
   const Kernels& kernels() const { return kernels_; }
   int span() const { return kBlock; }
   static constexpr bool kGathers = true;
+  static constexpr int kRowTile = Rows::kTileRows;
 
   Rows rows_in(Carver& carver, int64_t rows, int inputs) const {
     return BfloatRows::in(carver, rows, inputs);
   }
   void put(const Rows& rows, int64_t number, int from, const float* x, int count, int) const {
-    amx::round(x, count, rows.row(number) + from);
+    rows.put(number, from, x, count);
   }
-  static size_t unit_scratch(int inputs) {
-    return amx::kPanelBytes * (round_up(inputs, kBlock) / kBlock);
-  }
+  static size_t unit_scratch(int) { return amx::kPanelBytes; }
   void begin() const { amx::configure(); }
   void end() const { amx::release(); }
 
   void multiply(const Matrix& matrix, const uint8_t* unit, const Rows& x, Numbered,
-                int64_t first, int64_t count, const Ahead&, uint8_t* scratch, float* out) const {
-    amx::widen(matrix.bits, unit, matrix.blocks(), scratch);
-    for (int64_t done = 0; done < count; done += amx::kRows) {
-      const int height = static_cast<int>(count - done < amx::kRows ? count - done : amx::kRows);
-      amx::tile(scratch, matrix.blocks(), x.row(first + done), x.inputs, height, out + done * kUnit);
-    }
+                int64_t first, int64_t count, const Ahead& ahead, uint8_t* scratch,
+                float* out) const {
+    const uint8_t* next = ahead.from(unit, static_cast<int64_t>(matrix.unit_bytes()));
+    amx::multiply(matrix.bits, unit, matrix.blocks(), next, x, first, static_cast<int>(count),
+                  scratch, out);
   }
 
  private:

@@ -174,6 +174,7 @@ int main() {
   for (int bits : {4, 8}) {
     check_linear(33, 96, bits);
     check_linear(96, 416, bits);
+    check_linear(33, 2112, bits);
     check_experts(96, 80, bits, Activation::swiglu);
     check_experts(64, 272, bits, Activation::swiglu_clamped);
     check_experts(64, 160, bits, Activation::relu);

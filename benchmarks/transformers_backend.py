@@ -26,12 +26,10 @@ from transformers import DynamicCache, OlmoeConfig, OlmoeForCausalLM
 from transformers.initialization import no_init_weights
 
 from mixtura.interop.transformers import pack_experts, register
+from mixtura.interop.transformers.packed_experts import NAMES
 
 PEERS = ["eager", "grouped_mm", "batched_mm"]
 OURS = ["mixtura", "mixtura-8bit", "mixtura-4bit"]
-NAMES = [*PEERS, *OURS]
-# Rows of 512 tokens would make batched_mm copy 51 GB of weights a layer.
-WITHOUT_BATCHED = [name for name in NAMES if name != "batched_mm"]
 WIDTH, EXPERT_WIDTH, EXPERTS, TOP_K, VOCABULARY, CONTEXT = 2048, 1024, 64, 8, 50304, 128
 
 
@@ -58,13 +56,14 @@ def build(layers: int) -> OlmoeForCausalLM:
     return model
 
 
-def beside(model: OlmoeForCausalLM) -> dict[str, OlmoeForCausalLM]:
+def beside(model: OlmoeForCausalLM, names: list[str]) -> dict[str, OlmoeForCausalLM]:
     """The model that each implementation runs in; packed experts have one of their own each."""
-    models = dict.fromkeys(NAMES, model)
-    for bits in (8, 4):
-        shared = {id(tensor): tensor for tensor in model.parameters()}
-        models[f"mixtura-{bits}bit"] = copy.deepcopy(model, shared)
-        pack_experts(models[f"mixtura-{bits}bit"], bits)
+    models = dict.fromkeys(names, model)
+    for name, bits in NAMES.items():
+        if name in names:
+            shared = {id(tensor): tensor for tensor in model.parameters()}
+            models[name] = copy.deepcopy(model, shared)
+            pack_experts(models[name], bits)
     return models
 
 
@@ -168,7 +167,7 @@ def experts_alone() -> Prepare:
 def report(what: str, tokens: int, seconds: dict[str, float]) -> dict[str, object]:
     rates = {name: tokens / value for name, value in seconds.items()}
     best = max((name for name in PEERS if name in rates), key=rates.__getitem__)
-    ratios = {name: rates[name] / rates[best] for name in OURS}
+    ratios = {name: rates[name] / rates[best] for name in OURS if name in rates}
     listed = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
     print(f"\n{what}: of the best of transformers ({best}), {listed}")
     for name, rate in rates.items():
@@ -180,19 +179,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--without", default=[], type=lambda text: text.split(","), metavar="A,B",
+        help=f"some of {', '.join([*PEERS, *OURS])}: 16 layers and all of them need 26 GB",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     register()
+    names = [name for name in [*PEERS, *OURS] if name not in options.without]
+    # Rows of 512 tokens would make batched_mm copy 51 GB of weights a layer.
+    of_prefill = [name for name in names if name != "batched_mm"]
     model = build(options.layers)
-    models = beside(model)
+    models = beside(model, names)
     rows = []
     with torch.inference_mode():
         measured = interleave(
             models,
-            NAMES,
+            names,
             options.rounds * 3,
             decode(model, 1),
             reader(model, active_parameters(options.layers)),
@@ -200,7 +206,7 @@ def main() -> None:
         rows.append(report("decode, one sequence", 1, measured))
         measured = interleave(
             models,
-            NAMES,
+            names,
             options.rounds * 3,
             experts_alone(),
             reader(model, options.layers * TOP_K * 3 * WIDTH * EXPERT_WIDTH),
@@ -208,7 +214,7 @@ def main() -> None:
         rows.append(report("its experts alone", 1, measured))
         measured = interleave(
             models,
-            NAMES,
+            names,
             options.rounds,
             decode(model, 16),
             reader(model, active_parameters(options.layers, 16)),
@@ -216,7 +222,7 @@ def main() -> None:
         rows.append(report("decode, 16 sequences", 16, measured))
         measured = interleave(
             models,
-            WITHOUT_BATCHED,
+            of_prefill,
             options.rounds,
             prefill(512),
             multiplier(active_parameters(options.layers), 512),

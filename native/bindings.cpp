@@ -10,6 +10,7 @@
 #include "bindings_attention.h"
 #include "bindings_decoder.h"
 #include "bindings_packing.h"
+#include "draw.h"
 #include "experts.h"
 #include "linear.h"
 #include "measure.h"
@@ -48,6 +49,15 @@ void run_experts(uintptr_t x, int64_t tokens, uintptr_t token, uintptr_t expert,
   });
 }
 
+void run_draw(uintptr_t logits, int64_t vocabulary, uintptr_t number, int64_t rows,
+              uintptr_t temperature, uintptr_t uniform, uintptr_t token) {
+  const Draws draws{at<const float>(logits), vocabulary, at<const int64_t>(number), rows,
+                    at<const double>(temperature), at<const double>(uniform)};
+  Pool::shared().run(draw_scratch(draws), [&](Team& team, uint8_t* shared, uint8_t*) {
+    draw(team, draws, shared, at<int64_t>(token));
+  });
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   const char* all[] = {"plain", "avx2", "avx512", "amx"};
@@ -77,6 +87,7 @@ NB_MODULE(_native, module) {
   module.def("set_threads", [](int threads) { Pool::shared().set_threads(threads); }, released());
   module.def("linear", &run_linear, released());
   module.def("experts", &run_experts, released());
+  module.def("draw", &run_draw, released());
   module.def("read_bytes", [](uintptr_t address, int64_t count) {
     return read_bytes(reinterpret_cast<const uint8_t*>(address), count);
   }, released());

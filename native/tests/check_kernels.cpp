@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "../draw.h"
 #include "../experts.h"
 #include "../half.h"
 #include "../linear.h"
@@ -141,6 +142,28 @@ void check_experts(int width, int expert_width, int bits, Activation activation)
   }
 }
 
+// Of three tokens that are not ruled out, at places of three blocks.
+void check_draw() {
+  constexpr int kVocabulary = 2500, kRows = 6;
+  std::vector<float> logits(2 * kVocabulary, -INFINITY);
+  for (int row = 0; row < 2; ++row) {
+    for (int token : {3, 1024, 2499}) logits[row * kVocabulary + token] = 5.0f;
+  }
+  logits[kVocabulary] = NAN;
+  const std::vector<int64_t> number{0, 0, 0, 0, 0, 1}, expected{3, 3, 1024, 2499, 2499, -1};
+  const std::vector<double> temperature(kRows, 0.5), uniform{0.0, 0.33, 0.34, 0.67, 1 - 0x1p-53, 0.5};
+  const Draws draws{logits.data(), kVocabulary, number.data(),
+                    kRows,         temperature.data(), uniform.data()};
+  std::vector<int64_t> token(kRows, -2);
+  run(draw_scratch(draws), [&](Team& team, uint8_t* shared, uint8_t*) {
+    draw(team, draws, shared, token.data());
+  });
+  if (token != expected) {
+    std::printf("draw: other tokens than expected\n");
+    ++failures;
+  }
+}
+
 void check_pool() {
   Pool& pool = Pool::shared();
   for (int threads : {1, 2, 5, 3}) {
@@ -171,6 +194,7 @@ int main() {
   using namespace mixtura;
   check_pool();
   Pool::shared().set_threads(3);
+  check_draw();
   for (int bits : {4, 8}) {
     check_linear(33, 96, bits);
     check_linear(96, 416, bits);

@@ -40,8 +40,40 @@ def test_neighbours_do_not_draw_from_each_others_generators() -> None:
         assert choose(logits_NV, [Chooser(Sampling(seed=9)), together])[1] == expected
 
 
-def test_no_number_is_refused() -> None:
-    logits_NV = torch.zeros(2, 5)
-    logits_NV[1, 2] = torch.nan
+def test_draws_of_a_large_vocabulary_are_those_of_sample() -> None:
+    # Several blocks of 1024, the last of them short, and logits of which some are ruled out.
+    way = Sampling(seed=3, temperature=2)
+    chooser, generator = Chooser(way), torch.Generator().manual_seed(way.seed)
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        logits_V = torch.randn(5000, generator=noise) * 3
+        logits_V[:2100] = -torch.inf
+        assert choose(logits_V[None], [chooser]) == [int(sample(logits_V, way, generator))]
+
+
+@pytest.mark.parametrize("token", [0, 1023, 1024, 2999])
+def test_the_only_token_that_is_left_is_drawn(token: int) -> None:
+    logits_V = torch.full((3000,), -torch.inf)
+    logits_V[token] = -7
+    for seed in range(20):
+        assert choose(logits_V[None], [Chooser(Sampling(seed=seed))]) == [token]
+
+
+def test_a_tiny_temperature_takes_the_likeliest() -> None:
+    logits_V = torch.arange(3000.0)
+    assert choose(logits_V[None], [Chooser(Sampling(temperature=1e-40))]) == [2999]
+
+
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[1], WAYS[3]])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("token", [2, 30])
+def test_no_number_is_refused(way: Sampling, number: float, token: int) -> None:
+    logits_NV = torch.zeros(2, 40)
+    logits_NV[1, token] = number
     with pytest.raises(NonFiniteError):
-        choose(logits_NV, [Chooser(WAYS[0])] * 2)
+        choose(logits_NV, [Chooser(way)] * 2)
+
+
+def test_a_row_of_which_all_is_ruled_out_is_refused() -> None:
+    with pytest.raises(NonFiniteError):
+        choose(torch.full((1, 40), -torch.inf), [Chooser(WAYS[1])])

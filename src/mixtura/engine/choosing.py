@@ -4,10 +4,13 @@ N sequences, V vocabulary.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
+import torch
 from torch import Generator, Tensor
 
 from mixtura.engine.sampling import Sampling, check_finite, draw
+from mixtura.kernels.native import native
 
 
 class Chooser:
@@ -19,22 +22,56 @@ class Chooser:
         self.generator = Generator().manual_seed(sampling.seed)
 
     @property
-    def greedy(self) -> bool:
-        return self.sampling.temperature == 0
+    def way(self) -> Literal["greedy", "at once", "one by one"]:
+        if self.sampling.temperature == 0:
+            return "greedy"
+        every_token = self.sampling.top_k == 0 and self.sampling.top_p == 1
+        return "at once" if every_token else "one by one"
 
 
 def choose(logits_NV: Tensor, choosers: Sequence[Chooser]) -> list[int]:
     """As `sample` for each by itself. Raises NonFiniteError."""
-    check_finite(logits_NV)
+    ways = [chooser.way for chooser in choosers]
+    if logits_NV.dtype != torch.float32 or native() is None:
+        ways = ["one by one" if way == "at once" else way for way in ways]
     token_N = [0] * len(choosers)
-    greedy = [number for number, chooser in enumerate(choosers) if chooser.greedy]
-    if greedy:
+    if together := [number for number, way in enumerate(ways) if way == "at once"]:
+        drawn = _drawn_at_once(logits_NV, together, choosers)
+        for number, token in zip(together, drawn, strict=True):
+            token_N[number] = token
+    if len(together) < len(choosers):
+        check_finite(logits_NV)
+    if greedy := [number for number, way in enumerate(ways) if way == "greedy"]:
         likeliest = logits_NV[greedy].argmax(-1).tolist()
         for number, token in zip(greedy, likeliest, strict=True):
             token_N[number] = token
-    for number, chooser in enumerate(choosers):
-        if not chooser.greedy:
+    for number, way in enumerate(ways):
+        if way == "one by one":
             # Row by row: each has a generator, and one row of numbers stays in the CPU's cache.
-            drawn = draw(logits_NV[number], chooser.sampling, chooser.generator)
-            token_N[number] = int(drawn)
+            chooser = choosers[number]
+            token_N[number] = int(draw(logits_NV[number], chooser.sampling, chooser.generator))
     return token_N
+
+
+def _drawn_at_once(logits_NV: Tensor, numbers: list[int], choosers: Sequence[Chooser]) -> list[int]:
+    """`draw` for rows whose every token has its chance, by the compiled kernel."""
+    own = [choosers[number] for number in numbers]
+    temperatures = torch.tensor([one.sampling.temperature for one in own], dtype=torch.float64)
+    uniforms = torch.empty(len(own), dtype=torch.float64)
+    for place, one in enumerate(own):
+        uniforms[place].uniform_(generator=one.generator)
+    logits_NV, number_R = logits_NV.contiguous(), torch.tensor(numbers)
+    token_R, module = torch.empty(len(own), dtype=torch.int64), native()
+    assert module is not None, "asked before"
+    module.draw(
+        logits_NV.data_ptr(),
+        logits_NV.shape[1],
+        number_R.data_ptr(),
+        len(own),
+        temperatures.data_ptr(),
+        uniforms.data_ptr(),
+        token_R.data_ptr(),
+    )
+    if (token_R < 0).any():
+        check_finite(logits_NV)
+    return token_R.tolist()

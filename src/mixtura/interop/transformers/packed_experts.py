@@ -15,6 +15,7 @@ from transformers.integrations.moe import _default_apply_gate
 
 from mixtura.errors import ConfigError
 from mixtura.interop.transformers.experts import ExpertsModule
+from mixtura.interop.transformers.one_row_linear import take_over_linears
 from mixtura.kernels.experts_ffn import Biases
 from mixtura.kernels.groups import GROUP, Bits, quantise
 from mixtura.kernels.packed_experts import Rows
@@ -39,6 +40,7 @@ _REMEDY = "; choose experts_implementation='mixtura'"
 def pack_experts(model: PreTrainedModel, bits: Bits = 8) -> None:
     """Pack every experts module of a model now, rather than at its first use.
 
+    Its other projections keep their weights, and multiply one row of bf16 by `OneRowLinear`.
     Raises ConfigError for experts that packed kernels cannot compute, before any is packed.
     """
     name = next(name for name, own in NAMES.items() if own == bits)
@@ -51,6 +53,7 @@ def pack_experts(model: PreTrainedModel, bits: Bits = 8) -> None:
         _activation_of(module)
     for module in found:
         _packed(module, bits)
+    take_over_linears(model)
     model.set_experts_implementation(name)
 
 

@@ -1,0 +1,29 @@
+"""Projections of a transformers model that meet one row: torch's product of a matrix and a vector.
+
+For one row of bf16 F.linear waits for memory 1.3 to 1.8 times as long as `torch.mv` does.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class OneRowLinear(nn.Linear):
+    """nn.Linear, with the same parameters and the same name for each."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """(..., K) -> (..., N)"""
+        one_row = input.numel() == self.in_features and input.dtype == torch.bfloat16
+        if not one_row or input.device.type != "cpu" or self.weight.dtype != torch.bfloat16:
+            return super().forward(input)
+        y_N = torch.mv(self.weight, input.reshape(-1))
+        # Not addmv, which takes ten times as long without AVX-512.
+        if self.bias is not None:
+            y_N = y_N + self.bias
+        return y_N.view(*input.shape[:-1], self.out_features)
+
+
+def take_over_linears(model: nn.Module) -> None:
+    """Each plain nn.Linear of the model becomes a OneRowLinear in its place."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = OneRowLinear

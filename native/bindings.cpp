@@ -49,13 +49,17 @@ void run_experts(uintptr_t x, int64_t tokens, uintptr_t token, uintptr_t expert,
   });
 }
 
-void run_draw(uintptr_t logits, int64_t vocabulary, uintptr_t number, int64_t rows,
-              uintptr_t temperature, uintptr_t uniform, uintptr_t token) {
-  const Draws draws{at<const float>(logits), vocabulary, at<const int64_t>(number), rows,
-                    at<const double>(temperature), at<const double>(uniform)};
+std::vector<int64_t> run_draw(uintptr_t logits, int64_t vocabulary,
+                              const std::vector<int64_t>& number,
+                              const std::vector<double>& temperature,
+                              const std::vector<double>& uniform) {
+  const Draws draws{at<const float>(logits), vocabulary, number.data(),
+                    static_cast<int64_t>(number.size()), temperature.data(), uniform.data()};
+  std::vector<int64_t> token(number.size());
   Pool::shared().run(draw_scratch(draws), [&](Team& team, uint8_t* shared, uint8_t*) {
-    draw(team, draws, shared, at<int64_t>(token));
+    draw(team, draws, shared, token.data());
   });
+  return token;
 }
 
 std::vector<std::string> instruction_sets() {

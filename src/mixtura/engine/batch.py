@@ -120,18 +120,26 @@ class Batch:
         return moved
 
     def _step(self, parts: Sequence[_Part], phase: Phase) -> list[Running]:
-        token_R = torch.tensor([token for part in parts for token in part.tokens])
-        sizes = torch.tensor([len(part.tokens) for part in parts])
-        starts = torch.tensor([part.of.read for part in parts])
-        slots = torch.tensor([part.of.slot for part in parts])
-        ends = sizes.cumsum(0)
-        row_R = torch.arange(len(token_R))
-        position_R = row_R + (starts - ends + sizes).repeat_interleave(sizes)
-        answering = [number for number, part in enumerate(parts) if part.of.answers]
-        asked_N = ends[answering] - 1
-        slot_R = slots.repeat_interleave(sizes)
-        logits_NV = self.runner.step(token_R, slot_R, position_R, phase, asked_N)
-        moved = [parts[number].of for number in answering]
+        # Lists, each made a tensor once: an operation of torch on a few numbers takes 20 us between
+        # two steps that have swept the processor's caches.
+        tokens_R: list[int] = []
+        slots_R: list[int] = []
+        positions_R: list[int] = []
+        asked_N: list[int] = []
+        for of, tokens in parts:
+            slots_R += [of.slot] * len(tokens)
+            positions_R += range(of.read, of.read + len(tokens))
+            tokens_R += tokens
+            if of.answers:
+                asked_N.append(len(tokens_R) - 1)
+        logits_NV = self.runner.step(
+            torch.tensor(tokens_R),
+            torch.tensor(slots_R),
+            torch.tensor(positions_R),
+            phase,
+            torch.tensor(asked_N, dtype=torch.int64),
+        )
+        moved = [part.of for part in parts if part.of.answers]
         tokens = choose(logits_NV, [one.chooser for one in moved]) if moved else []
         for part in parts:
             if not part.of.answers:

@@ -56,22 +56,13 @@ def choose(logits_NV: Tensor, choosers: Sequence[Chooser]) -> list[int]:
 def _drawn_at_once(logits_NV: Tensor, numbers: list[int], choosers: Sequence[Chooser]) -> list[int]:
     """`draw` for rows whose every token has its chance, by the compiled kernel."""
     own = [choosers[number] for number in numbers]
-    temperatures = torch.tensor([one.sampling.temperature for one in own], dtype=torch.float64)
-    uniforms = torch.empty(len(own), dtype=torch.float64)
-    for place, one in enumerate(own):
-        uniforms[place].uniform_(generator=one.generator)
-    logits_NV, number_R = logits_NV.contiguous(), torch.tensor(numbers)
-    token_R, module = torch.empty(len(own), dtype=torch.int64), native()
+    temperatures = [one.sampling.temperature for one in own]
+    uniforms = [
+        float(torch.empty((), dtype=torch.float64).uniform_(generator=one.generator)) for one in own
+    ]
+    logits_NV, module = logits_NV.contiguous(), native()
     assert module is not None, "asked before"
-    module.draw(
-        logits_NV.data_ptr(),
-        logits_NV.shape[1],
-        number_R.data_ptr(),
-        len(own),
-        temperatures.data_ptr(),
-        uniforms.data_ptr(),
-        token_R.data_ptr(),
-    )
-    if (token_R < 0).any():
+    drawn = module.draw(logits_NV.data_ptr(), logits_NV.shape[1], numbers, temperatures, uniforms)
+    if min(drawn) < 0:
         check_finite(logits_NV)
-    return token_R.tolist()
+    return drawn

@@ -121,7 +121,9 @@ class Runner:
 def _check_bounds(name: str, of_R: Tensor, bound: int, remedy: str) -> None:
     if not len(of_R):
         return
-    low, high = (int(one) for one in of_R.aminmax())
+    # Of a few numbers a list tells it sooner than torch.
+    numbers = of_R.tolist()
+    low, high = min(numbers), max(numbers)
     if low < 0 or high >= bound:
         wrong = low if low < 0 else high
         raise ConfigError(f"{name} {wrong} must lie in 0..{bound - 1}, {remedy}")

@@ -7,10 +7,10 @@ Each side is a process that waits on a pipe, so that one of them computes at a t
 fit into memory they come in several phases, Mixtura in each. Prefill is a prompt of 512 tokens;
 decode is 32 steps (8 in --short) after a prompt of 64 tokens, or after 16 prompts of 16. Before and
 after each measurement the limit is taken: raw reads of memory for decode, multiply-adds of 8-bit
-numbers for prefill. Figures are medians over rounds, after one that is not counted, for prefill
-three: by then its prompts have met nearly every expert. A measurement during which other programs
-kept more than a tenth of a core busy is taken again, --patience times. The last line is one JSON
-object. docs/performance.md says more.
+numbers for prefill. Figures are medians over rounds, after one that is not counted. A measurement
+during which other programs kept more than a tenth of a core busy is taken again, --patience times.
+Each shape is written to --out as soon as it is done; others that the same processor gave stay.
+The last line is one JSON object. docs/performance.md says more.
 """
 
 import argparse
@@ -71,9 +71,38 @@ def options_of_command() -> argparse.Namespace:
     return options
 
 
+def _of_others(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What --out holds of shapes that are not measured now, if it is of the same processor."""
+    if not options.out or not options.out.exists():
+        return []
+    known = json.loads(options.out.read_text())
+    if known["machine"]["cpu"] != machine()["cpu"] or known["threads"] != options.threads:
+        return []
+    return [one for one in known["shapes"] if one["shape"]["name"] not in options.shape]
+
+
+def _in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = list(SHAPES)
+    return sorted(results, key=lambda one: names.index(one["shape"]["name"]))
+
+
+def _write(result: dict[str, Any], options: argparse.Namespace) -> None:
+    if options.out:
+        new = options.out.with_suffix(".new")
+        new.write_text(json.dumps(result, indent=2) + "\n")
+        new.replace(options.out)
+    if options.page:
+        insert(result, options.page)
+
+
 def main() -> None:
     options = options_of_command()
-    results = []
+    result: dict[str, Any] = {
+        "benchmark": "engine",
+        "machine": machine(),
+        "threads": options.threads,
+        "shapes": _of_others(options),
+    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.work or Path(temporary)
         for name in options.shape:
@@ -81,20 +110,9 @@ def main() -> None:
             path = gguf_file(shape, folder)
             print(f"\n{name}: {shape.layers} layers, {path.stat().st_size / 1e9:.2f} GB in Q4_0")
             setting = Setting(path, shape, options.threads)
-            results.append(Bench(setting, options, Path(temporary)).run())
-    result = {
-        "benchmark": "engine",
-        "machine": machine(),
-        "threads": options.threads,
-        "urgent": options.urgent,
-        "rounds": options.rounds,
-        "steps": options.steps,
-        "shapes": results,
-    }
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
-    if options.page:
-        insert(result, options.page)
+            measured = Bench(setting, options, Path(temporary)).run()
+            result["shapes"] = _in_order([*result["shapes"], measured])
+            _write(result, options)
     print(json.dumps(result))
 
 

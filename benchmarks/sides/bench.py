@@ -29,9 +29,6 @@ PEAK_SECONDS = 0.1
 READ_BYTES = 6e9
 # Of a process beside weights and cache: libraries and buffers. What the limits read is a gigabyte.
 BESIDE, OF_LIMITS = 300 << 20, 1300 << 20
-# Rounds that are not counted. The first makes kernels, buffers and caches; experts that it did not
-# reach have yet to be mapped, which slows the next prompts by up to a half.
-WARMING = {"prefill": 3, "decode": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +102,9 @@ class Bench:
             "shape": asdict(shape),
             "weights": shape.weights,
             "file_bytes": self.setting.path.stat().st_size,
+            "rounds": self.options.rounds,
+            "steps": self.options.steps,
+            "urgent": self.options.urgent,
             "sides": self.about,
             "phases": phases,
             "summary": summary(phases),
@@ -158,6 +158,8 @@ class Bench:
             seconds = statistics.median(taken)
             self.loading[name] = {"seconds": seconds, "all": taken, "first_token": first}
             print(f"  {name}: first token after {seconds:.2f} s", flush=True)
+        if name == OURS:
+            worker.ask("settle")
         return worker
 
     def _started(self, name: str) -> Worker | None:
@@ -195,8 +197,7 @@ class Bench:
         print(f"\n{work.name}", flush=True)
         samples: dict[str, list[Sample]] = {}
         limit = workers[LIMITS]
-        warming = WARMING["decode" if work.steps else "prefill"]
-        for number in range(warming + self.options.rounds):
+        for number in range(self.options.rounds + 1):
             before = self._limit(work, limit)
             for label in self._labels(work, workers):
                 answer = self._take(work, workers, label, number)
@@ -207,7 +208,8 @@ class Bench:
                 before = after
                 rate = work.tokens / answer.value["result"]
                 samples.setdefault(label, []).append(Sample(rate, both, answer.elsewhere))
-        return self._row(work, {label: found[warming:] for label, found in samples.items()})
+        # The first round makes kernels, buffers and caches.
+        return self._row(work, {label: found[1:] for label, found in samples.items()})
 
     def _labels(self, work: Work, workers: dict[str, Worker]) -> Iterator[str]:
         """Rows to measure; a side that aborted at this work is not asked for it again."""

@@ -27,8 +27,7 @@ def insert(result: dict[str, Any], page: Path) -> None:
 def tables(result: dict[str, Any]) -> str:
     machine = result["machine"]
     sets = ", ".join(machine["instruction_sets"])
-    rounds = f"medians of {result['rounds']} rounds"
-    lines = [f"{machine['cpu']}, {result['threads']} threads, {sets}; {rounds}.", ""]
+    lines = [f"{machine['cpu']}, {result['threads']} threads, {sets}.", ""]
     for one in result["shapes"]:
         lines += [*_speeds(one), "", *_loading(one), ""]
     return "\n".join(lines)
@@ -38,7 +37,8 @@ def _speeds(one: dict[str, Any]) -> list[str]:
     shape = one["shape"]
     title = (
         f"**{shape['name']}**: {shape['layers']} layers of width {shape['width']}, "
-        f"{shape['experts']} experts of {shape['expert_width']}, top-{shape['top_k']}"
+        f"{shape['experts']} experts of {shape['expert_width']}, top-{shape['top_k']}; "
+        f"medians of {one['rounds']} rounds"
     )
     lines = [
         title,

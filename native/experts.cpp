@@ -8,12 +8,13 @@ namespace {
 constexpr int64_t kRowsAtOnce = 256;  // whose hidden values stay in the second-level cache
 
 // The rows sorted by expert, in the router's order within each; an expert's begin at a multiple of
-// `multiple`, and what is left free between two experts has token -1.
+// `multiple`, and what lies between two experts is nobody's.
 struct Order {
   int64_t* start;    // [E + 1] where an expert's rows begin
   int32_t* rows;     // [E] how many it has
   int32_t* active;   // the experts that have rows, ascending
   int32_t* source;   // sorted row -> the router's row
+  int32_t* place;    // and back; -1 where the router chose no expert
   int32_t* token;    // sorted row -> token
   int64_t* num_active;
 
@@ -25,7 +26,8 @@ struct Order {
     const int64_t places = most(num_experts, rows, multiple);
     return {carver.take<int64_t>(num_experts + 1), carver.take<int32_t>(num_experts),
             carver.take<int32_t>(num_experts),     carver.take<int32_t>(places),
-            carver.take<int32_t>(places),          carver.take<int64_t>(1)};
+            carver.take<int32_t>(rows),            carver.take<int32_t>(places),
+            carver.take<int64_t>(1)};
   }
 
   void sort(const Routed& routed, int64_t num_experts, int multiple) const {
@@ -38,15 +40,16 @@ struct Order {
     for (int64_t expert = 0; expert < num_experts; ++expert) {
       if (rows[expert] > 0) active[(*num_active)++] = static_cast<int32_t>(expert);
       start[expert + 1] = start[expert] + round_up(rows[expert], multiple);
-      std::fill(token + start[expert] + rows[expert], token + start[expert + 1], -1);
       rows[expert] = 0;
     }
     for (int64_t row = 0; row < routed.rows; ++row) {
       const int64_t expert = routed.expert[row];
+      place[row] = -1;
       if (expert >= num_experts) continue;
-      const int64_t place = start[expert] + rows[expert]++;
-      source[place] = static_cast<int32_t>(row);
-      token[place] = static_cast<int32_t>(routed.token[row]);
+      const int64_t at = start[expert] + rows[expert]++;
+      place[row] = static_cast<int32_t>(at);
+      source[at] = static_cast<int32_t>(row);
+      token[at] = static_cast<int32_t>(routed.token[row]);
     }
   }
 };
@@ -94,14 +97,22 @@ class Layer {
  private:
   int hidden_stride() const { return units_at_once_ * per_unit_; }
 
-  // Rounds every token's row once; where rows have to lie side by side, once for each expert.
+  // Rounds every token's row once; where rows have to lie side by side, once for each expert, one
+  // after the other while it is in the cache.
   void take_in(Team& team) const {
     const int offset = experts_.in(0).offset();
-    const int64_t given = Products::kGathers ? order_.start[experts_.num_experts] : routed_.tokens;
-    for (int64_t row = team.thread; row < given; row += team.threads) {
-      const int64_t token = Products::kGathers ? order_.token[row] : row;
-      if (token < 0) continue;
-      products_.put(x_rows_, row, 0, x_ + token * experts_.width, experts_.width, offset);
+    const auto put = [&](int64_t place, int64_t token) {
+      products_.put(x_rows_, place, 0, x_ + token * experts_.width, experts_.width, offset);
+    };
+    if constexpr (Products::kGathers) {
+      const int64_t rows = routed_.rows, end = rows * (team.thread + 1) / team.threads;
+      for (int64_t row = rows * team.thread / team.threads; row < end; ++row) {
+        if (order_.place[row] >= 0) put(order_.place[row], routed_.token[row]);
+      }
+    } else {
+      for (int64_t token = team.thread; token < routed_.tokens; token += team.threads) {
+        put(token, token);
+      }
     }
   }
 

@@ -121,6 +121,7 @@ def test_tables_take_the_place_between_the_marks(shapes: ModuleType, tmp_path: P
     sides = {"transformers eager": side(4), "transformers grouped_mm": side(5), "mixtura": side(6)}
     one = {
         "shape": shape,
+        "rounds": 3,
         "file_bytes": 4_000_000_000,
         "cache_bytes": 1_000_000_000,
         "summary": [{"what": "decode", "ratio": 1.2}],
@@ -129,12 +130,13 @@ def test_tables_take_the_place_between_the_marks(shapes: ModuleType, tmp_path: P
         "resident_bytes": {"mixtura": {"resident": 4_500_000_000}},
     }
     machine = {"cpu": "A CPU", "instruction_sets": ["avx2"]}
-    result = {"machine": machine, "threads": 2, "rounds": 3, "shapes": [one]}
+    result = {"machine": machine, "threads": 2, "shapes": [one]}
     tables.insert(json.loads(json.dumps(result)), page)
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
+    assert "medians of 3 rounds" in text
     # The faster of two ways of transformers; no figure for peers that did not run.
     assert "| decode |  |  | 5.0 | 6.0 | 1.20 | 0.06 of raw reads |" in text
     assert "| mixtura | 0.50 | 4.50 |" in text

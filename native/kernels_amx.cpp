@@ -24,37 +24,52 @@ inline __m512i pairs(__m512 even, __m512 odd) {
   return _mm512_permutexvar_epi16(order, (__m512i)both);
 }
 
-inline __m512 scales_of(const uint8_t* halves) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
-}
-
-// A shift and a look-up for each weight: the table's index is the low four bits of each channel.
-inline void widen_four(const uint8_t* quants, __m512 scale, uint8_t* panel) {
-  const __m512 table = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
-  UNROLL for (int pair = 0; pair < 4; ++pair) {
-    const __m512i all = _mm512_loadu_si512(quants + pair * 128);
-    UNROLL for (int p = 0; p < 4; ++p) {
-      const int shift = (p % 2) * 16 + (p / 2) * 4;
-      const __m512 even = _mm512_permutexvar_ps(_mm512_srli_epi32(all, shift), table);
-      const __m512 odd = _mm512_permutexvar_ps(_mm512_srli_epi32(all, shift + 8), table);
-      _mm512_storeu_si512(panel + (pair * 4 + p) * 64,
-                          pairs(_mm512_mul_ps(even, scale), _mm512_mul_ps(odd, scale)));
+// The scales of a group's 16 channels, and the weights' values by them. A weight q in unsigned bits
+// is or-ed into a float's mantissa from bit b on, which makes it 2^(23 - b) + q: times the scale,
+// less (2^(23 - b) + offset) times the scale, it is the value, exactly so from bit 8 on, with scales
+// of 11 bits. No look-up, and a shift serves several weights.
+template <int kBits>
+class Scales {
+ public:
+  explicit Scales(const uint8_t* halves)
+      : scale_(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)))) {
+    UNROLL for (int i = 0; i < kPlaces; ++i) {
+      less_[i] = _mm512_mul_ps(scale_, _mm512_set1_ps((1 << (15 - 4 * i)) + (1 << (kBits - 1))));
     }
   }
+  // kBit: 8, and 12 or 16 for 4 bits.
+  template <int kBit>
+  __m512 values(__m512i all) const {
+    const __m512i one = _mm512_set1_epi32((127 + 23 - kBit) << 23);
+    const __m512i mask = _mm512_set1_epi32(((1 << kBits) - 1) << kBit);
+    const __m512i sum = _mm512_ternarylogic_epi32(all, mask, one, 0xea);  // (all & mask) | one
+    return _mm512_fmsub_ps(_mm512_castsi512_ps(sum), scale_, less_[(kBit - 8) / 4]);
+  }
+
+ private:
+  static constexpr int kPlaces = kBits == 4 ? 3 : 1;
+
+  __m512 scale_, less_[kPlaces];
+};
+
+// An eighth of a group: 8 inputs of 16 channels.
+inline void widen(const uint8_t* quants, const Scales<4>& scales, uint8_t* panel) {
+  const __m512i all = _mm512_loadu_si512(quants);
+  const __m512i left = _mm512_slli_epi32(all, 8), right = _mm512_srli_epi32(all, 12);
+  _mm512_storeu_si512(panel, pairs(scales.values<8>(left), scales.values<8>(all)));
+  _mm512_storeu_si512(panel + 64, pairs(scales.values<16>(all), scales.values<12>(right)));
+  _mm512_storeu_si512(panel + 128, pairs(scales.values<12>(left), scales.values<12>(all)));
+  _mm512_storeu_si512(panel + 192, pairs(scales.values<8>(right), scales.values<16>(right)));
 }
 
-inline __m512 byte_of(__m512i all, int byte, __m512 scale) {
-  const __m512i own = _mm512_and_si512(_mm512_srli_epi32(all, 8 * byte), _mm512_set1_epi32(255));
-  const __m512i whole = _mm512_sub_epi32(own, _mm512_set1_epi32(128));
-  return _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
-}
-
-inline void widen_eight(const uint8_t* quants, __m512 scale, uint8_t* panel) {
-  UNROLL for (int quad = 0; quad < 8; ++quad) {
+inline void widen(const uint8_t* quants, const Scales<8>& scales, uint8_t* panel) {
+  UNROLL for (int quad = 0; quad < 2; ++quad) {
     const __m512i all = _mm512_loadu_si512(quants + quad * 128);
-    _mm512_storeu_si512(panel + quad * 128, pairs(byte_of(all, 0, scale), byte_of(all, 1, scale)));
+    const __m512i left = _mm512_slli_epi32(all, 8);
+    const __m512i right = _mm512_srli_epi32(all, 8), far = _mm512_srli_epi32(all, 16);
+    _mm512_storeu_si512(panel + quad * 128, pairs(scales.values<8>(left), scales.values<8>(all)));
     _mm512_storeu_si512(panel + quad * 128 + 64,
-                        pairs(byte_of(all, 2, scale), byte_of(all, 3, scale)));
+                        pairs(scales.values<8>(right), scales.values<8>(far)));
   }
 }
 
@@ -86,35 +101,50 @@ struct Chunk {
   int groups;
 };
 
-// 32 inputs of a unit's 32 channels.
+// A group of a chunk widened in eight parts, which go between the instructions that work on tiles.
+// Where both threads of a core use tiles, one that finds no tile free holds up all that follow it:
+// whatever stands in one piece after the products waits for them. Memory is read a whole unit ahead
+// meanwhile.
 template <int kBits>
-inline void widen(const Chunk& chunk, int group) {
-  constexpr size_t kStep = block_bytes(kBits), kHalf = (kStep - kScaleBytes) / 2;
-  const uint8_t* block = chunk.unit + group / 2 * kStep;
-  uint8_t* panel = chunk.panel + group * 2 * kTileBytes;
-  UNROLL for (int tile = 0; tile < 2; ++tile) {
-    const __m512 scale = scales_of(block + tile * 64 + group % 2 * 32);
-    const uint8_t* quants = block + kScaleBytes + group % 2 * kHalf + tile * 64;
-    if constexpr (kBits == 4) {
-      widen_four(quants, scale, panel + tile * kTileBytes);
-    } else {
-      widen_eight(quants, scale, panel + tile * kTileBytes);
+class Widening {
+ public:
+  Widening(const Chunk& chunk, int group, int fetched)
+      : block_(chunk.unit + group / 2 * block_bytes(kBits)),
+        panel_(chunk.panel + group * 2 * kTileBytes),
+        half_(group % 2),
+        next_(chunk.next + fetched * kLines * 64),
+        scales_(block_ + half_ * 32) {}
+
+  void part(int number) {
+    if (number == 4) scales_ = Scales<kBits>(block_ + 64 + half_ * 32);
+    const uint8_t* quants = block_ + kScaleBytes + half_ * kQuantBytes + number / 4 * 64;
+    widen(quants + number % 4 * (kQuantBytes / 4), scales_, panel_ + number * (kTileBytes / 4));
+    UNROLL for (int line = number * kLines / 8; line < (number + 1) * kLines / 8; ++line) {
+      _mm_prefetch(reinterpret_cast<const char*>(next_ + line * 64), _MM_HINT_T1);
     }
   }
-}
 
-template <int kBits>
-inline void fetch(const Chunk& chunk, int group) {
-  constexpr int kLines = block_bytes(kBits) / 2 / 64;
-  const uint8_t* from = chunk.next + group * kLines * 64;
-  UNROLL for (int line = 0; line < kLines; ++line) {
-    _mm_prefetch(reinterpret_cast<const char*>(from + line * 64), _MM_HINT_T1);
-  }
-}
+ private:
+  static constexpr int kLines = block_bytes(kBits) / 2 / 64;
+  static constexpr int kQuantBytes = (block_bytes(kBits) - kScaleBytes) / 2;
+
+  const uint8_t* block_;
+  uint8_t* panel_;
+  int half_;
+  const uint8_t* next_;
+  Scales<kBits> scales_;
+};
+
+// The panel is there.
+template <>
+class Widening<0> {
+ public:
+  Widening(const Chunk&, int, int) {}
+  void part(int) {}
+};
 
 // 16 rows, or 32 (kTwo), added to what `out` has of earlier chunks (kMore). kBits: those that are
-// widened on the way, just before the tiles need them, so that the vector units work while tiles are
-// multiplied; 0 where the panel is there. Memory is read a whole unit ahead meanwhile.
+// widened on the way, just before the tiles need them; 0 where the panel is there.
 //
 // Rows and weights pass through one tile each. With two each there would be eight tiles in use, and
 // where another thread of the core has eight as well, few are left to rename: measured, products at
@@ -122,8 +152,9 @@ inline void fetch(const Chunk& chunk, int group) {
 template <int kBits, bool kTwo, bool kMore>
 void add(const Chunk& chunk, const uint16_t* rows, const uint16_t* more, float* out) {
   constexpr int kPitch = kUnit * sizeof(float), kDown = BfloatRows::kTileRows * kUnit;
-  if constexpr (kBits != 0) {
-    for (int group = 0; group < kAhead; ++group) widen<kBits>(chunk, group);
+  for (int group = 0; group < kAhead; ++group) {
+    Widening<kBits> widening(chunk, group, group);
+    UNROLL for (int part = 0; part < 8; ++part) widening.part(part);
   }
   if constexpr (kMore) {
     _tile_loadd(0, out, kPitch);
@@ -141,23 +172,26 @@ void add(const Chunk& chunk, const uint16_t* rows, const uint16_t* more, float* 
   for (int group = 0; group < chunk.groups; ++group) {
     const uint8_t* weights = chunk.panel + group * 2 * kTileBytes;
     const int at = group * kTileBytes / 2;
+    // The last groups are widened twice, to the same bytes, for want of a later one.
+    const int ahead = group + kAhead;
+    Widening<kBits> widening(chunk, ahead < chunk.groups ? ahead : group, group);
     _tile_loadd(6, weights, 64);
+    widening.part(0);
     _tile_loadd(7, rows + at, 64);
+    widening.part(1);
     _tile_dpbf16ps(0, 7, 6);
-    if constexpr (kTwo) {
-      _tile_loadd(7, more + at, 64);
-      _tile_dpbf16ps(2, 7, 6);
-    }
+    widening.part(2);
+    if constexpr (kTwo) _tile_loadd(7, more + at, 64);
+    widening.part(3);
+    if constexpr (kTwo) _tile_dpbf16ps(2, 7, 6);
+    widening.part(4);
     _tile_loadd(6, weights + kTileBytes, 64);
-    if constexpr (kTwo) {
-      _tile_dpbf16ps(3, 7, 6);
-      _tile_loadd(7, rows + at, 64);
-    }
+    widening.part(5);
+    if constexpr (kTwo) _tile_dpbf16ps(3, 7, 6);
+    widening.part(6);
+    if constexpr (kTwo) _tile_loadd(7, rows + at, 64);
+    widening.part(7);
     _tile_dpbf16ps(1, 7, 6);
-    if constexpr (kBits != 0) {
-      if (group + kAhead < chunk.groups) widen<kBits>(chunk, group + kAhead);
-      fetch<kBits>(chunk, group);
-    }
   }
   _tile_stored(0, out, kPitch);
   _tile_stored(1, out + kTile, kPitch);

@@ -7,8 +7,9 @@ Each side is a process that waits on a pipe, so that one of them computes at a t
 fit into memory they come in several phases, Mixtura in each. Prefill is a prompt of 512 tokens;
 decode is 32 steps (8 in --short) after a prompt of 64 tokens, or after 16 prompts of 16. Before and
 after each measurement the limit is taken: raw reads of memory for decode, multiply-adds of 8-bit
-numbers for prefill. Figures are medians over rounds, after one that is not counted. A measurement
-during which other programs kept more than a tenth of a core busy is taken again, --patience times.
+numbers for prefill. Figures are medians over rounds, in each of which one sequence is decoded three
+times; what comes first is not counted. A measurement during which other programs kept more than a
+tenth of a core busy is taken again, --patience times.
 Each shape is written to --out as soon as it is done; others that the same processor gave stay.
 The last line is one JSON object. docs/performance.md says more.
 """

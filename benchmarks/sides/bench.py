@@ -40,6 +40,8 @@ class Work:
     prompt: int
     steps: int
     """0: the prompt itself is what is measured"""
+    often: int = 1
+    """times that a round measures it"""
 
     @property
     def tokens(self) -> int:
@@ -59,7 +61,8 @@ class Sample:
 def works(steps: int) -> list[Work]:
     return [
         Work("prefill, 512 tokens", 1, 512, 0),
-        Work("decode, one sequence", 1, 64, steps),
+        # A second or two, in which memory keeps one of its speeds.
+        Work("decode, one sequence", 1, 64, steps, often=3),
         Work("decode, 16 sequences", SLOTS, 16, steps),
     ]
 
@@ -197,7 +200,7 @@ class Bench:
         print(f"\n{work.name}", flush=True)
         samples: dict[str, list[Sample]] = {}
         limit = workers[LIMITS]
-        for number in range(self.options.rounds + 1):
+        for number in range(1 + work.often * self.options.rounds):
             before = self._limit(work, limit)
             for label in self._labels(work, workers):
                 answer = self._take(work, workers, label, number)

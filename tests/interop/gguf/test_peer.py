@@ -202,16 +202,21 @@ PROSE = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "doubt"), [("f32", 0.0), ("q8_0", 1.0), ("q4_0", 1.0)])
+@pytest.mark.parametrize(("kind", "doubt"), [("f32", 0.0), ("q8_0", 0.3), ("q4_0", 0.3)])
 def test_a_real_model_says_the_same(
-    kind: KindName, doubt: float, smollm2: Path, tmp_path: Path, peer: Callable[[Path], Peer]
+    kind: KindName,
+    doubt: float,
+    smollm2: Path,
+    tmp_path: Path,
+    peer: Callable[[Path], Peer],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SmolLM2-135M-Instruct, from a file of 4 bits.
 
     In fp32 every token is ours. llama.cpp rounds activations for blocks of 8 and 4 bits, so a token
-    may be another one there that ours held nearly as likely: `doubt` is a difference of logits.
-    Measured: 0.65 at one token, where the logits of the 50 likeliest differ by 0.5; at all others
-    0.11 at most, where they differ by 0.1 to 0.2.
+    may be another one there that ours held nearly as likely: `doubt` is a difference of logits. It
+    may be more only where the same rounding moves these two logits of ours apart by as much. (So
+    it does at one token: by 0.8, where they differ by 0.65. At all others they do by 0.11 at most.)
     """
     source = GGUFSource(smollm2)
     tokenizer, path = gguf_tokenizer(source.metadata), tmp_path / "smollm2.gguf"
@@ -219,13 +224,41 @@ def test_a_real_model_says_the_same(
     decoder, theirs = load_model(path).decoder, peer(path)
     for prompt in PROSE:
         tokens, said = tokenizer.encode(prompt), theirs.greedy(prompt, 24)
-        with torch.inference_mode():
-            logits_SV = decoder(torch.tensor([tokens + said])).logits_BSV[0, len(tokens) - 1 : -1]
-        best_S = logits_SV.max(-1).values
-        chosen_S = logits_SV.gather(1, torch.tensor(said)[:, None])[:, 0]
-        assert float((best_S - chosen_S).max()) <= doubt, prompt
+        logits_SV = continued(decoder, tokens, said)
+        best_S = logits_SV.argmax(-1)
+        lead_S = lead(logits_SV, best_S, said)
+        allowed_S = torch.full_like(lead_S, doubt)
+        if kind != "f32":
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.nn.functional, "linear", linear_of_rounded)
+                rounded_S = lead(continued(decoder, tokens, said), best_S, said)
+            allowed_S = allowed_S.maximum((rounded_S - lead_S).abs())
+        assert (lead_S <= allowed_S).all(), (prompt, lead_S, allowed_S)
         # Most are the same in any case.
-        assert int((best_S == chosen_S).sum()) >= 0.8 * len(said), prompt
+        assert int((lead_S == 0).sum()) >= 0.8 * len(said), prompt
+
+
+def continued(decoder: Decoder, tokens: list[int], said: list[int]) -> Tensor:
+    """Our logits for each token that was said."""
+    with torch.inference_mode():
+        logits_BSV = decoder(torch.tensor([tokens + said])).logits_BSV
+    return logits_BSV[0, len(tokens) - 1 : -1]
+
+
+def lead(logits_SV: Tensor, best_S: Tensor, said: list[int]) -> Tensor:
+    of_both_S2 = logits_SV.gather(1, torch.stack([best_S, torch.tensor(said)], 1))
+    return of_both_S2[:, 0] - of_both_S2[:, 1]
+
+
+exact_linear = torch.nn.functional.linear
+
+
+def linear_of_rounded(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Of rows in blocks of 32 of 8 bits, each with a scale of 16, as ggml multiplies."""
+    blocks = rows.unflatten(-1, (-1, 32))
+    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    whole = (blocks / scale.clamp_min(1e-30)).round()
+    return exact_linear((whole * scale.half().float()).flatten(-2), weight, bias)
 
 
 def decided(decoder: Decoder) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,29 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert (summary["steps"], summary["tokens"]) == (60, 15_360)
 
 
+def test_a_run_goes_on_with_more_steps_and_begins_another(
+    mixtura: Mixtura, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    arguments = ["--set=train.steps=4", "--set=train.warmup=2"]
+    assert mixtura("train", tiny_recipe, "--out", "run", *arguments).returncode == 0
+    more = mixtura(
+        "train", tiny_recipe, "--out", "run", arguments[1], "--set=train.steps=6", "--resume"
+    )
+    assert more.returncode == 0, more.stderr
+    assert "train.steps: 4 -> 6, from step 5" in more.stderr
+    wider = mixtura("train", tiny_recipe, "--out", "run", "--resume", "--set=train.batch=2")
+    assert wider.returncode == 2
+    assert "train.batch is 8 there and 2 here" in wider.stderr
+    begun = mixtura("train", tiny_recipe, "--from", "run", "--out", "second", *arguments, "--json")
+    assert begun.returncode == 0, begun.stderr
+    assert json.loads(begun.stdout)["steps"] == 4
+    origin = json.loads((tmp_path / "second" / "origin.json").read_text())
+    assert (origin["model"], origin["step"]) == ("run", 6)
+    missing = mixtura("train", tiny_recipe, "--from", "nowhere", "--out", "third")
+    assert (missing.returncode, (tmp_path / "third").exists()) == (2, False)
+    assert "nowhere" in missing.stderr
+
+
 def test_report_says_where_the_page_is(inside: Mixtura, tiny_run: Path, tmp_path: Path) -> None:
     done = inside("report", tiny_run, "--out", "page.html", "--json")
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from mixtura.config import Tree, with_overrides
 from mixtura.data import Corpus
 from mixtura.errors import ConfigError
 from mixtura.train import Recipe, build_trainer, choose_device, load_recipe
-from mixtura.train.recipe import first_difference
+from mixtura.train.recipe import differences
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -77,10 +77,10 @@ def test_a_vocabulary_too_small_for_the_tokenizer(make_recipe, corpus: Corpus) -
         build_trainer(make_recipe("model.vocabulary=256"), corpus)
 
 
-def test_first_difference_is_dotted(make_recipe) -> None:
+def test_differences_are_dotted(make_recipe) -> None:
     ours, theirs = make_recipe("train.lr=0.5", "train.clip=2"), make_recipe()
-    assert first_difference(ours, theirs) == ("train.lr", 0.5, 1e-3)
-    assert first_difference(ours, ours) is None
+    assert list(differences(ours, theirs)) == [("train.lr", 0.5, 1e-3), ("train.clip", 2, 1)]
+    assert not list(differences(ours, ours))
 
 
 def test_devices() -> None:

@@ -48,5 +48,5 @@ def _open(run: Path) -> "Subject":
 
     loaded = load_run(run)
     with choose_view() as view:
-        corpus = prepare(loaded.recipe.data, corpus_cache(), view.preparing)
+        corpus = prepare(loaded.recipe.data, corpus_cache(), view.preparing, loaded.tokenizer)
     return Subject(loaded.decoder, corpus, loaded.step)

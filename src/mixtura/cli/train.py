@@ -25,6 +25,15 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run in this folder stopped.")
     ] = False,
+    from_model: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Begin with the weights, the shape and the tokenizer of a run, a Hugging Face "
+            "folder, a GGUF file, or a hub id.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model as a recipe says.
@@ -36,19 +45,35 @@ def train(
     takes the steps that an unbroken run would have taken. A folder that holds a different run is
     never touched.
 
+    A run can go on with other values of train.steps, train.lr, train.schedule and the like: name
+    them with --set beside --resume. changes.jsonl in its folder records each change. Another text,
+    another batch or another model is another run: --from begins it with the weights of the first.
+    Then the recipe needs no section 'model', and no data.tokenizer.
+
     \b
       mixtura train recipes/stdlib-bytes.yaml --out runs/first
       mixtura train recipes/stdlib-bytes.yaml --set name=wide --set model.width=256
       mixtura train recipes/stdlib-bytes.yaml --out runs/first --resume --json
+      mixtura train recipes/stdlib-bytes.yaml --out runs/first --resume --set train.steps=4000
+      mixtura train mine.yaml --from runs/first --out runs/mine
     """
     # What is wrong with the file itself shows before torch is loaded.
     tree = with_overrides(read_yaml(recipe), overrides or ())
-    from mixtura.train import Recipe, choose_view
+    from mixtura.train import ChangedKeys, Recipe, RunFolder, choose_view, recipe_and_origin
     from mixtura.train import train as train_recipe
 
-    parsed = Recipe.parse(tree, str(recipe))
-    folder = out or Path("runs") / parsed.name
-    summary = train_recipe(parsed, folder, resume=resume, view=choose_view())
+    folder = out or Path("runs") / str(tree.get("name", Recipe.model_fields["name"].default))
+    parsed, origin = recipe_and_origin(
+        tree, RunFolder(folder), from_model, resume=resume, place=str(recipe)
+    )
+    summary = train_recipe(
+        parsed,
+        folder,
+        resume=resume,
+        view=choose_view(),
+        changed=ChangedKeys.set_by(overrides or ()),
+        origin=origin,
+    )
     if as_json:
         print(json.dumps(summary.tree()))
     elif not summary.interrupted:

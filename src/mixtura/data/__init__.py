@@ -33,7 +33,7 @@ from mixtura.data.stdlib import StdlibSource
 from mixtura.data.streaming import TextStream
 from mixtura.data.subwords import BpeConfig, FileConfig, SubwordTokenizer
 from mixtura.data.text import TextSource
-from mixtura.data.tokenizers import BytesConfig, ByteTokenizer, Encoded, Tokenizer
+from mixtura.data.tokenizers import BytesConfig, ByteTokenizer, Encoded, GivenConfig, Tokenizer
 
 __all__ = [
     "Batch",
@@ -47,6 +47,7 @@ __all__ = [
     "Document",
     "Encoded",
     "FileConfig",
+    "GivenConfig",
     "HuggingFaceSource",
     "Progress",
     "Skipped",

@@ -9,10 +9,12 @@ from mixtura.data.huggingface import HuggingFaceSource
 from mixtura.data.stdlib import StdlibSource
 from mixtura.data.subwords import BpeConfig, FileConfig
 from mixtura.data.text import TextSource
-from mixtura.data.tokenizers import BytesConfig
+from mixtura.data.tokenizers import BytesConfig, GivenConfig
 
 SourceConfig = Annotated[StdlibSource | TextSource | HuggingFaceSource, Field(discriminator="kind")]
-TokenizerConfig = Annotated[BytesConfig | BpeConfig | FileConfig, Field(discriminator="kind")]
+TokenizerConfig = Annotated[
+    BytesConfig | BpeConfig | FileConfig | GivenConfig, Field(discriminator="kind")
+]
 
 
 class DataConfig(Config):

@@ -12,6 +12,7 @@ from mixtura.data.documents import Document, Skipped, Source
 from mixtura.data.packed import FORMAT, META, Corpus, CorpusMeta
 from mixtura.data.packing import DomainNumbers, SideWriter
 from mixtura.data.split import SIDES, Side, share, split
+from mixtura.data.tokenizers import GivenConfig, Tokenizer
 from mixtura.errors import DataError, StorageError
 from mixtura.files import atomic_folder
 
@@ -29,10 +30,16 @@ def silent(stage: str, done: int, total: int) -> None:
     """A Progress that shows nothing."""
 
 
-def prepare(config: DataConfig, cache_dir: Path, progress: Progress = silent) -> Corpus:
+def prepare(
+    config: DataConfig,
+    cache_dir: Path,
+    progress: Progress = silent,
+    tokenizer: Tokenizer | None = None,
+) -> Corpus:
     """The corpus that `config` describes, packed below `cache_dir` if it is not there yet.
 
-    It is found again as long as config and source stay the same; a change of either packs anew.
+    `tokenizer` is what a config of kind `given` stands for; other kinds build their own. A corpus
+    is found again as long as config and source stay the same; a change of either packs anew.
     Raises DataError where nothing readable is left, or where a packed file is damaged, and
     StorageError where the disk refuses.
     """
@@ -40,7 +47,7 @@ def prepare(config: DataConfig, cache_dir: Path, progress: Progress = silent) ->
     if not folder.exists():
         try:
             with atomic_folder(folder) as partial:
-                _pack(config, partial, progress)
+                _pack(config, partial, progress, tokenizer)
         except StorageError:
             # Another process may have packed the same corpus meanwhile.
             if not folder.exists():
@@ -58,8 +65,11 @@ def _key(config: DataConfig) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _pack(config: DataConfig, folder: Path, progress: Progress) -> None:
-    tokenizer = config.tokenizer.build(lambda limit: _training_text(config, limit, progress))
+def _pack(config: DataConfig, folder: Path, progress: Progress, given: Tokenizer | None) -> None:
+    if isinstance(config.tokenizer, GivenConfig) and given is not None:
+        tokenizer = given
+    else:
+        tokenizer = config.tokenizer.build(lambda limit: _training_text(config, limit, progress))
     tokenizer.save(folder)
     reading = _Reading(config, "packing", progress)
     numbers = DomainNumbers()

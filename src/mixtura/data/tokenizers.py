@@ -1,13 +1,16 @@
 """Tokenizers: what they promise, bytes as tokens, and how one is chosen, saved and loaded."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from tempfile import TemporaryDirectory
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mixtura.config import Config
 from mixtura.data.streaming import TextStream
@@ -86,6 +89,36 @@ class BytesConfig(Config):
 
     def build(self, training_text: TrainingText) -> "ByteTokenizer":
         return ByteTokenizer()
+
+
+class GivenConfig(Config):
+    """A tokenizer that the caller of `prepare` brings, such as that of the model to go on with.
+
+    `digest` says which one it is, so that a corpus packed with it is found again.
+    """
+
+    kind: Literal["given"]
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    vocabulary: int = Field(ge=1, le=2**31)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """The digest is of the files that `save` writes."""
+        digest = hashlib.sha256()
+        with TemporaryDirectory() as folder:
+            tokenizer.save(Path(folder))
+            for path in sorted(Path(folder).iterdir()):
+                digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return cls(kind="given", digest=digest.hexdigest(), vocabulary=tokenizer.vocabulary)
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def build(self, training_text: TrainingText) -> Tokenizer:
+        raise DataError(
+            "data.tokenizer.kind=given: the tokenizer of a model that training begins with; name "
+            "that model with --from, or choose bytes, bpe or file"
+        )
 
 
 class ByteTokenizer:

@@ -6,12 +6,14 @@ gives the trained decoder back.
 """
 
 from mixtura.train.building import build_decoder, build_trainer
+from mixtura.train.changes import ChangedKeys
 from mixtura.train.config import TrainConfig, choose_device
 from mixtura.train.journal import read_journal
 from mixtura.train.launch import corpus_cache, opened_run, prepare_corpus, train
 from mixtura.train.live import LiveView, choose_view
 from mixtura.train.load_watch import Alarm
 from mixtura.train.loading import LoadedRun, load_run
+from mixtura.train.origin import Origin, recipe_and_origin
 from mixtura.train.recipe import Recipe, load_recipe
 from mixtura.train.run import Run, Summary, train_in_turn
 from mixtura.train.run_folder import RunFolder
@@ -22,8 +24,10 @@ from mixtura.train.view import PlainView, RunFacts, View
 __all__ = [
     "Alarm",
     "BatchSource",
+    "ChangedKeys",
     "LiveView",
     "LoadedRun",
+    "Origin",
     "PlainView",
     "Recipe",
     "Run",
@@ -45,6 +49,7 @@ __all__ = [
     "opened_run",
     "prepare_corpus",
     "read_journal",
+    "recipe_and_origin",
     "train",
     "train_in_turn",
 ]

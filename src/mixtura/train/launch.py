@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch
 
-from mixtura.data import Corpus, prepare
-from mixtura.errors import CheckpointError
+from mixtura.data import Corpus, GivenConfig, Tokenizer, load_tokenizer, prepare
+from mixtura.errors import CheckpointError, ConfigError
 from mixtura.train.allocator import keep_freed_memory
 from mixtura.train.building import build_trainer
+from mixtura.train.changes import ChangedKeys
 from mixtura.train.checkpoint import MODEL, check_fits, read
 from mixtura.train.config import choose_device
 from mixtura.train.environment import changes, environment
 from mixtura.train.journal import cut
+from mixtura.train.origin import Origin, reopened_origin
 from mixtura.train.recipe import Recipe
 from mixtura.train.run import Run, Summary, train_in_turn
 from mixtura.train.run_folder import RunFolder
@@ -40,8 +42,13 @@ def train(
     resume: bool = False,
     view: View | None = None,
     cache: Path | None = None,
+    changed: ChangedKeys | None = None,
+    origin: Origin | None = None,
 ) -> Summary:
     """Train `recipe` into the folder `out`; with `resume` go on where it stopped, if it began.
+
+    A run that goes on keeps its recipe, but for the keys that are `changed`. A run that begins
+    takes its weights and its tokenizer from `origin`, if one is given.
 
     SIGINT finishes the step, saves, and returns a Summary that says so. Raises ConfigError,
     DataError, CheckpointError, StorageError or NonFiniteError, each of one line.
@@ -49,36 +56,57 @@ def train(
     view = view or View()
     folder = RunFolder(out)
     # Before the corpus, which may take minutes, and again once no one else can write here.
-    folder.check(recipe, resume=resume)
+    recipe = folder.check(recipe, resume=resume, changed=changed)
     with view:
-        corpus = prepare_corpus(recipe, view, cache)
-        with opened_run(recipe, corpus, folder, view, resume=resume) as run:
+        tokenizer = _given_tokenizer(recipe, folder, origin)
+        corpus = prepare_corpus(recipe, view, cache, tokenizer)
+        with opened_run(
+            recipe, corpus, folder, view, resume=resume, changed=changed, origin=origin
+        ) as run:
             (summary,) = train_in_turn([run])
             return summary
 
 
-def prepare_corpus(recipe: Recipe, view: View, cache: Path | None = None) -> Corpus:
+def prepare_corpus(
+    recipe: Recipe, view: View, cache: Path | None = None, tokenizer: Tokenizer | None = None
+) -> Corpus:
     """The recipe's corpus, made or found in the cache; names what had to be left out."""
     choose_device(recipe.train.device)
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
-    corpus = prepare(recipe.data, cache or corpus_cache(), view.preparing)
+    corpus = prepare(recipe.data, cache or corpus_cache(), view.preparing, tokenizer)
     _name_skipped(corpus, view.told)
     return corpus
 
 
 @contextmanager
 def opened_run(
-    recipe: Recipe, corpus: Corpus, folder: RunFolder, view: View, *, resume: bool
+    recipe: Recipe,
+    corpus: Corpus,
+    folder: RunFolder,
+    view: View,
+    *,
+    resume: bool,
+    changed: ChangedKeys | None = None,
+    origin: Origin | None = None,
 ) -> Iterator[Run]:
     """A run that stands at its newest checkpoint, its folder claimed; for `train_in_turn`."""
     keep_freed_memory()
     trainer = build_trainer(recipe, corpus)
     with folder.claimed():
-        folder.check(recipe, resume=resume)
-        _begin(trainer, recipe, corpus, folder, view)
+        folder.check(recipe, resume=resume, changed=changed)
+        _begin(trainer, recipe, corpus, folder, view, origin)
         with Run(trainer, recipe, corpus.digest, folder, view) as run:
             yield run
+
+
+def _given_tokenizer(recipe: Recipe, folder: RunFolder, origin: Origin | None) -> Tokenizer | None:
+    """What a tokenizer of kind `given` stands for: the origin's, which the run's folder keeps."""
+    if origin is not None:
+        return origin.tokenizer
+    if isinstance(recipe.data.tokenizer, GivenConfig) and folder.tokenizer.is_dir():
+        return load_tokenizer(folder.tokenizer)
+    return None
 
 
 def _name_skipped(corpus: Corpus, tell: Callable[[str], None]) -> None:
@@ -88,31 +116,76 @@ def _name_skipped(corpus: Corpus, tell: Callable[[str], None]) -> None:
         tell(f"left out {corpus.skipped_count - _NAMED_SKIPS} more")
 
 
-def _begin(trainer: Trainer, recipe: Recipe, corpus: Corpus, folder: RunFolder, view: View) -> None:
+def _begin(
+    trainer: Trainer,
+    recipe: Recipe,
+    corpus: Corpus,
+    folder: RunFolder,
+    view: View,
+    origin: Origin | None,
+) -> None:
     """Bring trainer and folder to the newest checkpoint, or to step 0."""
     checkpoints = folder.checkpoints()
     checkpoints.clean()
     newest = checkpoints.newest()
     if newest is not None:
-        state, meta = checkpoints.attempt(newest, read)
-        if meta.recipe != folder.recipe_digest():
-            raise CheckpointError(
-                f"{newest}: is of another run; remove it, or choose another --out"
-            )
-        if meta.corpus != corpus.digest:
-            raise CheckpointError(
-                f"{newest}: was trained on other text than the recipe's sources hold now; "
-                "bring that text back, or choose another --out"
-            )
-        check_fits(trainer.decoder, state.model, newest / MODEL)
-        trainer.restore(state)
-    elif folder.recorded() is not None:
-        view.told(f"{folder.root} has no checkpoint yet; starting from step 0")
+        _restore(trainer, corpus, folder, newest)
     else:
-        folder.create(recipe, corpus)
+        _start(trainer, recipe, corpus, folder, view, origin)
+    _change(trainer, recipe, folder, view)
     cut(folder.log, trainer.steps_done)
     cut(folder.evaluations, trainer.steps_done)
     now = environment(trainer)
     before = folder.write_environment(now)
     for change in changes(before, now) if before else ():
         view.told(f"not the environment that began this run ({change}): last bits may differ")
+
+
+def _restore(trainer: Trainer, corpus: Corpus, folder: RunFolder, newest: Path) -> None:
+    state, meta = folder.checkpoints().attempt(newest, read)
+    if meta.recipe not in folder.recipe_digests():
+        raise CheckpointError(f"{newest}: is of another run; remove it, or choose another --out")
+    if meta.corpus != corpus.digest:
+        raise CheckpointError(
+            f"{newest}: was trained on other text than the recipe's sources hold now; bring that "
+            f"text back, or begin another run with --from {folder.root} and another --out"
+        )
+    check_fits(trainer.decoder, state.model, newest / MODEL)
+    trainer.restore(state)
+
+
+def _start(
+    trainer: Trainer,
+    recipe: Recipe,
+    corpus: Corpus,
+    folder: RunFolder,
+    view: View,
+    origin: Origin | None,
+) -> None:
+    if folder.recorded() is not None:
+        origin = reopened_origin(folder)
+        view.told(f"{folder.root} has no checkpoint yet; starting from step 0")
+    if origin is not None:
+        origin.begin(trainer.decoder)
+    if folder.recorded() is not None:
+        return
+    record = None if origin is None else origin.record.model_dump()
+    folder.create(recipe, corpus, record)
+
+
+def _change(trainer: Trainer, recipe: Recipe, folder: RunFolder, view: View) -> None:
+    """Record what this start changes, and say it."""
+    done = trainer.steps_done
+    if recipe.train.steps < done:
+        raise ConfigError(
+            f"train.steps={recipe.train.steps} must be {done} or more: {folder.root} has done as "
+            "many; to go back, copy an older checkpoint of it into a folder of its own"
+        )
+    before = folder.recorded()
+    assert before is not None, "a run's folder holds its recipe by now"
+    lines = folder.change(recipe, done)
+    if lines and done:
+        old, new = before.train.learning_rate(done), recipe.train.learning_rate(done + 1)
+        lines.append(f"learning rate: {old:.3g} at step {done}, {new:.3g} at step {done + 1}")
+    for line in lines:
+        view.told(line)

@@ -8,7 +8,14 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from mixtura.config import Config, Tree, read_yaml, with_overrides
-from mixtura.data import BpeConfig, BytesConfig, ByteTokenizer, DataConfig, FileConfig
+from mixtura.data import (
+    BpeConfig,
+    BytesConfig,
+    ByteTokenizer,
+    DataConfig,
+    FileConfig,
+    GivenConfig,
+)
 from mixtura.errors import ConfigError
 from mixtura.models import ModelConfig
 from mixtura.train.config import TrainConfig
@@ -59,13 +66,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe.parse(with_overrides(read_yaml(path), overrides), str(path))
 
 
-def first_difference(ours: Recipe, theirs: Recipe) -> tuple[str, Any, Any] | None:
-    """The first key, dotted, whose values differ, with both; None where the recipes are equal."""
+def differences(ours: Recipe, theirs: Recipe) -> Iterator[tuple[str, Any, Any]]:
+    """Each dotted key whose values differ, with both; None for a key that one of them lacks."""
     left, right = dict(_leaves(ours.tree())), dict(_leaves(theirs.tree()))
-    for key in [*left, *right]:
+    for key in dict.fromkeys([*left, *right]):
         if left.get(key) != right.get(key):
-            return key, left.get(key), right.get(key)
-    return None
+            yield key, left.get(key), right.get(key)
 
 
 def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -94,3 +100,5 @@ def _vocabulary(data: DataConfig) -> int:
         case FileConfig() as file:
             # A tokenizer from a file needs no text to train on.
             return file.build(lambda _: ()).vocabulary
+        case GivenConfig() as given:
+            return given.vocabulary

@@ -2,6 +2,8 @@
 
 recipe.yaml      the full recipe; written last, so a folder that has it is complete
 shape.json       the model's config and its counts
+changes.jsonl    one object a change of the recipe, where the run went on with one
+origin.json      the model that the first weights came from, where there was one
 environment.json versions, threads, device, each MoE layer's products; of the latest start
 corpus.json      what the run trained on
 tokenizer/       all that turns text into the run's tokens and back
@@ -25,11 +27,12 @@ from typing import Any
 from mixtura.data import Corpus
 from mixtura.errors import CheckpointError, ConfigError, StorageError
 from mixtura.files import atomic_text
+from mixtura.train.changes import Change, ChangedKeys, ChangeLog, is_changeable
 from mixtura.train.checkpoint import Checkpoints
-from mixtura.train.recipe import Recipe, first_difference, load_recipe
+from mixtura.train.recipe import Recipe, differences, load_recipe
 
 # All that a start which was killed before it wrote recipe.yaml can have left.
-_WRITTEN_FIRST = {"tokenizer", "shape.json", "corpus.json"}
+_WRITTEN_FIRST = {"tokenizer", "origin.json", "shape.json", "corpus.json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,14 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.root / "recipe.yaml"
+
+    @property
+    def changes(self) -> ChangeLog:
+        return ChangeLog(self.root / "changes.jsonl")
+
+    @property
+    def origin(self) -> Path:
+        return self.root / "origin.json"
 
     @property
     def environment(self) -> Path:
@@ -84,27 +95,86 @@ class RunFolder:
         """Of the file: it stays the same when a later version adds keys."""
         return hashlib.sha256(self.recipe.read_bytes()).hexdigest()
 
-    def check(self, recipe: Recipe, *, resume: bool) -> None:
-        """Raises where this run must not be written here, naming the reason and the remedy."""
+    def recipe_digests(self) -> set[str]:
+        """Of the recipe, and of all that it was before the run's changes."""
+        now = self.recipe_digest()
+        return {now, *(change.before for change in self.changes.leading_to(now))}
+
+    def check(self, recipe: Recipe, *, resume: bool, changed: ChangedKeys | None = None) -> Recipe:
+        """The recipe to train here: `recipe`, or that of the run which is here and goes on.
+
+        A run keeps its recipe, but for the keys that are `changed`. Raises where this run must not
+        be written here, naming the reason and the remedy.
+        """
         if not self.root.exists():
-            return
+            return recipe
         if not self.root.is_dir():
             raise StorageError(f"{self.root}: is a file, not a folder; choose another --out")
         recorded = self.recorded()
         if recorded is None:
             self._refuse_foreign_files()
-            return
-        difference = first_difference(recipe, recorded)
-        if difference is not None:
-            key, ours, theirs = difference
-            raise CheckpointError(
-                f"{self.root}: already holds a different run: {key} is {theirs!r} there and "
-                f"{ours!r} here; choose another --out, or resume with the recipe as it was"
-            )
+            return recipe
+        wanted = (changed or ChangedKeys()) if resume else ChangedKeys()
+        self._refuse_differences(recipe, recorded, wanted)
         if not resume:
             raise CheckpointError(
                 f"{self.root}: already holds this run; go on with --resume, or choose another --out"
             )
+        return wanted.applied(recorded, recipe)
+
+    def _refuse_differences(self, recipe: Recipe, recorded: Recipe, wanted: ChangedKeys) -> None:
+        """A key may be as in the run, as it was before a change, or changeable and wanted."""
+        before = [
+            Recipe.parse(change.recipe, str(self.changes.path))
+            for change in self.changes.leading_to(self.recipe_digest())
+        ]
+        for key, ours, theirs in differences(recipe, recorded):
+            if key in wanted and is_changeable(key):
+                continue
+            if any(key not in {one for one, _, _ in differences(recipe, old)} for old in before):
+                continue
+            raise CheckpointError(
+                f"{self.root}: already holds a different run: {key} is {theirs!r} there and "
+                f"{ours!r} here; {self._remedy(key, ours, wanted)}"
+            )
+
+    def _remedy(self, key: str, ours: Any, wanted: ChangedKeys) -> str:
+        if key in wanted:
+            return (
+                f"a run that goes on cannot change it; begin another one with --from {self.root} "
+                "and another --out"
+            )
+        if is_changeable(key):
+            return (
+                "choose another --out, resume with the recipe as it was, or change it with "
+                f"--resume --set {key}={json.dumps(ours)}"
+            )
+        return "choose another --out, or resume with the recipe as it was"
+
+    def change(self, recipe: Recipe, step: int) -> list[str]:
+        """Go on with `recipe` after `step` steps; gives what changed, a line each."""
+        recorded = self.recorded()
+        assert recorded is not None, "a run goes on"
+        changed = {key: (old, new) for key, new, old in differences(recipe, recorded)}
+        if not changed:
+            return []
+        text = recipe.to_yaml()
+        # Before the recipe: a record without its recipe leads nowhere, and is passed over.
+        self.changes.append(
+            Change(
+                step=step,
+                changed=changed,
+                before=self.recipe_digest(),
+                after=hashlib.sha256(text.encode("utf-8")).hexdigest(),
+                recipe=recorded.tree(),
+            )
+        )
+        atomic_text(self.recipe, text)
+        # It was of the run as it stood complete.
+        self.summary.unlink(missing_ok=True)
+        return [
+            f"{key}: {old} -> {new}, from step {step + 1}" for key, (old, new) in changed.items()
+        ]
 
     def _refuse_foreign_files(self) -> None:
         names = sorted(entry.name for entry in self.root.iterdir())
@@ -138,9 +208,14 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
-    def create(self, recipe: Recipe, corpus: Corpus) -> None:
-        """Write what stays the same throughout the run."""
+    def create(self, recipe: Recipe, corpus: Corpus, origin: dict[str, Any] | None = None) -> None:
+        """Write what a run has from its beginning on; `origin`: where its weights came from."""
         corpus.tokenizer.save(self.tokenizer)
+        if origin is None:
+            # Left by a start that was killed.
+            self.origin.unlink(missing_ok=True)
+        else:
+            self._write_json(self.origin.name, origin)
         self._write_json("shape.json", _shape(recipe))
         self._write_json("corpus.json", _corpus(corpus))
         atomic_text(self.recipe, recipe.to_yaml())

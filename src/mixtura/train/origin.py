@@ -1,0 +1,173 @@
+"""The model that a run takes its first weights, its shape and its tokenizer from."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixtura.config import Config, Tree
+from mixtura.data import GivenConfig, Tokenizer
+from mixtura.errors import CheckpointError, ConfigError
+from mixtura.interop.hf_folder import read_json
+from mixtura.models import LanguageModel
+from mixtura.train.checkpoint import check_fits
+from mixtura.train.opening import OpenModel, open_model
+from mixtura.train.recipe import Recipe, differences
+from mixtura.train.run_folder import RunFolder
+
+# These say how a model is trained: its weights and what it computes from them stay the same.
+_OF_TRAINING = ("model.moe.balance.", "model.moe.capacity.", "model.moe.backend")
+
+
+class OriginRecord(Config):
+    """The content of a run's origin.json."""
+
+    model: str
+    """as it was named"""
+    step: int | None
+    """of a run: its checkpoint's"""
+    digest: str
+    """SHA-256 of the weights' names and values, in fp32"""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Weights to begin with, and the tokenizer that they know."""
+
+    name: str
+    step: int | None
+    decoder: LanguageModel
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, model: str) -> "Origin":
+        """Any model but a packed one. Raises as `open_model` does."""
+        found: OpenModel = open_model(model)
+        if found.packed is not None:
+            raise CheckpointError(
+                f"{model}: is packed, and rounded weights are a poor start for training; begin "
+                "with the model that it was packed from"
+            )
+        return cls(model, found.step, found.decoder, found.tokenizer)
+
+    def begin(self, decoder: LanguageModel) -> None:
+        """Copy the weights into a model of the same shape, in its own dtype."""
+        weights = self.decoder.state_dict()
+        check_fits(decoder, weights, Path(self.name))
+        decoder.load_state_dict(weights)
+
+    @cached_property
+    def record(self) -> OriginRecord:
+        return OriginRecord(
+            model=self.name, step=self.step, digest=_digest(self.decoder.state_dict())
+        )
+
+    def recipe(self, tree: Mapping[str, Any], place: str) -> Recipe:
+        """The recipe of `tree`, with the model's own shape and tokenizer where it names none.
+
+        Raises ConfigError where it names another model or another tokenizer.
+        """
+        own = self.decoder.config.model_dump(mode="json")
+        given = tree.get("model")
+        named = {"vocabulary": own["vocabulary"], **given} if isinstance(given, Mapping) else own
+        tokenizer = GivenConfig.of(self.tokenizer).model_dump(mode="json")
+        parsed = Recipe.parse(_filled(tree, named, tokenizer), place)
+        self._refuse_another_model(parsed, place)
+        return parsed
+
+    def _refuse_another_model(self, recipe: Recipe, place: str) -> None:
+        own = recipe.model_copy(update={"model": self.decoder.config})
+        for key, ours, theirs in differences(recipe, own):
+            if not key.startswith(_OF_TRAINING):
+                raise ConfigError(
+                    f"{place}: {key} is {ours!r}, and {theirs!r} in {self.name}; leave the section "
+                    "'model' out to take that model's own"
+                )
+
+
+def recipe_and_origin(
+    tree: Mapping[str, Any], folder: RunFolder, model: str | None, *, resume: bool, place: str
+) -> tuple[Recipe, Origin | None]:
+    """What to train, and what to begin with; `model` is named, or None for weights that are drawn.
+
+    A run that goes on has its own weights: of its origin only the record is read.
+    """
+    recorded = folder.recorded() if resume else None
+    record = None if recorded is None else recorded_origin(folder)
+    if recorded is not None and record is not None:
+        if model not in (None, record.model):
+            raise CheckpointError(
+                f"{folder.root}: began with {record.model}, not with {model}; leave --from out to "
+                "go on, or choose another --out"
+            )
+        return _resumed(tree, recorded, place), None
+    if model is None:
+        return Recipe.parse(tree, place), None
+    if recorded is not None:
+        raise CheckpointError(
+            f"{folder.root}: began with weights of its own, not with {model}; leave --from out to "
+            "go on, or choose another --out"
+        )
+    origin = Origin.open(model)
+    return origin.recipe(tree, place), origin
+
+
+def recorded_origin(folder: RunFolder) -> OriginRecord | None:
+    """What the run there began with; None where it drew its weights. Raises CheckpointError."""
+    if not folder.origin.exists():
+        return None
+    try:
+        return OriginRecord.parse(read_json(folder.origin, "an origin"), str(folder.origin))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def reopened_origin(folder: RunFolder) -> Origin | None:
+    """The origin of a run that was stopped before its first checkpoint. Raises CheckpointError."""
+    record = recorded_origin(folder)
+    if record is None:
+        return None
+    origin = Origin.open(record.model)
+    if origin.record != record:
+        raise CheckpointError(
+            f"{folder.root}: began with other weights than {record.model} holds now; choose "
+            "another --out"
+        )
+    return origin
+
+
+def _resumed(tree: Mapping[str, Any], recorded: Recipe, place: str) -> Recipe:
+    """The recipe of `tree`, with what the origin gave where `tree` names none."""
+    run = recorded.tree()
+    model = tree.get("model", run["model"])
+    if isinstance(model, Mapping):
+        model = {"vocabulary": run["model"]["vocabulary"], **model}
+    return Recipe.parse(_filled(tree, model, run["data"]["tokenizer"]), place)
+
+
+def _filled(tree: Mapping[str, Any], model: Any, tokenizer: Tree) -> Tree:
+    data = tree.get("data") or {}
+    if not isinstance(data, Mapping):
+        # Recipe.parse says what is wrong with it.
+        return {**tree, "model": model}
+    if "tokenizer" in data and data["tokenizer"] != tokenizer:
+        raise ConfigError(
+            f"data.tokenizer={data['tokenizer']!r:.60}: a model goes on with its own tokenizer, "
+            "whose tokens its weights stand for; leave data.tokenizer out"
+        )
+    return {**tree, "model": model, "data": {**data, "tokenizer": tokenizer}}
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(
+            weights[name].detach().float().contiguous().view(-1).view(torch.uint8).numpy()
+        )
+    return digest.hexdigest()

@@ -61,7 +61,8 @@ def test_a_run_goes_on_with_more_steps_and_begins_another(
     )
     assert more.returncode == 0, more.stderr
     assert "train.steps: 4 -> 6, from step 5" in more.stderr
-    wider = mixtura("train", tiny_recipe, "--out", "run", "--resume", "--set=train.batch=2")
+    now = [arguments[1], "--set=train.steps=6"]
+    wider = mixtura("train", tiny_recipe, "--out", "run", *now, "--resume", "--set=train.batch=2")
     assert wider.returncode == 2
     assert "train.batch is 8 there and 2 here" in wider.stderr
     begun = mixtura("train", tiny_recipe, "--from", "run", "--out", "second", *arguments, "--json")

@@ -81,7 +81,7 @@ def test_a_change_is_recorded_and_kept_without_naming_it_again(
 
 
 def test_a_change_in_the_middle_equals_the_same_steps_at_once(
-    make_recipe, go_on: GoOn, cache: Path, tmp_path: Path
+    make_recipe, cache: Path, tmp_path: Path
 ) -> None:
     # A constant rate: 6 steps and then 12 are the 12 steps of one run.
     constant = "train.schedule={kind: constant}"

@@ -63,7 +63,7 @@ def test_a_run_with_an_origin_resumes_without_it(
     shutil.rmtree(copy)
     assert begun(other_text, None, out, cache, resume=True).steps == 12
     assert begun(other_text, str(copy), out, cache, resume=True).steps == 12
-    with pytest.raises(CheckpointError, match="began with .*copy, not with another"):
+    with pytest.raises(CheckpointError, match=r"began with .*copy, not with another"):
         begun(other_text, "another", out, cache, resume=True)
 
 

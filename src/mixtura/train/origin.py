@@ -167,7 +167,6 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(
-            weights[name].detach().float().contiguous().view(-1).view(torch.uint8).numpy()
-        )
+        values = weights[name].detach().float().contiguous()
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

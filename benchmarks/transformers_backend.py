@@ -137,12 +137,13 @@ def prefill(tokens: int) -> Prepare:
 def decode(model: OlmoeForCausalLM, sequences: int) -> Prepare:
     """One new token for each sequence, after CONTEXT tokens."""
     cache = DynamicCache(config=model.config)
-    model(torch.randint(VOCABULARY, (sequences, CONTEXT)), past_key_values=cache)
+    # By place, as transformers 5.24 gave the argument another name.
+    model(torch.randint(VOCABULARY, (sequences, CONTEXT)), None, None, cache)
 
     def prepare(model: OlmoeForCausalLM) -> Callable[[], object]:
         cache.crop(CONTEXT - cache.get_seq_length())
         ids = torch.randint(VOCABULARY, (sequences, 1))
-        return lambda: model(ids, past_key_values=cache)
+        return lambda: model(ids, None, None, cache)
 
     return prepare
 

@@ -74,11 +74,12 @@ class TransformersBf16:
     def decode(self, variant: str, prompts_S: list[list[int]], steps: int) -> float:
         self._model.set_experts_implementation(variant)
         cache = DynamicCache(config=self._model.config)
-        self._model(torch.tensor(prompts_S), past_key_values=cache, logits_to_keep=1)
+        # By place, as transformers 5.24 gave the argument another name.
+        self._model(torch.tensor(prompts_S), None, None, cache, logits_to_keep=1)
         ids = torch.randint(1, self._shape.vocabulary, (steps, len(prompts_S), 1))
         began = time.perf_counter()
         for step in range(steps):
-            self._model(ids[step], past_key_values=cache).logits[:, -1].argmax(-1).tolist()
+            self._model(ids[step], None, None, cache).logits[:, -1].argmax(-1).tolist()
         return time.perf_counter() - began
 
 

@@ -79,7 +79,8 @@ def by_transformers(model: Any) -> Read:
 
     def read(tokens: Sequence[int]) -> Tensor:
         with torch.inference_mode():
-            output = model(torch.tensor([tokens]), past_key_values=kept[0], use_cache=True)
+            # By place, as transformers 5.24 gave the argument another name.
+            output = model(torch.tensor([tokens]), None, None, kept[0], use_cache=True)
         kept[0] = output.past_key_values
         return output.logits[0, -1].float()
 

@@ -5,7 +5,7 @@ T tokens, E experts, K experts per token, B sequences of S tokens.
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,10 +21,11 @@ from transformers import (
     SwitchTransformersForConditionalGeneration,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils.output_capturing import OutputRecorder
 
 from mixtura.errors import ConfigError
 from mixtura.interop.transformers.observe import observe_routing
-from mixtura.interop.transformers.routers import REFUSED
+from mixtura.interop.transformers.routers import REFUSED, FoundRouter
 from mixtura.interop.transformers.scores import score_behind
 from mixtura.moe.load import load
 from mixtura.moe.routing import Routing
@@ -366,8 +367,39 @@ def test_a_dense_model_has_nothing_to_observe() -> None:
 
 def test_a_model_that_cannot_be_read_is_refused_by_name() -> None:
     model = AutoModelForCausalLM.from_config(tiny_config("jetmoe"))
-    with pytest.raises(ConfigError, match="JetMoeAttention cannot be observed"):
+    with pytest.raises(ConfigError, match="JetMoeTopKGating cannot be observed"):
         observe_routing(model, lambda *_: None)
+
+
+def test_a_router_of_unknown_outputs_is_refused_with_them() -> None:
+    # Rows sorted by expert, as JetMoE's router gives them: 3 tokens, 4 experts, top-2, 6 rows.
+    router = FoundRouter(0, "layers.0.gate", "NewRouter", nn.Identity(), tiny_mixtral(), 1)
+    row_N, logits_TE = torch.arange(6), torch.zeros(3, 4)
+    with pytest.raises(
+        ConfigError,
+        match=r"layers\.0\.gate: NewRouter cannot be observed, as it gives \(int64 \(6,\), "
+        r"float32 \(3, 4\), list\)",
+    ):
+        router.read((row_N, logits_TE, [2, 2, 1, 1]))
+    # Weights alone, without the numbers of the chosen experts.
+    with pytest.raises(ConfigError, match="without expert numbers"):
+        router.read((logits_TE[:, :2], logits_TE))
+
+
+class OneGate(PreTrainedModel):
+    """A model whose one router lies in no list of blocks."""
+
+    config_class = MixtralConfig
+    _can_record_outputs: ClassVar = {"router_logits": OutputRecorder(nn.Linear)}
+
+    def __init__(self) -> None:
+        super().__init__(MixtralConfig())
+        self.gate = nn.Linear(4, 4)
+
+
+def test_a_router_outside_a_list_of_blocks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="router gate: lies in no list of blocks"):
+        observe_routing(OneGate(), lambda *_: None)
 
 
 def test_a_single_renormalised_weight_tells_nothing() -> None:

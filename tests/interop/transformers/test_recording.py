@@ -47,7 +47,8 @@ def test_a_prompt_with_padding_and_a_generated_token(tmp_path: Path) -> None:
             recorder.begin(2)
             prompt = model(tokens_BS[:, :5], attention_mask=valid_BS[:, :5], use_cache=True)
             recorder.end_pass(tokens_BS[:, :5], valid_BS[:, :5])
-            model(tokens_BS[:, 5:], attention_mask=valid_BS, past_key_values=prompt.past_key_values)
+            # By place, as transformers 5.24 gave the argument another name.
+            model(tokens_BS[:, 5:], valid_BS, None, prompt.past_key_values)
             recorder.end_pass(tokens_BS[:, 5:])
     with observe_routing(model, lambda _, routing: routings.append(routing)):
         model(tokens_BS, attention_mask=valid_BS)

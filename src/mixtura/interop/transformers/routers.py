@@ -61,16 +61,27 @@ class FoundRouter:
 
 
 def read_choices(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
-    """(logits_TE, weight_TK, chosen_TK), in any order."""
-    logits_TE = outputs[router.logits_at]
+    """(logits_TE, weight_TK, chosen_TK), in any order. Raises ConfigError for other outputs."""
     rest = [
         out for at, out in enumerate(outputs) if at != router.logits_at and isinstance(out, Tensor)
     ]
-    chosen_TK = next(out for out in rest if not out.is_floating_point() and out.dim() == 2)
-    weight_TK = next(
-        out for out in rest if out.is_floating_point() and out.shape == chosen_TK.shape
+    for chosen_TK in rest:
+        if chosen_TK.is_floating_point() or chosen_TK.dim() != 2:
+            continue
+        for weight_TK in rest:
+            if weight_TK.is_floating_point() and weight_TK.shape == chosen_TK.shape:
+                return Decision(outputs[router.logits_at], chosen_TK.long(), weight_TK)
+    given = ", ".join(_named(out) for out in outputs)
+    raise ConfigError(
+        f"router {router.name}: {router.kind} cannot be observed, as it gives ({given}), without "
+        "expert numbers and weights of one shape (tokens, top_k)"
     )
-    return Decision(logits_TE, chosen_TK.long(), weight_TK)
+
+
+def _named(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"{str(output.dtype).removeprefix('torch.')} {tuple(output.shape)}"
+    return type(output).__name__
 
 
 def _read_hash(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
@@ -107,7 +118,7 @@ LOGITS_ALONE = frozenset({"DbrxRouter"})
 UNNAMED = frozenset({"DeepseekV4HashRouter"})
 REFUSED: Mapping[str, str] = {
     "DogeCDMoE": "it chooses by product keys, and has no probability for each expert",
-    "JetMoeAttention": "its attention is routed as well, and its rows come sorted by expert",
+    "JetMoeTopKGating": "its attention is routed as well, and its rows come sorted by expert",
     "NllbMoeTop2Router": "it does not tell which second expert it chose",
     "ZayaRouter": "it hides which tokens chose to skip the layer",
     "Ernie4_5_VLMoeMoeBlock": "text and images have routers of their own, on parts of a sequence",
@@ -197,10 +208,13 @@ def _numbered(modules: Mapping[str, nn.Module], found: list[FoundRouter]) -> Ite
     total = 0
     for router in found:
         parts = router.name.split(".")
-        at = next(at for at, part in enumerate(parts) if part.isdigit())
+        at = next((at for at, part in enumerate(parts) if part.isdigit()), len(parts))
         stack = ".".join(parts[:at])
         blocks = modules[stack]
-        assert isinstance(blocks, nn.ModuleList)
+        if not isinstance(blocks, nn.ModuleList):
+            raise ConfigError(
+                f"router {router.name}: lies in no list of blocks, so its layer has no number"
+            )
         if stack not in offsets:
             offsets[stack] = total
             total += len(blocks)

@@ -6,10 +6,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+TOOLS := build/tools
+define NEW_ENOUGH
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "mixtura needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.12 ..." >&2; \
+	  exit 1; }
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow sanitize lint format types imports docs check clean
+.PHONY: help setup demo test test-slow sanitize lint format types imports docs check lock clean FORCE
 
 help:  ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,19 +58,29 @@ check: lint types imports docs test  ## Everything that CI checks
 
 setup: $(READY)  ## Set up .venv without running anything
 
-# The stamp is older than these after an edit of one, and then this runs again.
+# The stamp is older than these after an edit of one, and then this runs again, as it does where
+# PyTorch is asked for from another index than before.
+ifneq ($(TORCH_INDEX),)
+ifneq ($(TORCH_INDEX),$(shell cat $(VENV)/torch-index 2>/dev/null))
+$(READY): FORCE
+endif
+endif
+FORCE:
+
 $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "mixtura needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.12 ..." >&2; \
-	  exit 1; }
-	@echo "Setting up $(VENV), once. PyTorch and the tools are downloaded: a few minutes."
-	@$(PYTHON) -m venv $(VENV)
-	@echo "  1/2 PyTorch (the largest download)"
-	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' constraints.txt)
-	@echo "  2/2 Mixtura, what it needs, and the tools of its tests"
-	@$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@$(NEW_ENOUGH)
+	@$(PYTHON) tools/set_up.py $(VENV) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 	@touch $@
-	@echo "Ready."
+
+$(TOOLS)/ready: constraints.txt
+	@$(NEW_ENOUGH)
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install -q --disable-pip-version-check \
+	  --constraint constraints.txt uv auditwheel cibuildwheel
+	@touch $@
+
+lock: $(TOOLS)/ready  ## Renew the lock; TORCH=VERSION moves PyTorch too
+	@$(TOOLS)/bin/python tools/lock.py $(TOOLS)/bin/uv $(if $(TORCH),--torch $(TORCH))
 
 clean:  ## Remove .venv, the built documentation and caches; runs and corpora stay
 	rm -rf $(VENV) site .hypothesis .pytest_cache .ruff_cache .import_linter_cache

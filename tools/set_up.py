@@ -1,0 +1,145 @@
+"""Set up a virtual environment with Mixtura, at the versions of a lock: what `make` runs first.
+
+Only Python's own library is imported, as nothing is installed yet. Where a set-up failed or was
+stopped, the next one goes on; an environment that was left half-installed is made afresh.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from progress import Step
+
+REPOSITORY = Path(__file__).parents[1]
+LOCK = REPOSITORY / "constraints.txt"
+LAST_LINES = 15
+
+
+class SetUpError(Exception):
+    """What stopped the set-up, in words for the user."""
+
+
+def pins(lock: Path) -> dict[str, str]:
+    """The version of each package in a lock, by normalised name; markers are left out."""
+    text = lock.read_text(encoding="utf-8")
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
+    return {normalised(name): version for name, version in found}
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def set_up(
+    venv: Path,
+    lock: Path = LOCK,
+    *,
+    torch_index: str = "",
+    extra: str = "dev",
+    build_dir: Path | None = None,
+) -> None:
+    """Bring `venv` to the versions of `lock`, with PyTorch from `torch_index` where one is given.
+
+    Raises SetUpError.
+    """
+    versions = pins(lock)
+    log, torn = venv / "set-up.log", venv / "torn"
+    if torn.exists():
+        print(f"{venv} was left half-installed: it is made afresh.")
+        shutil.rmtree(venv)
+    log.unlink(missing_ok=True)
+    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    with_lock = ["--constraint", str(lock)]
+    try:
+        with Step(1, 3, f"{venv} and pip {versions['pip']}") as step:
+            if not python.exists():
+                venv.mkdir(parents=True, exist_ok=True)
+                torn.touch()
+                subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+                torn.touch()
+            step.run_pip(python, ["install", *with_lock, "pip"], log, torn)
+        with Step(2, 3, f"PyTorch {versions['torch']}") as step:
+            if another_build(venv, torch_index):
+                step.run_pip(python, ["uninstall", "--yes", "torch"], log, torn)
+            # Such an index may have other versions of what PyTorch needs; step 3 mends them.
+            of_index = ["--index-url", torch_index] if torch_index else with_lock
+            torch = f"torch=={versions['torch']}"
+            step.run_pip(python, ["install", *RAW, *of_index, torch], log, torn)
+            (venv / "torch-index").write_text(torch_index, encoding="utf-8")
+        with Step(3, 3, "Mixtura, what it needs, and its tools") as step:
+            build = ["--build-constraint", str(lock)]
+            if build_dir is not None:
+                build += ["--config-settings", f"build-dir={build_dir}"]
+            what = ["--editable", f"{REPOSITORY}[{extra}]"]
+            step.run_pip(python, ["install", "-v", *RAW, *with_lock, *build, *what], log, torn)
+        check(python, versions)
+    except subprocess.CalledProcessError as error:
+        raise SetUpError(explanation(error, log)) from error
+
+
+RAW = ["--progress-bar", "raw"]
+
+
+def another_build(venv: Path, torch_index: str) -> bool:
+    """Whether PyTorch is there, and from another index than the one that is given now."""
+    recorded = venv / "torch-index"
+    if not torch_index or not recorded.exists():
+        return False
+    return recorded.read_text(encoding="utf-8") != torch_index
+
+
+def check(python: Path, versions: Mapping[str, str]) -> None:
+    """Raises SetUpError where an installed version is not the lock's."""
+    freeze = subprocess.run(
+        [str(python), "-m", "pip", "freeze", "--all"], check=True, capture_output=True, text=True
+    )
+    wrong = []
+    for name, version in re.findall(r"^([\w.-]+)==([^\s+]+)", freeze.stdout, re.MULTILINE):
+        if versions.get(normalised(name), version) != version:
+            wrong.append(f"{name} {version} instead of {versions[normalised(name)]}")
+    if wrong:
+        raise SetUpError(f"installed versions are not the lock's: {', '.join(wrong)}")
+
+
+def explanation(error: subprocess.CalledProcessError, log: Path) -> str:
+    """What pip said last, and where the rest stands."""
+    if not log.exists():
+        return f"{' '.join(error.cmd)} failed with exit status {error.returncode}"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = [line for line in lines if line.strip() and not line.startswith("Progress ")]
+    errors = [line for line in said if line.startswith("ERROR")] or said
+    return "\n".join([*errors[-LAST_LINES:], f"pip stopped; all that it said is in {log}"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("venv", type=Path)
+    parser.add_argument("--torch-index", default="", metavar="URL")
+    given = parser.parse_args()
+    began = time.monotonic()
+    try:
+        set_up(given.venv, torch_index=given.torch_index)
+    except SetUpError as error:
+        print(f"{error}\nThe next `make` goes on from here.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The next `make` goes on from here.", file=sys.stderr)
+        return 130
+    kernels = list(given.venv.glob("lib/python*/site-packages/mixtura/kernels/_native*"))
+    if not kernels:
+        print(
+            "Without the compiled CPU kernels, as CMake or a C++20 compiler failed: PyTorch's serve, "
+            f"and packed weights are slow. {given.venv / 'set-up.log'} has what the compiler said."
+        )
+    print(f"Ready, after {time.monotonic() - began:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from math import prod
 from pathlib import Path
 
@@ -50,13 +51,11 @@ class Patchwork:
         shift = parts[0].offset % mmap.PAGESIZE
         region = mmap.mmap(-1, shift + size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         base = ctypes.addressof(ctypes.c_char.from_buffer(region))
-        files = {part.file: os.open(part.file, os.O_RDONLY) for part in parts}
-        try:
-            for part in parts:
-                self._place(region, base, shift + part.at, part, files[part.file])
-        finally:
-            for descriptor in files.values():
-                os.close(descriptor)
+        # One descriptor at a time: a checkpoint has hundreds of shards, a process 1,024 descriptors.
+        for file, own in groupby(parts, lambda part: part.file):
+            with file.open("rb") as opened:
+                for part in own:
+                    self._place(region, base, shift + part.at, part, opened.fileno())
         whole = torch.frombuffer(region, dtype=torch.uint8, offset=shift, count=size)
         return whole.view(dtype).view(shape)
 

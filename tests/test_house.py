@@ -17,7 +17,10 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "src" / "mixtura"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-WITHOUT_TORCH = ["config", "errors", "files", "shapes", "trace", "plan", "cli"]
+WITHOUT_TORCH = [
+    *("config", "errors", "files", "json_reader", "regular_files", "terminal_text", "yaml_reader"),
+    *("shapes", "trace", "plan", "cli"),
+]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

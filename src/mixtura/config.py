@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mixtura import yaml_reader
 from mixtura.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -30,14 +30,9 @@ class Config(BaseModel):
 def read_yaml(path: Path) -> Tree:
     """The mapping in a YAML file. Raises ConfigError if it is absent, malformed or no mapping."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml_reader.read_yaml(path, ConfigError)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a YAML recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text ({error})") from error
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not valid YAML: {problem}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, found {tree!r:.60}")
     return tree
@@ -66,11 +61,7 @@ def _copied(tree: Mapping[str, Any]) -> Tree:
 
 
 def _scalar(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"--set value {text!r} is not valid YAML: {problem}") from error
+    value = yaml_reader.parse_yaml(text, f"--set value {text!r:.80}", ConfigError)
     # YAML 1.1 reads 3e-4 (no dot) as a string.
     if isinstance(value, str):
         try:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixtura.errors import DataError
-from mixtura.insight.curves import Curves, reached, read_lines, running_mean
+from mixtura.insight.curves import Curves, reached, running_mean
 
 
 def line(step: int, **more: object) -> str:
@@ -44,8 +44,8 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(line(1) + "{oops\n" + line(3))
-    with pytest.raises(DataError, match=r"log\.jsonl: line 2 is no JSON object"):
-        list(read_lines(path))
+    with pytest.raises(DataError, match=r"log\.jsonl: line 2: is not JSON"):
+        Curves.read(tmp_path)
 
 
 def test_layers_may_have_different_numbers_of_experts(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_overrides(make_recipe, tmp_path: Path) -> None:
         ("train.betas=[0.9, 1.0]", r"betas=\[0.9, 1.0\] must each lie in 0..1"),
         ("train.keep=0", "train.keep: .*greater than or equal to 1 .given 0."),
         ("data.heldout=2", "data.heldout: .*less than or equal to 0.5 .given 2."),
-        ("data.tokenizer={kind: file, path: /none}", "/none: cannot be read as a tokenizer"),
+        ("data.tokenizer={kind: file, path: /none}", "/none: no such file; give a tokenizer"),
     ],
 )
 def test_bad_values_name_themselves_and_the_bound(tree: Tree, override: str, message: str) -> None:

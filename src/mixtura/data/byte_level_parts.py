@@ -1,6 +1,5 @@
 """A byte-level tokenizer taken apart: its tokens, its merges, and how it cuts text before them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from tokenizers import Tokenizer as Backend
 from mixtura.data.byte_level import SPLITTINGS, pre_tokenizer_of
 from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer
 from mixtura.errors import DataError
+from mixtura.json_reader import parse_object
 
 # What the known ways of cutting differ in: contractions in either case, runs of digits of several
 # scripts, spaces and line ends of all kinds, signs beside letters, scripts without spaces.
@@ -39,7 +39,7 @@ class ByteLevelParts:
 def byte_level_parts(tokenizer: CheckpointTokenizer) -> ByteLevelParts:
     """Raises DataError for one that is no byte-level BPE, or that cuts text in a nameless way."""
     text = tokenizer.to_json()
-    tree = json.loads(text)
+    tree = parse_object(text, "the tokenizer", DataError)
     model = tree["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback") or not _has_byte_level(tree):
         raise DataError(

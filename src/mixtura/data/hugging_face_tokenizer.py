@@ -1,17 +1,18 @@
 """The tokenizer of a Hugging Face folder: tokenizer.json, and what is said of its tokens beside."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from mixtura import regular_files
 from mixtura.data.checkpoint_tokenizer import (
     HF_CONFIG,
     HF_TEMPLATE,
     CheckpointTokenizer,
     TokenFacts,
 )
-from mixtura.data.subwords import FILE
+from mixtura.data.subwords import FILE, MOST_BYTES
 from mixtura.errors import ConfigError, DataError
+from mixtura.json_reader import read_object
 
 _GENERATION = "generation_config.json"
 _MODEL = "config.json"
@@ -58,22 +59,17 @@ def chat_template_of(folder: Path) -> str | None:
 def read_text(path: Path) -> str:
     """Raises DataError."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from error
+        return regular_files.read_text(path, DataError, MOST_BYTES)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; the folder needs it") from None
 
 
 def _object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no file."""
-    if not path.exists():
-        return {}
     try:
-        tree = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(tree, dict):
-        raise DataError(f"{path}: expected an object, found {tree!r:.60}")
-    return tree
+        return read_object(path, DataError)
+    except FileNotFoundError:
+        return {}
 
 
 def _names(config: dict[str, Any]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """A tokenizer from the folder where it was saved."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mixtura.data.hugging_face_tokenizer import (
 from mixtura.data.subwords import FILE, FileConfig
 from mixtura.data.tokenizers import DESCRIPTION, ByteTokenizer, Tokenizer
 from mixtura.errors import ConfigError, DataError
+from mixtura.json_reader import read_object
 
 
 class _Description(Config):
@@ -32,12 +32,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         if not (folder / FILE).is_file():
             raise DataError(f"{folder}: no tokenizer; expected {DESCRIPTION} or {FILE}")
         return hugging_face_tokenizer(folder)
+    tree = read_object(path, DataError)
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(tree, dict) and tree.get("kind") == "checkpoint":
+        if tree.get("kind") == "checkpoint":
             return _checkpoint_tokenizer(folder, tree)
         described = _Description.parse(tree, str(path))
-    except (OSError, TypeError, json.JSONDecodeError, UnicodeDecodeError, ConfigError) as error:
+    except ConfigError as error:
         raise DataError(f"{path}: not the description of a tokenizer ({error})") from error
     if described.kind == "bytes":
         return ByteTokenizer()

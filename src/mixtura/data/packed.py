@@ -10,7 +10,6 @@ Per side (train, heldout), little-endian, one entry a token unless said otherwis
 Beside them stand meta.json and the tokenizer.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from mixtura.data.loading import load_tokenizer
 from mixtura.data.split import SIDES, Side
 from mixtura.data.tokenizers import Tokenizer
 from mixtura.errors import ConfigError, DataError
+from mixtura.json_reader import read_object
 
 FORMAT = 1
 META = "meta.json"
@@ -113,14 +113,9 @@ def token_dtype(vocabulary: int) -> np.dtype[np.unsignedinteger]:
 def _read_meta(folder: Path) -> CorpusMeta:
     path = folder / META
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{path}: expected an object, found {tree!r:.60}")
-        return CorpusMeta.parse(tree, str(path))
+        return CorpusMeta.parse(read_object(path, ConfigError), str(path))
     except FileNotFoundError:
         raise DataError(f"{folder}: no prepared corpus; {META} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); {_remedy(folder)}") from error
     except ConfigError as error:
         raise DataError(f"{error}; {_remedy(folder)}") from error
 

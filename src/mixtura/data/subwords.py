@@ -19,8 +19,11 @@ from mixtura.data.streaming import TextStream
 from mixtura.data.tokenizers import DESCRIPTION, Encoded, TrainingText, check_tokens, to_utf8
 from mixtura.errors import DataError
 from mixtura.files import atomic_text
+from mixtura.regular_files import read_text
 
 FILE = "tokenizer.json"
+MOST_BYTES = 128 << 20
+"""of a tokenizer.json; the largest published ones have a third of that"""
 END_OF_DOCUMENT = "<|endoftext|>"
 # What published tokenizers call the end of a document; the first that a file has is it.
 _KNOWN_ENDS = (
@@ -88,9 +91,9 @@ class FileConfig(Config):
         path = Path(self.path).expanduser()
         path = path / FILE if path.is_dir() else path
         try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
+            return read_text(path, DataError, MOST_BYTES)
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file; give a {FILE} or its folder") from None
 
 
 class SubwordTokenizer:

@@ -98,8 +98,8 @@ class TextSource(Config):
 def _expanded(given: str) -> list[_Found]:
     try:
         return list(_expand(given))
-    # An unknown ~user is a RuntimeError.
-    except (OSError, RuntimeError) as error:
+    # An unknown ~user is a RuntimeError, and a NUL in a path a ValueError.
+    except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{given}: cannot be listed ({error})") from error
 
 

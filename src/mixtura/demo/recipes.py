@@ -2,12 +2,12 @@
 
 from importlib.resources import files
 
-import yaml
-
 from mixtura.config import Config, Tree, with_overrides
+from mixtura.errors import ConfigError
 from mixtura.models import DecoderConfig
 from mixtura.shapes import dense_twin
 from mixtura.train import Recipe
+from mixtura.yaml_reader import parse_yaml
 
 EVALUATIONS = 10
 EVAL_TOKENS = 65_536
@@ -21,7 +21,8 @@ class LearningRates(Config):
 
 def demo_tree() -> Tree:
     """twins.yaml as plain data."""
-    return yaml.safe_load(files("mixtura.demo").joinpath("twins.yaml").read_text("utf-8"))
+    text = files("mixtura.demo").joinpath("twins.yaml").read_text("utf-8")
+    return parse_yaml(text, "twins.yaml", ConfigError)
 
 
 def twin_recipes(steps: int, overrides: tuple[str, ...] = ()) -> dict[str, Recipe]:

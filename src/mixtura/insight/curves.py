@@ -3,8 +3,7 @@
 I log lines, J evaluations, E experts of one layer.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixtura.errors import DataError
+from mixtura.json_reader import read_lines
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -42,9 +42,9 @@ class Curves:
         # As arrays at once: of a long run's load, numbers as objects would fill the memory.
         log = [
             {**row, "load": [np.array(load_E, np.int64) for load_E in row.get("load", [])]}
-            for row in read_lines(run / LOG)
+            for _, row in read_lines(run / LOG, DataError)
         ]
-        evals = list(read_lines(run / "eval.jsonl"))
+        evals = [row for _, row in read_lines(run / "eval.jsonl", DataError)]
         return cls(
             step_I=_column(log, "step", np.int64),
             tokens_I=_column(log, "tokens", np.int64),
@@ -63,27 +63,6 @@ class Curves:
             return np.full(len(self.eval_tokens_J), np.nan)
         tokens, seconds = np.append(0, self.tokens_I), np.append(0.0, self.seconds_I)
         return np.interp(self.eval_tokens_J, tokens, seconds, right=np.nan)
-
-
-def read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    """One object a line; a last line without its end is still being written, and left out.
-
-    Raises DataError naming the file and the line that is no object.
-    """
-    if not path.exists():
-        return
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from error
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: line {number} is no JSON object; remove it or the file")
-        yield row
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str, dtype: type[np.generic]) -> NDArray:

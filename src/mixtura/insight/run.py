@@ -1,6 +1,5 @@
 """A run's folder as far as a report reads it: its recipe, and its logs."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -8,6 +7,7 @@ from typing import Any, Self
 from mixtura.config import Config, read_yaml
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.insight.curves import Curves
+from mixtura.json_reader import read_object
 from mixtura.models import ModelConfig
 
 RECIPE = "recipe.yaml"
@@ -83,15 +83,10 @@ def _recent(folder: Path) -> tuple[float, ...] | None:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in a file; empty where there is none. Raises CheckpointError."""
-    if not path.exists():
-        return {}
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path}: expected an object, found {tree!r:.60}")
-    return tree
+        return read_object(path, CheckpointError)
+    except FileNotFoundError:
+        return {}
 
 
 def find_twin(run: Run) -> Path | None:

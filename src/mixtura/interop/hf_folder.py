@@ -1,6 +1,5 @@
 """A Hugging Face folder: config.json and safetensors, in one file or in shards, mapped."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from mixtura.errors import CheckpointError
 from mixtura.interop.source import Place, Source, StoredTensor
+from mixtura.json_reader import MOST_BYTES, MOST_BYTES_LISTED, parse_object, read_object
+from mixtura.regular_files import check_regular
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -44,6 +45,7 @@ class _Shard:
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
+            check_regular(file, CheckpointError)
             self._handle = safe_open(file, framework="pt")
         except FileNotFoundError:
             raise CheckpointError(f"{file}: no such file") from None
@@ -55,7 +57,7 @@ class _Shard:
         with file.open("rb") as opened:
             # The library has checked this header, and keeps the offsets to itself.
             length = int.from_bytes(opened.read(8), "little")
-            self._header = json.loads(opened.read(length))
+            self._header = parse_object(opened.read(length), file, CheckpointError)
         self._begin = 8 + length
 
     def _stored(self, name: str) -> StoredTensor:
@@ -72,17 +74,12 @@ class _Shard:
         return self._handle.get_tensor(name)
 
 
-def read_json(path: Path, what: str) -> Mapping[str, Any]:
+def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Mapping[str, Any]:
     """Raises CheckpointError where it is absent, or holds no mapping."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path, CheckpointError, most)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; the folder needs {what}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: expected a mapping of keys to values, found {found!r:.40}")
-    return found
 
 
 def _files(folder: Path) -> list[Path]:
@@ -109,7 +106,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    index = read_json(folder / INDEX, "an index of its shards")
+    index = read_json(folder / INDEX, "an index of its shards", MOST_BYTES_LISTED)
     found = index.get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise CheckpointError(f"{folder / INDEX}: weight_map should name a file for each tensor")

@@ -1,7 +1,6 @@
 """What a packed file says of itself: its prefix, its JSON header, and where each tensor lies."""
 
 import hashlib
-import json
 import struct
 from collections.abc import Iterable, Iterator
 from math import prod
@@ -13,8 +12,10 @@ from pydantic import Field
 
 from mixtura.config import Config
 from mixtura.errors import CheckpointError
+from mixtura.json_reader import parse_object
 from mixtura.kernels.groups import Bits
 from mixtura.kernels.tiles import ALIGNMENT, PAGE, expert_bytes, tiled_bytes, up
+from mixtura.regular_files import open_regular
 
 MAGIC, VERSION = b"MIXTURA\0", 1
 _PREFIX = struct.Struct("<8sIIQ")
@@ -108,7 +109,7 @@ def encoded(header: Header) -> bytes:
 def read_header(path: Path) -> tuple[Header, int]:
     """The header, and where data begins. Raises CheckpointError for a file that is not whole."""
     try:
-        with path.open("rb") as opened:
+        with open_regular(path, CheckpointError) as opened:
             size = opened.seek(0, 2)
             opened.seek(0)
             length = _checked_length(path, opened.read(_PREFIX.size), size)
@@ -122,7 +123,7 @@ def read_header(path: Path) -> tuple[Header, int]:
             f"{path}: its header was altered or damaged (its digest differs); copy the file again, "
             "or pack the model again"
         )
-    header = Header.parse(_parsed(path, text), str(path))
+    header = Header.parse(parse_object(text, f"{path}: header", CheckpointError), str(path))
     begin = up(_PREFIX.size + length + _DIGEST_BYTES, PAGE)
     if size != begin + header.data_bytes:
         raise CheckpointError(
@@ -131,13 +132,6 @@ def read_header(path: Path) -> tuple[Header, int]:
         )
     _check_entries(path, header.tensors)
     return header, begin
-
-
-def _parsed(path: Path, text: bytes) -> dict[str, Any]:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its header is not JSON ({error})") from error
 
 
 def _checked_length(path: Path, prefix: bytes, size: int) -> int:

@@ -1,6 +1,5 @@
 """Reading a trace, whole or in part, as arrays."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mixtura.errors import ConfigError, DataError
+from mixtura.json_reader import parse_json, parse_object
 from mixtura.trace.batch import NOBODY, LayerRows, TraceBatch
 from mixtura.trace.columns import (
     DOMAINS_KEY,
@@ -145,12 +145,10 @@ class TraceReader:
         return whole
 
     def _read_meta(self) -> TraceMeta:
-        text = self._stated(META_KEY)
-        try:
-            tree = json.loads(text)
-            stated = tree["format"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{self.path}: states no format of a trace; it is damaged") from error
+        tree = parse_object(self._stated(META_KEY), self.path, DataError)
+        if "format" not in tree:
+            raise DataError(f"{self.path}: states no format of a trace; it is damaged")
+        stated = tree["format"]
         if isinstance(stated, int) and stated > FORMAT:
             raise DataError(
                 f"{self.path}: is a trace of format {stated}, and this version of Mixtura knows "
@@ -170,10 +168,10 @@ class TraceReader:
                 parts = self._file.iter_batches(columns=["domain"])
                 names = [name for part in parts for name in part.column(0).dictionary.to_pylist()]
             return tuple(dict.fromkeys(names))
-        try:
-            return tuple(map(str, json.loads(self._stated(DOMAINS_KEY))))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{self.path}: states no names of domains; it is damaged") from error
+        names = parse_json(self._stated(DOMAINS_KEY), self.path, DataError)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{self.path}: states no names of domains; it is damaged")
+        return tuple(names)
 
     def _check_columns(self, meta: TraceMeta) -> None:
         found = self._file.schema_arrow

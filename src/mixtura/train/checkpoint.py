@@ -5,7 +5,6 @@ step-00000123/ holds model.safetensors (the decoder under its own names), optimi
 and state.json (step, tokens, seconds, and what the run was).
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 from mixtura.config import Config
 from mixtura.errors import CheckpointError, ConfigError, StorageError
 from mixtura.files import atomic_folder
+from mixtura.json_reader import read_object
+from mixtura.regular_files import check_regular
 from mixtura.train.trainer import TrainerState
 
 MODEL, OPTIMIZER, STATE, META = (
@@ -132,15 +133,16 @@ def read(path: Path) -> tuple[TrainerState, CheckpointMeta]:
 def read_meta(path: Path) -> CheckpointMeta:
     place = path / META
     try:
-        return CheckpointMeta.parse(json.loads(place.read_text(encoding="utf-8")), str(place))
+        return CheckpointMeta.parse(read_object(place, CheckpointError), str(place))
     except FileNotFoundError:
         raise CheckpointError(f"{place}: is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{place}: cannot be read ({error})") from error
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
+        check_regular(path, CheckpointError)
         return load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing") from None
@@ -153,6 +155,7 @@ def is_whole(path: Path) -> bool:
     try:
         read_meta(path)
         for name in (MODEL, OPTIMIZER, STATE):
+            check_regular(path / name, CheckpointError)
             with safe_open(path / name, framework="pt"):
                 pass
     except (OSError, SafetensorError, CheckpointError):

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixtura.errors import StorageError
+from mixtura.errors import CheckpointError, StorageError
 from mixtura.files import atomic_write
+from mixtura.json_reader import read_lines
 
 
 class Journal:
@@ -44,23 +45,33 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; a torn last line, which a kill may leave, is left out."""
-    return [json.loads(line) for line in _whole_lines(path)]
+    """The records of a log; a torn last line, which a kill may leave, is left out.
+
+    Raises CheckpointError naming the line that is no record.
+    """
+    return [record for _, record in read_lines(path, CheckpointError)]
 
 
 def cut(path: Path, last_step: int) -> None:
-    """Keep the records up to `last_step`, byte for byte; the file changes at once or not at all."""
-    lines = _whole_lines(path)
-    kept = [line for line in lines if json.loads(line)["step"] <= last_step]
-    if path.exists():
-        with atomic_write(path) as handle:
-            handle.writelines(kept)
+    """Keep the records up to `last_step`, byte for byte; the file changes at once or not at all.
 
-
-def _whole_lines(path: Path) -> list[bytes]:
+    Raises CheckpointError naming the line that is no record, before anything is changed.
+    """
     if not path.exists():
-        return []
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        return
+    with atomic_write(path) as handle:
+        for number, (line, record) in enumerate(read_lines(path, CheckpointError), start=1):
+            if _step_of(record, path, number) <= last_step:
+                handle.write(line)
+
+
+def _step_of(record: Mapping[str, Any], path: Path, number: int) -> int:
+    step = record.get("step")
+    if not isinstance(step, int):
+        raise CheckpointError(
+            f"{path}: line {number} has step={step!r:.40}, which is no step; remove the line"
+        )
+    return step
 
 
 def _refused(path: Path, error: OSError) -> StorageError:

@@ -27,6 +27,7 @@ from typing import Any
 from mixtura.data import Corpus
 from mixtura.errors import CheckpointError, ConfigError, StorageError
 from mixtura.files import atomic_text
+from mixtura.json_reader import read_object
 from mixtura.train.changes import Change, ChangedKeys, ChangeLog, is_changeable
 from mixtura.train.checkpoint import Checkpoints
 from mixtura.train.recipe import Recipe, differences, load_recipe
@@ -222,9 +223,10 @@ class RunFolder:
 
     def write_environment(self, environment: dict[str, Any]) -> dict[str, Any]:
         """Record the environment of this start; gives that of the one before, or an empty one."""
-        before = {}
-        if self.environment.exists():
-            before = json.loads(self.environment.read_text(encoding="utf-8"))
+        try:
+            before = read_object(self.environment, CheckpointError)
+        except FileNotFoundError:
+            before = {}
         self._write_json(self.environment.name, environment)
         return before
 

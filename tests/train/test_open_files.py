@@ -1,7 +1,6 @@
 """Every reader and writer leaves as many descriptors and mappings as it found."""
 
 import gc
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,7 +52,7 @@ def held() -> tuple[int, int]:
     """How many descriptors are open, and how many mappings there are."""
     gc.collect()
     maps = Path("/proc/self/maps").read_text(encoding="utf-8")
-    return len(os.listdir("/proc/self/fd")), len(maps.splitlines())
+    return len(list(Path("/proc/self/fd").iterdir())), len(maps.splitlines())
 
 
 Work = Callable[[dict[str, Path], Path], object]

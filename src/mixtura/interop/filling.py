@@ -9,13 +9,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mixtura.interop.coverage import check_stored
 from mixtura.interop.weights import is_whole, taken
 from mixtura.kernels.groups import GROUP, Groups
 from mixtura.shapes.families import Piece
 
 
 def filled(pieces: Sequence[Piece], ours: Callable[[Piece], Tensor]) -> Tensor:
-    """The stored tensor that these pieces fill; a view where one of ours is all of it."""
+    """The stored tensor that these pieces fill; a view where one of ours is all of it.
+
+    Raises ConfigError where they leave a part of it out.
+    """
+    check_stored(pieces)
     first = ours(pieces[0])
     if len(pieces) == 1 and is_whole(pieces[0]):
         return first.view(pieces[0].shape)

@@ -9,6 +9,7 @@ import torch
 
 from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.errors import CheckpointError
+from mixtura.interop.coverage import check_filled
 from mixtura.interop.dequantised import dequantised
 from mixtura.interop.digests import ExpertDigests, check_digests, recorded_digests
 from mixtura.interop.hf_folder import CONFIG, HFFolder
@@ -75,6 +76,7 @@ def load_source(
     with without_weights():
         decoder = config.build()
     shapes: dict[str, Any] = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
+    check_filled(source.path, pieces, shapes)
     recorded = recorded_digests(source.path)
     digests = None if recorded is None else ExpertDigests()
     tensors = read_weights(source, pieces, shapes, dtype, digests)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixtura import __version__
+from mixtura.interop.coverage import check_filled
 from mixtura.interop.quantising import GroupReader
 from mixtura.interop.source import Source
 from mixtura.kernels.groups import Bits
@@ -56,6 +57,7 @@ def write_packed(
     with without_weights():
         model = config.build()
     like: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
+    check_filled(source.path, reader.pieces, like)
     planned = plan(model)
     header = Header(
         writer=f"mixtura {__version__}",

@@ -51,7 +51,7 @@ class Patchwork:
         shift = parts[0].offset % mmap.PAGESIZE
         region = mmap.mmap(-1, shift + size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         base = ctypes.addressof(ctypes.c_char.from_buffer(region))
-        # One descriptor at a time: a checkpoint has hundreds of shards, a process 1,024 descriptors.
+        # One descriptor at a time: a checkpoint may have more shards than a process may open files.
         for file, own in groupby(parts, lambda part: part.file):
             with file.open("rb") as opened:
                 for part in own:

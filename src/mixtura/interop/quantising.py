@@ -32,8 +32,9 @@ class GroupReader:
         self, source: Source, pieces: Iterable[Piece], digests: ExpertDigests | None = None
     ) -> None:
         self._source, self._digests = source, digests
+        self.pieces = tuple(pieces)
         self._pieces: dict[str, list[Piece]] = defaultdict(list)
-        for piece in pieces:
+        for piece in self.pieces:
             self._pieces[piece.ours].append(piece)
         self._tensors: dict[str, Tensor] = {}
         self._groups: dict[str, Groups | None] = {}

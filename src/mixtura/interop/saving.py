@@ -17,6 +17,7 @@ from torch import Tensor
 from mixtura.config import Tree
 from mixtura.errors import ConfigError
 from mixtura.files import atomic_folder
+from mixtura.interop.coverage import check_stored
 from mixtura.interop.digests import FILE as DIGESTS
 from mixtura.interop.digests import ExpertDigests
 from mixtura.interop.hf_folder import CONFIG, INDEX, SINGLE
@@ -74,6 +75,8 @@ def save_model(
     dtype = dtype or decoder.head.weight.dtype
     config |= {"dtype": str(dtype).removeprefix("torch.")}
     stored = _by_stored(family.pieces(decoder.config))
+    for pieces in stored.values():
+        check_stored(pieces)
     shards = _shards(stored, dtype, shard_bytes)
     names = [SINGLE] if len(shards) == 1 else _shard_names(len(shards))
     ours = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}

@@ -37,6 +37,8 @@ class Ernie45Moe(SparseLlama):
     def read(self, config: Mapping[str, Any]) -> Tree:
         keys = Keys(config, self.model_type)
         keys.expect("use_bias", False, None)
+        # No key of this family: transformers reads `use_bias` in its place.
+        keys.expect("attention_bias", False, None)
         stated = {"tie_word_embeddings": True, **config}
         stated["num_experts_per_tok"] = keys.integer("moe_k")
         tree = super().read(stated)

@@ -1,10 +1,10 @@
-"""A hook of MkDocs: decisions and routers enter the menu without an edit of mkdocs.yml."""
+"""A hook of MkDocs: routers, packages and decisions enter the menu without an edit of mkdocs.yml."""
 
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 
-_FOLDERS = {"Routers": "routers", "Decisions": "decisions"}
+_FOLDERS = {"Routers": "routers", "API": "api", "Decisions": "decisions"}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

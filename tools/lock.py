@@ -33,7 +33,12 @@ def resolve(uv: Path, requirements: list[str], *options: str) -> str:
     command = [str(uv), "pip", "compile", "--quiet", "--no-header", "--annotation-style", "line"]
     command += ["--extra", "dev", "--group", "tools", *options, "pyproject.toml", "-"]
     resolved = subprocess.run(
-        command, check=True, cwd=REPOSITORY, input="\n".join(named), stdout=subprocess.PIPE, text=True
+        command,
+        check=True,
+        cwd=REPOSITORY,
+        input="\n".join(named),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     lines = resolved.stdout.splitlines()
     return "".join(f"{line.rstrip()}\n" for line in lines if not OF_TORCH.match(line))

@@ -82,7 +82,11 @@ class Step:
         with (
             log.open("a", encoding="utf-8") as kept,
             subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
             ) as pip,
         ):
             assert pip.stdout is not None

@@ -1,0 +1,114 @@
+"""Every block of every page runs, in order, in a folder that holds what the page says it needs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+FOLLOWED = Path(__file__).with_name("pages.py")
+
+Bring = Callable[[str, Path], None]
+"""bring(name, folder) puts a thing there that pages take for granted"""
+
+# What each page says that a reader has at hand. A page that is not listed needs nothing.
+NEEDS = {
+    "README.md": ("OLMoE-1B-7B-0924",),
+    "balancing-in-transformers.md": ("Qwen3-30B-A3B",),
+    "checkpoints.md": ("runs/first", "OLMoE-1B-7B-0924"),
+    "engine.md": ("OLMoE-1B-7B-0924",),
+    "gguf.md": ("runs/first", "OLMoE-1B-7B-0924"),
+    "packed.md": ("runs/first", "OLMoE-1B-7B-0924"),
+    "quality.md": ("runs/first",),
+    "report.md": ("runs/first",),
+    "traces.md": ("runs/first", "OLMoE-1B-7B-0924"),
+    "transformers-backend.md": ("OLMoE-1B-7B-0924",),
+}
+FAST = {"moe-layer.md", "local-experts.md"}
+
+PAGES = [
+    page
+    for page in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    if "```" in page.read_text(encoding="utf-8")
+]
+
+
+@pytest.fixture(scope="session")
+def bring(tmp_path_factory: pytest.TempPathFactory) -> Bring:
+    made = tmp_path_factory.mktemp("made")
+
+    def brought(name: str, folder: Path) -> None:
+        if not (made / name).exists():
+            MAKERS[name](made / name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        # Copied, as a page may write there.
+        shutil.copytree(made / name, folder / name)
+
+    return brought
+
+
+def first_run(folder: Path) -> None:
+    """What the quickstart trains, after a few steps."""
+    from mixtura.train import load_recipe, train
+
+    short = ["train.steps=6", "train.warmup=2", "train.eval_tokens=4096"]
+    train(load_recipe(REPOSITORY / "recipes" / "stdlib-bytes.yaml", short), folder)
+
+
+def olmoe(folder: Path) -> None:
+    """A folder with OLMoE's layout, a thousandth of its width, and bytes as tokens."""
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    from mixtura.data import ByteTokenizer
+    from mixtura.data.exported_tokenizer import as_checkpoint
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 320}
+    counts = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
+    experts = {"num_experts": 8, "num_experts_per_tok": 2}
+    config = OlmoeConfig(**sizes, **counts, **experts, max_position_embeddings=4096)
+    OlmoeForCausalLM(config).bfloat16().save_pretrained(folder)
+    as_checkpoint(ByteTokenizer()).save(folder)
+
+
+def qwen3(folder: Path) -> None:
+    """A folder with Qwen3-MoE's layout."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {"hidden_size": 32, "moe_intermediate_size": 32, "vocab_size": 320, "head_dim": 16}
+    counts = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    experts = {"num_experts": 8, "num_experts_per_tok": 2}
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **counts, **experts)).save_pretrained(folder)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "runs/first": first_run,
+    "OLMoE-1B-7B-0924": olmoe,
+    "Qwen3-30B-A3B": qwen3,
+}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=() if page.name in FAST else pytest.mark.slow)
+        for page in PAGES
+    ],
+)
+def test_every_block_of_the_page_runs(page: Path, bring: Bring, tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
+    # The README's commands stand in a clone that is set up.
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    for name in NEEDS.get(page.name, ()):
+        bring(name, tmp_path)
+    done = subprocess.run(
+        [sys.executable, str(FOLLOWED), str(page), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"[-6000:]

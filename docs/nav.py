@@ -1,4 +1,4 @@
-"""A hook of MkDocs: routers, packages and decisions enter the menu without an edit of mkdocs.yml."""
+"""A hook of MkDocs: routers, packages and decisions enter the menu by themselves."""
 
 from pathlib import Path
 

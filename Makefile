@@ -14,10 +14,11 @@ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow sanitize lint format types imports docs check lock clean FORCE
+.PHONY: help setup demo test test-slow sanitize lint format types imports docs check lock \
+  test-ranges clean FORCE
 
 help:  ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## Train a small MoE beside its dense twin, and open the report
 	@$(BIN)/mixtura demo $(ARGS)
@@ -70,7 +71,6 @@ FORCE:
 $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
 	@$(NEW_ENOUGH)
 	@$(PYTHON) tools/set_up.py $(VENV) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
-	@touch $@
 
 $(TOOLS)/ready: constraints.txt
 	@$(NEW_ENOUGH)
@@ -78,6 +78,10 @@ $(TOOLS)/ready: constraints.txt
 	@$(TOOLS)/bin/python -m pip install -q --disable-pip-version-check \
 	  --constraint constraints.txt uv auditwheel cibuildwheel
 	@touch $@
+
+test-ranges: $(TOOLS)/ready  ## Run the tests with the oldest and the newest versions allowed
+	@$(TOOLS)/bin/python tools/ranges.py $(TOOLS)/bin/uv \
+	  $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) -n auto $(ARGS)
 
 lock: $(TOOLS)/ready  ## Renew the lock; TORCH=VERSION moves PyTorch too
 	@$(TOOLS)/bin/python tools/lock.py $(TOOLS)/bin/uv $(if $(TORCH),--torch $(TORCH))

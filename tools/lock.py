@@ -1,4 +1,4 @@
-"""Renew the lock: the newest versions that fit together, for every platform and Python 3.11 to 3.13.
+"""Renew the lock: the newest versions that fit together on every platform, from Python 3.11 on.
 
 `make lock` keeps PyTorch's version, since it changes what measured numbers rest on; `make lock
 TORCH=2.14.1` moves it. Afterwards `make check` tests the new versions.
@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from set_up import LOCK, REPOSITORY, pins
 
 PYPROJECT = REPOSITORY / "pyproject.toml"
 # scikit-build-core asks pip for CMake and Ninja where the machine has none.
-BESIDE = ["pip", "cmake", "ninja"]
+BESIDE = ["pip>=25.3", "cmake>=3.20", "ninja>=1.11"]
 # Each build of PyTorch names its own CUDA libraries and Triton, by exact versions.
 OF_TORCH = re.compile(r"^(nvidia|cuda|triton)-?")
 OLDEST_PYTHON = "3.11"
@@ -26,10 +27,13 @@ HEAD = """\
 """
 
 
+def project() -> dict[str, Any]:
+    return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
+
+
 def resolve(uv: Path, requirements: list[str], *options: str) -> str:
     """Pins, one a line, of what is required and of pyproject.toml's extra `dev`."""
-    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
-    named = [*project["build-system"]["requires"], *BESIDE, *requirements]
+    named = [*project()["build-system"]["requires"], *BESIDE, *requirements]
     command = [str(uv), "pip", "compile", "--quiet", "--no-header", "--annotation-style", "line"]
     command += ["--extra", "dev", "--group", "tools", *options, "pyproject.toml", "-"]
     resolved = subprocess.run(

@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 SECONDS_BETWEEN_LINES = 15
 MEGABYTE = 1_000_000
 
-_PACKAGE = re.compile(r"(?:Collecting|Requirement already satisfied:) ([\w.-]+)")
+_PACKAGE = re.compile(r"(?:Collecting |Requirement already satisfied: |Processing \S*/)([\w.]+)")
 _DOWNLOAD = re.compile(r" *(?:Downloading|Using cached) ([\w.]+)-\S+")
 _BYTES = re.compile(r"Progress (\d+) of (\d+)")
 _COMPILED = re.compile(r" *\[(\d+)/(\d+)\] Building")
@@ -32,7 +33,8 @@ class PipReport:
     def hear(self, line: str) -> None:
         if found := _PACKAGE.match(line):
             self._packages.add(found[1].lower())
-            self.doing = f"{len(self._packages)} packages found"
+            number = len(self._packages)
+            self.doing = f"{number} package{'s' if number > 1 else ''} found"
         elif found := _DOWNLOAD.match(line):
             self._file = found[1]
             self.doing = f"downloading {self._file}"
@@ -44,8 +46,9 @@ class PipReport:
         elif found := _COMPILED.match(line):
             self.doing = f"compiling, {found[1]} of {found[2]}"
         elif found := _INSTALLING.match(line):
+            first, *others = found[1].split(", ")
             self.installs = True
-            self.doing = f"installing {found[1].count(',') + 1} packages"
+            self.doing = f"installing {first}" + (f" and {len(others)} more" if others else "")
 
 
 class Step:
@@ -59,7 +62,7 @@ class Step:
         self._over = threading.Event()
         self._ticking = threading.Thread(target=self._tick, daemon=True)
 
-    def __enter__(self) -> "Step":
+    def __enter__(self) -> Self:
         if self._live:
             self._draw()
         self._ticking.start()
@@ -80,7 +83,7 @@ class Step:
         command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
         self._report = report = PipReport()
         with (
-            log.open("a", encoding="utf-8") as kept,
+            log.open("a", encoding="utf-8", buffering=1) as kept,
             subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,

@@ -19,6 +19,7 @@ from progress import Step
 REPOSITORY = Path(__file__).parents[1]
 LOCK = REPOSITORY / "constraints.txt"
 LAST_LINES = 15
+RAW = ["--progress-bar", "raw"]
 
 
 class SetUpError(Exception):
@@ -49,29 +50,30 @@ def set_up(
     Raises SetUpError.
     """
     versions = pins(lock)
-    log, torn = venv / "set-up.log", venv / "torn"
-    if torn.exists():
-        print(f"{venv} was left half-installed: it is made afresh.")
-        shutil.rmtree(venv)
-    log.unlink(missing_ok=True)
-    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    log, torn, ready = venv / "set-up.log", venv / "torn", venv / "ready"
+    python = python_of(venv)
+    remove_torn(venv)
+    for old in (ready, log):
+        old.unlink(missing_ok=True)
     with_lock = ["--constraint", str(lock)]
     try:
-        with Step(1, 3, f"{venv} and pip {versions['pip']}") as step:
+        with Step(1, 3, f"{venv.name} and pip {versions['pip']}") as step:
             if not python.exists():
-                venv.mkdir(parents=True, exist_ok=True)
+                venv.mkdir(parents=True)
                 torn.touch()
                 subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-                torn.touch()
             step.run_pip(python, ["install", *with_lock, "pip"], log, torn)
         with Step(2, 3, f"PyTorch {versions['torch']}") as step:
-            if another_build(venv, torch_index):
+            recorded = venv / "torch-index"
+            before = recorded.read_text(encoding="utf-8") if recorded.exists() else ""
+            if torch_index and before != torch_index:
                 step.run_pip(python, ["uninstall", "--yes", "torch"], log, torn)
+            index = torch_index or before
             # Such an index may have other versions of what PyTorch needs; step 3 mends them.
-            of_index = ["--index-url", torch_index] if torch_index else with_lock
+            of_index = ["--index-url", index] if index else with_lock
             torch = f"torch=={versions['torch']}"
             step.run_pip(python, ["install", *RAW, *of_index, torch], log, torn)
-            (venv / "torch-index").write_text(torch_index, encoding="utf-8")
+            recorded.write_text(index, encoding="utf-8")
         with Step(3, 3, "Mixtura, what it needs, and its tools") as step:
             build = ["--build-constraint", str(lock)]
             if build_dir is not None:
@@ -81,30 +83,38 @@ def set_up(
         check(python, versions)
     except subprocess.CalledProcessError as error:
         raise SetUpError(explanation(error, log)) from error
+    ready.touch()
 
 
-RAW = ["--progress-bar", "raw"]
+def remove_torn(venv: Path) -> None:
+    """Remove an environment that a stopped set-up left between two states."""
+    if (venv / "torn").exists() or (venv.exists() and not python_of(venv).exists()):
+        print(f"{venv} was left half-installed: it is made afresh.")
+        shutil.rmtree(venv)
 
 
-def another_build(venv: Path, torch_index: str) -> bool:
-    """Whether PyTorch is there, and from another index than the one that is given now."""
-    recorded = venv / "torch-index"
-    if not torch_index or not recorded.exists():
-        return False
-    return recorded.read_text(encoding="utf-8") != torch_index
+def python_of(venv: Path) -> Path:
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def check(python: Path, versions: Mapping[str, str]) -> None:
     """Raises SetUpError where an installed version is not the lock's."""
-    freeze = subprocess.run(
-        [str(python), "-m", "pip", "freeze", "--all"], check=True, capture_output=True, text=True
-    )
-    wrong = []
-    for name, version in re.findall(r"^([\w.-]+)==([^\s+]+)", freeze.stdout, re.MULTILINE):
-        if versions.get(normalised(name), version) != version:
-            wrong.append(f"{name} {version} instead of {versions[normalised(name)]}")
+    wrong = [
+        f"{name} {version} instead of {versions[name]}"
+        for name, version in installed(python).items()
+        # PyTorch's version may end in its build, as in 2.13.0+cpu.
+        if name in versions and versions[name] != version.partition("+")[0]
+    ]
     if wrong:
         raise SetUpError(f"installed versions are not the lock's: {', '.join(wrong)}")
+
+
+def installed(python: Path) -> dict[str, str]:
+    """The version of each installed package, by normalised name."""
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "freeze", "--all"]
+    freeze = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = re.findall(r"^([\w.-]+)==(\S+)", freeze.stdout, re.MULTILINE)
+    return {normalised(name): version for name, version in found}
 
 
 def explanation(error: subprocess.CalledProcessError, log: Path) -> str:
@@ -134,8 +144,9 @@ def main() -> int:
     kernels = list(given.venv.glob("lib/python*/site-packages/mixtura/kernels/_native*"))
     if not kernels:
         print(
-            "Without the compiled CPU kernels, as CMake or a C++20 compiler failed: PyTorch's serve, "
-            f"and packed weights are slow. {given.venv / 'set-up.log'} has what the compiler said."
+            "Without the compiled CPU kernels, as CMake or a C++20 compiler failed: PyTorch's "
+            "serve, and packed weights are slow. What the compiler said is in "
+            f"{given.venv / 'set-up.log'}."
         )
     print(f"Ready, after {time.monotonic() - began:.0f} s.")
     return 0

@@ -1,0 +1,76 @@
+"""Run the tests with the oldest and with the newest version of each range of pyproject.toml.
+
+Each side has an environment of its own in build/ranges/, which later runs use again. Oldest is the
+lowest version that is allowed of each package that pyproject.toml names, with the newest of what
+those need; newest is the highest of all. Ends with a table of the versions that were tested.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from lock import project, resolve
+from set_up import LOCK, REPOSITORY, SetUpError, installed, normalised, pins, python_of, set_up
+
+RANGES = REPOSITORY / "build" / "ranges"
+SIDES = {"oldest": "lowest-direct", "newest": "highest"}
+
+
+def named() -> dict[str, str]:
+    """The packages that pyproject.toml names for `make`, by normalised name, with their ranges."""
+    table = project()["project"]
+    extras = table["optional-dependencies"]
+    found = [
+        *table["dependencies"],
+        *(one for key in ("data", "hf", "docs", "dev") for one in extras[key]),
+    ]
+    split = [requirement.partition(">=") for requirement in found if ">=" in requirement]
+    return {normalised(name): f">={bound}" for name, _, bound in split}
+
+
+def test(
+    side: str, uv: Path, torch_index: str, arguments: list[str]
+) -> tuple[bool, dict[str, str]]:
+    """Whether the tests pass with one side of the ranges, and the versions that were installed.
+
+    Raises SetUpError.
+    """
+    print(f"== {side} versions", flush=True)
+    RANGES.mkdir(parents=True, exist_ok=True)
+    lock = RANGES / f"{side}.txt"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    pip = f"pip=={pins(LOCK)['pip']}"
+    lock.write_text(resolve(uv, [pip], "--resolution", SIDES[side], "--python-version", version))
+    venv = RANGES / side
+    set_up(venv, lock, torch_index=torch_index, build_dir=RANGES / f"{side}-kernels")
+    python = python_of(venv)
+    tests = subprocess.run([python, "-m", "pytest", *arguments], check=False, cwd=REPOSITORY)
+    return tests.returncode == 0, installed(python)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("uv", type=Path)
+    parser.add_argument(
+        "--side", choices=SIDES, action="append", help="one of the two; both by default"
+    )
+    parser.add_argument("--torch-index", default="", metavar="URL")
+    given, arguments = parser.parse_known_args()
+    passed, versions = dict[str, bool](), dict[str, dict[str, str]]()
+    try:
+        for side in given.side or SIDES:
+            passed[side], versions[side] = test(side, given.uv, given.torch_index, arguments)
+    except (SetUpError, subprocess.CalledProcessError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{'package':24}{'range':16}" + "".join(f"{side:16}" for side in passed))
+    for name, bound in sorted(named().items()):
+        tested = "".join(f"{versions[side].get(name, '-'):16}" for side in passed)
+        print(f"{name:24}{bound:16}{tested}")
+    print(f"{'tests':40}" + "".join(f"{'passed' if ok else 'failed':16}" for ok in passed.values()))
+    return 0 if all(passed.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@ those need; newest is the highest of all. Ends with a table of the versions that
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +22,12 @@ def named() -> dict[str, str]:
     """The packages that pyproject.toml names for `make`, by normalised name, with their ranges."""
     table = project()["project"]
     extras = table["optional-dependencies"]
-    found = [
+    lines = [
         *table["dependencies"],
-        *(one for key in ("data", "hf", "docs", "dev") for one in extras[key]),
+        *(line for extra in ("data", "hf", "docs", "dev") for line in extras[extra]),
     ]
-    split = [requirement.partition(">=") for requirement in found if ">=" in requirement]
-    return {normalised(name): f">={bound}" for name, _, bound in split}
+    split = [re.fullmatch(r"([\w.-]+)(?:\[\w+\])?(>=.*)", line) for line in lines]
+    return {normalised(found[1]): found[2] for found in split if found is not None}
 
 
 def test(

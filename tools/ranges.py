@@ -51,7 +51,7 @@ def test(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("uv", type=Path)
     parser.add_argument(
         "--side", choices=SIDES, action="append", help="one of the two; both by default"

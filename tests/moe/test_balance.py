@@ -91,21 +91,23 @@ def test_scope_sequence_averages_sequences_and_micro_batch_does_not() -> None:
     assert balance_loss(routing, "micro_batch").item() == pytest.approx(1, rel=1e-12)
 
 
-def test_a_sequence_of_padding_alone_does_not_count() -> None:
+def test_a_sequence_of_padding_alone_counts_as_even() -> None:
+    # The first as above: 3/2. The second 1, whatever batch or rank it comes in.
     probs = [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.8, 0.2]]
     routing = routing_of([[0], [0], [1], [1]], probs, sequences=2, valid=[True, True, False, False])
-    assert balance_loss(routing, "sequence").item() == pytest.approx(3 / 2, rel=1e-12)
+    assert balance_loss(routing, "sequence").item() == pytest.approx(5 / 4, rel=1e-12)
     nothing = routing_of([[0], [1]], PROBS[:2], valid=[False, False])
     for scope in ("sequence", "micro_batch", "global_batch"):
-        assert balance_loss(nothing, scope).item() == 0
+        assert balance_loss(nothing, scope).item() == 1
 
 
-def test_no_tokens_cost_nothing() -> None:
+def test_no_tokens_count_as_even() -> None:
     # Not 0 / 0, which would end the training of a rank that received no token.
     empty = MoE(4, MoEConfig(num_experts=3, top_k=2, expert_width=4))
     for x in (torch.empty(0, 4), torch.empty(2, 0, 4), torch.empty(0, 3, 4)):
         losses = empty(x).losses
-        assert {name: loss.item() for name, loss in losses.items()} == {"balance": 0, "z": 0}
+        found = {name: loss.item() for name, loss in losses.items()}
+        assert found == pytest.approx({"balance": 0.01 * 1, "z": 0})
 
 
 def even(num_experts: int, top_k: int) -> list[list[int]]:
@@ -143,13 +145,40 @@ def test_scope_sequence_is_the_same_for_any_split_into_micro_batches(seed: int, 
     torch.manual_seed(seed)
     layer = MoE(4, MoEConfig(num_experts=5, top_k=2, expert_width=4)).double().train()
     x_BSD = torch.randn(12, 6, 4, dtype=torch.float64)
-    valid_BS = torch.arange(6) < torch.randint(1, 7, (12, 1))
+    # Down to padding alone.
+    valid_BS = torch.arange(6) < torch.randint(0, 7, (12, 1))
     whole = layer(x_BSD, valid_BS).losses["balance"]
     split = [
         layer(x, valid).losses["balance"]
         for x, valid in zip(x_BSD.chunk(parts), valid_BS.chunk(parts), strict=True)
     ]
     torch.testing.assert_close(torch.stack(split).mean(), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_scope_sequence_is_the_same_under_accumulation_and_checkpointing(
+    use_reentrant: bool,
+) -> None:
+    # Four sequences, the second of padding alone, at once, and then two by two as a rank has them.
+    layer = moe(balance={"loss": 1.0, "z_loss": 0}).double()
+    x_BSD = torch.randn(4, 5, 3, dtype=torch.float64, requires_grad=True)
+    valid_BS = torch.arange(5) < torch.tensor([5, 0, 2, 4])[:, None]
+
+    def run(x: Tensor, valid: Tensor) -> Tensor:
+        return layer(x, valid).loss
+
+    whole = run(x_BSD, valid_BS)
+    gate = gate_of(layer).weight
+    (expected,) = torch.autograd.grad(whole, gate)
+    total = torch.zeros((), dtype=torch.float64)
+    for x, valid in zip(x_BSD.chunk(2), valid_BS.chunk(2), strict=True):
+        loss = checkpoint(run, x, valid, use_reentrant=use_reentrant)
+        assert isinstance(loss, Tensor)
+        (loss / 2).backward()
+        end_micro_step(layer)
+        total += loss.detach() / 2
+    torch.testing.assert_close(total, whole.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gate.grad, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_z_loss_by_hand() -> None:

@@ -215,10 +215,12 @@ def test_any_depth_by_nesting() -> None:
     expected_E = (top_2[:, None, None] * middle_22[:, :, None] * bottom_222).view(-1)
     assert sorted(routing.chosen_N.tolist()) == list(range(8))
     torch.testing.assert_close(routing.weight_N, expected_E[routing.chosen_N])
-    # With every group chosen all probabilities are known, and they sum to 1.
-    made.train()
-    mean_prob_BE = made(torch.randn(6, 3, dtype=torch.float64)).terms["mean_prob_BE"]
-    assert mean_prob_BE.sum().item() == pytest.approx(1)
+    # A token asks the one gate of the first level, both of the second and all four of the third.
+    assert [level.banks for level in routing.levels] == [1, 2, 4]
+    for level, expected in zip(routing.levels, (top_2, middle_22, bottom_222), strict=True):
+        gate_R = torch.zeros_like(level.token_R) if level.bank_R is None else level.bank_R
+        assert sorted(gate_R.tolist()) == list(range(level.banks))
+        torch.testing.assert_close(level.probs_RS, expected.view(level.banks, 2)[gate_R])
 
 
 def test_load_h_by_hand() -> None:
@@ -289,11 +291,11 @@ def test_gradients_against_finite_differences() -> None:
     made = build(config(6, 2, groups=3, outer_top_k=2))
     x_TD = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
 
-    def results(x_TD: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def results(x_TD: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         names = [name for name, _ in made.named_parameters()]
         state = dict(zip(names, parameters, strict=True))
         routing = torch.func.functional_call(made, state, (x_TD,))
-        return routing.weight_N, routing.terms["mean_prob_BE"]
+        return routing.weight_N, *(level.probs_RS for level in routing.levels)
 
     inputs = [p.detach().clone().requires_grad_() for p in made.parameters()]
     assert torch.autograd.gradcheck(results, (x_TD, *inputs))

@@ -99,12 +99,18 @@ def balance_loss(
     """E * sum_e f_e * P_e (Switch, arXiv 2101.03961, eq. 4); 1 at even load for every E and k.
 
     f: share of the rows that chose e, before capacity; P: mean router probability; padding left
-    out. `sequence` averages over sequences, each by itself: the same number on any number of
-    ranks. `micro_batch` is not, by definition. `global_batch` takes f from `step_load_E`, the load
-    of the optimizer step so far, summed over ranks.
+    out. `sequence` averages over sequences, each by itself, and one of padding alone counts as
+    even: the same number on any number of ranks. `micro_batch` is not, by definition.
+    `global_batch` takes f from `step_load_E`, the load of the optimizer step so far, summed over
+    ranks.
+
+    A hierarchical router has such a loss for each level, and their mean is its loss: over groups;
+    and in each group over its experts, groups weighted by the rows that asked their gates. A level
+    whose gates have one choice has nothing to balance and does not count.
     """
-    shares = shares_of(routing, scope, step_load_E)
-    return shares.mean(routing.num_experts * (shares.load_BE * shares.prob_BE).sum(-1))
+    levels = shares_of(routing, scope, step_load_E)
+    losses = [shares.loss() for shares in levels if shares.size > 1]
+    return sum(losses[1:], losses[0]) / len(losses) if losses else levels[0].loss()
 
 
 def z_loss(routing: Routing) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mixtura.moe.routing import Routing
-from mixtura.moe.shares import Scope, shares_of, token_groups
+from mixtura.moe.shares import Scope, group_shares_of, token_parts
 
 
 def device_balance_loss(
@@ -17,32 +17,29 @@ def device_balance_loss(
 
     f'_i: mean over the device's experts of E/(K T) times the rows that chose each; P'_i: the sum of
     their mean probabilities. That makes f'_i G times the device's share of the rows. It is content
-    with a busy expert beside an idle one, as long as both are on one device.
+    with a busy expert beside an idle one, as long as both are on one device. Under a hierarchical
+    router P'_i is the outermost gate's mean probability of group i.
     """
-    shares = shares_of(routing, scope, step_load_E)
-    load_BG, prob_BG = (_by_group(of_BE, routing) for of_BE in (shares.load_BE, shares.prob_BE))
-    return shares.mean(routing.num_groups * (load_BG * prob_BG).sum(-1))
+    return group_shares_of(routing, scope, step_load_E).loss()
 
 
 def communication_loss(routing: Routing, scope: Scope = "sequence") -> Tensor:
     """sum_i f''_i P''_i over devices (DeepSeek-V2, arXiv 2405.04434, eq. 29-31).
 
     f''_i: G/(M T) times the tokens sent to device i, M (`groups_kept`) the most a token may reach;
-    P''_i: the sum of its experts' mean probabilities. A token counts once, however many of the
-    device's experts it chose. 1 where every token reaches M devices, each device equally many.
+    P''_i: as P'_i above. A token counts once, however many of the device's experts it chose. 1
+    where every token reaches M devices, each device equally many.
     """
-    shares = shares_of(routing, scope)
-    prob_BG = _by_group(shares.prob_BE, routing)
-    share_BG = _sent_share(routing, token_groups(routing, scope), prob_BG.dtype)
-    return shares.mean(routing.num_groups / routing.groups_kept * (share_BG * prob_BG).sum(-1))
-
-
-def _by_group(of_BE: Tensor, routing: Routing) -> Tensor:
-    return of_BE.unflatten(1, (routing.num_groups, -1)).sum(-1)
+    prob_BG = group_shares_of(routing, scope).prob_BC
+    share_BG = _sent_share(routing, token_parts(routing, scope), prob_BG.dtype)
+    return (routing.num_groups / routing.groups_kept * (share_BG * prob_BG).sum(-1)).mean()
 
 
 def _sent_share(routing: Routing, parts: int, dtype: torch.dtype) -> Tensor:
-    """share_BG of each of `parts` parts: of its tokens, those that chose from each group."""
+    """share_BG of each of `parts` parts: of its tokens, those that chose from each group.
+
+    Where there are no tokens, what even load would be: M/G.
+    """
     num_groups, num_tokens = routing.num_groups, routing.num_tokens
     # One bin more: a row that wishes for no expert has num_experts, the group after the last.
     bins = num_groups + 1
@@ -53,4 +50,6 @@ def _sent_share(routing: Routing, parts: int, dtype: torch.dtype) -> Tensor:
     if valid_T is None:
         valid_T = torch.ones(num_tokens, dtype=torch.bool, device=sent.device)
     sent_BG = (sent_TG * valid_T[:, None]).view(parts, -1, num_groups).sum(1)
-    return sent_BG.to(dtype) / valid_T.view(parts, -1).sum(1, keepdim=True).clamp(min=1)
+    tokens_B1 = valid_T.view(parts, -1).sum(1, keepdim=True)
+    even = routing.groups_kept / num_groups
+    return torch.where(tokens_B1 > 0, sent_BG.to(dtype) / tokens_B1.clamp(min=1), even)

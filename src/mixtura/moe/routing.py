@@ -11,6 +11,27 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """One level of a hierarchical router: banks of gates side by side, each over S choices.
+
+    R rows, each of which asks one gate: at the second level a token has a row for each group that
+    it was sent to. Choice s of gate g is number g * S + s of the level. Every choice stands for
+    equally many consecutive experts.
+    """
+
+    token_R: Tensor
+    """row -> token, int64"""
+    bank_R: Tensor | None
+    """row -> the gate that it asks; None where there is one gate"""
+    probs_RS: Tensor
+    """what the gate believed; each row sums to 1"""
+    banks: int = 1
+    """how many gates there are"""
+    asked_R: Tensor | None = None
+    """False where the token gave up the group of that gate; None where no token did"""
+
+
+@dataclass(frozen=True, slots=True)
 class Routing:
     """What a router decided for T tokens, as N rows: T*K for token choice, E*C for expert choice.
 
@@ -47,7 +68,9 @@ class Routing:
     """in how many groups, at most, a token has experts"""
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     """a router's own quantities: `gate_N`, weights before capacity, where they differ; `load_E`,
-    smooth load; `mean_prob_BE`, P of each sequence, where there is no probs_TE; others by name"""
+    smooth load; others by name"""
+    levels: tuple[Level, ...] = ()
+    """of a hierarchical router, the outermost first; none where `probs_TE` says it all"""
 
     @property
     def num_tokens(self) -> int:

@@ -1,6 +1,8 @@
 """What balance losses are made of: shares of load and mean probabilities.
 
-T tokens, E experts, N routed rows, B groups of tokens: each sequence by itself, or all as one.
+T tokens, E experts, N routed rows, B parts of the tokens: each sequence by itself, or all as one.
+C choices of one level of a router: the experts of a flat router; at the levels of a hierarchical
+one the groups, their groups, and at last the experts.
 """
 
 from dataclasses import dataclass
@@ -10,84 +12,123 @@ import torch
 from torch import Tensor
 
 from mixtura.moe.load import load
-from mixtura.moe.routing import Routing
+from mixtura.moe.routing import Level, Routing
 
 Scope = Literal["sequence", "micro_batch", "global_batch"]
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How much of the load each expert has, and how probable the router found it."""
+    """How much of the load each choice of a level has, and how probable the gates found it."""
 
-    load_BE: Tensor
-    """share of the rows that chose e, before capacity; each group's sum to 1"""
-    prob_BE: Tensor
-    """mean router probability over the group's tokens, differentiable"""
-    valid_B: Tensor | None
-    """False for a group of padding alone; None where every group holds tokens"""
+    size: int
+    """S, the choices that one gate has"""
+    load_BC: Tensor
+    """of the rows that chose within a gate, the share that chose c, before capacity"""
+    prob_BC: Tensor
+    """mean probability over the rows of the level, differentiable; sums to 1 over all C"""
 
-    def mean(self, loss_B: Tensor) -> Tensor:
-        """The mean over groups that hold a token; 0 where none does."""
-        if self.valid_B is None:
-            return loss_B.mean()
-        return (loss_B * self.valid_B).sum() / self.valid_B.sum().clamp(min=1)
+    def loss(self) -> Tensor:
+        """S * sum_c f_c * P_c, averaged over parts; 1 at even load.
+
+        Under several gates it is the mean of their losses, each weighted by the rows that asked it.
+        """
+        return (self.size * (self.load_BC * self.prob_BC).sum(-1)).mean()
 
 
-def token_groups(routing: Routing, scope: Scope) -> int:
+def token_parts(routing: Routing, scope: Scope) -> int:
     return routing.num_sequences if scope == "sequence" else 1
 
 
 def shares_of(
     routing: Routing, scope: Scope = "sequence", step_load_E: Tensor | None = None
-) -> Shares:
-    """Shares over each sequence by itself, or over all local tokens; padding left out.
+) -> tuple[Shares, ...]:
+    """Shares at each level of the router, outermost first; padding left out.
 
-    Under `global_batch` the load is `step_load_E`, where it is given.
+    Over each sequence by itself, or over all local tokens. Under `global_batch` the load is
+    `step_load_E`, where it is given. A part without tokens and a gate without rows count as even:
+    then the loss is 1 at even load, and its mean over sequences is the same in whatever batches
+    they come.
     """
-    groups = token_groups(routing, scope)
-    prob_BE, valid_B = _mean_probability(routing, groups)
+    parts = token_parts(routing, scope)
     if scope == "global_batch" and step_load_E is not None:
         load_BE = step_load_E[None]
     else:
-        load_BE = _load_by_group(routing, groups)
-    load_BE = load_BE.to(prob_BE.dtype)
-    return Shares(load_BE / load_BE.sum(-1, keepdim=True).clamp(min=1), prob_BE, valid_B)
+        load_BE = _load_by_part(routing, parts)
+    if not routing.levels:
+        return (_shares(load_BE, _flat_probability(routing, parts), banks=1),)
+    return tuple(
+        _shares(load_BE, _level_probability(level, routing, parts), level.banks)
+        for level in routing.levels
+    )
 
 
-def _mean_probability(routing: Routing, groups: int) -> tuple[Tensor, Tensor | None]:
-    """P of each group of tokens, and which groups hold a token at all (None: every one)."""
-    if routing.probs_TE is None:
-        return _given_probability(routing, groups)
-    probs_BSE = routing.probs_TE.view(groups, -1, routing.num_experts)
+def group_shares_of(
+    routing: Routing, scope: Scope = "sequence", step_load_E: Tensor | None = None
+) -> Shares:
+    """Shares of the router's groups of experts, of which each may stand for a device."""
+    outermost = shares_of(routing, scope, step_load_E)[0]
+    if routing.levels:
+        return outermost
+    load_BG, prob_BG = (
+        of_BE.unflatten(1, (routing.num_groups, -1)).sum(-1)
+        for of_BE in (outermost.load_BC, outermost.prob_BC)
+    )
+    return Shares(routing.num_groups, load_BG, prob_BG)
+
+
+def _shares(load_BE: Tensor, prob_BC: Tensor, banks: int) -> Shares:
+    choices = prob_BC.shape[1]
+    size = choices // banks
+    load_BGS = load_BE.unflatten(1, (choices, -1)).sum(-1).unflatten(1, (banks, size))
+    return Shares(size, _divided_or_even(load_BGS.to(prob_BC.dtype)).flatten(1), prob_BC)
+
+
+def _divided_or_even(of: Tensor) -> Tensor:
+    """Over its sum along the last dim; even where there is nothing."""
+    total = of.sum(-1, keepdim=True)
+    return torch.where(total > 0, of / total.clamp(min=1), 1 / of.shape[-1])
+
+
+def _mean_or_even(sum_BC: Tensor, count_B1: Tensor | int) -> Tensor:
+    """P from summed probabilities; even, and without a gradient, where there are no rows."""
+    if isinstance(count_B1, int):
+        return sum_BC / count_B1 if count_B1 else torch.full_like(sum_BC, 1 / sum_BC.shape[1])
+    return torch.where(count_B1 > 0, sum_BC / count_B1.clamp(min=1), 1 / sum_BC.shape[1])
+
+
+def _flat_probability(routing: Routing, parts: int) -> Tensor:
+    assert routing.probs_TE is not None, "this router gives no probabilities"
+    probs_BSE = routing.probs_TE.view(parts, -1, routing.num_experts)
     if routing.valid_T is None:
-        # A group without tokens, as on an idle rank, has P = 0, not 0/0.
-        return probs_BSE.sum(1) / max(probs_BSE.shape[1], 1), None
-    valid_BS = routing.valid_T.view(groups, -1)
-    count_B = valid_BS.sum(1)
-    total_BE = (probs_BSE * valid_BS[..., None]).sum(1)
-    return total_BE / count_B.clamp(min=1)[:, None], count_B > 0
+        return _mean_or_even(probs_BSE.sum(1), probs_BSE.shape[1])
+    valid_BS = routing.valid_T.view(parts, -1)
+    return _mean_or_even((probs_BSE * valid_BS[..., None]).sum(1), valid_BS.sum(1, keepdim=True))
 
 
-def _given_probability(routing: Routing, groups: int) -> tuple[Tensor, Tensor | None]:
-    """The same from a router that knows the mean of each sequence alone."""
-    assert "mean_prob_BE" in routing.terms, "this router gives no probabilities"
-    mean_BE = routing.terms["mean_prob_BE"]
-    valid_T = routing.valid_T
-    if groups == len(mean_BE):
-        return mean_BE, None if valid_T is None else valid_T.view(groups, -1).any(1)
-    if valid_T is None:
-        return mean_BE.mean(0, keepdim=True), None
-    share_B = valid_T.view(len(mean_BE), -1).sum(1) / valid_T.sum().clamp(min=1)
-    return share_B.to(mean_BE.dtype)[None] @ mean_BE, valid_T.any()[None]
+def _level_probability(level: Level, routing: Routing, parts: int) -> Tensor:
+    """Summed gate by gate: a row says nothing of the gates that it did not ask."""
+    token_R, probs_RS = level.token_R, level.probs_RS
+    counts_R = torch.ones_like(token_R, dtype=torch.bool)
+    if routing.valid_T is not None:
+        counts_R = counts_R & routing.valid_T[token_R]
+    if level.asked_R is not None:
+        counts_R = counts_R & level.asked_R
+    part_R = token_R // max(routing.num_tokens // parts, 1)
+    bank_R = 0 if level.bank_R is None else level.bank_R
+    sum_GS = probs_RS.new_zeros(parts * level.banks, probs_RS.shape[1])
+    sum_GS = sum_GS.index_add(0, part_R * level.banks + bank_R, probs_RS * counts_R[:, None])
+    count_B = token_R.new_zeros(parts).index_add(0, part_R, counts_R.to(token_R.dtype))
+    return _mean_or_even(sum_GS.view(parts, -1), count_B[:, None])
 
 
-def _load_by_group(routing: Routing, groups: int) -> Tensor:
-    if groups == 1:
+def _load_by_part(routing: Routing, parts: int) -> Tensor:
+    if parts == 1:
         return load(routing)[None]
     # One bin more, for rows that wish for no expert.
     bins = routing.num_experts + 1
     key_N = routing.sequence_N * bins + routing.chosen_N
     valid_N = routing.valid_N
     one_N = torch.ones_like(key_N) if valid_N is None else valid_N.to(key_N.dtype)
-    flat = key_N.new_zeros(groups * bins).scatter_add_(0, key_N, one_N)
-    return flat.view(groups, bins)[:, :-1]
+    flat = key_N.new_zeros(parts * bins).scatter_add_(0, key_N, one_N)
+    return flat.view(parts, bins)[:, :-1]

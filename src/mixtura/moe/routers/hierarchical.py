@@ -17,7 +17,8 @@ from torch import Tensor
 from mixtura.moe.capacity import Capacity, Dropless, Policy
 from mixtura.moe.routers.flat import FlatRouter
 from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec
-from mixtura.moe.routers.token_choice import Choice, Leaf, TokenChoiceRouter
+from mixtura.moe.routers.token_choice import Choice, TokenChoiceRouter
+from mixtura.moe.routing import Level
 from mixtura.shapes.ledger import Weight
 
 _NO_RANKING = (
@@ -102,6 +103,7 @@ class Hierarchical(TokenChoiceRouter):
 
     Expert i*S + j is expert j of group i, and a group may stand for a device or a machine. Only the
     chosen groups' gates are evaluated. `load_E` of the terms is Load_H, where both gates are noisy.
+    The balance loss is the mean of one over groups and one in each group over its experts.
 
     Cost: one product of G rows and O products of S rows a token, where a flat gate has E rows; K
     experts. Choose it for thousands of experts, whose flat gate would cost as much as an expert, or
@@ -135,7 +137,7 @@ class Hierarchical(TokenChoiceRouter):
         return Choice(
             chosen_TK=chosen_QI.view(-1, self.top_k),
             weight_TK=weight_QI.view(-1, self.top_k),
-            leaf=_leaf(outer, inner, row_Q, group_Q),
+            levels=(*outer.levels, *_inner_levels(outer, inner, row_Q)),
             load_GE=self._load(outer, inner, inner_bank_Q, valid_Q),
             declined_TK=_declined(outer, inner),
         )
@@ -166,11 +168,11 @@ def _declined(outer: Choice, inner: Choice) -> Tensor | None:
     return None if declined_RI is None else declined_RI.reshape(len(outer.chosen_TK), -1)
 
 
-def _leaf(outer: Choice, inner: Choice, row_Q: Tensor, group_Q: Tensor) -> Leaf:
-    """The inner probabilities, each times its group's; rows of the leaf refer to our rows."""
-    assert outer.probs_TE is not None, "a flat router gives probabilities"
-    assert inner.leaf is not None, "so does every router that may be an inner one"
-    group_prob_Q = outer.probs_TE.reshape(-1)[row_Q * outer.probs_TE.shape[1] + group_Q]
-    row = inner.leaf.token_R
-    probs = inner.leaf.probs_RE * group_prob_Q[row, None]
-    return Leaf(row_Q[row], inner.leaf.bank_R, probs)
+def _inner_levels(outer: Choice, inner: Choice, row_Q: Tensor) -> Iterator[Level]:
+    """The inner router's levels, whose rows it counts in ours-at-one-group, in rows of ours."""
+    for level in inner.levels:
+        asked_R = level.asked_R
+        if outer.declined_TK is not None:
+            taken_R = ~outer.declined_TK.reshape(-1)[level.token_R]
+            asked_R = taken_R if asked_R is None else asked_R & taken_R
+        yield replace(level, token_R=row_Q[level.token_R], asked_R=asked_R)

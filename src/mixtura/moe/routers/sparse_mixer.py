@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mixtura.moe.capacity import Capacity, Policy
 from mixtura.moe.routers.router import RouterShape, RouterSpec
-from mixtura.moe.routers.token_choice import Choice, Leaf, LinearRouter, Scores
+from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
 
 
 class SparseMixerConfig(RouterSpec):
@@ -79,7 +79,6 @@ class SparseMixer(LinearRouter):
         return Choice(
             chosen_TK=chosen_TK,
             weight_TK=torch.cat([first_weight_T1, second_weight_T1], 1),
-            leaf=Leaf(torch.arange(len(x_TD), device=x_TD.device), bank_R, scores.probs_TE),
             logits_TE=scores.logits_TE,
             probs_TE=scores.probs_TE,
             ranking_TE=scores.score_TE.detach(),

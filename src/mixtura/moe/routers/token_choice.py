@@ -20,16 +20,7 @@ from mixtura.kernels.topk import topk
 from mixtura.moe.bias import bias_step
 from mixtura.moe.capacity import Admission, Capacity, Wishes
 from mixtura.moe.routers.router import Router, RouterShape
-from mixtura.moe.routing import Routing, token_rows
-
-
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """Probabilities where they are known: all experts of a flat router, or of chosen groups."""
-
-    token_R: Tensor
-    bank_R: Tensor | None
-    probs_RE: Tensor
+from mixtura.moe.routing import Level, Routing, token_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +31,8 @@ class Choice:
     """best first; E where the row wishes for none"""
     weight_TK: Tensor
     """combine weights of the chosen, differentiable"""
-    leaf: Leaf | None = None
-    """None where no probabilities are known"""
+    levels: tuple[Level, ...] = ()
+    """one of a flat router, several of a hierarchical one; none where no probabilities are known"""
     logits_TE: Tensor | None = None
     probs_TE: Tensor | None = None
     ranking_TE: Tensor | None = None
@@ -121,15 +112,14 @@ class TokenRows(Router):
             wave_N=None if wave_TK is None else wave_TK.reshape(-1),
             num_groups=self.num_groups,
             groups_kept=self.groups_kept,
-            terms=self._terms(choice, wishes),
+            terms=self._terms(choice),
+            levels=choice.levels if choice.probs_TE is None else (),
         )
 
-    def _terms(self, choice: Choice, wishes: Wishes) -> Mapping[str, Tensor]:
+    def _terms(self, choice: Choice) -> Mapping[str, Tensor]:
         terms = {"gate_N": choice.weight_TK.reshape(-1), **choice.terms}
         if choice.load_GE is not None:
             terms["load_E"] = choice.load_GE.view(-1)
-        if choice.probs_TE is None and choice.leaf is not None and self.training:
-            terms["mean_prob_BE"] = _mean_probability(choice.leaf, wishes)
         return terms
 
 
@@ -151,24 +141,6 @@ class TokenChoiceRouter(TokenRows):
         id_T: Tensor | None = None,
     ) -> Routing:
         return self.routed(self.choose(x_TD, valid_T), valid_T, num_sequences, capacity)
-
-
-def _mean_probability(leaf: Leaf, wishes: Wishes) -> Tensor:
-    """P of each sequence: the probability of each expert summed where known, over its tokens."""
-    num_tokens = len(wishes.chosen_TK)
-    inner = leaf.probs_RE.shape[1]
-    banks = wishes.num_experts // inner
-    valid_T = wishes.valid_T
-    sequence_R = leaf.token_R // max(num_tokens // wishes.num_sequences, 1)
-    bank_R = 0 if leaf.bank_R is None else leaf.bank_R
-    probs_RE = leaf.probs_RE if valid_T is None else leaf.probs_RE * valid_T[leaf.token_R, None]
-    total = probs_RE.new_zeros(wishes.num_sequences * banks, inner)
-    total_BE = total.index_add(0, sequence_R * banks + bank_R, probs_RE).view(
-        wishes.num_sequences, -1
-    )
-    if valid_T is None:
-        return total_BE / max(num_tokens // wishes.num_sequences, 1)
-    return total_BE / valid_T.view(wishes.num_sequences, -1).sum(1, keepdim=True).clamp(min=1)
 
 
 class LinearRouter(TokenChoiceRouter):
@@ -230,7 +202,7 @@ class LinearRouter(TokenChoiceRouter):
         return Choice(
             chosen_TK=chosen_TK,
             weight_TK=self.weigh(scores, chosen_TK),
-            leaf=Leaf(token_T, bank_R, scores.probs_TE),
+            levels=(Level(token_T, bank_R, scores.probs_TE, self.shape.banks),),
             logits_TE=scores.logits_TE,
             probs_TE=scores.probs_TE,
             ranking_TE=ranking_TE,

@@ -1,5 +1,8 @@
 """Held-out text as the routers see it."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +11,10 @@ from numpy.typing import NDArray
 
 from mixtura.data import ByteTokenizer
 from mixtura.insight.sample import choices_of, pieces, read, spread_windows
+from mixtura.insight.specialisation import specialisation
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.moe import Routing
+from mixtura.moe.record import layer_rows
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +104,61 @@ def test_rows_in_any_order_become_choices_of_tokens() -> None:
         valid_T=torch.ones(3, dtype=torch.bool),
         num_experts=3,
     )
-    choices = choices_of(routing, layer=5)
+    choices = choices_of(layer_rows(routing), layer=5, num_experts=3)
     assert choices.chosen_TK.tolist() == [[2, 0], [1, -1], [-1, -1]]
     assert choices.computed_TK.tolist() == [[2, -1], [1, -1], [-1, -1]]
     assert choices.weight_TK.tolist() == [[0.75, 0.0], [1.0, 0.0], [0.0, 0.0]]
     assert choices.first_T.tolist() == [2, 1, -1]
+
+
+def with_router(router: dict[str, Any], top_k: int) -> Decoder:
+    torch.manual_seed(0)
+    tree = {
+        "layers": 1,
+        "width": 16,
+        "vocabulary": 32,
+        "context": 16,
+        "attention": {"heads": 2, "kv_heads": 1, "head_dim": 8},
+        "moe": {"num_experts": 4, "top_k": top_k, "expert_width": 8, "router": router},
+    }
+    return Decoder(DecoderConfig.parse(tree)).eval()
+
+
+# Above a threshold of 0.6 a token has one expert or none.
+NONE_FOR_SOME: dict[str, tuple[str | None, float, dict[str, Any]]] = {
+    "expert_threshold": ("threshold_E", 0.6, {}),
+    "batchwise": ("log_threshold", math.log(0.6), {}),
+    "top_p": (None, 0.0, {"p": 0.7}),
+}
+
+
+@pytest.mark.parametrize("kind", NONE_FOR_SOME)
+def test_a_token_without_an_expert_counts_for_none(kind: str, tokens: NDArray[np.int64]) -> None:
+    name, value, more = NONE_FOR_SOME[kind]
+    decoder = with_router({"kind": kind, **more}, top_k=3 if more else 2)
+    with torch.no_grad():
+        for part, tensor in decoder.state_dict().items():
+            if name is not None and part.endswith(name):
+                tensor.fill_(value)
+            elif part.endswith("router.weight"):
+                tensor.normal_(std=0.5)
+        output = decoder(torch.from_numpy(tokens[None, :16]))
+    (moe,) = output.moe
+    experts: list[list[int]] = [[] for _ in range(16)]
+    for token, expert in zip(
+        moe.routing.token_N.tolist(), moe.routing.chosen_N.tolist(), strict=True
+    ):
+        experts[token] += [expert] if expert < 4 else []
+    (choices,) = read(decoder, tokens[:16], 16).layers
+    assert [[e for e in row if e != -1] for row in choices.chosen_TK.tolist()] == experts
+    fewest = min(map(len, experts))
+    assert (fewest == 0) == (not more)
+    assert len({len(row) for row in experts}) > 1
+    # Two domains, token by token in turn: what has no expert is in neither row.
+    counts_DE = specialisation(np.arange(16) % 2, choices.first_T, 2, 4).counts_DE
+    for domain in range(2):
+        first = [row[0] for row in experts[domain::2] if row]
+        assert counts_DE[domain].tolist() == [first.count(expert) for expert in range(4)]
 
 
 def test_windows_are_spread_over_the_text() -> None:

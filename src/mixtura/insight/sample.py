@@ -4,20 +4,18 @@ W windows of S tokens, T = W*S tokens, K choices per token, E experts, P probabi
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mixtura.data import Progress, Tokenizer
 from mixtura.data.prepare import silent
 from mixtura.models import DecoderOutput, LanguageModel
-from mixtura.moe import Routing
-
-NOBODY = -1
+from mixtura.moe.record import layer_rows
+from mixtura.trace import NOBODY, LayerRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,10 @@ def read(
         tokens_T=tokens_T,
         bits_T=np.concatenate([bits_S for bits_S, _ in parts]),
         layers=tuple(
-            _joined(windows) for windows in zip(*(layers for _, layers in parts), strict=True)
+            choices_of(
+                LayerRows.joined([layers[layer] for _, layers in parts]), layer, shape.num_experts
+            )
+            for layer, shape in decoder.config.moe_shapes.items()
         ),
     )
 
@@ -107,76 +108,36 @@ def _spans(length: int, window: int, stride: int) -> Iterator[_Span]:
 
 def _read_span(
     decoder: LanguageModel, tokens_T: NDArray[np.int64], span: _Span, probs: bool
-) -> tuple[NDArray[np.float32], list[Choices]]:
+) -> tuple[NDArray[np.float32], dict[int, LayerRows]]:
+    """What each new token cost, and its rows by layer."""
     tokens_S = tokens_T[span.start : span.end]
     tokens_BS = torch.from_numpy(tokens_S)[None].to(decoder.device)
     output: DecoderOutput = decoder(tokens_BS)
     log_prob_SV = output.logits_BSV[0].float().log_softmax(-1)
     nats_S = -log_prob_SV[:-1].gather(1, tokens_BS[0, 1:, None])[:, 0]
     bits_S = np.full(len(tokens_S), np.nan, np.float32)
-    bits_S[1:] = _array(nats_S) / np.log(2)
-    seen = span.new - span.start
-    layers = [
-        _from(seen, choices_of(moe.routing, layer, probs=probs))
-        for layer, moe in enumerate(output.layers)
-        if moe is not None
-    ]
-    return bits_S[seen:], layers
+    bits_S[1:] = nats_S.cpu().numpy() / np.log(2)
+    new_S = np.arange(span.new - span.start, len(tokens_S))
+    layers: dict[int, LayerRows] = {}
+    for layer, moe in enumerate(output.layers):
+        if moe is not None:
+            believed = probs and moe.routing.probs_TE is not None
+            rows = layer_rows(moe.routing, "float32" if believed else None)
+            layers[layer] = rows.take(new_S)
+    return bits_S[new_S], layers
 
 
-def choices_of(routing: Routing, layer: int, *, probs: bool = True) -> Choices:
-    """A Routing as arrays by token and rank of choice; K is the most choices that a token has."""
-    token_N, rank_N = _array(routing.token_N), _array(routing.choice_N)
-    expert_N = _array(routing.expert_N)
-    shape = (routing.num_tokens, int(rank_N.max(initial=0)) + 1)
-    chosen_TK, computed_TK = np.full(shape, NOBODY), np.full(shape, NOBODY)
-    weight_TK = np.zeros(shape, np.float32)
-    chosen_TK[token_N, rank_N] = _array(routing.chosen_N)
-    computed_TK[token_N, rank_N] = np.where(expert_N == routing.num_experts, NOBODY, expert_N)
-    weight_TK[token_N, rank_N] = _array(routing.weight_N.float())
-    believed = routing.probs_TE if probs else None
+def choices_of(rows: LayerRows, layer: int, num_experts: int) -> Choices:
+    """A layer's rows by token and rank of choice; K is the most choices that a token has."""
+    width = int(rows.count_T.max(initial=1))
     return Choices(
         layer=layer,
-        num_experts=routing.num_experts,
-        chosen_TK=chosen_TK,
-        computed_TK=computed_TK,
-        weight_TK=weight_TK,
-        probs_TE=None if believed is None else _array(believed.float()),
+        num_experts=num_experts,
+        chosen_TK=rows.by_choice(rows.chosen_N, width, NOBODY),
+        computed_TK=rows.by_choice(rows.computed_N, width, NOBODY),
+        weight_TK=rows.by_choice(rows.weight_N, width, 0),
+        probs_TE=rows.probs_TE,
     )
-
-
-def _from(first: int, choices: Choices) -> Choices:
-    """Without the tokens before `first`."""
-    probs_TE = choices.probs_TE
-    return replace(
-        choices,
-        chosen_TK=choices.chosen_TK[first:],
-        computed_TK=choices.computed_TK[first:],
-        weight_TK=choices.weight_TK[first:],
-        probs_TE=None if probs_TE is None else probs_TE[first:],
-    )
-
-
-def _joined(pieces: tuple[Choices, ...]) -> Choices:
-    """One layer's windows, one after the other."""
-    probs = [piece.probs_TE for piece in pieces if piece.probs_TE is not None]
-    widest = max(piece.chosen_TK.shape[1] for piece in pieces)
-    return Choices(
-        layer=pieces[0].layer,
-        num_experts=pieces[0].num_experts,
-        chosen_TK=np.concatenate([_widened(p.chosen_TK, widest, NOBODY) for p in pieces]),
-        computed_TK=np.concatenate([_widened(p.computed_TK, widest, NOBODY) for p in pieces]),
-        weight_TK=np.concatenate([_widened(p.weight_TK, widest, 0) for p in pieces]),
-        probs_TE=np.concatenate(probs) if probs else None,
-    )
-
-
-def _widened(rows_TK: NDArray, width: int, fill: int) -> NDArray:
-    return np.pad(rows_TK, ((0, 0), (0, width - rows_TK.shape[1])), constant_values=fill)
-
-
-def _array(tensor: Tensor) -> NDArray:
-    return tensor.detach().cpu().numpy()
 
 
 def spread_windows(length: int, window: int, most: int) -> list[int]:

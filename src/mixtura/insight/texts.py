@@ -52,7 +52,8 @@ def texts(subject: Subject, length: int, progress: Progress) -> tuple[Tree, Tree
         for c in studied.layers
     ]
     shown = [_text(subject, start, window) for start in starts]
-    return _text_tree(shown, found), _domain_tree(subject, studied, found)
+    tokens_D = np.bincount(domains_T, minlength=len(corpus.domains))
+    return _text_tree(shown, found), _domain_tree(subject, studied, found, tokens_D)
 
 
 def _studied(heldout: TokenFile, window: int) -> NDArray[np.int64]:
@@ -162,10 +163,11 @@ def _base64(values: NDArray, dtype: str) -> str:
     return base64.b64encode(np.ascontiguousarray(values, dtype).tobytes()).decode("ascii")
 
 
-def _domain_tree(subject: Subject, studied: Reading, found: list[Specialisation]) -> Tree:
+def _domain_tree(
+    subject: Subject, studied: Reading, found: list[Specialisation], tokens_D: NDArray[np.int64]
+) -> Tree:
     tokenizer = subject.corpus.tokenizer
     end = tokenizer.end_of_document
-    tokens_D = found[0].counts_DE.sum(1)
     return {
         "names": list(subject.corpus.domains),
         "tokens": tokens_D.tolist(),

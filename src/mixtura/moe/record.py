@@ -25,7 +25,8 @@ class Recorder:
         self.writer = writer
         self.domain = NOBODY
         """the writer's number of the domain that tokens are of; -1 for none"""
-        self._taken: dict[int, _Taken] = {}
+        # As arrays, so that neither graph nor device memory is held.
+        self._taken: dict[int, LayerRows] = {}
         self._wanted = {layer.layer: layer for layer in writer.meta.layers}
         self._sequence_B = np.arange(0)
         self._position_B = np.arange(0)
@@ -56,7 +57,10 @@ class Recorder:
                 f"layer {layer} has {routing.num_experts} experts, and the trace is of "
                 f"{wanted.num_experts}"
             )
-        self._taken[layer] = _Taken(layer, routing, self.writer.meta.probabilities)
+        try:
+            self._taken[layer] = layer_rows(routing, self.writer.meta.probabilities)
+        except DataError as error:
+            raise DataError(f"layer {layer}: {error}") from error
 
     def end_pass(self, tokens_BS: Tensor, valid_BS: Tensor | None = None) -> None:
         """Write the tokens of the pass; `valid_BS` is False for padding.
@@ -77,54 +81,50 @@ class Recorder:
         kept_BS = _array(valid_BS.bool())
         position_BS = self._position_B[:, None] + kept_BS.cumsum(1) - 1
         sequence_BS = np.broadcast_to(self._sequence_B[:, None], kept_BS.shape)
-        kept_T = kept_BS.reshape(-1)
+        kept_T = np.flatnonzero(kept_BS)
+        for layer, rows in taken.items():
+            if len(rows) != kept_BS.size:
+                raise DataError(
+                    f"layer {layer} routed {len(rows)} tokens in a pass of {kept_BS.size}"
+                )
         self.writer.append(
             TraceBatch(
                 id_T=_array(tokens_BS)[kept_BS],
                 position_T=position_BS[kept_BS].astype(np.int32),
                 sequence_T=sequence_BS[kept_BS].astype(np.int32),
-                domain_T=np.full(int(kept_T.sum()), self.domain, np.int32),
-                layers={layer: one.rows(kept_T) for layer, one in taken.items()},
+                domain_T=np.full(len(kept_T), self.domain, np.int32),
+                layers={layer: rows.take(kept_T) for layer, rows in taken.items()},
             )
         )
         self._position_B = self._position_B + kept_BS.sum(1)
 
 
-class _Taken:
-    """A layer's routing as arrays, so that neither graph nor device memory is held."""
+def layer_rows(routing: Routing, probabilities: str | None = None) -> LayerRows:
+    """The rows of a Routing that wish for an expert, token by token and choice by choice.
 
-    def __init__(self, layer: int, routing: Routing, probabilities: str | None) -> None:
-        self.layer = layer
-        self.token_N, self.choice_N = _array(routing.token_N), _array(routing.choice_N)
-        self.chosen_N, self.expert_N = _array(routing.chosen_N), _array(routing.expert_N)
-        self.weight_N = _array(routing.weight_N.float())
-        self.num_experts, self.num_tokens = routing.num_experts, routing.num_tokens
-        self.probs_TE: NDArray[np.floating] | None = None
-        if probabilities is not None:
-            if routing.probs_TE is None:
-                raise DataError(
-                    f"layer {layer}: probabilities are to be recorded, and its router gives none; "
-                    "leave them out"
-                )
-            self.probs_TE = _array(routing.probs_TE.float()).astype(probabilities)
-
-    def rows(self, kept_T: NDArray[np.bool_]) -> LayerRows:
-        """The rows of these tokens that wish for an expert, token by token and choice by choice."""
-        if len(kept_T) != self.num_tokens:
+    `probabilities` is the dtype to keep them in; None leaves them out. Raises DataError where they
+    are asked for and the router gives none.
+    """
+    chosen_N, expert_N = _array(routing.chosen_N), _array(routing.expert_N)
+    token_N, choice_N = _array(routing.token_N), _array(routing.choice_N)
+    row_N = np.flatnonzero(chosen_N < routing.num_experts)
+    row_N = row_N[np.lexsort((choice_N[row_N], token_N[row_N]))]
+    computed_N = expert_N[row_N]
+    count_T = np.bincount(token_N[row_N], minlength=routing.num_tokens)
+    probs_TE: NDArray[np.floating] | None = None
+    if probabilities is not None:
+        if routing.probs_TE is None:
             raise DataError(
-                f"layer {self.layer} routed {self.num_tokens} tokens in a pass of {len(kept_T)}"
+                "probabilities are to be recorded, and this router gives none; leave them out"
             )
-        row_N = np.flatnonzero(kept_T[self.token_N] & (self.chosen_N < self.num_experts))
-        row_N = row_N[np.lexsort((self.choice_N[row_N], self.token_N[row_N]))]
-        expert_N = self.expert_N[row_N]
-        count_T = np.bincount(self.token_N[row_N], minlength=len(kept_T))[kept_T]
-        return LayerRows(
-            start_T1=np.concatenate([[0], np.cumsum(count_T)]),
-            chosen_N=self.chosen_N[row_N],
-            weight_N=self.weight_N[row_N],
-            computed_N=np.where(expert_N == self.num_experts, NOBODY, expert_N),
-            probs_TE=None if self.probs_TE is None else self.probs_TE[kept_T],
-        )
+        probs_TE = _array(routing.probs_TE.float()).astype(probabilities)
+    return LayerRows(
+        start_T1=np.concatenate([[0], np.cumsum(count_T)]),
+        chosen_N=chosen_N[row_N],
+        weight_N=_array(routing.weight_N.float())[row_N],
+        computed_N=np.where(computed_N == routing.num_experts, NOBODY, computed_N),
+        probs_TE=probs_TE,
+    )
 
 
 def _array(tensor: Tensor) -> NDArray:

@@ -99,6 +99,14 @@ def test_entropy() -> None:
     assert entropy(torch.tensor([5])).item() == 1
 
 
+def test_a_load_without_a_row_is_even_and_every_expert_starves() -> None:
+    load_LE = torch.tensor([[0, 0, 0, 0], [4, 0, 0, 0]])
+    assert max_over_mean(load_LE).tolist() == [1, 4]
+    assert coefficient_of_variation(load_LE).tolist() == pytest.approx([0, math.sqrt(3)])
+    assert entropy(load_LE).tolist() == [1, 0]
+    assert starving(load_LE).tolist() == [[True] * 4, [False, True, True, True]]
+
+
 def test_starving_is_under_a_tenth_of_the_even_share() -> None:
     # Mean 100: 9 starves, 10 is a tenth and does not.
     load_E = torch.tensor([9, 10, 181, 200])

@@ -39,6 +39,12 @@ def test_collapse_names_the_busiest() -> None:
     assert "over 90% of rows chose expert 0, 2" in str(alarms[0])
 
 
+def test_a_layer_that_no_token_chose_starves_as_a_whole() -> None:
+    watcher = watch(steps=3)
+    alarms = [alarm for step in (1, 2, 3) for alarm in watcher.add(one_layer(0, 0, 0, 0), step)]
+    assert alarms == [Alarm("starving", layer=1, experts=(0, 1, 2, 3), step=3, window=3)]
+
+
 def test_a_short_run_is_judged_at_its_end() -> None:
     watcher = watch(steps=3)
     loads = [watcher.add(one_layer(9, 9, 9, 0), step) for step in (1, 2, 3)]

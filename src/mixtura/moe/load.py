@@ -45,24 +45,32 @@ def importance(routing: Routing) -> Tensor:
 
 
 def max_over_mean(load_E: Tensor) -> Tensor:
-    """The busiest expert's load over the mean load, along the last dim; 1 is even, E is one."""
+    """The busiest expert's load over the mean load, along the last dim; 1 is even, E is one.
+
+    A load without a row is even here and below, not 0/0: a threshold can refuse every token.
+    """
     load_E = load_E.double()
-    return load_E.amax(-1) / load_E.mean(-1)
+    return torch.where(load_E.any(-1), load_E.amax(-1) / _mean(load_E), 1.0)
 
 
 def coefficient_of_variation(load_E: Tensor) -> Tensor:
     """Standard deviation of load over its mean, along the last dim; 0 is even."""
     load_E = load_E if load_E.is_floating_point() else load_E.double()
-    return load_E.std(-1, correction=0) / load_E.mean(-1)
+    return load_E.std(-1, correction=0) / _mean(load_E)
+
+
+def _mean(load_E: Tensor) -> Tensor:
+    return load_E.mean(-1).clamp(min=torch.finfo(load_E.dtype).tiny)
 
 
 def entropy(load_E: Tensor) -> Tensor:
     """Entropy of the load's shares over log E, along the last dim: 1 is even, 0 is one expert."""
-    share_E = load_E.double() / load_E.sum(-1, keepdim=True)
+    share_E = load_E.double() / load_E.sum(-1, keepdim=True).clamp(min=1)
     num_experts = load_E.shape[-1]
     if num_experts == 1:
         return torch.ones_like(share_E[..., 0])
-    return torch.special.entr(share_E).sum(-1) / torch.tensor(float(num_experts)).log()
+    of_even = torch.special.entr(share_E).sum(-1) / torch.tensor(float(num_experts)).log()
+    return torch.where(load_E.any(-1), of_even, 1.0)
 
 
 def dropped_share(routing: Routing) -> Tensor:
@@ -71,8 +79,12 @@ def dropped_share(routing: Routing) -> Tensor:
 
 
 def starving(load_E: Tensor) -> Tensor:
-    """True for an expert under a tenth of its even share; give it the load of 100 steps."""
-    return load_E < STARVING_SHARE * load_E.double().mean(-1, keepdim=True)
+    """True for an expert under a tenth of its even share; give it the load of 100 steps.
+
+    True for every expert where no token chose any.
+    """
+    under_E = load_E < STARVING_SHARE * load_E.double().mean(-1, keepdim=True)
+    return under_E | (load_E == 0)
 
 
 def collapsed(load_E: Tensor, top_k: int) -> Tensor:

@@ -4,17 +4,34 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Tokenizer as Backend
 
 from mixtura.config import Config
-from mixtura.data.subwords import FILE, SubwordTokenizer
+from mixtura.data.subwords import FILE, SubwordTokenizer, without_prefix
 from mixtura.data.tokenizers import DESCRIPTION
 from mixtura.errors import DataError
 from mixtura.files import atomic_text
 
 HF_CONFIG = "tokenizer_config.json"
 HF_TEMPLATE = "chat_template.jinja"
+
+
+class Spelling(Config):
+    """How SentencePiece or llama.cpp prepares text, beside what a tokenizer.json can say."""
+
+    prefix: bool = True
+    """whether a space is set before a text"""
+    prefix_after: Literal["nothing", "marks", "added"] = "nothing"
+    """what, within a text, a space is set behind as well: special tokens, or all added ones"""
+    collapse: bool = False
+    """whether spaces around a text go, and runs of them become one"""
+
+    @property
+    def strips(self) -> bool:
+        """Whether a decoded text loses the space in front."""
+        return self.prefix or self.collapse
 
 
 class TokenFacts(Config):
@@ -30,6 +47,8 @@ class TokenFacts(Config):
     """whether every text begins with bos_token; None: as the tokenizer.json itself says"""
     chat_template: str | None = None
     """Jinja, as transformers has it; None where the model knows no roles"""
+    spelling: Spelling | None = None
+    """None: the tokenizer.json says all"""
 
 
 class CheckpointTokenizer(SubwordTokenizer):
@@ -56,9 +75,10 @@ class CheckpointTokenizer(SubwordTokenizer):
         added = self._backend.get_added_tokens_decoder()
         return {token.content: number for number, token in added.items() if token.special}
 
-    def encode_with_marks(self, text: str) -> list[int]:
+    def encode_with_marks(self, text: str, continues: bool = False) -> list[int]:
         """Tokens of a text in which the names of special tokens stand for them."""
-        return self._marking.encode(text, add_special_tokens=False).ids
+        backend = self._marking_on if continues else self._marking
+        return backend.encode(text, add_special_tokens=False).ids
 
     def save(self, folder: Path) -> None:
         """Write what `load_tokenizer` needs, and what transformers' AutoTokenizer does."""
@@ -69,7 +89,7 @@ class CheckpointTokenizer(SubwordTokenizer):
             "clean_up_tokenization_spaces": False,
             **facts.names,
         }
-        atomic_text(folder / FILE, self._backend.to_str(pretty=True))
+        atomic_text(folder / FILE, self.to_json(pretty=True))
         atomic_text(folder / HF_CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
         if facts.chat_template is not None:
             atomic_text(folder / HF_TEMPLATE, facts.chat_template)
@@ -81,6 +101,10 @@ class CheckpointTokenizer(SubwordTokenizer):
         backend = Backend.from_str(self._backend.to_str())
         backend.encode_special_tokens = False
         return backend
+
+    @cached_property
+    def _marking_on(self) -> Backend:
+        return without_prefix(self._marking)
 
     def _find_end(self, end: str | None, origin: str) -> int:
         try:

@@ -1,5 +1,6 @@
-"""The tokenizer of a Hugging Face folder: tokenizer.json, and what is said of its tokens beside."""
+"""The tokenizer of a Hugging Face folder: its vocabulary, and what is said of its tokens beside."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from mixtura.data.checkpoint_tokenizer import (
     CheckpointTokenizer,
     TokenFacts,
 )
+from mixtura.data.pieces import AddedPiece, extended
+from mixtura.data.sentencepiece_file import MODEL_FILE, read_sentencepiece
+from mixtura.data.sentencepiece_tokenizer import sentencepiece_tokenizer
 from mixtura.data.subwords import FILE, MOST_BYTES
 from mixtura.errors import ConfigError, DataError
 from mixtura.json_reader import read_object
@@ -21,28 +25,87 @@ _MODEL = "config.json"
 def hugging_face_tokenizer(folder: Path) -> CheckpointTokenizer:
     """Raises DataError where a file is missing or damaged, or cannot serve.
 
-    All but tokenizer.json may be missing: tokenizer_config.json and chat_template.jinja, and
-    generation_config.json or config.json, of which the ends of an answer are taken.
+    All but tokenizer.json, or else tokenizer.model, may be missing: tokenizer_config.json and
+    chat_template.jinja, and generation_config.json or config.json, of which the ends of an answer
+    are taken.
     """
+    if not (folder / FILE).is_file() and (folder / MODEL_FILE).is_file():
+        return _sentencepiece(folder)
     config = _object(folder / HF_CONFIG)
-    names = _names(_object(folder / "special_tokens_map.json")) | _names(config)
+    facts = _facts(folder, config, {}, {"add_bos": config.get("add_bos_token")})
+    return CheckpointTokenizer(read_text(folder / FILE), facts, str(folder / FILE))
+
+
+def _sentencepiece(folder: Path) -> CheckpointTokenizer:
+    """As transformers takes it: a text begins with bos_token unless the config denies it."""
+    config, path = _object(folder / HF_CONFIG), folder / MODEL_FILE
+    file = read_sentencepiece(path)
+    stated = config.get("add_prefix_space")
+    spelling = {
+        "prefix": file.prefix if stated is None else stated,
+        # Older configs do not say; their models were trained with a space behind marks.
+        "prefix_after": "nothing" if config.get("legacy") is False else "marks",
+        "collapse": file.collapse,
+    }
+    own = {f"{part}_token": name for part, name in file.names.items()}
+    begins = config.get("add_bos_token")
+    begins = "bos_token" in {**own, **_names(config)} if begins is None else begins
+    facts = _facts(folder, config, own, {"add_bos": begins, "spelling": spelling})
+    try:
+        pieces = extended(file.pieces, _added_tokens(folder, config), frozenset(facts.names.values()))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    begin = facts.names.get("bos_token") if begins else None
+    return sentencepiece_tokenizer(
+        pieces, facts, charsmap=file.charsmap, begin=begin, origin=str(path)
+    )
+
+
+def _facts(
+    folder: Path, config: Mapping[str, Any], own: Mapping[str, str], further: Mapping[str, Any]
+) -> TokenFacts:
+    """`own` are names of tokens that the vocabulary itself gives; the files beside it come first."""
+    names = {**own, **_names(_object(folder / "special_tokens_map.json")), **_names(config)}
     ends = _object(folder / _GENERATION).get("eos_token_id")
     if ends is None:
         ends = _object(folder / _MODEL).get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if "eos_token" in names:
         ends = [names["eos_token"], *ends]
-    tree = {
-        "ends": ends,
-        "names": names,
-        "add_bos": config.get("add_bos_token"),
-        "chat_template": chat_template_of(folder),
-    }
+    tree = {"ends": ends, "names": names, "chat_template": chat_template_of(folder), **further}
     try:
-        facts = TokenFacts.parse(tree, str(folder / HF_CONFIG))
+        return TokenFacts.parse(tree, str(folder / HF_CONFIG))
     except ConfigError as error:
         raise DataError(str(error)) from error
-    return CheckpointTokenizer(read_text(folder / FILE), facts, str(folder / FILE))
+
+
+def _added_tokens(folder: Path, config: Mapping[str, Any]) -> list[AddedPiece]:
+    """Tokens beside those of tokenizer.model. Raises DataError for what is no such list."""
+    found: list[AddedPiece] = []
+    for text, number in _object(folder / "added_tokens.json").items():
+        found.append(AddedPiece(_number(number, folder / "added_tokens.json"), text, False))
+    stated = config.get("added_tokens_decoder") or {}
+    if not isinstance(stated, dict):
+        raise DataError(f"{folder / HF_CONFIG}: added_tokens_decoder should be an object")
+    for number, one in stated.items():
+        if not isinstance(one, dict) or not isinstance(one.get("content"), str):
+            raise DataError(f"{folder / HF_CONFIG}: added_tokens_decoder.{number} has no content")
+        for setting in ("lstrip", "rstrip", "single_word"):
+            if one.get(setting):
+                raise DataError(
+                    f"{folder / HF_CONFIG}: the added token {one['content']!r:.60} has {setting}, "
+                    f"which is not supported beside {MODEL_FILE}; give a {FILE}"
+                )
+        special = bool(one.get("special"))
+        found.append(AddedPiece(_number(number, folder / HF_CONFIG), one["content"], special))
+    return found
+
+
+def _number(number: object, path: Path) -> int:
+    try:
+        return int(str(number))
+    except ValueError:
+        raise DataError(f"{path}: {number!r:.60} should be the number of an added token") from None
 
 
 def chat_template_of(folder: Path) -> str | None:
@@ -72,7 +135,7 @@ def _object(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _names(config: dict[str, Any]) -> dict[str, str]:
+def _names(config: Mapping[str, Any]) -> dict[str, str]:
     """Tokens that have a name, such as eos_token; some files have them with their settings."""
     found = {key: value for key, value in config.items() if key.endswith("_token")}
     texts = {

@@ -11,6 +11,8 @@ from mixtura.data.hugging_face_tokenizer import (
     hugging_face_tokenizer,
     read_text,
 )
+from mixtura.data.sentencepiece_file import MODEL_FILE
+from mixtura.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from mixtura.data.subwords import FILE, FileConfig
 from mixtura.data.tokenizers import DESCRIPTION, ByteTokenizer, Tokenizer
 from mixtura.errors import ConfigError, DataError
@@ -23,14 +25,16 @@ class _Description(Config):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """What `Tokenizer.save` wrote there, or the `tokenizer.json` of a Hugging Face folder.
+    """What `Tokenizer.save` wrote there, or a Hugging Face folder's tokenizer.json or .model.
 
     Raises DataError if there is none, or none that can be used.
     """
     path = folder / DESCRIPTION
     if not path.exists():
-        if not (folder / FILE).is_file():
-            raise DataError(f"{folder}: no tokenizer; expected {DESCRIPTION} or {FILE}")
+        if not any((folder / name).is_file() for name in (FILE, MODEL_FILE)):
+            raise DataError(
+                f"{folder}: no tokenizer; expected {DESCRIPTION}, {FILE} or {MODEL_FILE}"
+            )
         return hugging_face_tokenizer(folder)
     tree = read_object(path, DataError)
     try:
@@ -52,4 +56,5 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def _checkpoint_tokenizer(folder: Path, tree: Mapping[str, Any]) -> CheckpointTokenizer:
     stated = {key: value for key, value in tree.items() if key != "kind"}
     facts = TokenFacts.parse({**stated, "chat_template": chat_template_of(folder)}, DESCRIPTION)
-    return CheckpointTokenizer(read_text(folder / FILE), facts, str(folder / FILE))
+    kind = CheckpointTokenizer if facts.spelling is None else SentencePieceTokenizer
+    return kind(read_text(folder / FILE), facts, str(folder / FILE))

@@ -4,8 +4,9 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +118,9 @@ class SubwordTokenizer:
         self.end_of_document = self._find_end(end, origin)
         self.begin: tuple[int, ...] = ()
         self.ends = frozenset({self.end_of_document})
+        self._check_text_comes_back(origin)
+
+    def _check_text_comes_back(self, origin: str) -> None:
         back = self.decode(self.encode(_PROBE))
         if unicodedata.normalize("NFC", back) != unicodedata.normalize("NFC", _PROBE):
             raise DataError(
@@ -124,14 +128,18 @@ class SubwordTokenizer:
                 "so bits per byte would mean nothing; use a byte-level tokenizer"
             )
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, continues: bool = False) -> list[int]:
         to_utf8(text)
-        return self._backend.encode(text, add_special_tokens=False).ids
+        backend = self._continuing if continues else self._backend
+        return backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [
-            Encoded(np.array(one.ids, np.int64), _bytes_added(text, one.offsets))
+            Encoded(
+                np.array(one.ids, np.int64),
+                bytes_added(text, np.array([end for _, end in one.offsets], np.int64)),
+            )
             for text, one in zip(texts, encodings, strict=True)
         ]
 
@@ -142,12 +150,12 @@ class SubwordTokenizer:
     def byte_length(self, tokens: Sequence[int]) -> int:
         return len(self.decode(tokens).encode())
 
-    def stream(self) -> TextStream:
-        return TextStream(self.decode)
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        return TextStream(self.decode, after)
 
     def save(self, folder: Path) -> None:
         end = self._backend.id_to_token(self.end_of_document)
-        atomic_text(folder / FILE, self._backend.to_str(pretty=True))
+        atomic_text(folder / FILE, self.to_json(pretty=True))
         atomic_text(folder / DESCRIPTION, json.dumps({"kind": "file", "end_of_document": end}))
 
     def token_text(self, token: int) -> str:
@@ -156,9 +164,13 @@ class SubwordTokenizer:
         assert text is not None, "a token of the vocabulary"
         return text
 
-    def to_json(self) -> str:
+    def to_json(self, pretty: bool = False) -> str:
         """The text of a tokenizer.json."""
-        return self._backend.to_str()
+        return self._backend.to_str(pretty=pretty)
+
+    @cached_property
+    def _continuing(self) -> Backend:
+        return without_prefix(self._backend)
 
     def _find_end(self, end: str | None, origin: str) -> int:
         for name in (end,) if end is not None else _KNOWN_ENDS:
@@ -172,14 +184,41 @@ class SubwordTokenizer:
         )
 
 
-def _bytes_added(text: str, offsets: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    """What each token adds to the text, in UTF-8 bytes, from the characters that it covers.
+def without_prefix(backend: Backend) -> Backend:
+    """One that sets no space before a text; the same one where it never does."""
+    tree = json.loads(backend.to_str())
+    changed = [_drop_prefix(tree[part]) for part in ("normalizer", "pre_tokenizer")]
+    if not any(changed):
+        return backend
+    other = Backend.from_str(json.dumps(tree))
+    other.encode_special_tokens = backend.encode_special_tokens
+    return other
+
+
+def _drop_prefix(step: Any) -> bool:
+    """Whether this step of a tokenizer.json, or one inside it, set a space; then it does no more."""
+    if step is None:
+        return False
+    inner = [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
+    changed = [_drop_prefix(one) for one in inner]
+    if "normalizers" in step:
+        step["normalizers"] = [one for one in inner if one["type"] != "Prepend"]
+    if step.get("add_prefix_space"):
+        step["add_prefix_space"] = False
+        return True
+    if step.get("prepend_scheme", "never") != "never":
+        step["prepend_scheme"] = "never"
+        return True
+    return any(changed) or any(one["type"] == "Prepend" for one in inner)
+
+
+def bytes_added(text: str, end_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What each token adds to the text, in UTF-8 bytes, from the characters where it ends.
 
     Of the tokens that share a character the first has all its bytes. What lies between tokens
     (some leave out spaces there) goes to the next one, and at the end to the last.
     """
-    if not offsets:
+    if not len(end_N):
         return np.zeros(0, np.int64)
-    ends_N = np.array(offsets, np.int64)[:, 1]
-    ends_N[-1] = len(text)
-    return np.diff(np.maximum.accumulate(byte_offsets(text)[ends_N]), prepend=0)
+    end_N = np.append(end_N[:-1], len(text))
+    return np.diff(np.maximum.accumulate(byte_offsets(text)[end_N]), prepend=0)

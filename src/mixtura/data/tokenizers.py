@@ -52,10 +52,10 @@ class Tokenizer(Protocol):
         """Tokens that end what the model writes, that of the end of a document included."""
         ...
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, continues: bool = False) -> list[int]:
         """Tokens of a text; none is added, and none stands for special markers in the text.
 
-        Raises DataError if the text holds half a surrogate pair, which UTF-8 cannot write.
+        Some set a space before a text, but not before one that `continues` other tokens. Raises DataError if the text holds half a surrogate pair, which UTF-8 cannot write.
         """
         ...
 
@@ -72,7 +72,9 @@ class Tokenizer(Protocol):
         """UTF-8 bytes of the decoded text."""
         ...
 
-    def stream(self) -> TextStream: ...
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        """For text that goes on behind these tokens, which is not shown again."""
+        ...
 
     def save(self, folder: Path) -> None:
         """Write what `load_tokenizer` needs. Raises StorageError."""
@@ -129,7 +131,7 @@ class ByteTokenizer:
     begin: tuple[int, ...] = ()
     ends = frozenset({256})
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, continues: bool = False) -> list[int]:  # noqa: ARG002
         return list(to_utf8(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
@@ -146,8 +148,8 @@ class ByteTokenizer:
     def byte_length(self, tokens: Sequence[int]) -> int:
         return len(self.decode(tokens).encode())
 
-    def stream(self) -> TextStream:
-        return TextStream(self.decode)
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        return TextStream(self.decode, after)
 
     def save(self, folder: Path) -> None:
         atomic_text(folder / DESCRIPTION, json.dumps({"kind": "bytes"}) + "\n")

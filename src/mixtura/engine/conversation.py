@@ -61,7 +61,9 @@ class Conversation:
             forgotten += 1
             prompt = self._script.prompt(past[forgotten:], said)
         script = self._script
-        answer = self._writer.write(prompt, self._max_tokens, script.stop, script.ends)
+        answer = self._writer.write(
+            prompt, self._max_tokens, script.stop, script.ends, continues=script.continues
+        )
         turn = Turn(said, answer, forgotten)
         self.turns = [*self.turns[forgotten:], turn]
         return turn

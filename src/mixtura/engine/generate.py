@@ -11,7 +11,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from mixtura.data import Tokenizer
+from mixtura.data import TextStream, Tokenizer
 from mixtura.engine.context import Context
 from mixtura.engine.kv_cache import KVKind
 from mixtura.engine.sampling import Sampling, sample
@@ -93,17 +93,20 @@ class Writer:
         max_tokens: int,
         stop: str = "",
         ends: frozenset[int] | None = None,
+        continues: bool = True,
     ) -> "Stream":
         """Continue the tokens until `stop` or one of `ends` appears, neither part of the answer.
 
-        Without `ends` the tokenizer's own end it. The stream reads through this writer's context:
+        Without `ends` the tokenizer's own end it. An answer that `continues` the prompt's text
+        keeps a space that it begins with; one that does not is a text of its own. The stream reads through this writer's context:
         end it before the next one begins.
         """
         if max_tokens < 1:
             raise ConfigError(f"max_tokens={max_tokens} must be 1 or more; ask for some text")
         self.context.check("the prompt", len(prompt))
         ends = self.tokenizer.ends if ends is None else ends
-        return Stream(self, prompt, max_tokens, StopText(stop), ends)
+        text = self.tokenizer.stream(after=prompt if continues else ())
+        return Stream(self, prompt, max_tokens, StopText(stop), ends, text)
 
 
 class Stream:
@@ -119,9 +122,10 @@ class Stream:
         max_tokens: int,
         stop: StopText,
         ends: frozenset[int],
+        decoded: TextStream,
     ) -> None:
         self._writer, self._prompt, self._max_tokens = writer, prompt, max_tokens
-        self._stop, self._ends = stop, ends
+        self._stop, self._ends, self._decoded = stop, ends, decoded
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._finish: FinishReason = "interrupted"
@@ -151,7 +155,7 @@ class Stream:
         began = perf_counter()
         logits_V = self._writer.context.become(self._prompt)
         self._prefill_seconds = perf_counter() - began
-        text = self._writer.tokenizer.stream()
+        text = self._decoded
         for token in self._draw(logits_V):
             if piece := self._stop.push(text.push(token)):
                 yield piece

@@ -32,6 +32,8 @@ class Script(ABC):
     """text that ends an answer; empty for none"""
     ends: frozenset[int]
     """tokens that end an answer"""
+    continues: bool
+    """whether an answer goes on with the text before it, or is a text of its own"""
 
     @abstractmethod
     def prompt(self, past: Sequence[Exchange], said: str) -> list[int]:
@@ -61,6 +63,7 @@ class PlainText(Script):
     """
 
     stop = BLANK_LINE
+    continues = True
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -68,9 +71,11 @@ class PlainText(Script):
 
     def prompt(self, past: Sequence[Exchange], said: str) -> list[int]:
         texts = [f"{one.said}\n{one.answer}".rstrip("\n") + BLANK_LINE for one in past]
+        tokens: list[int] = []
         # Text by text, so that a turn's tokens stay the same when others are forgotten.
-        encoded = [self._tokenizer.encode(text) for text in (*texts, f"{said}\n")]
-        return [*self._tokenizer.begin, *(token for tokens in encoded for token in tokens)]
+        for text in (*texts, f"{said}\n"):
+            tokens += self._tokenizer.encode(text, continues=bool(tokens))
+        return [*self._tokenizer.begin, *tokens]
 
 
 class Roles(Script):
@@ -81,6 +86,7 @@ class Roles(Script):
     """
 
     stop = ""
+    continues = False
 
     def __init__(self, tokenizer: CheckpointTokenizer, template: str, system: str = "") -> None:
         self._tokenizer = tokenizer
@@ -120,9 +126,10 @@ class Roles(Script):
             if not piece:
                 continue
             if number % 2:
-                tokens += self._tokenizer.encode(piece.replace(_BREAK, ""))
+                quoted = piece.replace(_BREAK, "")
+                tokens += self._tokenizer.encode(quoted, continues=bool(tokens))
             else:
-                tokens += self._tokenizer.encode_with_marks(piece)
+                tokens += self._tokenizer.encode_with_marks(piece, continues=bool(tokens))
         return tokens
 
 

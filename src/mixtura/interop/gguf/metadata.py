@@ -77,6 +77,12 @@ class Metadata:
             raise self.error(key, f"a list of {value.dtype}, expected whole numbers")
         return value.tolist()
 
+    def numbers(self, key: str) -> list[float]:
+        value = self._of(key, np.ndarray, "a list of numbers", None)
+        if value.dtype.kind not in "iuf":
+            raise self.error(key, f"a list of {value.dtype}, expected numbers")
+        return value.tolist()
+
     def error(self, key: str, problem: str) -> CheckpointError:
         """One that says `KEY is PROBLEM`."""
         return CheckpointError(f"{self._path}: {self.key(key)} is {problem}")

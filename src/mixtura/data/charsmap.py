@@ -1,0 +1,80 @@
+"""SentencePiece's replacements of characters (`precompiled_charsmap`), such as those of NFKC.
+
+The bytes hold a trie of what is replaced, a double array as darts-clone lays it out, and behind it
+the texts that it points to.
+"""
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+
+from mixtura.errors import DataError
+
+_DAMAGED = "the tokenizer's precompiled_charsmap is damaged"
+# SentencePiece's own nmt_nfkc_cf has 260 KB.
+_LARGEST = 8 * 2**20
+# Characters of the longest text that is looked for; those of SentencePiece have 18.
+_LONGEST = 64
+
+
+class _Found(NamedTuple):
+    end: int
+    text: str
+
+
+class Charsmap:
+    """Replaces, from left to right, the longest text that has a replacement.
+
+    Raises DataError for bytes that hold no such map, some of them only when text leads there.
+    """
+
+    def __init__(self, raw: bytes) -> None:
+        size = struct.unpack("<I", raw[:4])[0] if len(raw) >= 4 else 0
+        if len(raw) > _LARGEST or not 4 <= size <= len(raw) - 4 or size % 4:
+            raise DataError(f"{_DAMAGED}: the trie of {size} bytes does not fit in {len(raw)}")
+        self._units: list[int] = np.frombuffer(raw, "<u4", size // 4, 4).tolist()
+        self._texts = raw[4 + size :]
+
+    def __call__(self, text: str) -> str:
+        parts: list[str] = []
+        at = 0
+        while at < len(text):
+            found = self._longest(text, at)
+            parts.append(text[at] if found is None else found.text)
+            at = at + 1 if found is None else found.end
+        return "".join(parts)
+
+    def _longest(self, text: str, at: int) -> _Found | None:
+        found = None
+        place = _offset(self._units[0])
+        for end in range(at, min(at + _LONGEST, len(text))):
+            for byte in text[end].encode():
+                place ^= byte
+                unit = self._unit(place)
+                # The label, and the bit that marks a number where a node would be.
+                if unit & 0x800000FF != byte:
+                    return found
+                place ^= _offset(unit)
+            if unit & 0x100:
+                found = _Found(end + 1, self._text(self._unit(place) & 0x7FFFFFFF))
+        return found
+
+    def _unit(self, place: int) -> int:
+        if place >= len(self._units):
+            raise DataError(f"{_DAMAGED}: the trie points behind its end")
+        return self._units[place]
+
+    def _text(self, start: int) -> str:
+        end = self._texts.find(b"\0", start)
+        if start >= len(self._texts) or end < 0:
+            raise DataError(f"{_DAMAGED}: it points behind its texts")
+        try:
+            return self._texts[start:end].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{_DAMAGED}: a replacement is no UTF-8 text") from error
+
+
+def _offset(unit: int) -> int:
+    """From a node's own place to where its children begin, combined by exclusive or."""
+    return (unit >> 10) << ((unit & 0x200) >> 6)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from mixtura.interop.digests import FILE as DIGESTS
 from mixtura.interop.loading import load_model
 from mixtura.interop.saving import save_model
 from mixtura.models import Decoder, DecoderConfig, KVCache
@@ -55,7 +56,7 @@ def write_model(folder: Path, gigabytes: float) -> int:
             parameter.normal_(0, 0.02)
     saved = save_model(decoder, family, folder)
     # A checkpoint of somebody else's has none.
-    (folder / "expert_digests.json").unlink()
+    (folder / DIGESTS).unlink()
     return saved.bytes
 
 

@@ -103,7 +103,7 @@ def test_a_truncated_checkpoint(mixtura: Mixtura, own_run: Path) -> None:
     os.truncate(own_run / newest / "model.safetensors", 1000)
     refused(
         mixtura("generate", "own"),
-        f"own/{newest}/model.safetensors: is truncated or damaged",
+        f"own/{newest}/model.safetensors: not a whole safetensors file",
         f"remove own/{newest} to go on from step-00000020",
     )
 

@@ -1,6 +1,7 @@
 """`mixtura pack`, and what the other commands make of a packed folder."""
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -61,14 +62,14 @@ def test_a_packed_folder_is_inspected_and_checked(inside: Mixtura, packed: Path)
     shown = inside("inspect", packed).stdout
     assert "packed in 8 bits" in shown
     assert "2 x experts8 [4, 32, 32, 16]" in shown
-    assert "all is as it was written: 8 experts by their own digests" in shown
+    assert re.search(r"as it was written, by \d+ digests", shown)
     assert json.loads(inside("inspect", packed, "--json").stdout)["verified"] is True
     raw = bytearray((packed / FILE).read_bytes())
     raw[-1] ^= 1
     (packed / FILE).write_bytes(raw)
     done = inside("inspect", packed)
     assert done.returncode == 2
-    assert "head.weight is not what was written (its digest differs)" in done.stderr
+    assert "head.weight (head) is not what was written (its digest differs)" in done.stderr
 
 
 @pytest.mark.parametrize(

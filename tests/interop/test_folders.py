@@ -1,5 +1,7 @@
 """Folders that are saved and loaded: what is refused, by name, and what is carried over."""
 
+import hashlib
+import itertools
 import json
 import resource
 import shutil
@@ -15,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mixtura.errors import CheckpointError, ConfigError, StorageError
+from mixtura.interop.checking import OF_EXPERTS
 from mixtura.interop.digests import FILE as DIGESTS
 from mixtura.interop.hf_folder import INDEX, SINGLE, HFFolder
 from mixtura.interop.inspection import inspect_source
@@ -122,17 +125,97 @@ def test_swapped_and_changed_experts_are_found(single: Path) -> None:
             tensors[one], tensors[other] = tensors[other], tensors[one]
 
     edit(single, swap)
+    name = r"experts\.{}\.\w+_proj\.weight \(expert\)"
     with pytest.raises(
-        CheckpointError, match=r"experts\.0 holds what was saved as blocks\.0\.\S+2"
+        CheckpointError,
+        match=f"{name.format('[02]')} holds what was written as .*{name.format('[02]')}",
     ):
         load_model(single)
     edit(single, swap)
     load_model(single)
     edit(single, lambda tensors: tensors[EXPERT.format(1)].mul_(1.01))
-    with pytest.raises(CheckpointError, match=r"blocks\.0\.ffn\.experts\.1 is not what was saved"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"layers\.0\.\S+\.1\.down_proj\.weight \(expert\) is not what was written",
+    ):
         load_model(single)
     (single / DIGESTS).unlink()
     load_model(single)
+
+
+def raw_digest(*tensors: torch.Tensor) -> str:
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def test_digests_of_experts_alone_are_still_checked(single: Path) -> None:
+    # As once written: of an expert, the digest of a line each for our w_in (gate above up) and
+    # w_out, with the digest of its numbers.
+    tensors = load_file(single / SINGLE)
+    recorded: dict[str, str] = {}
+    for layer, number in itertools.product(range(2), range(3)):
+        gate, up, down = (
+            tensors[f"model.layers.{layer}.mlp.experts.{number}.{part}_proj.weight"]
+            for part in ("gate", "up", "down")
+        )
+        lines = f"w_in {raw_digest(gate, up)}\nw_out {raw_digest(down)}\n"
+        recorded[f"blocks.{layer}.ffn.experts.{number}"] = hashlib.sha256(
+            lines.encode()
+        ).hexdigest()
+    (single / DIGESTS).unlink()
+    (single / OF_EXPERTS).write_text(json.dumps({"sha256": recorded}))
+    check = load_model(single).check
+    assert check.claims == 6
+    # Embedding, head and last norm; of each layer four projections, two norms and two of queries
+    # and keys, and the gate.
+    assert check.unchecked[0].startswith(f"{single}: {3 + 2 * 9} tensors without a digest")
+    edit(single, lambda tensors: tensors[GATE_1].mul_(1.01))
+    load_model(single)
+    edit(single, lambda tensors: tensors[EXPERT.format(1)].mul_(1.01))
+    with pytest.raises(CheckpointError, match=r"expert blocks\.0\.ffn\.experts\.1 is not what"):
+        load_model(single)
+    (single / OF_EXPERTS).write_text(json.dumps({"sha256": {"blocks.9.ffn.experts.0": "a"}}))
+    with pytest.raises(CheckpointError, match=r"lists blocks\.9\.ffn\.experts\.0, which the model"):
+        load_model(single)
+
+
+def test_experts_in_one_tensor_have_a_digest_each(tmp_path: Path) -> None:
+    # DBRX has the experts of a layer one after another in each of three tensors.
+    config = {
+        "model_type": "dbrx", "d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32,
+        "vocab_size": 19, "attn_config": {"clip_qkv": 1.0, "kv_n_heads": 1, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 6, "moe_num_experts": 3, "moe_top_k": 2},
+    }  # fmt: skip
+    family = family_named("dbrx")
+    save_model(DecoderConfig.parse(family.read(config)).build(), family, tmp_path / "m")
+    digests = json.loads((tmp_path / "m" / DIGESTS).read_text())["sha256"][SINGLE]
+    name = "transformer.blocks.0.ffn.experts.mlp.w1"
+    rows = load_file(tmp_path / "m" / SINGLE)[name].view(3, 6, 16)
+    assert digests[name] == [raw_digest(expert) for expert in rows]
+    assert len(digests["transformer.wte.weight"]) == 1
+    edit(tmp_path / "m", lambda tensors: tensors[name].view(3, 6, 16)[2].mul_(1.01))
+    with pytest.raises(CheckpointError, match=r"mlp\.w1, expert 2 \(expert\) is not what was"):
+        load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "message"),
+    [
+        ({"other.safetensors": {}}, r"other\.safetensors: is missing"),
+        ({SINGLE: {"extra": ["0" * 64]}}, r"has 1 digests of extra, which .* does not hold"),
+        ({SINGLE: {GATE_1: ["0" * 64] * 5}}, r"has 5 digests of .*gate"),
+        ({"../x": {}}, r"names the file '\.\./x', which leaves"),
+        ({SINGLE: {GATE_1: "0" * 64}}, r"should hold the digests of each file's tensors"),
+        ({SINGLE: {GATE_1: []}}, r"should hold the digests of each file's tensors"),
+        ({SINGLE: {GATE_1: ["x" * 64]}}, r"should hold the digests of each file's tensors"),
+        ([], r"should hold the digests of each file's tensors"),
+    ],
+)
+def test_digests_of_what_is_not_there_are_refused(
+    single: Path, recorded: Any, message: str
+) -> None:
+    (single / DIGESTS).write_text(json.dumps({"sha256": recorded}))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(single)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +339,7 @@ def test_pieces_fill_each_element_of_ours_once() -> None:
 def test_inspection_reads_names_alone(folder: Path) -> None:
     found = inspect_source(HFFolder(folder))
     assert found.family == "olmoe"
-    assert found.digests == 6
+    assert found.check.claims == len(HFFolder(folder).tensors)
     gate = next(group for group in found.groups if "gate.weight" in group.pattern)
     assert (gate.pattern, gate.shape, gate.count) == (
         "model.layers.{0..1}.mlp.gate.weight", (3, 16), 2)  # fmt: skip

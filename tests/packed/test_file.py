@@ -67,7 +67,7 @@ def test_what_is_read_is_what_was_written(write: Write, model: Model, bits: Bits
     assert torch.equal(file.read("attention.qkv.weight"), wanted)
     experts = file.read("moe.experts")
     assert experts.shape == (3, file.entries["moe.experts"].stride)
-    file.verify()
+    file.check().finish()
 
 
 def test_experts_lie_on_pages_of_memory_and_nothing_is_copied(write: Write) -> None:
@@ -112,7 +112,7 @@ def test_plain_tensors_of_any_kind(tmp_path: Path) -> None:
         writer.finish()
     file = PackedFile(tmp_path / FILE)
     assert all(torch.equal(file.read(name), tensor) for name, tensor in held.items())
-    file.verify()
+    file.check().finish()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
@@ -180,7 +180,7 @@ def test_an_altered_header_is_refused(write: Write) -> None:
 @pytest.mark.parametrize(
     ("name", "byte", "said"),
     [
-        ("moe.experts", 4096 + 100, "moe.experts, expert 1, is not what was written"),
+        ("moe.experts", 4096 + 100, "moe.experts, expert 1 is not what was written"),
         ("head.weight", 0, "head.weight is not what was written"),
         ("norm.weight", 5, "norm.weight is not what was written"),
     ],
@@ -195,7 +195,7 @@ def test_altered_weights_are_named_when_all_is_read(
     file.path.write_bytes(raw)
     altered = PackedFile(file.path)
     with pytest.raises(CheckpointError, match=said):
-        altered.verify()
+        altered.check().finish()
 
 
 @pytest.mark.parametrize(

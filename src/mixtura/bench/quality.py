@@ -71,16 +71,21 @@ class Quality:
     predicted: int
     """tokens"""
     rows: tuple[QualityRow, ...]
+    unchecked: tuple[str, ...] = ()
+    """what of the weights carries no digest"""
 
     def as_data(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def bench_quality(model: str | Path, wanted: Wanted, progress: Progress = silent) -> Quality:
+def bench_quality(
+    model: str | Path, wanted: Wanted, progress: Progress = silent, *, verify: bool = False
+) -> Quality:
     """Pack the model into a folder that is removed again, and read the same text each time.
 
     16 bits are its weights as bf16, multiplied in fp32: what it is before anything is quantised.
-    Raises ConfigError, CheckpointError or DataError, by name, for what cannot be measured.
+    Digests are compared before this returns, or to `verify` before anything is measured. Raises
+    ConfigError, CheckpointError or DataError, by name, for what cannot be measured.
     """
     path = folder_of(str(model))
     if is_packed(path):
@@ -89,7 +94,8 @@ def bench_quality(model: str | Path, wanted: Wanted, progress: Progress = silent
             "model that it was packed from"
         )
     text, documents = _text_of(path, wanted.text)
-    opened = open_model(path, "bfloat16")
+    opened = open_model(path, "bfloat16", wait=verify)
+    check = opened.check
     context = opened.decoder.config.context
     length = min(512, context) if wanted.length is None else wanted.length
     opened.decoder.check_length(length)
@@ -103,9 +109,17 @@ def bench_quality(model: str | Path, wanted: Wanted, progress: Progress = silent
         if wanted.peer:
             measure.by_llama_cpp(bits)
         measure.packed(bits)
+    check.finish()
     rows = tuple(measure.rows)
     return Quality(
-        str(model), text, len(read.token_WS), length, wanted.head_bits, read.predicted, rows
+        str(model),
+        text,
+        len(read.token_WS),
+        length,
+        wanted.head_bits,
+        read.predicted,
+        rows,
+        check.unchecked,
     )
 
 
@@ -141,7 +155,7 @@ class _Measurement:
                 head_bits=self._head_bits,
                 progress=partial(self._progress, f"packing in {bits} bits"),
             )
-            model = open_model(out.path).decoder
+            model = open_model(out.path, wait=False).decoder
             name, plain = f"{bits} bits, weights alone", self._plain()
             unpack_into(plain, model)
             self._add(name, bits, "fp32", out.bytes, self._score(plain, name))
@@ -152,7 +166,8 @@ class _Measurement:
                     self._add(name, bits, arithmetic_of(phase), out.bytes, self._score(model, name))
 
     def _plain(self) -> LanguageModel:
-        return open_model(self._path, "bfloat16").decoder.float()
+        # Compared with its digests already, or just now.
+        return open_model(self._path, "bfloat16", wait=False).decoder.float()
 
     def _score(self, model: LanguageModel, name: str) -> Score:
         return score(model, self._text, partial(self._progress, f"reading, {name}"))

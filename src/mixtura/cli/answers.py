@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mixtura.errors import MixturaError
+
 if TYPE_CHECKING:
     from mixtura.engine.generate import FinishReason, Generation
 
@@ -30,7 +32,12 @@ def show(pieces: Iterable[str]) -> None:
     On a terminal, control characters are printed as their pictures.
     """
     table = _VISIBLE if sys.stdout.isatty() else {}
-    listen(_printed(piece.translate(table)) for piece in pieces)
+    try:
+        listen(_printed(piece.translate(table)) for piece in pieces)
+    except MixturaError:
+        # What went wrong gets a line of its own.
+        print(flush=True)
+        raise
     print(flush=True)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from mixtura.cli.answers import note
 from mixtura.cli.arguments import AsJson, Model, check_model
+from mixtura.cli.verification import Verify, note_unchecked
 from mixtura.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def quality(
         bool,
         typer.Option("--peer", help="Round the same weights by llama.cpp's rule too."),
     ] = False,
+    verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
     """Perplexity and bits per byte on real text in bf16, in 8 bits and in 4 bits.
@@ -78,7 +80,9 @@ def quality(
     with choose_view() as view:
         of_head = None if head_bits is None else _BITS[head_bits]
         wanted = Wanted(chosen, text, tokens, length, of_head, peer)
-        found = bench_quality(model, wanted, progress=view.preparing)
+        found = bench_quality(model, wanted, progress=view.preparing, verify=verify)
+    if verify:
+        note_unchecked(found.unchecked)
     _show(found)
     if as_json:
         print(json.dumps(found.as_data()))

@@ -25,6 +25,7 @@ from mixtura.cli.arguments import (
     check_model,
     sampling_of,
 )
+from mixtura.cli.verification import Verify, checked
 from mixtura.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def chat(
         ),
     ] = None,
     kv: KV = None,
+    verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
     """Talk with a trained model, turn by turn.
@@ -77,13 +79,14 @@ def chat(
     from mixtura.engine.conversation import Conversation
     from mixtura.train.opening import open_model
 
-    loaded = open_model(model, dtype)
+    loaded = open_model(model, dtype, wait=verify)
     conversation = Conversation(
         loaded.decoder, loaded.tokenizer, sampling, max_tokens, system, context, kv
     )
     _prepare_input()
     note(f"{model}, seed {sampling.seed}; /reset forgets, /quit leaves, Ctrl-C stops an answer")
-    turns = list(_turns(conversation))
+    with checked(loaded.check, verify=verify):
+        turns = list(loaded.check.watch(_turns(conversation)))
     if as_json:
         print(json.dumps({"turns": [_turn_data(turn) for turn in turns], **sampling.model_dump()}))
 

@@ -9,6 +9,7 @@ import typer
 
 from mixtura.cli.answers import note
 from mixtura.cli.arguments import AsJson, DType, Model, check_model
+from mixtura.cli.verification import Verify
 from mixtura.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,12 +49,13 @@ def convert(
             "GGUF file has them, where that is q8_0 or q4_0]",
         ),
     ] = None,
+    verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model as a folder that transformers and vLLM load, or as a file of llama.cpp's.
 
     A folder has config, weights and tokenizer in the family's own layout, and a digest for each
-    expert, which Mixtura checks when it loads them again. A GGUF file has them all in one; q8_0 is
+    tensor, which Mixtura checks when it loads them again. A GGUF file has them all in one; q8_0 is
     nearest to the original at half the size of bf16, q4_0 is a quarter. Where there are no words
     for something that the model does, the key is named and nothing is written. OUT appears whole or
     not at all.
@@ -68,9 +70,9 @@ def convert(
     check_model(model)
     _check_options(to, dtype, shard_gb, kind)
     if to == "gguf":
-        written = _to_gguf(model, out, family, kind)
+        written = _to_gguf(model, out, family, kind, verify)
     else:
-        written = _to_hf(model, out, family, dtype, shard_gb)
+        written = _to_hf(model, out, family, dtype, shard_gb, verify)
     for remark in written.remarks:
         note(remark)
     if as_json:
@@ -95,6 +97,7 @@ def _to_hf(
     family: str | None,
     dtype: Literal["float32", "bfloat16", "float16"] | None,
     shard_gb: float,
+    verify: bool,
 ) -> "Converted":
     from mixtura.train import choose_view
     from mixtura.train.conversion import convert_model
@@ -106,11 +109,14 @@ def _to_hf(
             family=family,
             dtype=dtype,
             shard_bytes=int(shard_gb * 1e9),
+            verify=verify,
             progress=partial(view.preparing, f"writing {out}"),
         )
 
 
-def _to_gguf(model: str, out: Path, family: str | None, kind: Kind | None) -> "ConvertedToGGUF":
+def _to_gguf(
+    model: str, out: Path, family: str | None, kind: Kind | None, verify: bool
+) -> "ConvertedToGGUF":
     from mixtura.train import choose_view
     from mixtura.train.gguf_conversion import convert_to_gguf
 
@@ -120,5 +126,6 @@ def _to_gguf(model: str, out: Path, family: str | None, kind: Kind | None) -> "C
             out,
             family=family,
             kind=kind,
+            verify=verify,
             progress=partial(view.preparing, f"writing {out}"),
         )

@@ -22,6 +22,7 @@ from mixtura.cli.arguments import (
     sampling_of,
 )
 from mixtura.cli.failures import INTERRUPTED
+from mixtura.cli.verification import Verify, checked
 from mixtura.errors import DataError
 
 
@@ -46,6 +47,7 @@ def generate(
         ),
     ] = None,
     kv: KV = None,
+    verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with a trained model, streaming.
@@ -66,15 +68,17 @@ def generate(
     from mixtura.engine.generate import generate as continue_text
     from mixtura.train.opening import open_model
 
-    loaded = open_model(model, dtype)
-    stream = continue_text(
-        loaded.decoder, loaded.tokenizer, text, sampling, max_tokens, context, kv
-    )
+    loaded = open_model(model, dtype, wait=verify)
+    with checked(loaded.check, verify=verify):
+        stream = continue_text(
+            loaded.decoder, loaded.tokenizer, text, sampling, max_tokens, context, kv
+        )
+        (listen if as_json else show)(loaded.check.watch(stream))
+        if stream.result.finish == "interrupted":
+            loaded.check.stop()
     if as_json:
-        listen(stream)
         print(json.dumps({"prompt": text, **as_data(stream.result), **sampling.model_dump()}))
     else:
-        show(stream)
         note(f"{summary(stream.result)}, seed {sampling.seed}")
     if stream.result.finish == "interrupted":
         raise typer.Exit(INTERRUPTED)

@@ -4,14 +4,15 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mixtura.cli.arguments import AsJson, Model
+from mixtura.cli.verification import Verify, note_unchecked
 from mixtura.shapes import DecoderShape
 
 if TYPE_CHECKING:
     from mixtura.interop.inspection import Inspection
 
 
-def inspect(model: Model, as_json: AsJson = False) -> None:
-    """Say what is in a model, without reading its weights (a packed model is read and checked).
+def inspect(model: Model, verify: Verify = False, as_json: AsJson = False) -> None:
+    """Say what is in a model, without reading its weights, but a packed model's, or to --verify.
 
     Its family and shape, its parameters (all of them, and those that one token uses), and every
     tensor that is stored, accounted for: what is missing, misshapen or unexpected is refused by
@@ -29,7 +30,9 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
     """
     from mixtura.train.opening import inspect_model
 
-    found = inspect_model(model)
+    found = inspect_model(model, verify=verify)
+    if verify:
+        note_unchecked(found.check.unchecked)
     if as_json:
         print(json.dumps(_data(found)))
     else:
@@ -57,7 +60,8 @@ def _data(found: "Inspection") -> dict[str, Any]:
             for group in found.groups
         ],
         "left_out": dict(found.left_out),
-        "digests": found.digests,
+        "digests": found.check.claims,
+        "unchecked": list(found.check.unchecked),
         "verified": found.verified,
     }
 
@@ -94,9 +98,9 @@ def _lines(found: "Inspection") -> list[str]:
         ]
     lines += described(found.left_out)
     if found.verified:
-        lines.append(f"all is as it was written: {found.digests} experts by their own digests")
-    elif found.digests is not None:
-        lines.append(f"{found.digests} experts have a digest, which loading checks")
+        lines.append(f"as it was written, by {found.check.claims:,} digests")
+    elif found.check.claims:
+        lines.append(f"{found.check.claims:,} digests, which loading checks")
     return lines
 
 

@@ -9,6 +9,7 @@ import typer
 
 from mixtura.cli.answers import note
 from mixtura.cli.arguments import AsJson, Model, check_model
+from mixtura.cli.verification import Verify
 
 if TYPE_CHECKING:
     from mixtura.kernels.groups import Bits
@@ -28,6 +29,7 @@ def pack(
         Choice | None,
         typer.Option(help="Of the head's and the embedding's weights.  [default: as --bits]"),
     ] = None,
+    verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantise a model into one file that is mapped when it is used: small, and ready at once.
@@ -36,8 +38,8 @@ def pack(
     least error, large weights counting more. Norms, gates and biases stay as they are. What a GGUF
     file holds as Q4_0 or Q8_0 is carried over exactly where the bits allow, and what had to be
     rounded twice is said.
-    Every expert has a digest, which 'mixtura inspect OUT' checks. OUT appears whole or not at all,
-    and no more than one layer's experts are in memory at a time.
+    Every tensor and every expert has a digest, which is checked when the model is used. OUT appears
+    whole or not at all, and no more than one layer's experts are in memory at a time.
 
     4 bits decode fastest, since decoding waits for memory; 8 bits are nearest to the original.
 
@@ -57,6 +59,7 @@ def pack(
             out,
             _BITS[bits],
             head_bits=None if head_bits is None else _BITS[head_bits],
+            verify=verify,
             progress=partial(view.preparing, f"packing {out}"),
         )
     for remark in packed.remarks:

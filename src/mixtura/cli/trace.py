@@ -8,6 +8,7 @@ import typer
 
 from mixtura.cli.answers import note, plural
 from mixtura.cli.arguments import AsJson, Model, check_model
+from mixtura.cli.verification import Verify, note_unchecked
 from mixtura.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def trace(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many tokens.  [default: read all]")
     ] = None,
+    verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
     """Write down which experts each token of a text went to, in every MoE layer.
@@ -62,7 +64,9 @@ def trace(
     from mixtura.train import choose_view
     from mixtura.train.opening import open_model
 
-    loaded = open_model(model)
+    loaded = open_model(model, wait=verify)
+    if verify:
+        note_unchecked(loaded.check.unchecked)
     meta = trace_meta(
         loaded.decoder,
         loaded.title,
@@ -80,6 +84,7 @@ def trace(
             meta,
             max_tokens,
             view.preparing,
+            loaded.check,
         )
     for skipped in traced.skipped:
         note(f"left out {skipped.name}: {skipped.reason}")

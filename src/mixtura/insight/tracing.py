@@ -12,6 +12,7 @@ import torch
 from mixtura.data import Document, Progress, Skipped, Tokenizer
 from mixtura.data.prepare import silent
 from mixtura.errors import DataError
+from mixtura.integrity import Check
 from mixtura.models import LanguageModel
 from mixtura.models.tracing import record
 from mixtura.moe.record import Recorder
@@ -50,12 +51,13 @@ def trace_texts(
     meta: TraceMeta,
     limit: int | None = None,
     progress: Progress = silent,
+    check: Check | None = None,
 ) -> Traced:
     """Run the model over the texts, and write what its routers did to `out`.
 
     A document longer than the model's context is cut: each part is a sequence. With a `limit` the
-    reading stops after so many tokens. Raises DataError where no text is left, and StorageError
-    where the disk refuses; `out` appears whole or not at all.
+    reading stops after so many tokens. `out` appears whole or not at all, and not before `check`
+    has ended well. Raises DataError where no text is left, and StorageError where the disk refuses.
     """
     began = perf_counter()
     reading = _Reading(model, tokenizer, texts, limit, progress)
@@ -65,6 +67,8 @@ def trace_texts(
         with write_trace(out, meta) as writer, record(model, writer) as recorder:
             reading.run(recorder)
             tokens, domains = writer.tokens, tuple(writer.domains)
+            if check is not None:
+                check.finish()
     finally:
         model.train(was_training)
     return Traced(

@@ -1,75 +1,97 @@
-"""A digest for each expert, so that none is lost, doubled or swapped between saving and loading."""
+"""digests.json: SHA-256 of every tensor that is written beside it, and what is checked by it.
+
+Of experts that lie in one tensor, one digest each, of equal parts of its bytes.
+"""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixtura.errors import CheckpointError
-from mixtura.interop.hf_folder import read_json
-from mixtura.shapes.families import Piece
+from mixtura.integrity import Claim, claim_of_bytes, named
+from mixtura.interop.safetensors_header import read_header
+from mixtura.json_reader import MOST_BYTES_LISTED, read_object
 
-FILE = "expert_digests.json"
-_EXPERTS = ".experts."
+FILE = "digests.json"
+_THREADS = 4
+_HEX = frozenset("0123456789abcdef")
 
-
-class ExpertDigests:
-    """SHA-256 of each expert: of the digests of its tensors as stored, by our names for them."""
-
-    def __init__(self) -> None:
-        self._hashes: dict[str, dict[str, hashlib._Hash]] = {}
-
-    def add(self, piece: Piece, part: Tensor) -> None:
-        """`part` as it is stored, seen as the part of ours that it fills."""
-        for expert, own in _of_experts(piece, part):
-            layer, _, tensor = piece.ours.partition(_EXPERTS)
-            tensors = self._hashes.setdefault(f"{layer}{_EXPERTS}{expert}", {})
-            known = tensors.setdefault(tensor, hashlib.sha256())
-            known.update(own.contiguous().flatten().view(torch.uint8).numpy().data)
-
-    def found(self) -> dict[str, str]:
-        return {name: _combined(tensors) for name, tensors in self._hashes.items()}
+Digests = Mapping[str, Sequence[str]]
+"""of each tensor by name: one, or one for each expert"""
 
 
-def check_digests(folder: Path, found: Mapping[str, str], recorded: Mapping[str, str]) -> None:
-    """Raises CheckpointError naming an expert that is not the one that was saved."""
-    known = {digest: name for name, digest in recorded.items()}
-    for name, digest in recorded.items():
-        if name not in found:
-            raise CheckpointError(f"{folder / FILE}: lists {name}, which the model does not have")
-        if found[name] != digest:
-            held = known.get(found[name])
-            what = f"holds what was saved as {held}" if held else "is not what was saved"
-            raise CheckpointError(
-                f"{folder}: expert {name} {what} (its digest differs); fetch the weights again, or "
-                f"remove {FILE} if they were changed on purpose"
-            )
+def digests_of(tensors: Mapping[str, Tensor], experts: Mapping[str, int] | None = None) -> Digests:
+    """Of tensors on any device; `experts` says how many lie one after another in a tensor."""
+    parts = experts or {}
+    with ThreadPoolExecutor(_THREADS, "digests") as pool:
+        found = pool.map(lambda name: _digests(tensors[name], parts.get(name, 1)), list(tensors))
+        return dict(zip(tensors, found, strict=True))
 
 
-def recorded_digests(folder: Path) -> Mapping[str, str] | None:
-    """What was written beside the weights; None where nothing was."""
-    if not (folder / FILE).exists():
+def write_digests(folder: Path, files: Mapping[str, Digests]) -> None:
+    text = json.dumps({"sha256": files}, indent=1)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def recorded_digests(folder: Path) -> Mapping[str, Digests] | None:
+    """By file, then by tensor; None where nothing was written. Raises CheckpointError."""
+    path = folder / FILE
+    try:
+        recorded = read_object(path, CheckpointError, MOST_BYTES_LISTED).get("sha256")
+    except FileNotFoundError:
         return None
-    recorded = read_json(folder / FILE, "digests of experts").get("sha256")
-    if not isinstance(recorded, dict):
-        raise CheckpointError(f"{folder / FILE}: sha256 should name a digest for each expert")
+    if not isinstance(recorded, dict) or not all(map(_is_of_a_file, recorded.values())):
+        raise CheckpointError(f"{path}: sha256 should hold the digests of each file's tensors")
     return recorded
 
 
-def _combined(tensors: Mapping[str, "hashlib._Hash"]) -> str:
-    """Whatever the order in which tensors were read."""
-    lines = [f"{name} {known.hexdigest()}\n" for name, known in sorted(tensors.items())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def folder_claims(
+    folder: Path, recorded: Mapping[str, Digests], role_of: Callable[[str], str | None]
+) -> Iterator[Claim]:
+    """One for each digest, with the role of its tensor in the model.
+
+    Raises CheckpointError for a file or a tensor that is listed and not there.
+    """
+    for file, digests in recorded.items():
+        # A name with a folder in it would lead elsewhere.
+        if Path(file).name != file:
+            raise CheckpointError(f"{folder / FILE}: names the file {file!r}, which leaves it")
+        spans = read_header(folder / file)
+        for name, each in digests.items():
+            span = spans.get(name)
+            if span is None or span.bytes % len(each):
+                raise CheckpointError(
+                    f"{folder / FILE}: has {len(each)} digests of {name}, which {file} does not "
+                    "hold; fetch both again"
+                )
+            size = span.bytes // len(each)
+            for number, digest in enumerate(each):
+                what = named(name, role_of(name), number if len(each) > 1 else None)
+                yield claim_of_bytes(folder / file, what, digest, span.start + number * size, size)
 
 
-def _of_experts(piece: Piece, part: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each expert in a part, by number; nothing where it holds none."""
-    if _EXPERTS not in piece.ours:
-        return
-    first = piece.at[0] if piece.at else slice(None)
-    if isinstance(first, int):
-        yield first, part
-    else:
-        yield from enumerate(part)
+def _digests(tensor: Tensor, parts: int) -> list[str]:
+    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return [_digest(part) for part in raw.view(parts, -1)]
+
+
+def _digest(raw: Tensor) -> str:
+    return hashlib.sha256(raw.numpy().data).hexdigest()
+
+
+def _is_of_a_file(digests: Any) -> bool:
+    return isinstance(digests, dict) and all(map(_is_of_a_tensor, digests.values()))
+
+
+def _is_of_a_tensor(each: Any) -> bool:
+    return (
+        isinstance(each, list)
+        and len(each) > 0
+        and all(isinstance(one, str) and len(one) == 64 and set(one) <= _HEX for one in each)
+    )

@@ -8,15 +8,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mixtura.errors import CheckpointError
+from mixtura.interop.safetensors_header import read_header
 from mixtura.interop.source import Place, Source, StoredTensor
-from mixtura.json_reader import MOST_BYTES, MOST_BYTES_LISTED, parse_object, read_object
-from mixtura.regular_files import check_regular
+from mixtura.json_reader import MOST_BYTES, MOST_BYTES_LISTED, read_object
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "BOOL": 8}
 
 
 class HFFolder(Source):
@@ -45,30 +44,21 @@ class _Shard:
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
-            check_regular(file, CheckpointError)
+            self._spans = read_header(file)
             self._handle = safe_open(file, framework="pt")
-        except FileNotFoundError:
-            raise CheckpointError(f"{file}: no such file") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; copy or download it again") from error
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{file}: not a whole safetensors file ({error}); copy or download it again"
             ) from error
-        self.tensors = {name: self._stored(name) for name in self._handle.keys()}  # noqa: SIM118
-        with file.open("rb") as opened:
-            # The library has checked this header, and keeps the offsets to itself.
-            length = int.from_bytes(opened.read(8), "little")
-            self._header = parse_object(opened.read(length), file, CheckpointError)
-        self._begin = 8 + length
-
-    def _stored(self, name: str) -> StoredTensor:
-        part = self._handle.get_slice(name)
-        shape, dtype = tuple(part.get_shape()), part.get_dtype()
-        stored = StoredTensor(name, shape, dtype, self.file, 0)
-        size = stored.parameters * _BITS.get(dtype, 8) // 8
-        return StoredTensor(name, shape, dtype, self.file, size)
+        self.tensors = {
+            name: StoredTensor(name, span.shape, span.dtype, file, span.bytes)
+            for name, span in self._spans.items()
+        }
 
     def begin_of(self, name: str) -> int:
-        return self._begin + self._header[name]["data_offsets"][0]
+        return self._spans[name].start
 
     def read(self, name: str) -> Tensor:
         return self._handle.get_tensor(name)

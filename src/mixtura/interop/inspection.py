@@ -1,6 +1,6 @@
 """What is in a checkpoint, from its config and its tensors' names and shapes.
 
-Reads no weight, but of a packed file, which can say whether they are those that were written.
+Reads no weight, unless they are to be compared with their digests.
 """
 
 import re
@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from mixtura.interop.digests import recorded_digests
+from mixtura.integrity import Check
+from mixtura.interop.checking import check_of
 from mixtura.interop.source import Source, StoredTensor
 from mixtura.interop.weights import check_tensors
 from mixtura.models import DecoderConfig
@@ -42,8 +43,8 @@ class Inspection:
     groups: tuple[TensorGroup, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     """stored tensors that Mixtura knows and does without, and what each is"""
-    digests: int | None = None
-    """experts with a recorded digest; None where none is recorded"""
+    check: Check = field(default_factory=Check)
+    """of its weights by their digests"""
     verified: bool = False
     """whether all of the weights were read just now, and are what was written"""
 
@@ -63,33 +64,31 @@ def inspect_source(source: Source) -> Inspection:
     """Every tensor is accounted for, as in loading; raises what loading raises."""
     family = family_of(source.config)
     shape: DecoderShape = shape_of(family.read(source.config))
-    left_out = check_tensors(source, family, list(family.pieces(shape)))
-    recorded = recorded_digests(source.path)
+    pieces = list(family.pieces(shape))
+    left_out = check_tensors(source, family, pieces)
     return Inspection(
         str(source.path),
         family.model_type,
         shape,
         grouped(source.tensors.values()),
         left_out,
-        None if recorded is None else len(recorded),
+        check_of(source, pieces, shape),
     )
 
 
 def inspect_packed(file: PackedFile) -> Inspection:
-    """Raises CheckpointError naming a tensor or an expert that is not what was written."""
-    file.verify()
+    """From its header."""
     header = file.header
-    experts = [entry for entry in header.tensors if entry.kind == "experts"]
+    shape = DecoderConfig.parse(header.config, f"{file.path}: config")
     return Inspection(
         str(file.path.parent),
         f"{header.family}, packed in {header.bits} bits by {header.writer}",
-        DecoderConfig.parse(header.config, f"{file.path}: config"),
+        shape,
         grouped(
             StoredTensor(entry.name, entry.shape, entry.format, file.path, entry.bytes)
             for entry in header.tensors
         ),
-        digests=sum(len(entry.sha256) for entry in experts),
-        verified=True,
+        check=file.check(shape.roles()),
     )
 
 

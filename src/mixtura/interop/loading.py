@@ -9,9 +9,10 @@ import torch
 
 from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.errors import CheckpointError
+from mixtura.integrity import Check
+from mixtura.interop.checking import check_of
 from mixtura.interop.coverage import check_filled
 from mixtura.interop.dequantised import dequantised
-from mixtura.interop.digests import ExpertDigests, check_digests, recorded_digests
 from mixtura.interop.hf_folder import CONFIG, HFFolder
 from mixtura.interop.source import Source
 from mixtura.interop.weights import check_tensors, read_weights
@@ -29,6 +30,8 @@ class LoadedModel:
     source: Source
     left_out: Mapping[str, str]
     """stored tensors that the family knows and our decoder does without, and what each is"""
+    check: Check
+    """of its weights by their digests; begun, and over where it was waited for"""
 
 
 def open_source(path: Path) -> Source:
@@ -55,18 +58,27 @@ def tokenizer_of(source: Source) -> Tokenizer:
 
 
 def load_model(
-    path: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    path: Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    wait: bool = True,
 ) -> LoadedModel:
     """Read a checkpoint, tensor by tensor; `dtype` None keeps the one it is stored in.
 
-    Raises ConfigError for a family or a key that is not known, and CheckpointError for files that
-    are damaged or of another model.
+    Its digests are compared before this returns, or with `wait=False` in the background, where
+    `check.finish()` waits for the result. Raises ConfigError for a family or a key that is not
+    known, and CheckpointError for files that are damaged or of another model.
     """
-    return load_source(open_source(path), dtype, device)
+    return load_source(open_source(path), dtype, device, wait=wait)
 
 
 def load_source(
-    source: Source, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    source: Source,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    wait: bool = True,
 ) -> LoadedModel:
     """As `load_model`, from what is open already."""
     family = family_of(source.config)
@@ -77,13 +89,12 @@ def load_source(
         decoder = config.build()
     shapes: dict[str, Any] = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
     check_filled(source.path, pieces, shapes)
-    recorded = recorded_digests(source.path)
-    digests = None if recorded is None else ExpertDigests()
-    tensors = read_weights(source, pieces, shapes, dtype, digests)
-    if digests is not None and recorded is not None:
-        check_digests(source.path, digests.found(), recorded)
-    decoder.load_state_dict(tensors, assign=True)
-    return LoadedModel(decoder.to(device).eval(), family, source, left_out)
+    check = check_of(source, pieces, config)
+    decoder.load_state_dict(read_weights(source, pieces, shapes, dtype), assign=True)
+    check.begin()
+    if wait:
+        check.finish()
+    return LoadedModel(decoder.to(device).eval(), family, source, left_out, check)
 
 
 def decoder_config(family: Family, source: Source) -> DecoderConfig:

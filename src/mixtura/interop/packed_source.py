@@ -56,7 +56,7 @@ class PackedSource(Source):
     def __init__(self, file: PackedFile, family: Family) -> None:
         config = DecoderConfig.parse(file.header.config, f"{file.path}: config")
         self.path, self.config = file.path.parent, hf_config(config, family)
-        self._file = file
+        self.file = file
         pieces: dict[str, list[Piece]] = defaultdict(list)
         for piece in family.pieces(config):
             pieces[piece.stored].append(piece)
@@ -69,7 +69,7 @@ class PackedSource(Source):
         """In fp32 where it is packed; a copy in any case, since the file cannot be written to."""
         one = self._held[name]
         if one.entry.kind == "plain":
-            return filled(one.pieces, lambda _: self._file.read(one.entry.name)).clone()
+            return filled(one.pieces, lambda _: self.file.read(one.entry.name)).clone()
 
         def numbers(_: Piece) -> Tensor:
             columns = one.shape[-1]
@@ -87,8 +87,8 @@ class PackedSource(Source):
         ours = pieces[0].ours
         module, _, leaf = ours.rpartition(".")
         if leaf not in _MATRICES:
-            return _Stored(self._file.entries[ours], "", None, tuple(pieces))
-        entry, at = self._file.entries[module], pieces[0].at
+            return _Stored(self.file.entries[ours], "", None, tuple(pieces))
+        entry, at = self.file.entries[module], pieces[0].at
         if not (at and isinstance(at[0], int)):
             return _Stored(entry, leaf, None, tuple(pieces))
         own = tuple(replace(piece, at=piece.at[1:]) for piece in pieces)
@@ -96,7 +96,7 @@ class PackedSource(Source):
 
     def _groups(self, one: _Stored) -> Groups:
         """Of ours, its rows one after another, each padded to whole groups."""
-        tiles, entry = self._file.read(one.entry.name), one.entry
+        tiles, entry = self.file.read(one.entry.name), one.entry
         if entry.kind == "tiles":
             rows, columns = entry.shape
             return untile(tiles, rows, up(columns, GROUP), entry.bits)
@@ -114,7 +114,7 @@ class PackedSource(Source):
         shape, entry = one.pieces[0].shape, one.entry
         if entry.kind == "plain":
             spelt = SPELT[PLAIN[entry.format]]
-            return StoredTensor(name, shape, spelt, self._file.path, entry.bytes)
+            return StoredTensor(name, shape, spelt, self.file.path, entry.bytes)
         # As GGUF calls such groups; each has 16 bits of scale.
         size = prod(shape) * (entry.bits * GROUP + 16) // (8 * GROUP)
-        return StoredTensor(name, shape, f"Q{entry.bits}_0", self._file.path, size)
+        return StoredTensor(name, shape, f"Q{entry.bits}_0", self.file.path, size)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtura.interop.digests import ExpertDigests
 from mixtura.interop.source import Source
 from mixtura.interop.weights import read_weights
 from mixtura.kernels.groups import GROUP, Bits, Groups, quantise
@@ -25,13 +24,10 @@ class GroupReader:
     """Blocks that are groups already are carried over exactly; all else is quantised.
 
     A stored tensor that holds many experts is kept until `release`, so that it is unpacked once.
-    `digests` takes in every expert as it is stored.
     """
 
-    def __init__(
-        self, source: Source, pieces: Iterable[Piece], digests: ExpertDigests | None = None
-    ) -> None:
-        self._source, self._digests = source, digests
+    def __init__(self, source: Source, pieces: Iterable[Piece]) -> None:
+        self._source = source
         self.pieces = tuple(pieces)
         self._pieces: dict[str, list[Piece]] = defaultdict(list)
         for piece in self.pieces:
@@ -46,7 +42,7 @@ class GroupReader:
     def plain(self, name: str, like: Tensor) -> Tensor:
         """A tensor that stays as it is; a buffer in the dtype of `like`."""
         dtype, pieces = self.plain_dtype(name, like), self._pieces[name]
-        return read_weights(self._source, pieces, {name: like}, dtype, self._digests)[name]
+        return read_weights(self._source, pieces, {name: like}, dtype)[name]
 
     def plain_dtype(self, name: str, like: Tensor) -> torch.dtype:
         """What `plain` will give."""
@@ -128,7 +124,4 @@ class GroupReader:
             self._tensors[piece.stored] = stored
         part = stored if piece.stored_view is None else stored.view(piece.stored_view)
         part = part[piece.of].mT if piece.transposed else part[piece.of]
-        if self._digests is not None and expert in (None, 0):
-            # Of a stack all experts are seen at once.
-            self._digests.add(piece, part)
         return part if expert is None else part[expert]

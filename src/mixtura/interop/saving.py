@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,9 +17,9 @@ from torch import Tensor
 from mixtura.config import Tree
 from mixtura.errors import ConfigError
 from mixtura.files import atomic_folder
+from mixtura.integrity import Check
 from mixtura.interop.coverage import check_stored
-from mixtura.interop.digests import FILE as DIGESTS
-from mixtura.interop.digests import ExpertDigests
+from mixtura.interop.digests import Digests, digests_of, write_digests
 from mixtura.interop.hf_folder import CONFIG, INDEX, SINGLE
 from mixtura.interop.source import Source
 from mixtura.interop.weights import taken
@@ -41,6 +41,7 @@ COMPANIONS = (
 )
 """files beside the weights that belong to the model"""
 # How a model is trained, which no config.json says and no output depends on.
+_EXPERTS = ".experts."
 _TRAINING = ("balance", "capacity", "backend")
 
 
@@ -61,15 +62,17 @@ def save_model(
     like: Source | None = None,
     dtype: torch.dtype | None = None,
     companions: Callable[[Path], object] | None = None,
+    check: Check | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Saved:
-    """Write config, weights and digests of experts; `out` appears whole or not at all.
+    """Write config, weights and their digests; `out` appears whole or not at all.
 
     `like` is the checkpoint that the model came from: its config and its files beside the weights
-    are carried over; `companions` writes further ones into the folder, such as a tokenizer's. One
-    shard is in memory at a time; `progress` is told the bytes written and the bytes in all. Raises
-    ConfigError where the family cannot say what this decoder computes.
+    are carried over; `companions` writes further ones into the folder, such as a tokenizer's, and
+    `check` has to end well before the folder appears. One shard is in memory at a time; `progress`
+    is told the bytes written and the bytes in all. Raises ConfigError where the family cannot say
+    what this decoder computes.
     """
     config = hf_config(decoder.config, family, like)
     dtype = dtype or decoder.head.weight.dtype
@@ -81,24 +84,28 @@ def save_model(
     names = [SINGLE] if len(shards) == 1 else _shard_names(len(shards))
     ours = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
     total = sum(_bytes(pieces[0], dtype) for pieces in stored.values())
-    digests, done = ExpertDigests(), 0
+    digests: dict[str, Digests] = {}
+    done = 0
     with atomic_folder(out) as folder:
         for name, shard in zip(names, shards, strict=True):
-            tensors = {key: _stored_tensor(stored[key], ours, dtype, digests) for key in shard}
+            tensors = {key: _stored_tensor(stored[key], ours, dtype) for key in shard}
             save_file(tensors, folder / name, metadata={"format": "pt"})
             # The library writes for the owner alone; let these be as readable as the others.
             (folder / name).chmod(0o666 & ~_umask())
+            experts = {key: _experts_in(stored[key], ours) for key in shard}
+            digests[name] = digests_of(tensors, experts)
             done += sum(tensor.nbytes for tensor in tensors.values())
             if progress is not None:
                 progress(done, total)
         _write_json(folder / CONFIG, config)
         if len(shards) > 1:
             _write_json(folder / INDEX, _index(names, shards, total))
-        if found := digests.found():
-            _write_json(folder / DIGESTS, {"sha256": found})
+        write_digests(folder, digests)
         _carry_over(folder, like)
         if companions is not None:
             companions(folder)
+        if check is not None:
+            check.finish()
         files = tuple(sorted(path.name for path in folder.iterdir()))
     return Saved(out, files, total)
 
@@ -159,6 +166,14 @@ def _by_stored(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
     return found
 
 
+def _experts_in(pieces: Sequence[Piece], ours: Mapping[str, Tensor]) -> int:
+    """How many experts lie one after another in a stored tensor; 1 in any other."""
+    if _EXPERTS not in pieces[0].ours:
+        return 1
+    held = {piece.at[0] if piece.at and isinstance(piece.at[0], int) else None for piece in pieces}
+    return len(ours[pieces[0].ours]) if None in held else len(held)
+
+
 def _bytes(piece: Piece, dtype: torch.dtype) -> int:
     return prod(piece.shape) * dtype.itemsize
 
@@ -181,9 +196,7 @@ def _shard_names(count: int) -> list[str]:
     return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
-def _stored_tensor(
-    pieces: list[Piece], ours: Mapping[str, Tensor], dtype: torch.dtype, digests: ExpertDigests
-) -> Tensor:
+def _stored_tensor(pieces: list[Piece], ours: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     kept = ours[pieces[0].ours]
     # A choosing bias stays in fp32: steps of 1e-3 vanish in bf16 beside a bias of 1.
     dtype = dtype if isinstance(kept, torch.nn.Parameter) else kept.dtype
@@ -191,7 +204,6 @@ def _stored_tensor(
     for piece in pieces:
         target, part = taken(ours[piece.ours].detach(), stored, piece)
         part.copy_(target)
-        digests.add(piece, part)
     return stored
 
 

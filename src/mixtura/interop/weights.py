@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import CheckpointError
-from mixtura.interop.digests import ExpertDigests
 from mixtura.interop.patchwork import FilePart, Patchwork
 from mixtura.interop.source import Source
 from mixtura.shapes.families import Family, Piece
@@ -67,13 +66,11 @@ def read_weights(
     pieces: Iterable[Piece],
     shapes: Mapping[str, Tensor],
     dtype: torch.dtype | None,
-    digests: ExpertDigests | None = None,
 ) -> dict[str, Tensor]:
     """Our tensors by name, for a model whose own (on meta) are `shapes`.
 
     A tensor that is stored as ours is, is a view of the file; others are put together. With no
     `dtype`, the one that the parameters are stored in; raises CheckpointError where they differ.
-    `digests` takes in every expert as it is stored.
     """
     by_ours: dict[str, list[Piece]] = defaultdict(list)
     for piece in pieces:
@@ -86,7 +83,6 @@ def read_weights(
             by_ours[name],
             like,
             stored if _is_weight(like) else like.dtype,
-            digests,
             patchwork,
         )
         for name, like in shapes.items()
@@ -124,29 +120,19 @@ def _assembled(
     pieces: list[Piece],
     like: Tensor,
     dtype: torch.dtype,
-    digests: ExpertDigests | None,
     patchwork: Patchwork,
 ) -> Tensor:
     if len(pieces) == 1 and is_whole(pieces[0]):
-        whole = source.read(pieces[0].stored).view(like.shape)
-        if digests is not None:
-            digests.add(pieces[0], whole)
-        return whole.to(dtype)
+        return source.read(pieces[0].stored).view(like.shape).to(dtype)
     parts = _file_parts(source, pieces, like, dtype)
     if parts:
-        whole = patchwork.tensor(tuple(like.shape), dtype, parts)
-        if digests is not None:
-            for piece in pieces:
-                digests.add(piece, whole[piece.at])
-        return whole
+        return patchwork.tensor(tuple(like.shape), dtype, parts)
     whole = torch.empty(like.shape, dtype=dtype)
     for name, parts in groupby(pieces, lambda piece: piece.stored):
         # Once for all its parts: a packed tensor is unpacked at each reading.
         stored = source.read(name)
         for piece in parts:
             target, part = taken(whole, stored, piece)
-            if digests is not None:
-                digests.add(piece, part)
             target.copy_(part)
     return whole
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from mixtura.errors import CheckpointError
+from mixtura.integrity import Check, claim_of_bytes, named
 from mixtura.packed.header import PLAIN, Entry, Header, encoded, read_header
 
 FILE = "model.mixtura"
@@ -40,8 +40,8 @@ class PackedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.header, begin = read_header(path)
-        self._data = _mapped(path)[begin:]
+        self.header, self._begin = read_header(path)
+        self._data = _mapped(path)[self._begin :]
         self.entries: Mapping[str, Entry] = {entry.name: entry for entry in self.header.tensors}
 
     def read(self, name: str) -> Tensor:
@@ -56,23 +56,27 @@ class PackedFile:
             case "plain":
                 return raw.view(PLAIN[entry.format]).view(entry.shape)
 
-    def verify(self) -> None:
-        """Read all of it. Raises CheckpointError naming the first tensor or expert that differs."""
-        for name, entry in self.entries.items():
-            for expert, found in enumerate(self.digests(name)):
-                if found != entry.sha256[expert]:
-                    which = f"{name}, expert {expert}," if len(entry.sha256) > 1 else name
-                    raise CheckpointError(
-                        f"{self.path}: {which} is not what was written (its digest differs); copy "
-                        "the file again, or pack the model again"
-                    )
-
-    def digests(self, name: str) -> Iterator[str]:
-        """Of the tensor as it lies in the file, or of each of its experts."""
-        entry = self.entries[name]
-        for part in range(len(entry.sha256)):
-            start = entry.offset + part * entry.stride
-            yield _digest(self._data[start : start + entry.stride])
+    def check(self, roles: Mapping[str, str] | None = None) -> Check:
+        """A check of all of it, not yet begun; `roles` are those of a model's tensors by name."""
+        known = roles or {}
+        return Check(
+            (
+                claim_of_bytes(
+                    self.path,
+                    named(
+                        name,
+                        known.get(name, known.get(f"{name}.w_in")),
+                        number if len(entry.sha256) > 1 else None,
+                    ),
+                    digest,
+                    self._begin + entry.offset + number * entry.stride,
+                    entry.stride,
+                )
+                for name, entry in self.entries.items()
+                for number, digest in enumerate(entry.sha256)
+            ),
+            lambda: "copy the file again, or pack the model again",
+        )
 
 
 class PackedWriter:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mixtura.config import Config
 from mixtura.shapes import ledger
-from mixtura.shapes.ledger import Convention, Weight
+from mixtura.shapes.ledger import Convention, Role, Weight
 from mixtura.shapes.moe import MoEShape
 
 
@@ -26,6 +26,10 @@ class ModelShape(Config, ABC):
     @abstractmethod
     def moe_shapes(self) -> Mapping[int, MoEShape]:
         """Each MoE layer's own shape by its number, in order; layers count from 0."""
+
+    def roles(self) -> Mapping[str, Role]:
+        """The role of each weight by its name."""
+        return {weight.name: weight.role for weight in self.weights()}
 
     def total_parameters(self) -> int:
         return ledger.total_parameters(self.weights())

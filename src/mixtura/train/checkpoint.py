@@ -2,26 +2,29 @@
 
 step-00000123/ holds model.safetensors (the decoder under its own names), optimizer.safetensors
 (AdamW's moments by parameter), state.safetensors (random state, and the window of expert load),
-and state.json (step, tokens, seconds, and what the run was).
+state.json (step, tokens, seconds, and what the run was), and digests.json of every tensor.
 """
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mixtura.config import Config
 from mixtura.errors import CheckpointError, ConfigError, StorageError
 from mixtura.files import atomic_folder
+from mixtura.integrity import Check
+from mixtura.interop.digests import digests_of, folder_claims, recorded_digests, write_digests
+from mixtura.interop.safetensors_header import read_header
 from mixtura.json_reader import read_object
-from mixtura.regular_files import check_regular
+from mixtura.shapes import ModelShape
 from mixtura.train.trainer import TrainerState
 
 MODEL, OPTIMIZER, STATE, META = (
@@ -30,7 +33,10 @@ MODEL, OPTIMIZER, STATE, META = (
     "state.safetensors",
     "state.json",
 )
+FILES = (MODEL, OPTIMIZER, STATE)
 T = TypeVar("T")
+
+_MOMENTS = frozenset({"exp_avg", "exp_avg_sq", "step"})
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -78,9 +84,14 @@ class Checkpoints:
             versions=versions,
         )
         with atomic_folder(target) as partial:
-            _write(partial / MODEL, state.model)
-            _write(partial / OPTIMIZER, state.optimizer)
-            _write(partial / STATE, _joined(random=state.random, watch=state.watch))
+            files = {
+                MODEL: state.model,
+                OPTIMIZER: state.optimizer,
+                STATE: _joined(random=state.random, watch=state.watch),
+            }
+            for name, tensors in files.items():
+                _write(partial / name, tensors)
+            write_digests(partial, {name: digests_of(files[name]) for name in files})
             (partial / META).write_text(meta.model_dump_json(indent=1), encoding="utf-8")
         for old in self.all()[: -self.keep]:
             self._remove(old)
@@ -97,6 +108,24 @@ class Checkpoints:
             return read(path)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {self._remedy(path)}") from error
+
+    def check(self, path: Path, model: ModelShape, files: Sequence[str] = FILES) -> Check:
+        """A check of a checkpoint's files by their digests, not yet begun.
+
+        Raises CheckpointError where digests were written and are not of these tensors.
+        """
+        recorded = self.attempt(path, recorded_digests)
+        if recorded is None:
+            return Check(unchecked=(f"{path}: no tensor has a digest",))
+        roles = model.roles()
+
+        def role_of(name: str) -> str | None:
+            stem, _, part = name.rpartition(".")
+            return "optimizer state" if stem in roles and part in _MOMENTS else roles.get(name)
+
+        chosen = {file: recorded.get(file, {}) for file in files}
+        claims = self.attempt(path, lambda path: list(folder_claims(path, chosen, role_of)))
+        return Check(claims, lambda: self._remedy(path))
 
     def _remedy(self, damaged: Path) -> str:
         for older in reversed(self.all()):
@@ -115,7 +144,7 @@ def step_of(path: Path) -> int:
 
 
 def read(path: Path) -> tuple[TrainerState, CheckpointMeta]:
-    """A whole checkpoint, on the CPU. Raises CheckpointError where a file is missing or damaged."""
+    """A whole checkpoint, on the CPU. Raises CheckpointError where a file is missing or cut."""
     meta = read_meta(path)
     extra = read_tensors(path / STATE)
     state = TrainerState(
@@ -141,24 +170,21 @@ def read_meta(path: Path) -> CheckpointMeta:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises CheckpointError for a file that is missing or is not whole."""
+    read_header(path)
     try:
-        check_regular(path, CheckpointError)
         return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing") from None
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: is truncated or damaged ({error})") from error
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
 
 
 def is_whole(path: Path) -> bool:
     """Whether every file is there and as long as it says."""
     try:
         read_meta(path)
-        for name in (MODEL, OPTIMIZER, STATE):
-            check_regular(path / name, CheckpointError)
-            with safe_open(path / name, framework="pt"):
-                pass
-    except (OSError, SafetensorError, CheckpointError):
+        for name in FILES:
+            read_header(path / name)
+    except CheckpointError:
         return False
     return True
 

@@ -48,15 +48,19 @@ def convert_model(
     family: str | None = None,
     dtype: DTypeName | None = None,
     shard_bytes: int = SHARD_BYTES,
+    verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Converted:
     """Write the model as a Hugging Face folder; `out` appears whole or not at all.
 
     Without a `family` a checkpoint keeps its own, and a run takes the first that can say all of
-    what it computes. Raises ConfigError where none can, by the key that has no place.
+    what it computes. Digests are compared before `out` appears, or to `verify` before anything is
+    written. Raises ConfigError where no family will do, by the key that has no place.
     """
     path = folder_of(str(model))
-    opened = _unpacked(path, family) if is_packed(path) else open_model(model)
+    opened = (
+        _unpacked(path, family, wait=verify) if is_packed(path) else open_model(model, wait=verify)
+    )
     decoder, origin = opened.decoder, opened.origin
     if not isinstance(decoder, Decoder):
         raise ConfigError(
@@ -78,10 +82,12 @@ def convert_model(
         like=None if origin is None else origin.source,
         dtype=None if dtype is None else DTYPES[dtype],
         companions=companions,
+        check=opened.check,
         shard_bytes=shard_bytes,
         progress=progress,
     )
     remarks = () if origin is None else tuple(described(origin.left_out))
+    remarks += opened.check.unchecked if verify else ()
     return Converted(saved.path, chosen.model_type, saved.files, saved.bytes, remarks)
 
 
@@ -97,10 +103,10 @@ def packed_source(path: Path, family: str | None, among: Iterable[str] = FAMILIE
     return PackedSource(file, chosen)
 
 
-def _unpacked(path: Path, family: str | None) -> OpenModel:
+def _unpacked(path: Path, family: str | None, *, wait: bool) -> OpenModel:
     """A packed model in fp32, which holds its numbers exactly."""
-    loaded = load_source(packed_source(path, family), DTYPES["float32"])
-    return OpenModel(str(path), loaded.decoder, load_tokenizer(path), loaded)
+    loaded = load_source(packed_source(path, family), DTYPES["float32"], wait=wait)
+    return OpenModel(str(path), loaded.decoder, load_tokenizer(path), loaded, loaded.check)
 
 
 def first_family(config: DecoderConfig, among: Iterable[str] = FAMILIES) -> Family:

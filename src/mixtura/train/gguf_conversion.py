@@ -4,15 +4,17 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.errors import ConfigError, StorageError
+from mixtura.integrity import Check
+from mixtura.interop.checking import check_of
 from mixtura.interop.decoder_source import DecoderSource
 from mixtura.interop.gguf.architectures import OF_FAMILY, architecture_for
 from mixtura.interop.gguf.writing import KindName, write_gguf
 from mixtura.interop.hub import folder_of
-from mixtura.interop.loading import load_source, open_source, tokenizer_of
+from mixtura.interop.loading import decoder_config, load_source, open_source, tokenizer_of
 from mixtura.interop.source import Source
 from mixtura.interop.weights import described
 from mixtura.models import Decoder
@@ -55,14 +57,16 @@ def convert_to_gguf(
     *,
     family: str | None = None,
     kind: KindName | None = None,
+    verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConvertedToGGUF:
     """Write the model as one GGUF file with its tokenizer; `out` appears whole or not at all.
 
     Without a `family` a checkpoint keeps its own, and a run takes the first that can say all of
     what it computes and that llama.cpp has an architecture for; `kind` is what matrices are stored
-    as, by default what `write_gguf` says. Raises ConfigError, CheckpointError, DataError or
-    StorageError, by name, for what cannot be written.
+    as, by default what `write_gguf` says. Digests are compared before `out` appears, or to `verify`
+    before anything is written. Raises ConfigError, CheckpointError, DataError or StorageError, by
+    name, for what cannot be written.
     """
     if out.suffix != SUFFIX:
         raise ConfigError(f"{out}: a GGUF file is written; let its name end in {SUFFIX}")
@@ -71,30 +75,48 @@ def convert_to_gguf(
     if family is not None:
         architecture_for(family_named(family).model_type)
     path = folder_of(str(model))
-    source, tokenizer = _opened(path, family)
-    name = path.resolve().name.removesuffix(SUFFIX)
-    written = write_gguf(source, tokenizer, out, name=name, kind=kind, progress=progress)
+    opened = _opened(path, family)
+    opened.check.begin()
+    if verify:
+        opened.check.finish()
+    written = write_gguf(
+        opened.source,
+        opened.tokenizer,
+        out,
+        name=path.resolve().name.removesuffix(SUFFIX),
+        kind=kind,
+        check=opened.check,
+        progress=progress,
+    )
     return ConvertedToGGUF(
         written.path,
-        family_of(source.config).model_type,
+        family_of(opened.source.config).model_type,
         written.architecture,
         written.kind,
         written.bytes,
-        tuple(described(written.left_out)),
+        (*described(written.left_out), *(opened.check.unchecked if verify else ())),
     )
 
 
-def _opened(path: Path, family: str | None) -> tuple[Source, Tokenizer]:
+class _Opened(NamedTuple):
+    source: Source
+    tokenizer: Tokenizer
+    check: Check
+
+
+def _opened(path: Path, family: str | None) -> _Opened:
     if is_run(path):
-        run = load_run(path)
-        return _of_decoder(run.decoder, family, path), run.tokenizer
-    if is_packed(path):
-        return packed_source(path, family, OF_FAMILY), load_tokenizer(path)
-    source = open_source(path)
-    tokenizer = tokenizer_of(source)
-    if family in (None, family_of(source.config).model_type):
-        return source, tokenizer
-    return _of_decoder(load_source(source).decoder, family, path), tokenizer
+        run = load_run(path, wait=False)
+        return _Opened(_of_decoder(run.decoder, family, path), run.tokenizer, run.check)
+    packed = is_packed(path)
+    source = packed_source(path, family, OF_FAMILY) if packed else open_source(path)
+    tokenizer = load_tokenizer(path) if packed else tokenizer_of(source)
+    if packed or family in (None, family_of(source.config).model_type):
+        own = family_of(source.config)
+        config = decoder_config(own, source)
+        return _Opened(source, tokenizer, check_of(source, list(own.pieces(config)), config))
+    loaded = load_source(source, wait=False)
+    return _Opened(_of_decoder(loaded.decoder, family, path), tokenizer, loaded.check)
 
 
 def _of_decoder(decoder: object, family: str | None, path: Path) -> DecoderSource:

@@ -143,6 +143,8 @@ def _begin(
 
 def _restore(trainer: Trainer, corpus: Corpus, folder: RunFolder, newest: Path) -> None:
     state, meta = folder.checkpoints().attempt(newest, read)
+    # All of it, and before a step is built on it.
+    folder.checkpoints().check(newest, trainer.decoder.config).finish()
     if meta.recipe not in folder.recipe_digests():
         raise CheckpointError(f"{newest}: is of another run; remove it, or choose another --out")
     if meta.corpus != corpus.digest:

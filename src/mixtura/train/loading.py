@@ -7,6 +7,7 @@ import torch
 
 from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.errors import CheckpointError
+from mixtura.integrity import Check
 from mixtura.models import LanguageModel
 from mixtura.models.blueprint import without_weights
 from mixtura.train.checkpoint import MODEL, check_fits, read_meta, read_tensors
@@ -22,10 +23,15 @@ class LoadedRun:
     decoder: LanguageModel
     tokenizer: Tokenizer
     step: int
+    check: Check
+    """of the model's weights by their digests; begun, and over where it was waited for"""
 
 
-def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
-    """Raises CheckpointError where there is no run, no checkpoint, or a damaged one."""
+def load_run(folder: Path, device: torch.device | str = "cpu", *, wait: bool = True) -> LoadedRun:
+    """Digests are compared before this returns, or with `wait=False` in the background.
+
+    Raises CheckpointError where there is no run, no checkpoint, or a damaged one.
+    """
     run = RunFolder(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such run; give the folder that --out named")
@@ -43,7 +49,11 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> LoadedRun:
         decoder = recipe.model.build()
     check_fits(decoder, tensors, newest / MODEL)
     decoder.load_state_dict(tensors, assign=True)
-    return LoadedRun(recipe, decoder.to(device).eval(), load_tokenizer(run.tokenizer), step)
+    check = checkpoints.check(newest, recipe.model, [MODEL]).begin()
+    if wait:
+        check.finish()
+    tokenizer = load_tokenizer(run.tokenizer)
+    return LoadedRun(recipe, decoder.to(device).eval(), tokenizer, step, check)
 
 
 def _step_and_model(path: Path) -> tuple[int, dict[str, torch.Tensor]]:

@@ -1,6 +1,6 @@
 """Any model that can be talked with: a run of ours, a checkpoint of others', a hub id."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +8,7 @@ import torch
 
 from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.errors import CheckpointError, ConfigError
+from mixtura.integrity import Check
 from mixtura.interop.hub import folder_of
 from mixtura.interop.inspection import Inspection, inspect_packed, inspect_source
 from mixtura.interop.loading import LoadedModel, load_source, open_source, tokenizer_of
@@ -32,6 +33,8 @@ class OpenModel:
     tokenizer: Tokenizer
     origin: LoadedModel | None
     """where somebody else's came from; None for a run and for a packed model"""
+    check: Check
+    """of its weights by their digests; begun, and over where it was waited for"""
     step: int | None = None
     """of a run: its newest checkpoint's"""
     packed: PackedFile | None = None
@@ -45,30 +48,36 @@ class OpenModel:
 
 
 def open_model(
-    model: str | Path, dtype: DTypeName | None = None, device: torch.device | str = "cpu"
+    model: str | Path,
+    dtype: DTypeName | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    wait: bool = True,
 ) -> OpenModel:
     """A run folder, a packed folder, a Hugging Face folder, a GGUF file, or a hub id.
 
-    `dtype` None keeps the one that weights are stored in, fp32 for packed formats of GGUF. Raises
-    CheckpointError, ConfigError or DataError, by name, for what cannot be used.
+    `dtype` None keeps the one that weights are stored in, fp32 for packed formats of GGUF. Digests
+    are compared before this returns, or with `wait=False` in the background, where `check.finish()`
+    waits for the result. Raises CheckpointError, ConfigError or DataError, by name, for what cannot
+    be used.
     """
     path = folder_of(str(model))
     if is_packed(path):
-        return _open_packed(str(model), path, dtype, device)
+        return _open_packed(str(model), path, dtype, device, wait)
     if is_run(path):
-        run = load_run(path, device)
+        run = load_run(path, device, wait=wait)
         if dtype is not None:
             run.decoder.to(DTYPES[dtype])
-        return OpenModel(str(model), run.decoder, run.tokenizer, None, run.step)
+        return OpenModel(str(model), run.decoder, run.tokenizer, None, run.check, run.step)
     source = open_source(path)
     tokenizer = tokenizer_of(source)
-    loaded = load_source(source, None if dtype is None else DTYPES[dtype], device)
+    loaded = load_source(source, None if dtype is None else DTYPES[dtype], device, wait=wait)
     check_vocabulary(path, tokenizer, loaded.decoder.config)
-    return OpenModel(str(model), loaded.decoder, tokenizer, loaded)
+    return OpenModel(str(model), loaded.decoder, tokenizer, loaded, loaded.check)
 
 
 def _open_packed(
-    model: str, path: Path, dtype: DTypeName | None, device: torch.device | str
+    model: str, path: Path, dtype: DTypeName | None, device: torch.device | str, wait: bool
 ) -> OpenModel:
     if dtype is not None:
         raise ConfigError(
@@ -82,7 +91,10 @@ def _open_packed(
     file = PackedFile(path / FILE)
     decoder, tokenizer = packed_decoder(file), load_tokenizer(path)
     check_vocabulary(path, tokenizer, decoder.config)
-    return OpenModel(model, decoder, tokenizer, None, packed=file)
+    check = file.check(decoder.config.roles()).begin()
+    if wait:
+        check.finish()
+    return OpenModel(model, decoder, tokenizer, None, check, packed=file)
 
 
 def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelShape) -> None:
@@ -98,10 +110,11 @@ def is_run(path: Path) -> bool:
     return RunFolder(path).recipe.is_file()
 
 
-def inspect_model(model: str | Path) -> Inspection:
+def inspect_model(model: str | Path, *, verify: bool = False) -> Inspection:
     """What is in it; of a known name, such as mixtral-8x7b, the shape alone.
 
-    Reads no weight, but all of a packed folder, whose digests it checks.
+    Reads no weight, but all of a packed folder, or to `verify`, and compares them with their
+    digests.
 
     Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used.
     """
@@ -111,10 +124,21 @@ def inspect_model(model: str | Path) -> Inspection:
         family = known_config(name)["model_type"]
         return Inspection(name, family, known_shape(name))
     path = folder_of(name)
+    found = _inspected(path)
+    if not verify and not is_packed(path):
+        return found
+    found.check.finish()
+    return replace(found, verified=found.check.claims > 0)
+
+
+def _inspected(path: Path) -> Inspection:
     if is_packed(path):
         return inspect_packed(PackedFile(path / FILE))
     if not is_run(path):
         return inspect_source(open_source(path))
-    recipe = RunFolder(path).recorded()
+    run = RunFolder(path)
+    recipe, checkpoints = run.recorded(), run.checkpoints()
     assert recipe is not None, "asked just now"
-    return Inspection(str(path), recipe.model.kind, recipe.model)
+    newest = checkpoints.newest()
+    check = Check() if newest is None else checkpoints.check(newest, recipe.model)
+    return Inspection(str(path), recipe.model.kind, recipe.model, check=check)

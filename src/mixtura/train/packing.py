@@ -10,7 +10,8 @@ from torch import Tensor
 from mixtura.data import Tokenizer
 from mixtura.errors import ConfigError, DataError
 from mixtura.files import atomic_folder
-from mixtura.interop.digests import ExpertDigests, check_digests, recorded_digests
+from mixtura.integrity import Check
+from mixtura.interop.checking import check_of
 from mixtura.interop.hub import folder_of
 from mixtura.interop.loading import decoder_config, open_source, tokenizer_of
 from mixtura.interop.packing import Precision, write_packed
@@ -65,6 +66,7 @@ class _Opened:
     source: Source
     pieces: list[Piece]
     tokenizer: Tokenizer | None
+    check: Check
     remarks: tuple[str, ...]
 
 
@@ -74,11 +76,13 @@ def pack_model(
     bits: Bits = 4,
     *,
     head_bits: Bits | None = None,
+    verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
     """Write the model as a packed folder; `out` appears whole or not at all.
 
-    `head_bits` are those of the head and the embedding, by default `bits`. Raises ConfigError,
+    `head_bits` are those of the head and the embedding, by default `bits`. Digests are compared
+    before `out` appears, or to `verify` before anything is written. Raises ConfigError,
     CheckpointError or StorageError, by name, for what cannot be packed, read or written.
     """
     path = folder_of(str(model))
@@ -87,9 +91,10 @@ def pack_model(
     precision = Precision(bits, bits if head_bits is None else head_bits)
     with atomic_folder(out) as folder:
         opened = _opened_run(path) if is_run(path) else _opened_source(path)
-        recorded = None if is_run(path) else recorded_digests(path)
-        digests = None if recorded is None else ExpertDigests()
-        reader = GroupReader(opened.source, opened.pieces, digests)
+        opened.check.begin()
+        if verify:
+            opened.check.finish()
+        reader = GroupReader(opened.source, opened.pieces)
         written = write_packed(
             folder / FILE,
             reader,
@@ -99,10 +104,9 @@ def pack_model(
             precision,
             progress,
         )
-        if digests is not None and recorded is not None:
-            check_digests(path, digests.found(), recorded)
         if opened.tokenizer is not None:
             write_tokenizer(opened.tokenizer, folder)
+        opened.check.finish()
         files = tuple(sorted(entry.name for entry in folder.iterdir()))
     return Packed(
         out,
@@ -112,7 +116,7 @@ def pack_model(
         files,
         written.bytes,
         opened.config.total_parameters(),
-        (*opened.remarks, *written.remarks),
+        (*opened.remarks, *written.remarks, *(opened.check.unchecked if verify else ())),
     )
 
 
@@ -129,11 +133,12 @@ def _opened_source(path: Path) -> _Opened:
         remarks += (f"no tokenizer is packed with it: {error}",)
     else:
         check_vocabulary(path, tokenizer, config)
-    return _Opened(family.model_type, config, source, pieces, tokenizer, remarks)
+    check = check_of(source, pieces, config)
+    return _Opened(family.model_type, config, source, pieces, tokenizer, check, remarks)
 
 
 def _opened_run(path: Path) -> _Opened:
-    run = load_run(path)
+    run = load_run(path, wait=False)
     config = run.decoder.config
     if not isinstance(config, DecoderConfig):
         raise ConfigError(
@@ -142,7 +147,7 @@ def _opened_run(path: Path) -> _Opened:
         )
     source = _RunSource(path, run.decoder.state_dict().items())
     pieces = [Piece(name, tensor.shape, name) for name, tensor in source.tensors.items()]
-    return _Opened(RUN_FAMILY, config, source, pieces, run.tokenizer, ())
+    return _Opened(RUN_FAMILY, config, source, pieces, run.tokenizer, run.check, ())
 
 
 class _RunSource(Source):

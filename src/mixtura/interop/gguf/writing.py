@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mixtura.data import Tokenizer
 from mixtura.errors import ConfigError
 from mixtura.files import atomic_write
+from mixtura.integrity import Check
 from mixtura.interop.gguf.architectures import Architecture, architecture_for
 from mixtura.interop.gguf.blocks import BITS
 from mixtura.interop.gguf.encoding import Factors, OutTensor
@@ -66,16 +67,17 @@ def write_gguf(
     *,
     name: str,
     kind: KindName | None = None,
+    check: Check | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
     """Write a checkpoint; `out` appears whole or not at all, and one tensor is in memory at a time.
 
     Matrices are stored as `kind`; vectors, biases and routers in fp32, as llama.cpp has them.
     Without a kind, matrices that the source has in groups of 4 or 8 bits keep them, and others are
-    q8_0; groups of the kind asked for are carried over as they are. `progress` is told the bytes
-    written and the bytes in all. Raises ConfigError for a family without an architecture, for what
-    its metadata cannot say, and for rows that blocks of 32 do not fill; DataError for a tokenizer
-    that a GGUF file has no words for.
+    q8_0; groups of the kind asked for are carried over as they are. `check` has to end well before
+    the file appears. `progress` is told the bytes written and the bytes in all. Raises ConfigError
+    for a family without an architecture, for what its metadata cannot say, and for rows that blocks
+    of 32 do not fill; DataError for a tokenizer that a GGUF file has no words for.
     """
     plan = _plan(source, kind)
     metadata = {
@@ -99,6 +101,8 @@ def write_gguf(
                     progress(handle.tell(), total)
             handle.write(bytes(padding(place.bytes)))
         assert handle.tell() == total, "every tensor is as long as its place"
+        if check is not None:
+            check.finish()
     return Written(out, plan.architecture.name, plan.kind.name.lower(), total, plan.left_out)
 
 

@@ -76,7 +76,7 @@ $(TOOLS)/ready: constraints.txt
 	@$(NEW_ENOUGH)
 	@$(PYTHON) -m venv $(TOOLS)
 	@$(TOOLS)/bin/python -m pip install -q --disable-pip-version-check \
-	  --constraint constraints.txt uv auditwheel cibuildwheel
+	  --constraint constraints.txt pip uv auditwheel cibuildwheel
 	@touch $@
 
 test-ranges: $(TOOLS)/ready  ## Run the tests with the oldest and the newest versions allowed

@@ -190,9 +190,22 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: bytes, words
     assert "\n" not in str(refused.value)
 
 
-def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file"):
+def test_an_absent_file_is_named_beside_the_recipes_of_mixtura(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file.*one of lstm-moe, stdlib-bpe"):
         read_yaml(tmp_path / "absent.yaml")
+
+
+def test_read_yaml_takes_a_name_for_mixturas_own_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = Path(__file__).parents[1] / "recipes"
+    monkeypatch.chdir(tmp_path)
+    assert read_yaml(Path("stdlib-bytes")) == read_yaml(recipes / "stdlib-bytes.yaml")
+    # A file of that name goes first, and a name is not looked for in other folders.
+    (tmp_path / "stdlib-bytes").write_text("name: mine\n", encoding="utf-8")
+    assert read_yaml(Path("stdlib-bytes")) == {"name": "mine"}
+    with pytest.raises(ConfigError, match="no such file"):
+        read_yaml(tmp_path / "lstm-moe")
 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:

@@ -27,12 +27,27 @@ class Config(BaseModel):
             raise ConfigError(f"{origin}: {_explain(cls, error)}") from error
 
 
+def own_recipes() -> dict[str, Path]:
+    """The recipes that are installed with Mixtura, by name."""
+    package = Path(__file__).parent
+    # A wheel holds them in the package; a clone has them beside src/.
+    folders = (package / "recipes", package.parents[1] / "recipes")
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+
+
 def read_yaml(path: Path) -> Tree:
-    """The mapping in a YAML file. Raises ConfigError if it is absent, malformed or no mapping."""
+    """The mapping in a YAML file, or in the recipe of that name that is installed with Mixtura.
+
+    Raises ConfigError if it is absent, malformed or no mapping.
+    """
+    own = own_recipes()
     try:
-        tree = yaml_reader.read_yaml(path, ConfigError)
+        named = str(path) in own and not path.exists()
+        tree = yaml_reader.read_yaml(own[str(path)] if named else path, ConfigError)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the path of a YAML recipe") from None
+        raise ConfigError(
+            f"{path}: no such file; give the path of a YAML recipe, or one of {', '.join(own)}"
+        ) from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, found {tree!r:.60}")
     return tree

@@ -13,7 +13,10 @@ from mixtura.config import read_yaml, with_overrides
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe in Mixtura."),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe; repeatable."),
@@ -51,6 +54,7 @@ def train(
     Then the recipe needs no section 'model', and no data.tokenizer.
 
     \b
+      mixtura train stdlib-bytes
       mixtura train recipes/stdlib-bytes.yaml --out runs/first
       mixtura train recipes/stdlib-bytes.yaml --set name=wide --set model.width=256
       mixtura train recipes/stdlib-bytes.yaml --out runs/first --resume --json

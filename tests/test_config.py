@@ -191,7 +191,7 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: bytes, words
 
 
 def test_an_absent_file_is_named_beside_the_recipes_of_mixtura(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file.*one of lstm-moe, stdlib-bpe"):
+    with pytest.raises(ConfigError, match=r"no such file.*one of lstm-moe, stdlib-bpe"):
         read_yaml(tmp_path / "absent.yaml")
 
 

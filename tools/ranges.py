@@ -65,6 +65,9 @@ def main() -> int:
     except (SetUpError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The next `make test-ranges` goes on from here.", file=sys.stderr)
+        return 130
     print(f"{'package':24}{'range':16}" + "".join(f"{side:16}" for side in passed))
     for name, bound in sorted(named().items()):
         tested = "".join(f"{versions[side].get(name, '-'):16}" for side in passed)

@@ -83,10 +83,52 @@ def test_plain_lines() -> None:
 def test_plain_progress_of_the_corpus_is_not_a_flood() -> None:
     stream = io.StringIO()
     with PlainView(stream) as view:
-        for done in range(100):
+        for done in range(101):
             view.preparing("packing", done, 100)
+        view.told("left out blob.bin: binary")
         view.preparing("reading", 5000, 0)
-    assert stream.getvalue().splitlines() == ["packing: 0%, 0:00 left", "reading: 5,000"]
+    assert stream.getvalue().splitlines() == [
+        "packing: 0%, 0:00 left",
+        "packing: done after 0:00",
+        "left out blob.bin: binary",
+        "reading: 5,000",
+        "reading: 5,000, done after 0:00",
+    ]
+
+
+@pytest.mark.parametrize("followed_by", ["a stage", "the run", "the end"])
+def test_the_last_plain_line_of_a_stage_says_that_it_ended(followed_by: str) -> None:
+    # A stage whose size was a guess ends at 26% of it, a moment after its first line.
+    stream = io.StringIO()
+    with PlainView(stream) as view:
+        view.preparing("tracing", 1, 100)
+        view.preparing("tracing", 26, 100)
+        if followed_by == "a stage":
+            view.preparing("writing", 1, 2)
+        elif followed_by == "the run":
+            view.started(FACTS)
+    first, second = stream.getvalue().splitlines()[:2]
+    assert first.startswith("tracing: 1%")
+    assert second == "tracing: done after 0:00"
+
+
+def test_the_last_plain_line_of_a_stage_that_failed_says_how_far_it_came() -> None:
+    stream = io.StringIO()
+    view = PlainView(stream)
+    view.preparing("tracing", 1, 100)
+    view.preparing("tracing", 26, 100)
+    view.__exit__(ValueError, ValueError("no room"), None)
+    shown = [line[:12] for line in stream.getvalue().splitlines()]
+    assert shown == ["tracing: 1%,", "tracing: 26%"]
+
+
+def test_plain_lines_of_a_run_whose_steps_were_corrected() -> None:
+    stream = io.StringIO()
+    with PlainView(stream) as view:
+        view.started(FACTS)
+        view.replanned(6)
+        view.stepped(report(6), logged=True)
+    assert "step 6/6  loss" in stream.getvalue()
 
 
 def test_live_screen() -> None:

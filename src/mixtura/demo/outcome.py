@@ -35,6 +35,11 @@ class Outcome:
     moe: TwinOutcome
     dense: TwinOutcome
     steps: int
+    """of each twin"""
+    steps_planned: int
+    """as many as fitted by the speed at the start"""
+    cut_because: str | None
+    """why there were fewer; None where there were not"""
     tokens: int
     sample: str
     report: Path
@@ -49,6 +54,16 @@ class Outcome:
     @property
     def speed_ratio(self) -> float:
         return self.moe.tokens_per_second / self.dense.tokens_per_second
+
+    @property
+    def cut(self) -> str | None:
+        """How many steps were cut and why, as a sentence; None where none was."""
+        if self.cut_because is None:
+            return None
+        return (
+            f"{self.steps_planned - self.steps:,} of {self.steps_planned:,} steps were cut, to end "
+            f"within six minutes: {self.cut_because}"
+        )
 
     def tree(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -8,6 +8,7 @@ from time import perf_counter
 
 from mixtura.data import Corpus
 from mixtura.demo.outcome import Outcome, TwinOutcome, seconds_to_reach
+from mixtura.demo.pacer import OVERHEAD, Pacer
 from mixtura.demo.recipes import twin_recipes
 from mixtura.engine.generate import generate
 from mixtura.engine.sampling import Sampling
@@ -15,6 +16,7 @@ from mixtura.errors import CheckpointError
 from mixtura.insight import Subject, write_report
 from mixtura.train import (
     Recipe,
+    Run,
     RunFolder,
     StepReport,
     Summary,
@@ -27,13 +29,15 @@ from mixtura.train import (
 )
 from mixtura.train.building import build_trainer
 
-# Training time that leaves room, within six minutes, for reading the text and writing the report.
+# The promise: all of the demo, but its set-up.
+LIMIT_SECONDS = 360.0
+# The report, the sample and what a command needs to start, undisturbed, and as much again.
+AFTERWARDS_SECONDS = 25.0
+# Training time that leaves room for these and for reading the text; the pacer guards the limit.
 BUDGET_SECONDS = 290.0
 MOST_STEPS = 2400
 FEWEST_STEPS = 200
 TIMED_STEPS = 8
-# What a share of an evaluation and of checkpoints adds to a step.
-OVERHEAD = 1.06
 PROMPT = "def read_lines(path):\n    "
 SAMPLE_TOKENS = 200
 
@@ -45,31 +49,42 @@ def run_demo(
     resume: bool = False,
     steps: int | None = None,
     overrides: Sequence[str] = (),
+    clock: Callable[[], float] = perf_counter,
 ) -> Outcome | None:
     """Train into `out`/moe and `out`/dense and write `out`/report.html.
 
-    As many steps as fit into five minutes, unless `steps` says how many. None where it was
-    interrupted: both are saved, and `resume` goes on. Raises ConfigError, StorageError or
+    As many steps as fit into six minutes with all the rest, looked at again on the way (see
+    `Pacer`), unless `steps` says how many. None where it was interrupted: both are saved, and
+    `resume` goes on with as many steps as were planned by then. Raises ConfigError, StorageError or
     CheckpointError.
     """
-    began = perf_counter()
+    began = clock()
     folders = {name: RunFolder(out / name) for name in ("moe", "dense")}
     with view:
-        recipes = _recipes(folders, resume, steps, tuple(overrides), view)
+        recipes, pair = _recipes(folders, resume, steps, tuple(overrides), view)
         corpus = prepare_corpus(recipes["moe"], view)
-        summaries = _train(recipes, corpus, folders, view, resume=resume)
+
+        def pacer(runs: Sequence[Run]) -> Pacer | None:
+            if pair is None:
+                return None
+            return Pacer(runs, clock, began + LIMIT_SECONDS, AFTERWARDS_SECONDS, pair)
+
+        summaries = _train(recipes, corpus, folders, view, pacer, resume=resume)
     if any(summary.interrupted for summary in summaries.values()):
         return None
     outcomes = _outcomes(recipes, folders, summaries)
+    plan = folders["moe"].plan(recipes["moe"])
     report = write_report(out / "moe", out / "report.html", out / "dense", subject=_opener(corpus))
     return Outcome(
         moe=outcomes["moe"],
         dense=outcomes["dense"],
         steps=summaries["moe"].steps,
+        steps_planned=plan.steps,
+        cut_because=plan.corrections[-1].reason if plan.last < plan.steps else None,
         tokens=summaries["moe"].tokens,
         sample=PROMPT + _sample(out / "moe"),
         report=report,
-        seconds=perf_counter() - began,
+        seconds=clock() - began,
     )
 
 
@@ -88,33 +103,39 @@ def _recipes(
     steps: int | None,
     overrides: tuple[str, ...],
     view: View,
-) -> dict[str, Recipe]:
+) -> tuple[dict[str, Recipe], float | None]:
+    """Both recipes, and the seconds of a step of both where these say how many steps there are."""
     recorded = {name: folder.recorded() for name, folder in folders.items()}
     if resume:
         found = {name: recipe for name, recipe in recorded.items() if recipe is not None}
         if len(found) < len(folders):
             root = folders["moe"].root.parent
             raise CheckpointError(f"{root}: holds no demo to resume; leave out --resume")
-        return found
+        return found, None
     drafts = twin_recipes(steps or MOST_STEPS, overrides)
     for name, folder in folders.items():
         folder.check(drafts[name], resume=False)
     if steps is not None:
-        return drafts
-    return twin_recipes(_steps_that_fit(drafts, view), overrides)
+        return drafts, None
+    pair = _seconds_of_a_pair(drafts, view)
+    return twin_recipes(_steps_that_fit(pair, view), overrides), pair
 
 
-def _steps_that_fit(recipes: dict[str, Recipe], view: View) -> int:
-    """How many steps of both twins the budget pays for, from a few steps that are thrown away."""
+def _seconds_of_a_pair(recipes: dict[str, Recipe], view: View) -> float:
+    """What a step of both twins takes here, from a few steps that are thrown away."""
     corpus = prepare_corpus(recipes["moe"], view)
     trainers = [build_trainer(recipe, corpus) for recipe in recipes.values()]
     pairs = [sum(trainer.step().seconds for trainer in trainers) for _ in range(2 + TIMED_STEPS)]
-    pair = statistics.median(pairs[2:])
+    return statistics.median(pairs[2:])
+
+
+def _steps_that_fit(pair: float, view: View) -> int:
     fitting = int(BUDGET_SECONDS / (pair * OVERHEAD)) // 100 * 100
     steps = max(FEWEST_STEPS, min(MOST_STEPS, fitting))
     view.told(
         f"a step of both twins takes {pair * 1000:.0f} ms here: training for {steps} steps "
-        f"(at most {MOST_STEPS}), about {steps * pair * OVERHEAD / 60:.1f} minutes"
+        f"(at most {MOST_STEPS}), about {steps * pair * OVERHEAD / 60:.1f} minutes; fewer if "
+        "other work slows the machine on the way"
     )
     return steps
 
@@ -144,9 +165,11 @@ def _train(
     corpus: Corpus,
     folders: dict[str, RunFolder],
     view: View,
+    pacer: Callable[[Sequence[Run]], Pacer | None],
     *,
     resume: bool,
 ) -> dict[str, Summary]:
+    _share_corrections(recipes, folders)
     views = {"moe": view, "dense": _TwinView(view, folders["moe"].evaluations)}
     with ExitStack() as stack:
         runs = [
@@ -155,7 +178,18 @@ def _train(
             )
             for name, recipe in recipes.items()
         ]
-        return dict(zip(recipes, train_in_turn(runs), strict=True))
+        paced = pacer(runs)
+        summaries = train_in_turn(runs, None if paced is None else paced.after_round)
+        return dict(zip(recipes, summaries, strict=True))
+
+
+def _share_corrections(recipes: dict[str, Recipe], folders: dict[str, RunFolder]) -> None:
+    """A kill between the writing of two folders leaves one of them a correction behind."""
+    plans = {name: folders[name].plan(recipe) for name, recipe in recipes.items()}
+    newest = max(plans.values(), key=lambda plan: len(plan.corrections))
+    for name, plan in plans.items():
+        if plan != newest:
+            folders[name].write_plan(newest)
 
 
 def _outcomes(

@@ -1,5 +1,6 @@
 """A run's folder as far as a report reads it: its recipe, and its logs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +29,7 @@ class Run:
     name: str
     model: ModelConfig
     steps: int
-    """as planned"""
+    """as planned, or as the plan was corrected on the way"""
     length: int
     """of the training sequences"""
     source: str
@@ -52,7 +53,7 @@ class Run:
                 folder=folder,
                 name=str(tree["name"]),
                 model=_Section.parse({"model": tree["model"]}, str(folder / RECIPE)).model,
-                steps=int(tree["train"]["steps"]),
+                steps=_steps(folder, tree),
                 length=int(tree["train"]["length"]),
                 source=str(tree["data"]["source"]["kind"]),
                 corpus=_json(folder / "corpus.json").get("digest"),
@@ -74,6 +75,11 @@ class Run:
     def done(self) -> int:
         """Steps that the log knows of."""
         return int(self.curves.step_I[-1]) if len(self.curves.step_I) else 0
+
+
+def _steps(folder: Path, recipe: Mapping[str, Any]) -> int:
+    corrections = _json(folder / "steps.json").get("corrections")
+    return int(corrections[-1]["steps"] if corrections else recipe["train"]["steps"])
 
 
 def _recent(folder: Path) -> tuple[float, ...] | None:

@@ -61,8 +61,8 @@ class TrainConfig(Config):
     def tokens_per_step(self) -> int:
         return self.batch * self.length * self.accumulation
 
-    def learning_rate(self, step: int) -> float:
-        """The rate of optimizer step `step`, which counts from 1."""
+    def learning_rate(self, step: float) -> float:
+        """The rate of optimizer step `step`, which counts from 1; see `StepPlan.place`."""
         return self.lr * share_of_peak(self.schedule, step, self.warmup, self.steps)
 
 

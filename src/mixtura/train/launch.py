@@ -176,18 +176,21 @@ def _start(
 
 
 def _change(trainer: Trainer, recipe: Recipe, folder: RunFolder, view: View) -> None:
-    """Record what this start changes, and say it."""
-    done = trainer.steps_done
-    if recipe.train.steps < done:
-        raise ConfigError(
-            f"train.steps={recipe.train.steps} must be {done} or more: {folder.root} has done as "
-            "many; to go back, copy an older checkpoint of it into a folder of its own"
-        )
-    before = folder.recorded()
+    """Record what this start changes, and say it; the trainer's plan of steps follows."""
+    done, before = trainer.steps_done, folder.recorded()
     assert before is not None, "a run's folder holds its recipe by now"
+    steps = recipe.train.steps
+    if steps != before.train.steps and steps < done:
+        raise ConfigError(
+            f"train.steps={steps} must be {done} or more: {folder.root} has done as many; to go "
+            "back, copy an older checkpoint of it into a folder of its own"
+        )
+    planned = folder.plan(before)
     lines = folder.change(recipe, done)
+    trainer.plan = folder.plan(recipe)
     if lines and done:
-        old, new = before.train.learning_rate(done), recipe.train.learning_rate(done + 1)
+        old = before.train.learning_rate(planned.place(done))
+        new = recipe.train.learning_rate(trainer.plan.place(done + 1))
         lines.append(f"learning rate: {old:.3g} at step {done}, {new:.3g} at step {done + 1}")
     for line in lines:
         view.told(line)

@@ -77,6 +77,10 @@ class LiveView(View):
         self.told(opening(facts))
         self._live.start()
 
+    def replanned(self, steps: int) -> None:
+        assert self._pace is not None, "a run starts before it is corrected"
+        self._pace.replan(steps)
+
     def stepped(self, report: StepReport, *, logged: bool) -> None:
         assert self._pace is not None, "a run starts before it steps"
         self._losses.append(report.loss)

@@ -1,6 +1,6 @@
 """A run: a trainer, its folder and its view, from the step where it stands to the last."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from mixtura.train.interrupt import deferred_interrupts
 from mixtura.train.journal import Journal, read_journal
 from mixtura.train.recipe import Recipe
 from mixtura.train.run_folder import RunFolder
+from mixtura.train.step_plan import Correction, StepPlan
 from mixtura.train.step_report import StepReport, busiest_over_mean
 from mixtura.train.trainer import Trainer
 from mixtura.train.view import RunFacts, View
@@ -70,7 +71,29 @@ class Run:
 
     @property
     def steps_left(self) -> int:
-        return self._config.steps - self._trainer.steps_done
+        return self._trainer.plan.last - self._trainer.steps_done
+
+    @property
+    def seconds(self) -> float:
+        """Of training alone: no evaluation, no checkpoints."""
+        return self._trainer.seconds
+
+    @property
+    def plan(self) -> StepPlan:
+        return self._trainer.plan
+
+    def correct(self, steps: int, reason: str) -> None:
+        """Take `steps` in all, and not as many as were planned. Raises StorageError.
+
+        The rest of the schedule is squeezed or stretched to them. It is on the disk before the next
+        step, so a run that goes on from an earlier checkpoint takes the same steps again.
+        """
+        done = self._trainer.steps_done
+        assert steps > done, "the last step is still to come"
+        plan = self.plan.corrected(Correction(after=done, steps=steps, reason=reason))
+        self._folder.write_plan(plan)
+        self._trainer.plan = plan
+        self._view.replanned(steps)
 
     def begin(self) -> None:
         self._view.started(self._facts())
@@ -79,7 +102,7 @@ class Run:
         """One step, and the record, evaluation and checkpoint that are due after it."""
         config = self._config
         report = self._step()
-        last = report.step == config.steps
+        last = report.step == self.plan.last
         logged = last or report.step % config.log_every == 0 or bool(report.alarms)
         if logged:
             self._record(report)
@@ -167,7 +190,7 @@ class Run:
             name=self._recipe.name,
             folder=self._folder.root,
             device=str(self._trainer.device),
-            steps=self._config.steps,
+            steps=self.plan.last,
             resumed_step=self._trainer.steps_done,
             moe_layers=self._trainer.moe_layers,
             total_parameters=model.total_parameters(),
@@ -198,10 +221,13 @@ def _open_curves(folder: Path, resumed_step: int) -> "Curves":
     return Curves(folder, resumed_step)
 
 
-def train_in_turn(runs: Sequence[Run]) -> list[Summary]:
+def train_in_turn(
+    runs: Sequence[Run], after_round: Callable[[], None] | None = None
+) -> list[Summary]:
     """Train every run to its last step, or until an interrupt, one step of each at a time.
 
-    Runs that share a process this way meet the same weather, so their speeds compare.
+    Runs that share a process this way meet the same weather, so their speeds compare. `after_round`
+    is called whenever all have taken as many steps, and may correct how many there are.
     """
     with deferred_interrupts() as interrupt:
         for run in runs:
@@ -212,4 +238,7 @@ def train_in_turn(runs: Sequence[Run]) -> list[Summary]:
             for run in runs:
                 if run.steps_left == furthest_behind:
                     run.advance()
+            together = len({run.steps_left for run in runs}) == 1
+            if after_round is not None and together and runs[0].steps_left:
+                after_round()
         return [run.end() for run in runs]

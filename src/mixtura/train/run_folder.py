@@ -6,6 +6,7 @@ changes.jsonl    one object a change of the recipe, where the run went on with o
 origin.json      the model that the first weights came from, where there was one
 environment.json versions, threads, device, each MoE layer's products; of the latest start
 corpus.json      what the run trained on
+steps.json       another number of steps than the recipe's, where it was corrected on the way
 tokenizer/       all that turns text into the run's tokens and back
 log.jsonl        one object a logged step
 eval.jsonl       one object an evaluation
@@ -31,6 +32,7 @@ from mixtura.json_reader import read_object
 from mixtura.train.changes import Change, ChangedKeys, ChangeLog, is_changeable
 from mixtura.train.checkpoint import Checkpoints
 from mixtura.train.recipe import Recipe, differences, load_recipe
+from mixtura.train.step_plan import Corrections, StepPlan
 
 # All that a start which was killed before it wrote recipe.yaml can have left.
 _WRITTEN_FIRST = {"tokenizer", "origin.json", "shape.json", "corpus.json"}
@@ -57,6 +59,10 @@ class RunFolder:
     @property
     def environment(self) -> Path:
         return self.root / "environment.json"
+
+    @property
+    def steps(self) -> Path:
+        return self.root / "steps.json"
 
     @property
     def tokenizer(self) -> Path:
@@ -170,6 +176,9 @@ class RunFolder:
                 recipe=recorded.tree(),
             )
         )
+        if "train.steps" in changed:
+            # Corrections were of the number before.
+            self.steps.unlink(missing_ok=True)
         atomic_text(self.recipe, text)
         # It was of the run as it stood complete.
         self.summary.unlink(missing_ok=True)
@@ -220,6 +229,25 @@ class RunFolder:
         self._write_json("shape.json", _shape(recipe))
         self._write_json("corpus.json", _corpus(corpus))
         atomic_text(self.recipe, recipe.to_yaml())
+
+    def plan(self, recipe: Recipe) -> StepPlan:
+        """The recipe's steps with their corrections. Raises CheckpointError where damaged."""
+        if not self.steps.exists():
+            return StepPlan(recipe.train.steps)
+        try:
+            known = Corrections.parse(
+                read_object(self.steps, CheckpointError), self.steps.name
+            )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.steps}: cannot be read ({error}); bring it back, as the learning rate of "
+                "every later step follows from it"
+            ) from error
+        return StepPlan(recipe.train.steps, known.corrections)
+
+    def write_plan(self, plan: StepPlan) -> None:
+        tree = Corrections(corrections=plan.corrections).model_dump(mode="json")
+        self._write_json(self.steps.name, tree)
 
     def write_environment(self, environment: dict[str, Any]) -> dict[str, Any]:
         """Record the environment of this start; gives that of the one before, or an empty one."""

@@ -54,8 +54,8 @@ class ConstantConfig(Config):
 ScheduleConfig = Annotated[CosineConfig | WSDConfig | ConstantConfig, Field(discriminator="kind")]
 
 
-def share_of_peak(schedule: ScheduleConfig, step: int, warmup: int, steps: int) -> float:
-    """lr / peak at `step` in 1..steps.
+def share_of_peak(schedule: ScheduleConfig, step: float, warmup: int, steps: int) -> float:
+    """lr / peak at `step` in 0..steps, whole steps or places between them (`StepPlan.place`).
 
     A straight line up over `warmup` steps, which reaches 1 at step `warmup`; then the schedule,
     which reaches its `final` at the last step.

@@ -27,6 +27,7 @@ from mixtura.train.optimizer import (
     set_rate,
 )
 from mixtura.train.randomness import RandomState, randomness_of, seeded
+from mixtura.train.step_plan import StepPlan
 from mixtura.train.step_report import StepMeans, StepReport, Tally
 
 
@@ -38,7 +39,7 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """All that a step depends on; tensors are the trainer's own, not copies."""
+    """All that a step depends on, but the plan of steps; tensors are the trainer's, not copies."""
 
     step: int
     tokens: int
@@ -68,6 +69,7 @@ class Trainer:
         self.decoder = decoder.to(self.device)
         self.optimizer = build_optimizer(self.decoder, config)
         self.batches, self.heldout = batches, heldout
+        self.plan = StepPlan(config.steps)
         self.steps_done, self.tokens_done, self.seconds = 0, 0, 0.0
         shapes = decoder.config.moe_shapes
         self.moe_layers = list(shapes)
@@ -88,7 +90,7 @@ class Trainer:
         number = self.steps_done + 1
         with randomness_of(self._random, self.device) as random_after:
             means = self._gradients(number)
-        rate = self.config.learning_rate(number)
+        rate = self.config.learning_rate(self.plan.place(number))
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         loads = self._end_step()

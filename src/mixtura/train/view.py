@@ -1,7 +1,7 @@
 """What a run shows while it trains: nothing, plain lines, or (live.py) a live screen."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -47,6 +47,9 @@ class View:
 
     def started(self, facts: RunFacts) -> None: ...
 
+    def replanned(self, steps: int) -> None:
+        """The run takes another number of steps than it started with."""
+
     def stepped(self, report: StepReport, *, logged: bool) -> None: ...
 
     def evaluated(self, step: int, bits_per_byte: float) -> None: ...
@@ -61,10 +64,50 @@ class Pace:
     def __init__(self, facts: RunFacts) -> None:
         self.facts, self._began = facts, monotonic()
 
+    def replan(self, steps: int) -> None:
+        self.facts = replace(self.facts, steps=steps)
+
     def left(self, step: int) -> float:
         """Seconds until the last step, as things go."""
         done = step - self.facts.resumed_step
         return (monotonic() - self._began) / done * (self.facts.steps - step)
+
+
+class _Stage:
+    """A stage of the preparation, and which of its reports make a line."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._began = self._next_line = monotonic()
+        self._unsaid: str | None = None
+        self._count = ""
+        self._ended = False
+
+    def reached(self, done: int, total: int) -> str | None:
+        """The line to write; None where the last one is too fresh, or said the end already."""
+        if self._ended:
+            return None
+        if total and done >= total:
+            return self._end()
+        now = monotonic()
+        left = (now - self._began) / done * (total - done) if done else 0.0
+        self._count = "" if total else f"{done:,}, "
+        self._unsaid = f"{done / total:.0%}, {duration(left)} left" if total else f"{done:,}"
+        if now < self._next_line:
+            return None
+        self._next_line = now + _SECONDS_BETWEEN_LINES
+        line, self._unsaid = f"{self.name}: {self._unsaid}", None
+        return line
+
+    def last_line(self, *, ended: bool) -> str | None:
+        """Of a stage that ended, or broke off; None where it is written already."""
+        if ended:
+            return None if self._ended else self._end()
+        return None if self._unsaid is None else f"{self.name}: {self._unsaid}"
+
+    def _end(self) -> str:
+        self._ended = True
+        return f"{self.name}: {self._count}done after {duration(monotonic() - self._began)}"
 
 
 class PlainView(View):
@@ -73,22 +116,34 @@ class PlainView(View):
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._pace: Pace | None = None
-        self._stage, self._stage_began, self._next_line = "", 0.0, 0.0
+        self._stage: _Stage | None = None
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._leave_stage(ended=kind is None)
 
     def preparing(self, stage: str, done: int, total: int) -> None:
-        now = monotonic()
-        if stage != self._stage:
-            self._stage, self._stage_began = stage, now
-        elif now < self._next_line:
-            return
-        self._next_line = now + _SECONDS_BETWEEN_LINES
-        left = (now - self._stage_began) / done * (total - done) if done else 0.0
-        shown = f"{done / total:.0%}, {duration(left)} left" if total else f"{done:,}"
-        self.told(f"{stage}: {shown}")
+        if self._stage is None or self._stage.name != stage:
+            self._leave_stage(ended=True)
+            self._stage = _Stage(stage)
+        line = self._stage.reached(done, total)
+        if line is not None:
+            self.told(line)
+
+    def _leave_stage(self, *, ended: bool) -> None:
+        """The last line of a stage says where it ended, however soon after the line before."""
+        line = None if self._stage is None else self._stage.last_line(ended=ended)
+        self._stage = None
+        if line is not None:
+            self.told(line)
 
     def started(self, facts: RunFacts) -> None:
+        self._leave_stage(ended=True)
         self._pace = Pace(facts)
         self.told(opening(facts))
+
+    def replanned(self, steps: int) -> None:
+        assert self._pace is not None, "a run starts before it is corrected"
+        self._pace.replan(steps)
 
     def stepped(self, report: StepReport, *, logged: bool) -> None:
         assert self._pace is not None, "a run starts before it steps"

@@ -1,0 +1,72 @@
+"""Keeps the demo within its time: how many steps fit, looked at again at set points."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mixtura.train import Run
+
+# What a share of an evaluation and of checkpoints adds to a step.
+OVERHEAD = 1.06
+# A fortieth of the steps lies between two set points: some seconds, of which one spike is a part.
+SET_POINTS = 40
+_FEWEST_BETWEEN = 10
+# A smaller change than this share of the steps that are left waits for the next set point.
+_TOLERANCE = 0.05
+
+
+@dataclass
+class Pacer:
+    """Corrects the steps of runs that train in turn, so that they end in time.
+
+    At a set point it takes the time of a step of all runs since the last one, and corrects the
+    number of steps where another one fits into what is left: down, and up again as far as was
+    planned. Whatever comes after training (the report, the sample) is taken to have slowed down as
+    much as training has.
+    """
+
+    runs: Sequence[Run]
+    clock: Callable[[], float]
+    ends: float
+    """when all must be over, by `clock`"""
+    afterwards: float
+    """seconds that the rest takes at the speed of `first_pair`"""
+    first_pair: float
+    """seconds of a step of all runs by which the steps were planned"""
+
+    def __post_init__(self) -> None:
+        plan = self.runs[0].plan
+        self._planned = plan.steps
+        self._between = max(_FEWEST_BETWEEN, self._planned // SET_POINTS)
+        self._seconds, self._done = self._trained(), 0
+
+    def after_round(self) -> None:
+        """Call when all runs have taken as many steps."""
+        run = self.runs[0]
+        done = run.plan.last - run.steps_left
+        if done - self._done < self._between:
+            return
+        pair = (self._trained() - self._seconds) / (done - self._done)
+        self._seconds, self._done = self._trained(), done
+        steps = self._fitting(done, pair)
+        if abs(steps - run.plan.last) > _TOLERANCE * run.steps_left:
+            reason = self._reason(done, pair)
+            for each in self.runs:
+                each.correct(steps, reason)
+
+    def _trained(self) -> float:
+        return sum(run.seconds for run in self.runs)
+
+    def _reason(self, done: int, pair: float) -> str:
+        if pair <= (1 + _TOLERANCE) * self.first_pair:
+            return "evaluations, checkpoints and the text took longer than planned"
+        return (
+            f"a step of both twins took {pair * 1000:.0f} ms around step {done:,}, and "
+            f"{self.first_pair * 1000:.0f} ms at the start"
+        )
+
+    def _fitting(self, done: int, pair: float) -> int:
+        """How many steps there may be in all; the schedule always has some to end in."""
+        slowdown = max(1.0, pair / self.first_pair)
+        left = self.ends - self.afterwards * slowdown - self.clock()
+        fitting = done + int(left / (pair * OVERHEAD))
+        return min(self._planned, max(fitting, done + _FEWEST_BETWEEN))

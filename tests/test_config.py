@@ -211,3 +211,16 @@ def test_read_yaml_takes_a_name_for_mixturas_own_recipe(
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_yaml(tmp_path)
+
+
+def test_numbers_beyond_what_torch_holds_are_refused() -> None:
+    class Numbers(Config):
+        count: int = 0
+        size: float = 0.0
+
+    assert Numbers.parse({"count": 2**63 - 1}).count == 2**63 - 1
+    with pytest.raises(ConfigError, match="count=9223372036854775808 must lie within 64 bits"):
+        Numbers.parse({"count": 2**63})
+    for size in (float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="size: .*finite number"):
+            Numbers.parse({"size": size})

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mixtura import yaml_reader
 from mixtura.errors import ConfigError
@@ -16,7 +16,9 @@ Tree = dict[str, Any]
 class Config(BaseModel):
     """A frozen config. `Config.parse` raises ConfigError in one line, never pydantic's own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any], origin: str = "config") -> Self:
@@ -25,6 +27,15 @@ class Config(BaseModel):
             return cls.model_validate(dict(tree))
         except ValidationError as error:
             raise ConfigError(f"{origin}: {_explain(cls, error)}") from error
+
+    @model_validator(mode="after")
+    def _whole_numbers_fit(self) -> Self:
+        """Whatever a field's own bounds: torch, numpy and files hold 64 bits."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{name}={value!r:.24} must lie within 64 bits")
+        return self
 
 
 def own_recipes() -> dict[str, Path]:

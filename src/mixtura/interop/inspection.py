@@ -18,7 +18,7 @@ from mixtura.shapes import DecoderShape, ModelShape, Role
 from mixtura.shapes.families import family_of, shape_of
 
 # Of a layer or an expert; the 1 of w1 is a name's own.
-_NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)(\d{1,9})(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +64,14 @@ def inspect_source(source: Source) -> Inspection:
     """Every tensor is accounted for, as in loading; raises what loading raises."""
     family = family_of(source.config)
     shape: DecoderShape = shape_of(family.read(source.config))
-    pieces = list(family.pieces(shape))
-    left_out = check_tensors(source, family, pieces)
+    left_out = check_tensors(source, family, family.pieces(shape))
     return Inspection(
         str(source.path),
         family.model_type,
         shape,
         grouped(source.tensors.values()),
         left_out,
-        check_of(source, pieces, shape),
+        check_of(source, list(family.pieces(shape)), shape),
     )
 
 

@@ -83,8 +83,8 @@ def load_source(
     """As `load_model`, from what is open already."""
     family = family_of(source.config)
     config = decoder_config(family, source)
+    left_out = check_tensors(source, family, family.pieces(config))
     pieces = list(family.pieces(config))
-    left_out = check_tensors(source, family, pieces)
     with without_weights():
         decoder = config.build()
     shapes: dict[str, Any] = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from mixtura.config import Config
+from mixtura.shapes import bounds
 from mixtura.shapes.ledger import Weight
 from mixtura.shapes.rope import RopeScaling
 
@@ -14,8 +15,8 @@ from mixtura.shapes.rope import RopeScaling
 class LocalLayers(Config):
     """Layers whose tokens see the last `window` positions alone, themselves included."""
 
-    window: int = Field(ge=1)
-    layers: tuple[int, ...]
+    window: int = Field(ge=1, le=bounds.CONTEXT)
+    layers: tuple[int, ...] = Field(max_length=bounds.LAYERS)
     rope_base: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """of these layers, without scaling (Gemma 3); None: as in all others"""
 
@@ -23,7 +24,7 @@ class LocalLayers(Config):
 class AttentionSpec(Config, ABC):
     """What every attention answers about itself."""
 
-    heads: int = Field(ge=1)
+    heads: int = Field(ge=1, le=bounds.HEADS)
     rope_base: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
     rope_scaling: RopeScaling | None = None
     scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -74,8 +75,8 @@ class AttentionShape(AttentionSpec):
     """Grouped-query attention: `heads` queries share `kv_heads` keys and values."""
 
     kind: Literal["grouped"] = "grouped"
-    kv_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=2)
+    kv_heads: int = Field(ge=1, le=bounds.HEADS)
+    head_dim: int = Field(ge=2, le=bounds.SIDE)
     norm: Literal["head", "all"] | None = None
     """RMS norm of queries and of keys before they turn: of each head, or over all heads at once"""
     clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -140,14 +141,14 @@ class LatentAttentionShape(AttentionSpec):
     """
 
     kind: Literal["latent"] = "latent"
-    query_rank: int | None = Field(default=None, ge=1)
+    query_rank: int | None = Field(default=None, ge=1, le=bounds.SIDE)
     """width of the latent that queries are drawn from; None: drawn from the token itself"""
-    kv_rank: int = Field(ge=1)
-    nope_dim: int = Field(ge=1)
+    kv_rank: int = Field(ge=1, le=bounds.SIDE)
+    nope_dim: int = Field(ge=1, le=bounds.SIDE)
     """dims of a query and a key that do not turn"""
-    turning_dim: int = Field(ge=2)
+    turning_dim: int = Field(ge=2, le=bounds.SIDE)
     """dims of a query, and of the shared key, that do"""
-    value_dim: int = Field(ge=1)
+    value_dim: int = Field(ge=1, le=bounds.SIDE)
     norm_epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     """of the latents' RMS norms, whatever the blocks' norms have"""
 

@@ -7,7 +7,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from mixtura.config import Config
-from mixtura.shapes.attention import AnyAttention
+from mixtura.shapes import bounds
+from mixtura.shapes.attention import AnyAttention, AttentionShape
 from mixtura.shapes.ledger import Role, Weight
 from mixtura.shapes.model import ModelShape
 from mixtura.shapes.moe import GATED, Activation, MoEShape, ffn_weights
@@ -51,13 +52,13 @@ class Multipliers(Config):
 class DecoderShape(ModelShape):
     """Everything that decides the weights of a decoder-only transformer."""
 
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=bounds.LAYERS)
     attention: AnyAttention
     norm: NormShape = NormShape()
     post_norms: bool = False
     """whether what attention and FFN give is normed too, before it is added (Gemma)"""
     multipliers: Multipliers = Multipliers()
-    ffn_width: int | None = Field(default=None, ge=1)
+    ffn_width: int | None = Field(default=None, ge=1, le=bounds.SIDE)
     activation: Activation = "swiglu"
     moe: MoEShape | None = None
     tied_head: bool = False
@@ -79,12 +80,12 @@ class DecoderShape(ModelShape):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        listed = self.moe.placement.only if self.moe else None
-        for layer in listed or ():
-            if not 0 <= layer < self.layers:
-                raise ValueError(
-                    f"moe.placement.only names layer {layer}, outside 0..layers-1={self.layers - 1}"
-                )
+        for name, listed in self._listed_layers():
+            for layer in listed:
+                if not 0 <= layer < self.layers:
+                    raise ValueError(
+                        f"{name} names layer {layer}, outside 0..layers-1={self.layers - 1}"
+                    )
         moe_layers = sum(map(self.holds_moe, range(self.layers)))
         if self.moe is not None and moe_layers == 0:
             raise ValueError(
@@ -95,6 +96,12 @@ class DecoderShape(ModelShape):
             raise ValueError("ffn_width is missing; the layers without an MoE need it")
         self._refuse_idle_steps()
         return self
+
+    def _listed_layers(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        if self.moe is not None and self.moe.placement.only is not None:
+            yield "moe.placement.only", self.moe.placement.only
+        if isinstance(self.attention, AttentionShape) and self.attention.local is not None:
+            yield "attention.local.layers", self.attention.local.layers
 
     def _refuse_idle_steps(self) -> None:
         """A step without a layer would leave the experts as they were, in silence."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pydantic import Field
 
 from mixtura.config import Config
-from mixtura.shapes import ledger
+from mixtura.shapes import bounds, ledger
 from mixtura.shapes.ledger import Convention, Role, Weight
 from mixtura.shapes.moe import MoEShape
 
@@ -14,9 +14,9 @@ from mixtura.shapes.moe import MoEShape
 class ModelShape(Config, ABC):
     """A language model's shape; a subclass gives its ledger and its MoE layers."""
 
-    width: int = Field(ge=1)
-    vocabulary: int = Field(ge=1)
-    context: int = Field(ge=1)
+    width: int = Field(ge=1, le=bounds.SIDE)
+    vocabulary: int = Field(ge=1, le=bounds.SIDE)
+    context: int = Field(ge=1, le=bounds.CONTEXT)
 
     @abstractmethod
     def weights(self) -> Iterator[Weight]:

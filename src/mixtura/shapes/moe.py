@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from mixtura.config import Config
+from mixtura.shapes import bounds
 from mixtura.shapes.ledger import Role, Weight
 
 Activation = Literal["swiglu", "swiglu_clamped", "geglu", "geglu_tanh", "gelu", "relu"]
@@ -22,7 +23,7 @@ class MoEPlacement(Config):
 
     every: int = Field(default=1, ge=1)
     first_dense: int = Field(default=0, ge=0)
-    only: tuple[int, ...] | None = None
+    only: tuple[int, ...] | None = Field(default=None, max_length=bounds.LAYERS)
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
@@ -43,7 +44,7 @@ class PyramidStep(Config):
     """From this layer on, every MoE has this many experts; layers count from 0."""
 
     from_layer: int = Field(ge=1)
-    num_experts: int = Field(ge=1)
+    num_experts: int = Field(ge=1, le=bounds.EXPERTS)
 
 
 class MoEShape(Config):
@@ -53,22 +54,22 @@ class MoEShape(Config):
     deeper layers hold more experts (DeepSpeed-MoE, arXiv 2201.05596, section 4.1).
     """
 
-    num_experts: int = Field(ge=1)
+    num_experts: int = Field(ge=1, le=bounds.EXPERTS)
     top_k: int = Field(ge=1)
-    expert_width: int = Field(ge=1)
+    expert_width: int = Field(ge=1, le=bounds.SIDE)
     activation: Activation = "swiglu"
     # Each expert's two matrices, and the gate's, with a bias of their own (gpt-oss).
     expert_bias: bool = False
     gate_bias: bool = False
     # Shared experts see every token; n of width w compute what one of width n*w computes.
-    shared_width: int = Field(default=0, ge=0)
+    shared_width: int = Field(default=0, ge=0, le=bounds.SIDE)
     # A sigmoid of x scales the shared experts (Qwen2-MoE).
     shared_gate: bool = False
     # A dense FFN mixed with the routed experts by a learned softmax (DeepSpeed-MoE's release).
-    residual_width: int = Field(default=0, ge=0)
+    residual_width: int = Field(default=0, ge=0, le=bounds.SIDE)
     placement: MoEPlacement = MoEPlacement()
     # `num_experts` counts for the layers before the first step.
-    pyramid: tuple[PyramidStep, ...] = ()
+    pyramid: tuple[PyramidStep, ...] = Field(default=(), max_length=bounds.LAYERS)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

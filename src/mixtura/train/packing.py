@@ -124,8 +124,8 @@ def _opened_source(path: Path) -> _Opened:
     source = open_source(path)
     family = family_of(source.config)
     config = decoder_config(family, source)
+    remarks = tuple(described(check_tensors(source, family, family.pieces(config))))
     pieces = list(family.pieces(config))
-    remarks = tuple(described(check_tensors(source, family, pieces)))
     try:
         tokenizer = tokenizer_of(source)
     except DataError as error:

@@ -48,7 +48,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
         raise ConfigError(
             "config.json: missing key 'model_type', which says what kind of model this is"
         )
-    return family_named(model_type).of_config(config)
+    try:
+        return family_named(model_type).of_config(config)
+    except ConfigError as error:
+        raise ConfigError(f"config.json: {str(error).removeprefix('config.json: ')}") from error
 
 
 def family_named(model_type: str) -> Family:
@@ -57,7 +60,7 @@ def family_named(model_type: str) -> Family:
         return FAMILIES[model_type]
     near = difflib.get_close_matches(model_type, FAMILIES, n=3, cutoff=0.5)
     hint = f"the nearest are {', '.join(near)}" if near else f"known are {', '.join(FAMILIES)}"
-    raise ConfigError(f"model_type={model_type!r} is no family that Mixtura knows; {hint}")
+    raise ConfigError(f"model_type={model_type!r:.60} is no family that Mixtura knows; {hint}")
 
 
 __all__ = ["FAMILIES", "Family", "Piece", "family_named", "family_of", "shape_of"]

@@ -31,7 +31,7 @@ class Dbrx(Family):
             # The size that its LayerNorm has where none is given; no config says another.
             "norm": {"kind": "layer", "epsilon": 1e-5},
             "activation": "swiglu",
-            "moe": self._read_moe(keys.section("ffn_config"), config["ffn_config"]),
+            "moe": self._read_moe(keys.section("ffn_config"), keys.mapping("ffn_config")),
         }
 
     def _read_attention(self, keys: Keys, config: Mapping[str, Any]) -> Tree:
@@ -41,7 +41,7 @@ class Dbrx(Family):
         if base is not None:
             # The model's own code reads this key. transformers 5 does not and writes its default
             # beside it, so that the two may differ; this one is what the model was trained with.
-            rope["rope_parameters"] = {**(keys.given("rope_parameters", {})), "rope_theta": base}
+            rope["rope_parameters"] = {**keys.mapping("rope_parameters", {}), "rope_theta": base}
         return {
             "heads": heads,
             "kv_heads": own.integer("kv_n_heads", 1),
@@ -51,8 +51,7 @@ class Dbrx(Family):
         }
 
     def _read_moe(self, keys: Keys, config: Mapping[str, Any]) -> Tree:
-        act = keys.given("ffn_act_fn", {"name": "silu"})
-        Keys(act, self.model_type, "config.json: ffn_config: ffn_act_fn").expect("name", "silu")
+        keys.section("ffn_act_fn", {"name": "silu"}).expect("name", "silu")
         return {
             "num_experts": keys.integer("moe_num_experts"),
             "top_k": keys.integer("moe_top_k"),

@@ -48,29 +48,29 @@ class Gemma3Text(Llama):
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
         keys = Keys(config, self.model_type)
-        whole, _ = _ropes(config, keys)
+        whole, _ = _ropes(keys)
         flat = {k: v for k, v in config.items() if k not in ("rope_scaling", "rope_theta")}
         stated = {"head_dim": 256, **flat, "rope_parameters": whole}
         return {
             **super().read_attention(stated),
-            "local": self._windows(keys, config),
+            "local": self._windows(keys),
             "norm": "head",
-            "scale": keys.number("query_pre_attn_scalar", 256) ** -0.5,
+            "scale": keys.positive("query_pre_attn_scalar", 256) ** -0.5,
         }
 
-    def _windows(self, keys: Keys, config: Mapping[str, Any]) -> Tree | None:
+    def _windows(self, keys: Keys) -> Tree | None:
         layers, pattern = keys.integer("num_hidden_layers"), self._pattern(keys)
         kinds = ["sliding" if (i + 1) % pattern else "full" for i in range(layers)]
         told = {
             "use_sliding_window": True,
             "sliding_window": keys.integer("sliding_window", 4096),
             "num_hidden_layers": layers,
-            "layer_types": keys.given("layer_types", [f"{kind}_attention" for kind in kinds]),
+            "layer_types": keys.words("layer_types", [f"{kind}_attention" for kind in kinds]),
         }
         found = windows_by_type(Keys(told, self.model_type))
         if found is None:
             return None
-        _, local = _ropes(config, keys)
+        _, local = _ropes(keys)
         rope = read_rope({"rope_parameters": local}, self.model_type)
         if rope["rope_scaling"] is not None:
             kind = local.get("rope_type")
@@ -136,8 +136,8 @@ class Gemma3(Gemma3Text):
     )
 
     def read(self, config: Mapping[str, Any]) -> Tree:
-        Keys(config, self.model_type).section("text_config")
-        return super().read({**_TEXT_DEFAULTS, **config["text_config"]})
+        stated = Keys(config, self.model_type).mapping("text_config")
+        return super().read({**_TEXT_DEFAULTS, **stated})
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
         raise ConfigError(
@@ -149,11 +149,11 @@ class Gemma3(Gemma3Text):
             yield replace(piece, stored=f"language_model.{piece.stored}")
 
 
-def _ropes(config: Mapping[str, Any], keys: Keys) -> tuple[Tree, Tree]:
+def _ropes(keys: Keys) -> tuple[Tree, Tree]:
     """`rope_parameters` of layers that see all, and of layers with a window."""
-    given = keys.given("rope_parameters", {})
+    given = keys.section("rope_parameters", {})
     whole = {"rope_theta": keys.number("rope_theta", _GLOBAL_BASE)}
-    whole |= config.get("rope_scaling") or {}
-    whole |= given.get("full_attention") or {}
+    whole |= keys.mapping("rope_scaling", {})
+    whole |= given.mapping("full_attention", {})
     local = {"rope_theta": keys.number("rope_local_base_freq", _LOCAL_BASE)}
-    return whole, {**local, **(given.get("sliding_attention") or {})}
+    return whole, {**local, **given.mapping("sliding_attention", {})}

@@ -66,7 +66,7 @@ class GptOss(SparseLlama):
             "use_sliding_window": True,
             "sliding_window": keys.integer("sliding_window", 0),
             "num_hidden_layers": len(types),
-            "layer_types": keys.given("layer_types", types),
+            "layer_types": keys.words("layer_types", types),
         }
         return windows_by_type(Keys(told, self.model_type))
 

@@ -25,7 +25,7 @@ class GraniteMoe(SparseLlama):
         multipliers = {
             "embedding": keys.number("embedding_multiplier", 1.0),
             "residual": keys.number("residual_multiplier", 1.0),
-            "logits": 1 / keys.number("logits_scaling", 1.0),
+            "logits": 1 / keys.positive("logits_scaling", 1.0),
         }
         return {**tree, "ffn_width": None, "multipliers": multipliers}
 

@@ -4,8 +4,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from mixtura.errors import ConfigError
+from mixtura.shapes import bounds
 
 _MISSING = object()
+# Least and most of what is gone through, divided by, or the side of a matrix, under each name that
+# a family gives it.
+_BOUNDS: Mapping[str, tuple[int, int]] = {
+    key: limits
+    for limits, keys in {
+        (1, bounds.LAYERS): (
+            *("num_hidden_layers", "n_layers"),
+            *("decoder_sparse_step", "moe_layer_freq", "moe_layer_interval"),
+            *("sliding_window_pattern", "_sliding_window_pattern"),
+        ),
+        (0, bounds.LAYERS): (
+            *("num_nextn_predict_layers", "first_k_dense_replace", "moe_layer_start_index"),
+        ),
+        (-1, bounds.LAYERS): ("moe_layer_end_index",),
+        (1, bounds.EXPERTS): (
+            *("num_experts", "num_local_experts", "moe_num_experts", "n_routed_experts"),
+        ),
+        (1, bounds.HEADS): (
+            *("num_attention_heads", "n_heads", "num_key_value_heads", "kv_n_heads"),
+        ),
+        (1, bounds.SIDE): ("hidden_size", "d_model", "vocab_size", "intermediate_size"),
+        (1, bounds.CONTEXT): (
+            *("max_position_embeddings", "max_seq_len", "original_max_position_embeddings"),
+        ),
+    }.items()
+    for key in keys
+}
 
 
 class Keys:
@@ -24,30 +52,67 @@ class Keys:
         return next((key for key in keys if self.given(key) is not None), keys[0])
 
     def integer(self, key: str, default: Any = _MISSING) -> int:
-        return self._typed(key, default, int, "a whole number")
+        """Of a count within its bounds, of any other number within 2^53."""
+        found = self._typed(key, default, int, "a whole number")
+        self._check_bounds(key, found)
+        return found
 
     def number(self, key: str, default: Any = _MISSING) -> float:
-        return float(self._typed(key, default, (int, float), "a number"))
+        """Of a size that can be squared, and inverted where it is not 0."""
+        found = float(self._typed(key, default, (int, float), "a number"))
+        if found and not 1 / bounds.NUMBER <= abs(found) <= bounds.NUMBER:
+            raise ConfigError(
+                f"{self._path}: {key}={found:g} is out of bounds; its size must lie in "
+                f"{1 / bounds.NUMBER:g}..{bounds.NUMBER:g}, or be 0"
+            )
+        return found
+
+    def positive(self, key: str, default: Any = _MISSING) -> float:
+        found = self.number(key, default)
+        if found <= 0:
+            raise ConfigError(f"{self._path}: {key}={found:g} must lie above 0")
+        return found
 
     def numbers(self, key: str) -> list[float]:
-        found = self._typed(key, _MISSING, (list, tuple), "a list of numbers")
-        return [float(value) for value in found]
+        return [float(value) for value in self._listed(key, _MISSING, (int, float), "numbers")]
+
+    def integers(self, key: str, default: Any = _MISSING) -> list[int]:
+        return self._listed(key, default, int, "whole numbers")
+
+    def words(self, key: str, default: Any = _MISSING) -> list[str]:
+        return self._listed(key, default, str, "words")
 
     def flag(self, key: str, default: Any = _MISSING) -> bool:
         return self._typed(key, default, bool, "true or false")
 
+    def mapping(self, key: str, default: Any = _MISSING) -> Mapping[str, Any]:
+        return self._typed(key, default, Mapping, "a mapping")
+
     def section(self, key: str, default: Any = _MISSING) -> "Keys":
-        value = self._typed(key, default, Mapping, "a mapping")
-        return Keys(value, self._family, f"{self._path}: {key}")
+        return Keys(self.mapping(key, default), self._family, f"{self._path}: {key}")
 
     def expect(self, key: str, *allowed: Any) -> None:
         """Raises ConfigError for a value that the family can have and our decoder has not."""
         value = self._config.get(key, allowed[0])
         if value not in allowed:
             raise ConfigError(
-                f"{self._path}: {key}={value!r} in a {self._family} model; Mixtura runs it with "
-                f"{key}={' or '.join(map(repr, allowed))} alone"
+                f"{self._path}: {key}={value!r:.60} in a {self._family} model; Mixtura runs it "
+                f"with {key}={' or '.join(map(repr, allowed))} alone"
             )
+
+    def _check_bounds(self, key: str, found: int | None) -> None:
+        least, most = _BOUNDS.get(key, (-bounds.WHOLE, bounds.WHOLE))
+        if found is not None and not least <= found <= most:
+            raise ConfigError(
+                f"{self._path}: {key}={found:.6g} must lie in {least}..{most}, as in every model "
+                "that Mixtura knows"
+            )
+
+    def _listed(self, key: str, default: Any, kind: type | tuple[type, ...], of: str) -> list[Any]:
+        found = self._typed(key, default, (list, tuple), f"a list of {of}")
+        if not all(isinstance(value, kind) and not isinstance(value, bool) for value in found):
+            raise ConfigError(f"{self._path}: {key} should be a list of {of} alone")
+        return list(found)
 
     def _typed(self, key: str, default: Any, kind: type | tuple[type, ...], expected: str) -> Any:
         value = self._config.get(key)
@@ -59,5 +124,5 @@ class Keys:
             return default
         # In Python a bool is an int, and here it is a mistake.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise ConfigError(f"{self._path}: {key}={value!r} should be {expected}")
+            raise ConfigError(f"{self._path}: {key}={value!r:.60} should be {expected}")
         return value

@@ -8,7 +8,7 @@ from mixtura.config import Tree
 from mixtura.shapes.attention import LatentAttentionShape
 from mixtura.shapes.families.family import Piece
 from mixtura.shapes.families.keys import Keys
-from mixtura.shapes.families.rotary import read_rope, write_rope, yarn_size
+from mixtura.shapes.families.rotary import read_rope, rope_keys, write_rope, yarn_size
 
 
 def read_latent(config: Mapping[str, Any], family: str) -> Tree:
@@ -109,10 +109,9 @@ def _turned(whole: Piece, heads: int, turning: int) -> Iterator[Piece]:
 
 def _scale(config: Mapping[str, Any], scaling: Tree | None, query_dim: int) -> float | None:
     """1/sqrt(query_dim) times the square of YaRN's size, of which `mscale_all_dim` is the share."""
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    keys = Keys(parameters, "latent", "config.json: rope_parameters")
+    keys = rope_keys(Keys(config, "latent"))
     share = keys.number("mscale_all_dim", 0.0)
-    if scaling is None or not share:
+    if scaling is None or share <= 0:
         return None
     size = yarn_size(keys.number("factor", scaling.get("factor", 1.0)), share)
     return None if size == 1 else size**2 * query_dim**-0.5

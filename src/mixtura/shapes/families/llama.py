@@ -194,10 +194,15 @@ def windows_by_type(keys: Keys) -> Tree | None:
     if not keys.flag("use_sliding_window", False) or not window:
         return None
     layers = keys.integer("num_hidden_layers")
-    types = keys.given("layer_types")
-    if types is None:
-        chosen = list(range(keys.integer("max_window_layers", layers), layers))
+    if keys.given("layer_types") is None:
+        chosen = list(range(max(0, keys.integer("max_window_layers", layers)), layers))
     else:
+        types = keys.words("layer_types")
+        if len(types) != layers:
+            raise ConfigError(
+                f"config.json: layer_types has {len(types)} entries where num_hidden_layers is "
+                f"{layers}; it names each layer once"
+            )
         chosen = [layer for layer, kind in enumerate(types) if kind == "sliding_attention"]
     return {"window": window, "layers": chosen} if chosen else None
 

@@ -183,7 +183,7 @@ class Qwen3Moe(SparseLlama, Qwen3):
 
 def read_sparse_step(keys: Keys) -> Tree:
     """`decoder_sparse_step` and `mlp_only_layers` of the Qwen families."""
-    dense, step = set(keys.given("mlp_only_layers", [])), keys.integer("decoder_sparse_step", 1)
+    dense, step = set(keys.integers("mlp_only_layers", [])), keys.integer("decoder_sparse_step", 1)
     layers = keys.integer("num_hidden_layers")
     if not dense:
         return {"placement": {"every": step}}

@@ -7,6 +7,7 @@ from mixtura.config import Tree
 from mixtura.errors import ConfigError
 from mixtura.shapes.families.keys import Keys
 from mixtura.shapes.families.mixtral import Mixtral
+from mixtura.shapes.families.rotary import rope_keys
 
 
 class PhiMoe(Mixtral):
@@ -36,8 +37,7 @@ class PhiMoe(Mixtral):
                 f"config.json: rope_type={scaling['kind']!r} in a {self.model_type} model; Mixtura "
                 "runs it with rope_type='longrope' or 'default' alone"
             )
-        given = config.get("rope_parameters") or config["rope_scaling"]
-        keys = Keys(given, self.model_type, "config.json: rope_parameters")
+        keys = rope_keys(Keys(config, self.model_type))
         sizes = {f"{name}_amplitude": keys.number(f"{name}_mscale") for name in ("short", "long")}
         return {**tree, "rope_scaling": {**scaling, **sizes}}
 

@@ -8,15 +8,24 @@ from mixtura.config import Tree
 from mixtura.errors import ConfigError
 from mixtura.shapes.families.keys import Keys
 
+_ORIGINAL = "original_max_position_embeddings"
+
 
 def read_rope(config: Mapping[str, Any], family: str, default_base: float = 10_000.0) -> Tree:
     """`rope_base` and `rope_scaling` of our attention."""
-    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    base = parameters.get("rope_theta") or config.get("rope_theta") or default_base
+    outer = Keys(config, family)
+    parameters = rope_keys(outer)
+    base = parameters.number("rope_theta", 0.0) or outer.number("rope_theta", 0.0)
     return {
-        "rope_base": float(base),
-        "rope_scaling": _read_scaling(parameters, config, family),
+        "rope_base": base or default_base,
+        "rope_scaling": _read_scaling(parameters, outer, family),
     }
+
+
+def rope_keys(outer: Keys) -> Keys:
+    """`rope_parameters`, or `rope_scaling` as it was called; without keys where neither is."""
+    name = "rope_parameters" if outer.given("rope_parameters") else "rope_scaling"
+    return outer.section(name, {})
 
 
 def write_rope(attention: Mapping[str, Any]) -> Tree:
@@ -61,12 +70,9 @@ def write_rope(attention: Mapping[str, Any]) -> Tree:
             raise ConfigError(f"rope_scaling kind={other} cannot be written to a config.json")
 
 
-def _read_scaling(parameters: Tree, config: Mapping[str, Any], family: str) -> Tree | None:
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    keys = Keys(parameters, family, "config.json: rope_parameters")
-    original = parameters.get("original_max_position_embeddings") or config.get(
-        "original_max_position_embeddings"
-    )
+def _read_scaling(keys: Keys, outer: Keys, family: str) -> Tree | None:
+    kind = keys.given("rope_type") or keys.given("type") or "default"
+    original = keys.integer(_ORIGINAL, outer.integer(_ORIGINAL, None))
     match kind:
         case "default":
             return None
@@ -78,13 +84,13 @@ def _read_scaling(parameters: Tree, config: Mapping[str, Any], family: str) -> T
                 "factor": keys.number("factor"),
                 "low_factor": keys.number("low_freq_factor"),
                 "high_factor": keys.number("high_freq_factor"),
-                "original_context": keys.integer("original_max_position_embeddings"),
+                "original_context": keys.integer(_ORIGINAL),
             }
         case "yarn":
-            context = config.get("max_position_embeddings")
+            context = outer.integer("max_position_embeddings", None)
             original = original or context
             if not original:
-                raise ConfigError("config.json: missing key 'original_max_position_embeddings'")
+                raise ConfigError(f"config.json: missing key {_ORIGINAL!r}")
             factor = keys.number("factor", (context or original) / original)
             return {
                 "kind": "yarn",
@@ -97,8 +103,8 @@ def _read_scaling(parameters: Tree, config: Mapping[str, Any], family: str) -> T
             }
         case "longrope":
             if not original:
-                raise ConfigError("config.json: missing key 'original_max_position_embeddings'")
-            context = config.get("max_position_embeddings") or original
+                raise ConfigError(f"config.json: missing key {_ORIGINAL!r}")
+            context = outer.integer("max_position_embeddings", original)
             factor = keys.number("factor", context / original)
             amplitude = keys.number("attention_factor", _longrope_amplitude(factor, original))
             return {
@@ -111,22 +117,24 @@ def _read_scaling(parameters: Tree, config: Mapping[str, Any], family: str) -> T
             }
         case other:
             raise ConfigError(
-                f"config.json: rope_type={other!r} in a {family} model; known here are default, "
-                "linear, llama3, yarn and longrope"
+                f"config.json: rope_type={other!r:.60} in a {family} model; known here are "
+                "default, linear, llama3, yarn and longrope"
             )
 
 
 def _yarn_amplitude(keys: Keys, factor: float) -> float:
     """As transformers takes it where the config does not say."""
-    one, all_dims = keys.given("mscale"), keys.given("mscale_all_dim")
-    if one and all_dims:
+    one, all_dims = keys.number("mscale", 0.0), keys.number("mscale_all_dim", 0.0)
+    if one > 0 and all_dims > 0:
         return yarn_size(factor, one) / yarn_size(factor, all_dims)
     return yarn_size(factor)
 
 
 def _longrope_amplitude(factor: float, original: int) -> float:
     """sqrt(1 + ln(factor) / ln(original context)) (LongRoPE's code), 1 where nothing stretches."""
-    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    if factor <= 1 or original == 1:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def yarn_size(factor: float, share: float = 1.0) -> float:

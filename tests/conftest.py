@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ TINY_RECIPE: Tree = {
         "tensorboard": False,
     },
 }
+
+
+MakeGGUF = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes into the cache of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXTURA_CACHE", str(tmp_path_factory.mktemp("user-cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -96,3 +108,52 @@ def smollm2_tokenizer(smollm2: Path) -> CheckpointTokenizer:
     from mixtura.interop.gguf import GGUFSource, gguf_tokenizer
 
     return gguf_tokenizer(GGUFSource(smollm2).metadata)
+
+
+@pytest.fixture(scope="session")
+def gguf_of_kinds(tmp_path_factory: pytest.TempPathFactory) -> MakeGGUF:
+    """make(attention, others): a tiny Mixtral of random weights, its matrices in these two kinds.
+
+    The same file for the same kinds: copy it before changing anything.
+    """
+    import gguf
+    import numpy as np
+
+    from mixtura.data import BpeConfig
+    from mixtura.interop.decoder_source import DecoderSource
+    from mixtura.interop.gguf.writing import write_gguf
+    from mixtura.models import DecoderConfig
+    from mixtura.shapes.families import family_named
+
+    folder, bpe = tmp_path_factory.mktemp("gguf"), BpeConfig(kind="bpe", vocabulary=264)
+    tokenizer = bpe.build(lambda _: ["1 + 1 = 2, 2 + 2 = 4, and so on " * 4])
+    model = {**TINY_RECIPE["model"], "vocabulary": tokenizer.vocabulary}
+    # Experts of 64, so that blocks of 32 fill every row.
+    torch.manual_seed(0)
+    decoder = DecoderConfig.parse({**model, "moe": {**model["moe"], "expert_width": 64}}).build()
+    source = DecoderSource(decoder.eval(), family_named("mixtral"), folder)
+    write_gguf(source, tokenizer, folder / "f32.gguf", name="tiny", kind="f32")
+
+    def make(attention: str, others: str) -> Path:
+        path = folder / f"{attention}-{others}.gguf"
+        if path.exists():
+            return path
+        read, writer = gguf.GGUFReader(folder / "f32.gguf"), gguf.GGUFWriter(path, "llama")
+        for field in read.fields.values():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                inner = field.types[-1] if len(field.types) > 1 else None
+                writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+        for tensor in read.tensors:
+            w = np.array(tensor.data)
+            kind = gguf.GGMLQuantizationType[attention if "attn_" in tensor.name else others]
+            if w.ndim == 1 or "ffn_gate_inp" in tensor.name or kind.name == "F32":
+                writer.add_tensor(tensor.name, w)
+            else:
+                writer.add_tensor(tensor.name, gguf.quantize(w, kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return make

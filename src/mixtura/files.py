@@ -30,7 +30,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     with _refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial(path)
+        partial = partial_beside(path)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     handle = os.fdopen(descriptor, "wb")
     try:
@@ -66,7 +66,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with _refusals(path):
         _refuse_existing(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial(path)
+        partial = partial_beside(path)
         partial.mkdir()
         descriptor = os.open(partial, os.O_RDONLY)
     try:
@@ -106,7 +106,13 @@ def _refuse_existing(path: Path) -> None:
         raise StorageError(f"{path}: already exists; remove it or choose another place")
 
 
-def _partial(path: Path) -> Path:
+def remove_left_overs(folder: Path) -> None:
+    """Remove what killed processes left half-written there, whatever it was to become."""
+    for left_over in folder.glob(".*.partial"):
+        _remove_abandoned(left_over)
+
+
+def partial_beside(path: Path) -> Path:
     """A new name beside `path`, which is on the same file system; older left-overs are removed."""
     # NAME_MAX is 255 bytes, and a character of a name takes up to four.
     stem = path.name[:40]

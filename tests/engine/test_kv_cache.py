@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mixtura.engine.kv_cache import CachePlan, KVKind
-from mixtura.engine.memory import free_bytes, in_words
 from mixtura.errors import ConfigError
+from mixtura.memory import free_bytes, in_words
 
 sys.path.append(str(Path(__file__).parent))
 

@@ -73,7 +73,9 @@ def write_file(path: Path, model: Model, bits: Bits, head_bits: Bits | None = No
     entries: list[Entry] = []
     for one in plan(model):
         last = entries[-1] if entries else None
-        entries.append(one.entry(bits, head_bits or bits, "float32", last))
+        own = one.bits(bits, head_bits or bits)
+        stored_as = "float32" if one.kind == "plain" else one.packed_as(own)
+        entries.append(one.entry(stored_as, last))
     header = Header(
         writer="a test", family="none", bits=bits, config={"a": 1}, tensors=tuple(entries)
     )

@@ -348,7 +348,7 @@ def test_a_gguf_file_of_blocks_comes_back_bit_for_bit(tmp_path: Path, bits: Bits
     )
     # Four bits in eight are the same weights; eight in four are others, and that is said.
     other = pack_model(tmp_path / "one.gguf", tmp_path / "three", 8 if bits == 4 else 4)
-    said = "carried over exactly" if bits == 4 else "unpacked and quantised again"
+    said = "carried over exactly" if bits == 4 else "unpacked and quantised again in 4 bits"
     assert other.remarks == (f"28 tensors of Q{bits}_0 {said}",)
     found, wanted = open_model(tmp_path / "three").decoder, open_model(tmp_path / "one").decoder
     same = [

@@ -30,7 +30,10 @@ Model = Annotated[
 ]
 DType = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(help="Compute in this.  [default: as the weights are stored]"),
+    typer.Option(
+        help="Compute in this, from a GGUF file's own numbers.  [default: as weights are stored; a "
+        "quantised GGUF file is packed once and runs from that]"
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Make the last line of the output one JSON object.")

@@ -77,9 +77,13 @@ def chat(
     sampling = sampling_of(temperature, top_p, top_k, seed)
     check_model(model)
     from mixtura.engine.conversation import Conversation
+    from mixtura.train import choose_view
     from mixtura.train.opening import open_model
 
-    loaded = open_model(model, dtype, wait=verify)
+    with choose_view() as view:
+        loaded = open_model(model, dtype, progress=view.preparing, wait=verify)
+    for remark in loaded.remarks:
+        note(remark)
     conversation = Conversation(
         loaded.decoder, loaded.tokenizer, sampling, max_tokens, system, context, kv
     )

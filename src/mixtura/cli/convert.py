@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mixtura.cli.answers import note
-from mixtura.cli.arguments import AsJson, DType, Model, check_model
+from mixtura.cli.arguments import AsJson, Model, check_model
 from mixtura.cli.verification import Verify
 from mixtura.errors import ConfigError
 
@@ -36,7 +36,10 @@ def convert(
             "first that can say what a run computes]"
         ),
     ] = None,
-    dtype: DType = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="hf: write weights in this.  [default: as they are stored]"),
+    ] = None,
     shard_gb: Annotated[
         float,
         typer.Option(min=0.001, help="hf: begin another file before one passes this size."),

@@ -66,9 +66,13 @@ def generate(
     check_model(model)
     text = _standard_input() if prompt == "-" else prompt
     from mixtura.engine.generate import generate as continue_text
+    from mixtura.train import choose_view
     from mixtura.train.opening import open_model
 
-    loaded = open_model(model, dtype, wait=verify)
+    with choose_view() as view:
+        loaded = open_model(model, dtype, progress=view.preparing, wait=verify)
+    for remark in loaded.remarks:
+        note(remark)
     with checked(loaded.check, verify=verify):
         stream = continue_text(
             loaded.decoder, loaded.tokenizer, text, sampling, max_tokens, context, kv

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mixtura.kernels.groups import Bits
 
 _BITS: "dict[str, Bits]" = {"4": 4, "8": 8}
+_STORED = "stored"
 Choice = Literal["4", "8"]
 
 
@@ -22,8 +23,11 @@ def pack(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     bits: Annotated[
-        Choice,
-        typer.Option(help="Of a weight: 4 (4.5 with its share of a scale) or 8 (8.5)."),
+        Literal["4", "8", "stored"],
+        typer.Option(
+            help="Of a weight: 4 (4.5 with its share of a scale), 8 (8.5), or stored: what keeps "
+            "the numbers of a GGUF file, tensor by tensor."
+        ),
     ] = "4",
     head_bits: Annotated[
         Choice | None,
@@ -57,7 +61,7 @@ def pack(
         packed = pack_model(
             model,
             out,
-            _BITS[bits],
+            None if bits == _STORED else _BITS[bits],
             head_bits=None if head_bits is None else _BITS[head_bits],
             verify=verify,
             progress=partial(view.preparing, f"packing {out}"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mixtura.cli.answers import note, plural
-from mixtura.cli.arguments import AsJson, Model, check_model
+from mixtura.cli.arguments import AsJson, DType, Model, check_model
 from mixtura.cli.verification import Verify, note_unchecked
 from mixtura.errors import ConfigError, DataError
 
@@ -37,6 +37,7 @@ def trace(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Stop after this many tokens.  [default: read all]")
     ] = None,
+    dtype: DType = None,
     verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +65,10 @@ def trace(
     from mixtura.train import choose_view
     from mixtura.train.opening import open_model
 
-    loaded = open_model(model, wait=verify)
+    with choose_view() as view:
+        loaded = open_model(model, dtype, progress=view.preparing, wait=verify)
+    for remark in loaded.remarks:
+        note(remark)
     if verify:
         note_unchecked(loaded.check.unchecked)
     meta = trace_meta(

@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from mixtura.engine.memory import free_bytes, in_words
 from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import LayerKV
+from mixtura.memory import free_bytes, in_words
 from mixtura.shapes import DecoderShape, LatentAttentionShape
 
 KVKind = Literal["bf16", "int8", "fp32"]

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -25,10 +26,17 @@ _FORMATS: Mapping[torch.dtype, Format] = {dtype: name for name, dtype in PLAIN.i
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Bits of a weight: of all that is packed, and of the head and the embedding."""
+    """Bits of a weight: of all that is packed, and of the head and the embedding.
 
-    bits: Bits
-    head_bits: Bits
+    None stands for those that keep what a quantised file has stored.
+    """
+
+    bits: Bits | None
+    head_bits: Bits | None
+
+    def of(self, one: Planned, reader: GroupReader) -> Bits:
+        own = self.head_bits if one.outer else self.bits
+        return reader.stored_bits(one.weights) if own is None else own
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +56,30 @@ def write_packed(
     family: str,
     precision: Precision,
     progress: Callable[[int, int], None] | None = None,
+    room: Callable[[int], None] | None = None,
 ) -> PackedWeights:
     """Write the file; no more than one tensor, or one layer's experts, is in memory at a time.
 
-    `progress` is told the bytes written and the bytes in all. Raises ConfigError for weights that
-    cannot be packed, by name.
+    `progress` is told the bytes written and the bytes in all; `room`, before any is written, the
+    bytes in all. Raises ConfigError for weights that cannot be packed, by name.
     """
     with without_weights():
         model = config.build()
     like: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
     check_filled(source.path, reader.pieces, like)
     planned = plan(model)
+    entries = tuple(_entries(planned, reader, like, precision))
     header = Header(
         writer=f"mixtura {__version__}",
         family=family,
-        bits=precision.bits,
+        bits=_most(entries),
         config=config.model_dump(mode="json"),
-        tensors=tuple(_entries(planned, reader, like, precision)),
+        tensors=entries,
     )
     with path.open("wb") as handle:
         writer = PackedWriter(handle, header)
+        if room is not None:
+            room(writer.bytes)
         for one, entry in zip(planned, header.tensors, strict=True):
             with writer.tensor() as out:
                 for part in _parts(one, entry, reader, like):
@@ -88,12 +100,25 @@ def _entries(
 ) -> Iterator[Entry]:
     last: Entry | None = None
     for one in planned:
-        dtype: Format = "float32"
         if one.kind == "plain":
             # What no format names, such as float64, is rounded to fp32.
-            dtype = _FORMATS.get(reader.plain_dtype(one.name, like[one.name]), "float32")
-        last = one.entry(precision.bits, precision.head_bits, dtype, last)
+            dtype = reader.plain_dtype(one.name, like[one.name])
+            stored_as = _FORMATS.get(dtype, "float32")
+        else:
+            stored_as = one.packed_as(precision.of(one, reader))
+        last = one.entry(stored_as, last)
         yield last
+
+
+def _most(entries: Iterable[Entry]) -> Bits:
+    """The bits that most packed weights have, the head's and the embedding's left out."""
+    count: Counter[Bits] = Counter()
+    for entry in entries:
+        if entry.kind != "plain":
+            # Where there is nothing else, the head and the embedding count.
+            outer = entry.name.startswith(("head.", "embedding."))
+            count[entry.bits] += 1 if outer else prod(entry.shape)
+    return max(count, key=lambda bits: count[bits])
 
 
 def _parts(
@@ -122,8 +147,10 @@ def _remarks(planned: Iterable[Planned], reader: GroupReader, source: Source) ->
     """What a user should know: what was kept exactly, rounded twice, or padded."""
     for kind, count in _kinds(source, reader.exact).items():
         yield f"{_tensors(count)} of {kind} carried over exactly"
-    for kind, count in _kinds(source, reader.requantised).items():
-        yield f"{_tensors(count)} of {kind} unpacked and quantised again"
+    for bits in (4, 8):
+        again = (name for name, own in reader.requantised.items() if own == bits)
+        for kind, count in _kinds(source, again).items():
+            yield f"{_tensors(count)} of {kind} unpacked and quantised again in {bits} bits"
     quantised = source.config.get("quantization_config")
     if quantised is not None:
         method = quantised.get("quant_method")

@@ -36,7 +36,7 @@ class GroupReader:
         self._groups: dict[str, Groups | None] = {}
         self.exact: set[str] = set()
         """stored tensors whose numbers and scales were kept as they are"""
-        self.requantised: set[str] = set()
+        self.requantised: dict[str, Bits] = {}
         """stored tensors of fewer bits than a float that were unpacked and quantised again"""
 
     def plain(self, name: str, like: Tensor) -> Tensor:
@@ -49,6 +49,12 @@ class GroupReader:
         if not isinstance(like, torch.nn.Parameter):
             return like.dtype
         return self._source.dtype_of(self._pieces[name][0].stored)
+
+    def stored_bits(self, names: Iterable[str]) -> Bits:
+        """The fewest that keep what is stored of all these tensors of ours."""
+        return max(
+            self._source.stored_bits(piece.stored) for name in names for piece in self._pieces[name]
+        )
 
     def matrix(
         self, name: str, shape: tuple[int, int], bits: Bits, expert: int | None = None
@@ -113,7 +119,7 @@ class GroupReader:
             part.flatten(0, -2), bits, name if expert is None else f"{name}[{expert}]"
         )
         if self._source.tensors[piece.stored].dtype not in _PLAIN:
-            self.requantised.add(piece.stored)
+            self.requantised[piece.stored] = bits
         return groups.q_NK.view(part.shape), groups.scale_NG.view(*part.shape[:-1], -1)
 
     def _part(self, piece: Piece, expert: int | None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtura.kernels.groups import Groups
+from mixtura.kernels.groups import Bits, Groups
 
 _DTYPES = {
     "F64": torch.float64,
@@ -68,6 +68,10 @@ class Source(ABC):
     def place_of(self, name: str) -> Place | None:
         """Where the very bytes that `read` gives lie in a file; None where none hold them."""
         return None
+
+    def stored_bits(self, name: str) -> Bits:
+        """The fewest bits of groups that keep what is stored, as far as groups can."""
+        return 8
 
     def groups(self, name: str) -> Groups | None:
         """What `read` would unpack, as it is stored: rows [N, K] in groups of 32 with fp16 scales.

@@ -36,18 +36,29 @@ class Planned:
 
     def bits(self, bits: Bits, head_bits: Bits) -> Bits:
         """Its own: `head_bits` for the head and the embedding, `bits` for all else."""
-        return head_bits if self.name.partition(".")[0] in _OUTER else bits
+        return head_bits if self.outer else bits
 
-    def entry(self, bits: Bits, head_bits: Bits, dtype: Format, after: Entry | None) -> Entry:
-        """Its line in a header; `dtype` is for a plain one."""
-        own = self.bits(bits, head_bits)
-        match self.kind:
-            case "tiles":
-                stored_as: Format = "tiles4" if own == 4 else "tiles8"
-            case "experts":
-                stored_as = "experts4" if own == 4 else "experts8"
-            case "plain":
-                stored_as = dtype
+    @property
+    def outer(self) -> bool:
+        """Whether it is the head or the embedding."""
+        return self.name.partition(".")[0] in _OUTER
+
+    def packed_as(self, bits: Bits) -> Format:
+        """The format of what is packed."""
+        assert self.kind != "plain", "plain numbers have their dtype"
+        if self.kind == "tiles":
+            return "tiles4" if bits == 4 else "tiles8"
+        return "experts4" if bits == 4 else "experts8"
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The parameters that it holds, by name."""
+        if self.kind != "experts":
+            return (self.name,)
+        return f"{self.name}.w_in", f"{self.name}.w_out"
+
+    def entry(self, stored_as: Format, after: Entry | None) -> Entry:
+        """Its line in a header."""
         digests = self.shape[0] if self.kind == "experts" else 1
         return placed(self.name, stored_as, self.shape, after, digests)
 

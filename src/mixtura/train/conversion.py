@@ -18,7 +18,7 @@ from mixtura.interop.weights import described
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.packed.file import FILE, PackedFile, is_packed
 from mixtura.shapes.families import FAMILIES, Family, family_named
-from mixtura.train.opening import DTYPES, DTypeName, OpenModel, open_model
+from mixtura.train.opening import DTYPES, DTypeName, OpenModel, open_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def convert_model(
     """
     path = folder_of(str(model))
     opened = (
-        _unpacked(path, family, wait=verify) if is_packed(path) else open_model(model, wait=verify)
+        _unpacked(path, family, wait=verify) if is_packed(path) else open_plain(model, wait=verify)
     )
     decoder, origin = opened.decoder, opened.origin
     if not isinstance(decoder, Decoder):

@@ -1,6 +1,5 @@
 """Start a run, or go on with one."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,17 +21,14 @@ from mixtura.train.run import Run, Summary, train_in_turn
 from mixtura.train.run_folder import RunFolder
 from mixtura.train.trainer import Trainer
 from mixtura.train.view import View
+from mixtura.user_cache import user_cache
 
 _NAMED_SKIPS = 20
 
 
 def corpus_cache() -> Path:
-    """Where prepared corpora are kept: MIXTURA_CACHE, or `mixtura` in the user's cache folder."""
-    own = os.environ.get("MIXTURA_CACHE")
-    if own:
-        return Path(own) / "corpora"
-    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(shared) / "mixtura" / "corpora"
+    """Where prepared corpora are kept."""
+    return user_cache() / "corpora"
 
 
 def train(

@@ -7,20 +7,26 @@ from typing import Literal
 import torch
 
 from mixtura.data import Tokenizer, load_tokenizer
+from mixtura.data.prepare import Progress, silent
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.integrity import Check
 from mixtura.interop.hub import folder_of
 from mixtura.interop.inspection import Inspection, inspect_packed, inspect_source
 from mixtura.interop.loading import LoadedModel, load_source, open_source, tokenizer_of
+from mixtura.kernels.native import native
 from mixtura.models import LanguageModel
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed.file import FILE, PackedFile, is_packed
 from mixtura.shapes import ModelShape
 from mixtura.shapes.known import known_config, known_shape
+from mixtura.train.gguf_cache import forget, packed_gguf
 from mixtura.train.loading import load_run
 from mixtura.train.run_folder import RunFolder
+from mixtura.train.weights_in_memory import check_weights_fit
+from mixtura.user_cache import Lease
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GGUF = ".gguf"
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
 
@@ -39,6 +45,10 @@ class OpenModel:
     """of a run: its newest checkpoint's"""
     packed: PackedFile | None = None
     """of a packed model: the file that its weights are mapped from"""
+    remarks: tuple[str, ...] = ()
+    """what a user should know of how it was opened"""
+    lease: Lease | None = None
+    """of packed weights in the user's cache: as long as it lives, they are not removed"""
 
     @property
     def title(self) -> str:
@@ -53,27 +63,73 @@ def open_model(
     device: torch.device | str = "cpu",
     *,
     wait: bool = True,
+    progress: Progress = silent,
 ) -> OpenModel:
-    """A run folder, a packed folder, a Hugging Face folder, a GGUF file, or a hub id.
+    """A run folder, a packed folder, a Hugging Face folder, a GGUF file, or a hub id, to be run.
 
-    `dtype` None keeps the one that weights are stored in, fp32 for packed formats of GGUF. Digests
-    are compared before this returns, or with `wait=False` in the background, where `check.finish()`
-    waits for the result. Raises CheckpointError, ConfigError or DataError, by name, for what cannot
-    be used.
+    A quantised GGUF file is packed at its first opening, and its packed weights are kept in the
+    user's cache; with a `dtype` its weights are unpacked in memory instead. `dtype` None keeps the
+    one that other weights are stored in. Digests are compared before this returns, or with
+    `wait=False` in the background, where `check.finish()` waits for the result. Raises
+    CheckpointError, ConfigError or DataError, by name, for what cannot be used, and ConfigError for
+    weights that the memory that is free cannot hold.
     """
     path = folder_of(str(model))
+    if path.suffix == GGUF and dtype is None and torch.device(device).type == "cpu":
+        opened = _open_gguf(str(model), path, progress, wait)
+        if opened is not None:
+            return opened
+    return _open(str(model), path, dtype, device, wait, to_run=True)
+
+
+def open_plain(model: str | Path, *, wait: bool = True) -> OpenModel:
+    """As `open_model`, but to be read tensor by tensor: nothing is packed, nor held in memory."""
+    return _open(str(model), folder_of(str(model)), None, "cpu", wait, to_run=False)
+
+
+def _open(
+    model: str,
+    path: Path,
+    dtype: DTypeName | None,
+    device: torch.device | str,
+    wait: bool,
+    *,
+    to_run: bool,
+) -> OpenModel:
     if is_packed(path):
-        return _open_packed(str(model), path, dtype, device, wait)
+        return _open_packed(model, path, dtype, device, wait)
     if is_run(path):
         run = load_run(path, device, wait=wait)
         if dtype is not None:
             run.decoder.to(DTYPES[dtype])
-        return OpenModel(str(model), run.decoder, run.tokenizer, None, run.check, run.step)
+        return OpenModel(model, run.decoder, run.tokenizer, None, run.check, run.step)
     source = open_source(path)
     tokenizer = tokenizer_of(source)
+    if to_run:
+        check_weights_fit(source, None if dtype is None else DTYPES[dtype])
     loaded = load_source(source, None if dtype is None else DTYPES[dtype], device, wait=wait)
     check_vocabulary(path, tokenizer, loaded.decoder.config)
-    return OpenModel(str(model), loaded.decoder, tokenizer, loaded, loaded.check)
+    return OpenModel(model, loaded.decoder, tokenizer, loaded, loaded.check)
+
+
+def _open_gguf(model: str, path: Path, progress: Progress, wait: bool) -> OpenModel | None:
+    """From packed weights in the cache; None where the file is better used as it is."""
+    # Without compiled kernels packed weights are unpacked at each use.
+    cached = None if native() is None else packed_gguf(path, progress)
+    if cached is None:
+        return None
+    try:
+        opened = _open_packed(model, cached.lease.path, None, "cpu", wait)
+    except CheckpointError:
+        forget(cached)
+        cached = packed_gguf(path, progress)
+        assert cached is not None, "it was packed before"
+        opened = _open_packed(model, cached.lease.path, None, "cpu", wait)
+    said = (
+        f"{path.name} runs from packed weights: {'; '.join(cached.remarks)}; --dtype float32 "
+        "computes from the file as it is"
+    )
+    return replace(opened, remarks=(said,), lease=cached.lease)
 
 
 def _open_packed(

@@ -1,7 +1,7 @@
 """A model as a packed folder: runs of ours, Hugging Face folders, GGUF files."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from mixtura.interop.weights import check_tensors, described
 from mixtura.kernels.groups import Bits
 from mixtura.models import DecoderConfig
 from mixtura.packed.file import FILE, is_packed
+from mixtura.packed.header import Header
 from mixtura.shapes.families import Piece, family_of
 from mixtura.train.conversion import write_tokenizer
 from mixtura.train.loading import load_run
-from mixtura.train.opening import check_vocabulary, is_run
+from mixtura.train.opening import GGUF, check_vocabulary, is_run
 
 RUN_FAMILY = "mixtura"
 
@@ -73,7 +74,7 @@ class _Opened:
 def pack_model(
     model: str | Path,
     out: Path,
-    bits: Bits = 4,
+    bits: Bits | None = 4,
     *,
     head_bits: Bits | None = None,
     verify: bool = False,
@@ -81,43 +82,69 @@ def pack_model(
 ) -> Packed:
     """Write the model as a packed folder; `out` appears whole or not at all.
 
-    `head_bits` are those of the head and the embedding, by default `bits`. Digests are compared
+    `head_bits` are those of the head and the embedding, by default `bits`. With `bits` None each
+    tensor of a GGUF file is packed in the fewest that keep what is stored. Digests are compared
     before `out` appears, or to `verify` before anything is written. Raises ConfigError,
     CheckpointError or StorageError, by name, for what cannot be packed, read or written.
     """
     path = folder_of(str(model))
     if is_packed(path):
         raise ConfigError(f"{model}: is packed already; pack the model that it was made from")
+    if bits is None and path.suffix != GGUF:
+        raise ConfigError(f"{model}: only a GGUF file says in how many bits; give 4 or 8")
     precision = Precision(bits, bits if head_bits is None else head_bits)
     with atomic_folder(out) as folder:
-        opened = _opened_run(path) if is_run(path) else _opened_source(path)
-        opened.check.begin()
-        if verify:
-            opened.check.finish()
-        reader = GroupReader(opened.source, opened.pieces)
-        written = write_packed(
-            folder / FILE,
-            reader,
-            opened.source,
-            opened.config,
-            opened.family,
-            precision,
-            progress,
-        )
-        if opened.tokenizer is not None:
-            write_tokenizer(opened.tokenizer, folder)
+        packed = pack_into(folder, path, precision, verify=verify, progress=progress)
+    return replace(packed, path=out)
+
+
+def pack_into(
+    folder: Path,
+    path: Path,
+    precision: Precision,
+    *,
+    verify: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    room: Callable[[int], None] | None = None,
+) -> Packed:
+    """As `pack_model`, into an empty folder, file by file.
+
+    `room` is told how many bytes will be written, before any is.
+    """
+    opened = _opened_run(path) if is_run(path) else _opened_source(path)
+    opened.check.begin()
+    if verify:
         opened.check.finish()
-        files = tuple(sorted(entry.name for entry in folder.iterdir()))
-    return Packed(
-        out,
+    reader = GroupReader(opened.source, opened.pieces)
+    written = write_packed(
+        folder / FILE,
+        reader,
+        opened.source,
+        opened.config,
         opened.family,
-        bits,
-        precision.head_bits,
+        precision,
+        progress,
+        room,
+    )
+    if opened.tokenizer is not None:
+        write_tokenizer(opened.tokenizer, folder)
+    opened.check.finish()
+    files = tuple(sorted(entry.name for entry in folder.iterdir()))
+    return Packed(
+        folder,
+        opened.family,
+        written.header.bits,
+        _head_bits(written.header),
         files,
         written.bytes,
         opened.config.total_parameters(),
         (*opened.remarks, *written.remarks, *(opened.check.unchecked if verify else ())),
     )
+
+
+def _head_bits(header: Header) -> Bits:
+    (head,) = (entry for entry in header.tensors if entry.name == "head.weight")
+    return head.bits
 
 
 def _opened_source(path: Path) -> _Opened:

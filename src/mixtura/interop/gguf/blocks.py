@@ -22,6 +22,19 @@ _SCALE = 2
 _OFFSET, _HALF = 8, GROUP // 2
 
 
+def groups_bits(kind: GGMLQuantizationType) -> Bits:
+    """Of the groups that keep best what is stored in a kind.
+
+    Weights of 4 bits or more lie on a grid of their own, which one of 16 levels cannot follow: in 4
+    bits SmolLM2's Q4_1 has 23% more perplexity, in 8 bits 0.2%. Fewer than 4 bits are a coarser
+    grid than ours of 4.
+    """
+    if kind in BITS:
+        return BITS[kind]
+    weights, size = GGML_QUANT_SIZES[kind]
+    return 8 if 8 * size >= 4 * weights else 4
+
+
 def unpacked(rows_NX: NDArray[np.uint8], kind: GGMLQuantizationType) -> Groups | None:
     """Rows of blocks as they are stored; None where a number lies outside what groups hold."""
     bits = BITS[kind]

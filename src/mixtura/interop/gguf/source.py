@@ -17,13 +17,13 @@ from torch import Tensor
 from mixtura.errors import CheckpointError
 from mixtura.interop.filling import in_groups
 from mixtura.interop.gguf.architectures import architecture_of
-from mixtura.interop.gguf.blocks import BITS, unpacked
+from mixtura.interop.gguf.blocks import BITS, groups_bits, unpacked
 from mixtura.interop.gguf.header import TensorPlace, read_header
 from mixtura.interop.gguf.links import narrowed
 from mixtura.interop.gguf.metadata import Metadata, nearest
 from mixtura.interop.source import Place, Source, StoredTensor
 from mixtura.interop.weights import is_whole, taken
-from mixtura.kernels.groups import GROUP, Groups
+from mixtura.kernels.groups import GROUP, Bits, Groups
 from mixtura.shapes.families import Piece, family_of, shape_of
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -98,6 +98,14 @@ class GGUFSource(Source):
         if others or not is_whole(piece) or plain is None or plain[1] != self._dtype:
             return None
         return Place(self.path, place.start)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any matrix is stored in fewer bits than a float."""
+        return any(place.kind not in _PLAIN for parts in self._parts.values() for place, _ in parts)
+
+    def stored_bits(self, name: str) -> Bits:
+        return max(groups_bits(place.kind) for place, _ in self._parts_of(name))
 
     def groups(self, name: str) -> Groups | None:
         """Rows of Q4_0 or Q8_0 blocks, put into HF's order; those of a stack one after another."""

@@ -21,7 +21,12 @@ def _of_machine() -> int | None:
 
 def _of_container() -> int | None:
     limit, used = (_read(CGROUP / name).strip() for name in ("memory.max", "memory.current"))
-    return int(limit) - int(used) if limit.isdigit() and used.isdigit() else None
+    if not (limit.isdigit() and used.isdigit()):
+        return None
+    # Pages of files count as used, and are given up as soon as memory is asked for.
+    counts = dict(line.split() for line in _read(CGROUP / "memory.stat").splitlines())
+    files = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
+    return int(limit) - int(used) + files
 
 
 def _read(path: Path) -> str:

@@ -1,0 +1,178 @@
+"""Folders in the user's cache: made once, shared by processes, removed when they were not used.
+
+ROOT/NAME/           an entry; its folder's lock is shared while it is in use
+ROOT/NAME/used       its time of modification says when the entry was last opened
+ROOT/.making         the lock of whoever makes or removes entries
+"""
+
+import fcntl
+import os
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixtura.errors import ConfigError, StorageError
+from mixtura.files import atomic_folder, partial_beside, remove_left_overs
+from mixtura.memory import in_words
+
+USED = "used"
+MOST_GB = 50.0
+
+
+def user_cache() -> Path:
+    """MIXTURA_CACHE, or `mixtura` in the user's cache folder."""
+    own = os.environ.get("MIXTURA_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixtura"
+
+
+def most_bytes() -> int:
+    """What MIXTURA_CACHE_GB allows. Raises ConfigError where it is no size."""
+    stated = os.environ.get("MIXTURA_CACHE_GB")
+    if not stated:
+        return int(MOST_GB * 1e9)
+    try:
+        size = float(stated)
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < 1e9:
+        raise ConfigError(f"MIXTURA_CACHE_GB={stated} must be a number of GB, as in 20")
+    return int(size * 1e9)
+
+
+class Lease:
+    """An entry in use: its folder is not removed before this is released or forgotten."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.release = weakref.finalize(self, os.close, descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """What lies in a cache."""
+
+    path: Path
+    bytes: int
+    used: float
+    """seconds since the epoch"""
+
+
+class FolderCache:
+    """The entries below one folder, `most_bytes` together unless those in use are more."""
+
+    def __init__(self, root: Path, most: int) -> None:
+        self.root, self._most = root, most
+
+    def entries(self) -> list[CacheEntry]:
+        """Those that are whole, the least recently used first."""
+        found: list[CacheEntry] = []
+        for path in sorted(self.root.glob("[!.]*/")) if self.root.is_dir() else []:
+            # Another process may remove it at any moment.
+            with suppress(FileNotFoundError):
+                size = sum(file.stat().st_size for file in path.iterdir())
+                found.append(CacheEntry(path, size, (path / USED).stat().st_mtime))
+        return sorted(found, key=lambda entry: entry.used)
+
+    def opened(self, name: str) -> Lease | None:
+        """The entry of this name, if there is one."""
+        path = self.root / name
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            _lock(descriptor, fcntl.LOCK_SH)
+            # It may have been removed before the lock was ours.
+            if path.stat().st_ino != os.fstat(descriptor).st_ino:
+                raise FileNotFoundError
+            with suppress(PermissionError):
+                os.utime(path / USED)
+        except FileNotFoundError:
+            os.close(descriptor)
+            return None
+        return Lease(path, descriptor)
+
+    def made(self, name: str, write: "Callable[[Path, Callable[[int], None]], None]") -> Lease:
+        """The entry of this name, made by `write(folder, room)` where it is not there.
+
+        `write` calls `room(bytes)` before it fills the folder; older entries are then removed as
+        far as the bound asks. Raises StorageError where the disk has less room than that.
+        """
+        with self._making():
+            lease = self.opened(name)
+            if lease is None:
+                remove_left_overs(self.root)
+                with atomic_folder(self.root / name) as folder:
+                    write(folder, self._make_room)
+                    (folder / USED).touch()
+                lease = self.opened(name)
+        assert lease is not None, "nobody removes an entry without the lock"
+        return lease
+
+    def remove(self, name: str) -> bool:
+        """Whether it could be removed: it is there, and not in use."""
+        with self._making():
+            return self._removed(self.root / name)
+
+    def _make_room(self, size: int) -> None:
+        entries = self.entries()
+        kept = sum(entry.bytes for entry in entries)
+        for entry in entries:
+            if kept + size <= self._most:
+                break
+            if self._removed(entry.path):
+                kept -= entry.bytes
+        free = shutil.disk_usage(self.root).free
+        if size > free:
+            raise StorageError(
+                f"{self.root}: {in_words(size)} are to be written and {in_words(free)} are free; "
+                "free some space, or choose another place with MIXTURA_CACHE"
+            )
+
+    def _removed(self, path: Path) -> bool:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Out of sight at once: a process killed in the middle leaves no half entry.
+            doomed = partial_beside(path)
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    @contextmanager
+    def _making(self) -> Iterator[None]:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.root / ".making", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise StorageError(
+                f"{self.root}: cannot be written ({error.strerror}); choose another place with "
+                "MIXTURA_CACHE"
+            ) from error
+        try:
+            _lock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, how: int) -> None:
+    """Raises BlockingIOError where another holds it; a file system without locks has none."""
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return

@@ -61,7 +61,14 @@ class _Shard:
         return self._spans[name].start
 
     def read(self, name: str) -> Tensor:
-        return self._handle.get_tensor(name)
+        try:
+            return self._handle.get_tensor(name)
+        except SafetensorError as error:
+            dtype = self._spans[name].dtype
+            raise CheckpointError(
+                f"{self.file}: {name} cannot be read as {dtype} ({error}); convert it to BF16, F16 "
+                "or F32"
+            ) from error
 
 
 def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from mixtura.integrity import Check
 from mixtura.interop.checking import check_of
 from mixtura.interop.source import Source, StoredTensor
 from mixtura.interop.weights import check_tensors
-from mixtura.models import DecoderConfig
+from mixtura.models.packed_decoder import packed_blueprint
 from mixtura.packed.file import PackedFile
 from mixtura.shapes import DecoderShape, ModelShape, Role
 from mixtura.shapes.families import family_of, shape_of
@@ -76,9 +76,9 @@ def inspect_source(source: Source) -> Inspection:
 
 
 def inspect_packed(file: PackedFile) -> Inspection:
-    """From its header."""
+    """From its header. Raises as opening it does."""
     header = file.header
-    shape = DecoderConfig.parse(header.config, f"{file.path}: config")
+    shape = packed_blueprint(file).config
     return Inspection(
         str(file.path.parent),
         f"{header.family}, packed in {header.bits} bits by {header.writer}",

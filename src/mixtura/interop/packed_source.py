@@ -16,7 +16,7 @@ from mixtura.interop.saving import hf_config
 from mixtura.interop.source import SPELT, Source, StoredTensor
 from mixtura.kernels.groups import GROUP, Groups, dequantise
 from mixtura.kernels.tiles import untile, untile_expert, up
-from mixtura.models import DecoderConfig
+from mixtura.models.packed_decoder import packed_blueprint
 from mixtura.packed.file import PackedFile
 from mixtura.packed.header import PLAIN, Entry
 from mixtura.shapes.families import Family, Piece
@@ -54,7 +54,7 @@ class PackedSource(Source):
     """
 
     def __init__(self, file: PackedFile, family: Family) -> None:
-        config = DecoderConfig.parse(file.header.config, f"{file.path}: config")
+        config = packed_blueprint(file).config
         self.path, self.config = file.path.parent, hf_config(config, family)
         self.file = file
         pieces: dict[str, list[Piece]] = defaultdict(list)

@@ -44,6 +44,11 @@ class PackedFile:
         self._data = _mapped(path)[self._begin :]
         self.entries: Mapping[str, Entry] = {entry.name: entry for entry in self.header.tensors}
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of a plain tensor."""
+        stored_as = self.entries[name].format
+        return PLAIN[stored_as]
+
     def read(self, name: str) -> Tensor:
         """A view of the file: plain numbers in their shape, flat tiles, or experts (E, stride)."""
         entry = self.entries[name]

@@ -159,8 +159,11 @@ def _check_entries(path: Path, entries: Iterable[Entry]) -> None:
 
     A digest vouches for what was written, not for who wrote it.
     """
-    end = 0
+    end, names = 0, set[str]()
     for entry in entries:
+        if entry.name in names:
+            raise CheckpointError(f"{path}: lists {entry.name} twice; pack the model again")
+        names.add(entry.name)
         for what, found, wanted in _stated(entry, end):
             if found != wanted:
                 raise CheckpointError(

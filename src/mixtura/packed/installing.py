@@ -24,8 +24,8 @@ def install(model: nn.Module, file: PackedFile) -> None:
     What is packed stays mapped; plain floating-point tensors become fp32, as what goes through the
     model is. Raises CheckpointError for a tensor that is missing, misshapen or unexpected.
     """
+    check_fits(model, file)
     wanted = plan(model)
-    _check(file, {one.name: (one.kind, one.shape) for one in wanted})
     plain = {one.name: _plain(file.read(one.name)) for one in wanted if one.kind == "plain"}
     for one in wanted:
         if one.kind == "tiles":
@@ -47,7 +47,9 @@ def install(model: nn.Module, file: PackedFile) -> None:
     model.requires_grad_(False).eval()
 
 
-def _check(file: PackedFile, wanted: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+def check_fits(model: nn.Module, file: PackedFile) -> None:
+    """Raises CheckpointError for a tensor of another kind, shape or sort of numbers, by name."""
+    wanted = {one.name: (one.kind, one.shape) for one in plan(model)}
     held = {name: (entry.kind, entry.shape) for name, entry in file.entries.items()}
     for name in [*wanted, *held]:
         if wanted.get(name) != held.get(name):
@@ -55,6 +57,19 @@ def _check(file: PackedFile, wanted: dict[str, tuple[str, tuple[int, ...]]]) -> 
                 f"{file.path}: {name} is {_said(held.get(name))} there, and the model that its "
                 f"header describes has {_said(wanted.get(name))}; pack the model again"
             )
+
+    like = model.state_dict()
+    for name, (kind, _) in wanted.items():
+        if kind == "plain" and not _same_sort(like[name].dtype, file.dtype_of(name)):
+            raise CheckpointError(
+                f"{file.path}: {name} holds {file.entries[name].format} there, and the model has "
+                f"{str(like[name].dtype).removeprefix('torch.')}; pack the model again"
+            )
+
+
+def _same_sort(ours: torch.dtype, theirs: torch.dtype) -> bool:
+    """Whether one can be rounded to the other; whole numbers and booleans are of one sort alone."""
+    return ours == theirs or (ours.is_floating_point and theirs.is_floating_point)
 
 
 def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:

@@ -16,6 +16,7 @@ from mixtura.interop.packed_source import PackedSource
 from mixtura.interop.saving import SHARD_BYTES, hf_config, save_model
 from mixtura.interop.weights import described
 from mixtura.models import Decoder, DecoderConfig
+from mixtura.models.packed_decoder import packed_blueprint
 from mixtura.packed.file import FILE, PackedFile, is_packed
 from mixtura.shapes.families import FAMILIES, Family, family_named
 from mixtura.train.opening import DTYPES, DTypeName, OpenModel, open_plain
@@ -97,7 +98,7 @@ def packed_source(path: Path, family: str | None, among: Iterable[str] = FAMILIE
     What was packed from a run takes the first of `among` that can say all of what it computes.
     """
     file = PackedFile(path / FILE)
-    config = DecoderConfig.parse(file.header.config, f"{file.path}: config")
+    config = packed_blueprint(file).config
     own = family or file.header.family
     chosen = family_named(own) if own in FAMILIES or family else first_family(config, among)
     return PackedSource(file, chosen)

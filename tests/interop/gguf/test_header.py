@@ -1,5 +1,6 @@
 """The head of a file is what llama.cpp's own reader finds, and damage is an error with a name."""
 
+import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -61,7 +62,7 @@ def test_a_file_cut_anywhere_is_refused(write: Write, tmp_path: Path) -> None:
         (b"PK\x03\x04 a zip", "begins with b'PK"),
         (b"GGUF" + struct.pack("<I", 1), "is of GGUF version 1, expected 2 or 3"),
         (b"GGUF" + struct.pack(">I", 3), "big-endian"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "within the name of a key"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "within the list of 1152921504606846976 keys"),
         (
             # A key "a" that holds 2^60 strings.
             b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 8, 2**60),
@@ -72,7 +73,7 @@ def test_a_file_cut_anywhere_is_refused(write: Write, tmp_path: Path) -> None:
             "a has a value of the unknown type 77",
         ),
         (
-            b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"\xff",
+            b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"\xff" + bytes(8),
             "the name of a key is no UTF-8 text",
         ),
     ],
@@ -120,3 +121,73 @@ def test_damage_is_never_more_than_a_checkpoint_error(small: Path, data: Any) ->
     # Any other exception would fail the test.
     with suppress(CheckpointError):
         assert isinstance(read_header(damaged), Header)
+
+
+def raw_file(
+    *tensors: tuple[str, tuple[int, ...], int, int], data: int, values: bytes = b""
+) -> bytes:
+    """A file of fp32 tensors: name, dims, number of its kind, place behind the head."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 1 if values else 0) + values
+    for name, dims, kind, offset in tensors:
+        head += struct.pack("<Q", len(name)) + name.encode()
+        head += struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+    return head + bytes(-len(head) % 32) + bytes(data)
+
+
+def alignment(value: int) -> bytes:
+    key = b"general.alignment"
+    return struct.pack("<Q", len(key)) + key + struct.pack("<II", 4, value)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        # 8 floats are 32 bytes.
+        (
+            raw_file(("a", (8,), 0, 0), ("b", (8,), 0, 0), data=32),
+            "tensors a and b overlap at byte",
+        ),
+        (
+            raw_file(("a", (16,), 0, 0), ("b", (8,), 0, 32), data=64),
+            "tensors a and b overlap at byte",
+        ),
+        (raw_file(("a", (8,), 0, 4), data=64), "tensor a begins 4 bytes behind the head"),
+        (raw_file(("a", (8,), 0, 0), ("a", (8,), 0, 32), data=64), "lists the tensor a twice"),
+        (raw_file(("a", (8,), 0, 32), data=32), "tensor a ends at byte 128, but the file has 96"),
+        (raw_file(("a", (8,), 0, 2**63), data=32), "tensor a ends at byte"),
+        (raw_file(("a", (2**63, 2**63), 0, 0), data=32), "tensor a ends at byte"),
+        (raw_file(data=0, values=alignment(24)), "general.alignment=24 must be a power of 2"),
+        (raw_file(data=0, values=alignment(0)), "general.alignment=0 must be a power of 2"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "within the list of 1152921504606846976 tens"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1000) + bytes(999), "within the list of 1000 keys"),
+        (
+            b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + 2 * alignment(32),
+            "has the key general.alignment twice",
+        ),
+        (
+            b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a"
+            + struct.pack("<IIQ", 9, 8, 2**22 + 1) + bytes(8 * (2**22 + 1)),
+            "a lists 4194305 texts, over 4194304",
+        ),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_named(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "some.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"some\.gguf: .*") as caught:
+        read_header(path)
+    assert problem in str(caught.value)
+
+
+def test_a_gap_between_tensors_is_none_of_these(tmp_path: Path) -> None:
+    path = tmp_path / "some.gguf"
+    path.write_bytes(raw_file(("b", (8,), 0, 128), ("a", (8,), 0, 0), data=160))
+    assert [place.start for place in read_header(path).tensors] == [96 + 128, 96]
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "zero.gguf").symlink_to("/dev/zero")
+    for name, what in (("pipe.gguf", "a named pipe"), ("zero.gguf", "a device")):
+        with pytest.raises(CheckpointError, match=rf"{name}: cannot be read, since it is {what}"):
+            read_header(tmp_path / name)

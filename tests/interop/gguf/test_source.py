@@ -3,6 +3,7 @@
 H heads, C head dim, S positions.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -306,3 +307,23 @@ def test_our_decoder_computes_what_transformers_does(write: Write) -> None:
 def test_numbers_listed_by_layer_may_be_all_the_same(write: Write) -> None:
     source = GGUFSource(write(keys={"attention.head_count_kv": [2, 2]}))
     assert source.config["num_key_value_heads"] == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"block_count": 3}, "llama.block_count is 3, and the file holds tensors of 2 blocks"),
+        ({"block_count": 2**32 - 1}, "llama.block_count is 4294967295, and the file holds"),
+        # The embedding has 300 rows, and no tensor more.
+        ({"expert_count": 301}, "llama.expert_count is 301, and no tensor of the file holds more"),
+        ({"expert_count": 2**32 - 1}, "llama.expert_count is 4294967295, and no tensor"),
+        ({"attention.key_length": 2**31}, "shape"),
+    ],
+)
+def test_counts_that_the_file_cannot_hold_are_refused(
+    write: Write, keys: dict, problem: str
+) -> None:
+    path = write(keys=keys)
+    with pytest.raises(CheckpointError, match=re.escape(problem)) as caught:
+        GGUFSource(path)
+    assert str(path) in str(caught.value)

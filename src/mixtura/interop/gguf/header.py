@@ -7,8 +7,9 @@ the end of a cut file without a word.
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from mixtura.errors import CheckpointError
+from mixtura.regular_files import open_regular
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -30,6 +32,12 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _LENGTH = struct.Struct("<Q")
+# Of an entry without a name: its length, the number of dims, the kind and the offset; and the
+# length of its name, the type and a value of one byte.
+_LEAST_OF_TENSOR, _LEAST_OF_KEY = 8 + 4 + 4 + 8, 8 + 4 + 1
+# The largest vocabularies have 262,144 tokens. A text takes six times its bytes once it is read.
+_MOST_TEXTS = 1 << 22
+_MOST_ALIGNMENT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +68,11 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Raises CheckpointError where the file is missing, is no GGUF, or is cut short."""
+    """Raises CheckpointError where the file is missing, is no GGUF, is cut short, or contradicts
+    itself: counts that it cannot hold, a name that stands twice, tensors that overlap.
+    """
     try:
-        with path.open("rb") as handle:
+        with open_regular(path, CheckpointError) as handle:
             size = handle.seek(0, 2)
             if size == 0:
                 raise CheckpointError(f"{path}: is empty; expected a GGUF file: fetch it again")
@@ -81,16 +91,45 @@ class _Reader:
     def header(self) -> Header:
         self._check_magic()
         tensors, values = self._length("how many tensors"), self._length("how many keys")
+        # Before either is counted up.
+        self._check_room(tensors * _LEAST_OF_TENSOR, f"the list of {tensors} tensors")
+        self._check_room(values * _LEAST_OF_KEY, f"the list of {values} keys")
         metadata: dict[str, Any] = {}
         for _ in range(values):
             key = self._string("the name of a key")
+            if key in metadata:
+                raise self._error(f"has the key {key} twice; it is damaged: fetch it again")
             metadata[key] = self._value(key)
         listed = [self._tensor() for _ in range(tensors)]
-        alignment = metadata.get("general.alignment", ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise self._error(f"general.alignment={alignment!r} must be 1 or more")
+        alignment = self._alignment(metadata)
         begin = -(-self._at // alignment) * alignment
-        return Header(metadata, tuple(self._placed(begin, *one) for one in listed))
+        places = tuple(self._placed(begin, alignment, *one) for one in listed)
+        self._check_apart(places)
+        return Header(metadata, places)
+
+    def _alignment(self, metadata: Mapping[str, Any]) -> int:
+        alignment = metadata.get("general.alignment", ALIGNMENT)
+        powers = [1 << power for power in range(_MOST_ALIGNMENT.bit_length())]
+        if isinstance(alignment, bool) or alignment not in powers:
+            raise self._error(
+                f"general.alignment={alignment!r:.40} must be a power of 2, at most "
+                f"{_MOST_ALIGNMENT}; convert the model to GGUF anew"
+            )
+        return alignment
+
+    def _check_apart(self, places: Iterable[TensorPlace]) -> None:
+        """No two tensors of one name, and none that begins within another."""
+        names: set[str] = set()
+        for place in places:
+            if place.name in names:
+                raise self._error(f"lists the tensor {place.name} twice; fetch it again")
+            names.add(place.name)
+        for one, other in pairwise(sorted(places, key=lambda place: (place.start, place.bytes))):
+            if one.start + one.bytes > other.start:
+                raise self._error(
+                    f"tensors {one.name} and {other.name} overlap at byte {other.start}; it is "
+                    "damaged: fetch it again"
+                )
 
     def _check_magic(self) -> None:
         magic = self._take(4, "its first four letters")
@@ -120,6 +159,8 @@ class _Reader:
         if kind == _STRING:
             # Each takes 8 bytes at least, so a wrong count is seen before anything is counted up.
             self._check_room(count * _LENGTH.size, key)
+            if count > _MOST_TEXTS:
+                raise self._error(f"{key} lists {count} texts, over {_MOST_TEXTS}; it is damaged")
             return [self._string(key) for _ in range(count)]
         dtype = np.dtype(self._scalar(kind, key))
         return np.frombuffer(self._take(count * dtype.itemsize, key), dtype)
@@ -132,14 +173,14 @@ class _Reader:
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Name, shape, number of its type, and where it lies behind the head."""
         name = self._string("the name of a tensor")
-        dims = int(self._number("<u4", name))
+        dims = int(self._number("<u4", f"tensor {name}"))
         if dims > _MOST_DIMS:
             raise self._error(f"tensor {name} has {dims} dims, expected at most {_MOST_DIMS}")
         shape = tuple(self._length(name) for _ in range(dims))[::-1]
         return name, shape, int(self._number("<u4", name)), self._length(name)
 
     def _placed(
-        self, begin: int, name: str, shape: tuple[int, ...], kind: int, offset: int
+        self, begin: int, alignment: int, name: str, shape: tuple[int, ...], kind: int, offset: int
     ) -> TensorPlace:
         try:
             stored = GGMLQuantizationType(kind)
@@ -152,6 +193,11 @@ class _Reader:
                 f"{block}"
             )
         size = prod(shape) // block * block_bytes
+        if offset % alignment:
+            raise self._error(
+                f"tensor {name} begins {offset} bytes behind the head, no multiple of {alignment}; "
+                "it is damaged: fetch it again"
+            )
         end = begin + offset + size
         if end > len(self._data):
             raise self._error(

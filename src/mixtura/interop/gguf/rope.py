@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixtura.config import Tree
-from mixtura.errors import CheckpointError, ConfigError
+from mixtura.errors import ConfigError
 from mixtura.interop.gguf.metadata import Metadata
 
 # What every published model with factors in its file was stretched with (Llama 3.1, 3.2 and 3.3);
@@ -113,12 +113,14 @@ def _from_factors(
     factor = float(factors_P.max(initial=1))
     if (factors_P == 1).all():
         return {"rope_type": "default"}
-    expected_P = llama3_factors(base, head_dim, factor)
-    if factors_P.shape != expected_P.shape or not np.allclose(factors_P, expected_P, rtol=1e-3):
-        raise CheckpointError(
-            f"{metadata.architecture}: rope_freqs.weight holds factors of shape "
-            f"{factors_P.shape} up to {factor:g} that are not Llama 3.1's of rope base {base:g}; "
-            "give the model's Hugging Face folder"
+    # The shape first: a head is as wide as the metadata say.
+    if factors_P.shape != (head_dim // 2,) or not np.allclose(
+        factors_P, llama3_factors(base, head_dim, factor), rtol=1e-3
+    ):
+        raise metadata.error(
+            ".rope.freq_base",
+            f"{base:g}, and rope_freqs.weight holds factors of shape {factors_P.shape} up to "
+            f"{factor:g} that are not Llama 3.1's with it; give the model's Hugging Face folder",
         )
     return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
 

@@ -18,6 +18,7 @@ from mixtura.errors import CheckpointError
 from mixtura.interop.filling import in_groups
 from mixtura.interop.gguf.architectures import architecture_of
 from mixtura.interop.gguf.blocks import BITS, groups_bits, unpacked
+from mixtura.interop.gguf.counts import check_counts
 from mixtura.interop.gguf.header import TensorPlace, read_header
 from mixtura.interop.gguf.links import narrowed
 from mixtura.interop.gguf.metadata import Metadata, nearest
@@ -48,9 +49,8 @@ class GGUFSource(Source):
         self.path = path
         self.metadata = Metadata(header.metadata, path)
         places = {place.name: place for place in header.tensors}
-        if len(places) < len(header.tensors):
-            raise CheckpointError(f"{path}: lists a tensor twice; the file is damaged")
         architecture = architecture_of(self.metadata)
+        check_counts(self.metadata, header.tensors)
         factors = places.pop(ROPE_FACTORS, None)
         factors_P = None if factors is None else self._numbers(factors)
         config = architecture.config(self.metadata, frozenset(places), factors_P)

@@ -1,0 +1,55 @@
+"""A packed file's tensors held to the ledger of the model that its header describes. No torch.
+
+A digest vouches for what was written, not for who wrote it. E experts, H rows of w_in, D width, F
+expert width.
+"""
+
+from mixtura.errors import CheckpointError
+from mixtura.packed.file import PackedFile
+from mixtura.packed.header import Entry
+from mixtura.shapes import ModelShape
+
+_MATRICES = ("w_in", "w_out")
+
+
+def check_layers(file: PackedFile) -> None:
+    """Before a config is parsed, which goes through its layers one by one."""
+    layers, entries = file.header.config.get("layers"), len(file.entries)
+    if isinstance(layers, int) and layers > entries:
+        raise CheckpointError(
+            f"{file.path}: its header describes a model of {layers} layers and lists {entries} "
+            "tensors; pack the model again"
+        )
+
+
+def check_ledger(file: PackedFile, shape: ModelShape) -> None:
+    """Raises CheckpointError for a tensor that is missing, misshapen or unexpected, by name."""
+    left = dict(file.entries)
+    for weight in shape.weights():
+        entry = left.pop(weight.name, None)
+        found = None if entry is None else entry.shape
+        module, _, leaf = weight.name.rpartition(".")
+        if entry is None and leaf in _MATRICES and module in file.entries:
+            left.pop(module, None)
+            found = _matrix(file.entries[module], leaf, len(weight.shape))
+        if found != weight.shape:
+            raise CheckpointError(
+                f"{file.path}: {weight.name} is {'absent' if found is None else found} there, and "
+                f"the model that its header describes has {weight.shape}; pack the model again"
+            )
+    if left:
+        raise CheckpointError(
+            f"{file.path}: {min(left)} has no place in the model that its header describes; pack "
+            "the model again"
+        )
+
+
+def _matrix(entry: Entry, leaf: str, dims: int) -> tuple[int, ...] | None:
+    """The shape of one of an FFN's two; a dense FFN's has no dim of experts."""
+    if entry.kind != "experts":
+        return None
+    experts, hidden, width, expert_width = entry.shape
+    own = (hidden, width) if leaf == "w_in" else (width, expert_width)
+    if dims == len(own):
+        return own if experts == 1 else None
+    return (experts, *own)

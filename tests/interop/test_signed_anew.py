@@ -1,0 +1,99 @@
+"""Packed files whose header was changed and signed anew: whole by every digest, and refused."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixtura.errors import CheckpointError, ConfigError
+from mixtura.interop.decoder_source import DecoderSource
+from mixtura.interop.inspection import inspect_packed
+from mixtura.interop.packed_source import PackedSource
+from mixtura.interop.packing import Precision, write_packed
+from mixtura.interop.quantising import GroupReader
+from mixtura.models import DecoderConfig
+from mixtura.models.packed_decoder import packed_decoder
+from mixtura.packed.file import FILE, PackedFile
+from mixtura.shapes.families import family_named
+
+# Tests are no packages; this is how they find what some of them share.
+sys.path.append(str(Path(__file__).parents[1] / "packed"))
+
+from signing import entry_of, sign_anew
+
+MIXTRAL = family_named("mixtral")
+CONFIG: dict[str, Any] = {
+    "vocabulary": 40,
+    "layers": 2,
+    "width": 32,
+    "context": 64,
+    "attention": {"heads": 2, "kv_heads": 1, "head_dim": 16},
+    "moe": {"num_experts": 3, "top_k": 2, "expert_width": 24},
+}
+ROUTER = "blocks.1.ffn.router.weight"
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    decoder = DecoderConfig.parse(CONFIG).build()
+    source = DecoderSource(decoder, MIXTRAL, tmp_path)
+    reader = GroupReader(source, MIXTRAL.pieces(decoder.config))
+    write_packed(tmp_path / FILE, reader, source, decoder.config, "mixtral", Precision(4, 8))
+    return tmp_path / FILE
+
+
+def test_what_is_signed_anew_unchanged_is_read(packed: Path) -> None:
+    sign_anew(packed, lambda tree: tree)
+    file = PackedFile(packed)
+    file.check().finish()
+    assert inspect_packed(file).shape == packed_decoder(file).config
+    PackedSource(file, MIXTRAL).read("lm_head.weight")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda tree: entry_of(tree, ROUTER).update(format="int64"),
+            rf"{ROUTER} holds int64 there, and the model has float32",
+        ),
+        (lambda tree: entry_of(tree, ROUTER).update(format="bool"), "holds bool there"),
+        (
+            lambda tree: entry_of(tree, ROUTER).update(shape=[3, 16]),
+            rf"{ROUTER} is \(3, 16\) there, and .* has \(3, 32\)",
+        ),
+        (
+            lambda tree: entry_of(tree, ROUTER).update(format="tiles4"),
+            rf"{ROUTER} is tiles of shape \(3, 32\) there, and .* has plain of shape",
+        ),
+        (
+            lambda tree: entry_of(tree, "head.weight").update(format="float32"),
+            r"head\.weight is plain of shape .* there, and .* has tiles of shape",
+        ),
+        (lambda tree: tree["config"].update(width=64), r"is \(40, 32\) there"),
+        (lambda tree: tree["config"].update(vocabulary=41), r"embedding\.weight is \(40, 32\) th"),
+        (lambda tree: tree["config"]["moe"].update(num_experts=4), r"has \(4, "),
+        (lambda tree: tree["config"].update(layers=1), r"blocks\.1\.\S+ has no place in the model"),
+        (lambda tree: tree["config"].update(layers=3), r"blocks\.2\.\S+ is absent there"),
+        (lambda tree: tree["config"].update(layers=10**12), r"1000000000000 layers and lists"),
+        (lambda tree: tree["config"].update(width=2**62), r"is \(40, 32\) there"),
+        (lambda tree: tree["tensors"].pop(), r"is absent there"),
+        (lambda tree: entry_of(tree, ROUTER).update(name="x"), rf"{ROUTER} is absent there"),
+        (
+            lambda tree: entry_of(tree, ROUTER).update(name="blocks.0.ffn.router.weight"),
+            r"lists blocks\.0\.ffn\.router\.weight twice",
+        ),
+        (lambda tree: tree.update(config={"kind": "decoder"}), r"missing key"),
+    ],
+)
+def test_a_header_of_another_model_is_refused_by_inspect_load_and_convert(
+    packed: Path, change: Change, said: str
+) -> None:
+    sign_anew(packed, change)
+    for use in (inspect_packed, packed_decoder, lambda file: PackedSource(file, MIXTRAL)):
+        with pytest.raises((CheckpointError, ConfigError), match=said) as caught:
+            use(PackedFile(packed))
+        assert str(packed) in str(caught.value)

@@ -1,9 +1,14 @@
 """What all tests share: a tiny corpus, a tiny run that was really trained on it, a real model."""
 
+import inspect
+import io
 import os
 import signal
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +97,58 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, tiny_c
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     train(load_recipe(tiny_recipe), folder, cache=tiny_cache / "corpora")
     return folder
+
+
+SCRIPTS = "naïve café Ünï привет мир 日本語のテスト 한국어 각 half ½ ﬁne \uff21 ｶﾞ"
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model() -> Callable[[str], bytes]:
+    """A tokenizer.model of 700 pieces, trained on a module of the standard library, by its kind."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="the extra `dev` brings it")
+    lines = [line for line in inspect.getsource(textwrap).splitlines() if line.strip()]
+    lines += [SCRIPTS, "a  b   c    d"] * 20
+    llama = {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "split_digits": True,
+        "allow_whitespace_only_pieces": True,
+    }
+    runs = ["\n", "\n\n", "\t", *("\u2581" * count for count in range(2, 9))]
+    options: Mapping[str, Mapping[str, Any]] = {
+        "llama": llama,
+        "gemma": {
+            **llama,
+            "add_dummy_prefix": False,
+            "user_defined_symbols": ["<start_of_turn>", "<end_of_turn>", *runs],
+            "pad_id": 0,
+            "eos_id": 1,
+            "bos_id": 2,
+            "unk_id": 3,
+        },
+        "symbols": {**llama, "user_defined_symbols": ["<sep>"], "control_symbols": ["[INST]"]},
+        "unigram": {"model_type": "unigram", "user_defined_symbols": ["<sep>"]},
+        "unigram with bytes": {**llama, "model_type": "unigram"},
+        "folded": {"model_type": "bpe", "normalization_rule_name": "nmt_nfkc_cf"},
+    }
+
+    @cache
+    def train(kind: str) -> bytes:
+        written = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=written,
+            vocab_size=700,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            num_threads=1,
+            **options[kind],
+        )
+        return written.getvalue()
+
+    return train
 
 
 @pytest.fixture(scope="session")

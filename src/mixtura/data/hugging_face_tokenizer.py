@@ -12,9 +12,9 @@ from mixtura.data.checkpoint_tokenizer import (
     TokenFacts,
 )
 from mixtura.data.pieces import AddedPiece, extended
-from mixtura.data.sentencepiece_file import MODEL_FILE, read_sentencepiece
-from mixtura.data.sentencepiece_tokenizer import sentencepiece_tokenizer
-from mixtura.data.subwords import FILE, MOST_BYTES
+from mixtura.data.sentencepiece_file import read_sentencepiece
+from mixtura.data.sentencepiece_tokenizer import SentencePieceTokenizer, sentencepiece_tokenizer
+from mixtura.data.subwords import FILE, MODEL_FILE, MOST_BYTES
 from mixtura.errors import ConfigError, DataError
 from mixtura.json_reader import read_object
 
@@ -30,15 +30,20 @@ def hugging_face_tokenizer(folder: Path) -> CheckpointTokenizer:
     are taken.
     """
     if not (folder / FILE).is_file() and (folder / MODEL_FILE).is_file():
-        return _sentencepiece(folder)
+        return sentencepiece_beside(folder / MODEL_FILE)
     config = _object(folder / HF_CONFIG)
     facts = _facts(folder, config, {}, {"add_bos": config.get("add_bos_token")})
     return CheckpointTokenizer(read_text(folder / FILE), facts, str(folder / FILE))
 
 
-def _sentencepiece(folder: Path) -> CheckpointTokenizer:
-    """As transformers takes it: a text begins with bos_token unless the config denies it."""
-    config, path = _object(folder / HF_CONFIG), folder / MODEL_FILE
+def sentencepiece_beside(path: Path, end_of_document: str | None = None) -> SentencePieceTokenizer:
+    """A `tokenizer.model`, with what the other files of its folder say.
+
+    As in transformers, a text begins with bos_token unless tokenizer_config.json denies it. Raises
+    DataError as `hugging_face_tokenizer` does.
+    """
+    folder = path.parent
+    config = _object(folder / HF_CONFIG)
     file = read_sentencepiece(path)
     stated = config.get("add_prefix_space")
     spelling = {
@@ -50,9 +55,12 @@ def _sentencepiece(folder: Path) -> CheckpointTokenizer:
     own = {f"{part}_token": name for part, name in file.names.items()}
     begins = config.get("add_bos_token")
     begins = "bos_token" in {**own, **_names(config)} if begins is None else begins
-    facts = _facts(folder, config, own, {"add_bos": begins, "spelling": spelling})
+    further = {"add_bos": begins, "spelling": spelling, "end_of_document": end_of_document}
+    facts = _facts(folder, config, own, further)
     try:
-        pieces = extended(file.pieces, _added_tokens(folder, config), frozenset(facts.names.values()))
+        pieces = extended(
+            file.pieces, _added_tokens(folder, config), frozenset(facts.names.values())
+        )
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     begin = facts.names.get("bos_token") if begins else None
@@ -64,7 +72,7 @@ def _sentencepiece(folder: Path) -> CheckpointTokenizer:
 def _facts(
     folder: Path, config: Mapping[str, Any], own: Mapping[str, str], further: Mapping[str, Any]
 ) -> TokenFacts:
-    """`own` are names of tokens that the vocabulary itself gives; the files beside it come first."""
+    """`own` are names of tokens by the vocabulary itself; the files beside it come first."""
     names = {**own, **_names(_object(folder / "special_tokens_map.json")), **_names(config)}
     ends = _object(folder / _GENERATION).get("eos_token_id")
     if ends is None:

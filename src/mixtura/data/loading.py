@@ -11,9 +11,8 @@ from mixtura.data.hugging_face_tokenizer import (
     hugging_face_tokenizer,
     read_text,
 )
-from mixtura.data.sentencepiece_file import MODEL_FILE
 from mixtura.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from mixtura.data.subwords import FILE, FileConfig
+from mixtura.data.subwords import FILE, MODEL_FILE, FileConfig
 from mixtura.data.tokenizers import DESCRIPTION, ByteTokenizer, Tokenizer
 from mixtura.errors import ConfigError, DataError
 from mixtura.json_reader import read_object

@@ -5,10 +5,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Literal, NamedTuple
 
 from mixtura.errors import DataError
@@ -204,17 +204,22 @@ def _check_tie(texts: Sequence[str]) -> None:
         )
     sizes = {1, *map(len, texts)}
     for length in range(2, 3 * max(sizes)):
-        leftmost, longest = ([1] * length for _ in range(2))
-        while pairs := [at for at in range(len(leftmost) - 1) if sum(leftmost[at : at + 2]) in sizes]:
-            _join(leftmost, pairs[0])
-        while pairs := [at for at in range(len(longest) - 1) if sum(longest[at : at + 2]) in sizes]:
-            _join(longest, max(pairs, key=lambda at: (sum(longest[at : at + 2]), longest[at], -at)))
-        if leftmost != longest:
+        leftmost = _joined(length, sizes, lambda _: (0, 0))
+        if leftmost != _joined(length, sizes, lambda pair: (-sum(pair), -pair[0])):
             raise DataError(
                 f"{length} times {texts[0][0]!r} has no one way to be joined, because pieces of it "
                 "have the same score; give the model's Hugging Face folder"
             )
 
 
-def _join(sizes: list[int], at: int) -> None:
-    sizes[at : at + 2] = [sizes[at] + sizes[at + 1]]
+def _joined(
+    length: int, sizes: set[int], rank: Callable[[tuple[int, int]], tuple[int, int]]
+) -> list[int]:
+    """A run as the lengths of its pieces, joined by rank, of equal ranks from the left."""
+    run = [1] * length
+    while True:
+        fitting = [at for at, pair in enumerate(pairwise(run)) if sum(pair) in sizes]
+        if not fitting:
+            return run
+        at = min(fitting, key=lambda at: rank((run[at], run[at + 1])))
+        run[at : at + 2] = [run[at] + run[at + 1]]

@@ -12,9 +12,10 @@ from typing import Literal
 
 from mixtura.data.charsmap import Charsmap
 from mixtura.data.pieces import Algorithm, PieceKind, Pieces
+from mixtura.data.subwords import MODEL_FILE
 from mixtura.errors import DataError
+from mixtura.regular_files import read_bytes
 
-MODEL_FILE = "tokenizer.model"
 # Gemma's, of 262,144 pieces, takes 4.7 MB.
 _LARGEST = 64 * 2**20
 _ALGORITHMS: dict[int, Algorithm] = {1: "unigram", 2: "bpe"}
@@ -46,15 +47,10 @@ class SentencePieceFile:
 
 def read_sentencepiece(path: Path) -> SentencePieceFile:
     """Raises DataError for a file that is none, is damaged, or holds what is not supported."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected SentencePiece's {MODEL_FILE}")
     try:
-        with path.open("rb") as handle:
-            raw = handle.read(_LARGEST + 1)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    if len(raw) > _LARGEST:
-        raise DataError(f"{path}: is larger than {_LARGEST} bytes, so it is no {MODEL_FILE}")
+        raw = read_bytes(path, DataError, _LARGEST)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected SentencePiece's {MODEL_FILE}") from None
     try:
         return _parsed(raw)
     except DataError as error:
@@ -122,7 +118,7 @@ def _names(training: "_Message", pieces: Pieces) -> dict[Part, str]:
 
 
 class _Message:
-    """The last value of each field, as protobuf has it. Raises DataError for one of another type."""
+    """The last value of each field counts. Raises DataError for one of another type."""
 
     def __init__(self, raw: bytes) -> None:
         self._values = dict(_fields(raw))

@@ -27,12 +27,11 @@ from mixtura.data.sentencepiece_json import (
 from mixtura.data.subwords import FILE, bytes_added
 from mixtura.data.tokenizers import Encoded, check_tokens, to_utf8
 from mixtura.errors import DataError
+from mixtura.json_reader import parse_object
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 _SPACES = re.compile(" {2,}")
-# Each byte that is no character is one U+FFFD; Python's own `replace` writes one for a run.
 _EACH_BYTE = "mixtura-each-byte"
-codecs.register_error(_EACH_BYTE, lambda error: ("\ufffd" * (error.end - error.start), error.end))
 
 
 class _Spelt(NamedTuple):
@@ -59,7 +58,7 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         assert facts.spelling is not None, "this class was chosen because it is stated"
         self._spelling, self._text = facts.spelling, text
         try:
-            tree = json.loads(text)
+            tree = parse_object(text, origin, DataError)
             special = {one["content"]: bool(one["special"]) for one in tree["added_tokens"]}
             self._charsmap = charsmap_of(tree)
             plain = json.dumps(plain_of(tree))
@@ -67,6 +66,8 @@ class SentencePieceTokenizer(CheckpointTokenizer):
             lattice = Backend.from_str(json.dumps(lattice_of(tree))) if is_unigram else None
             self._bytes_of_unknown = unigram_bytes(tree)
             self._falls_back = bool(tree["model"]["byte_fallback"])
+        except DataError:
+            raise
         # The package `tokenizers` raises nothing narrower than Exception.
         except Exception as error:
             raise DataError(f"{origin}: not a tokenizer.json of scored pieces ({error})") from error
@@ -170,6 +171,15 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         """A model runs without it, and `encode_batch` refuses where it matters."""
 
 
+def _each_byte(error: UnicodeError) -> tuple[str, int]:
+    """One U+FFFD for each byte that is no character; `replace` writes one for a run of them."""
+    assert isinstance(error, UnicodeDecodeError), "it is used for decoding alone"
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error(_EACH_BYTE, _each_byte)
+
+
 def sentencepiece_tokenizer(
     pieces: Pieces,
     facts: TokenFacts,
@@ -189,25 +199,23 @@ def sentencepiece_tokenizer(
 
 
 def _one_of(names: Collection[str]) -> re.Pattern[str]:
-    """Splits text so that odd parts are names, the longest that fits; without names it never does."""
+    """Splits text so that odd parts are names, the longest that fit."""
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def _spaced(parts: Sequence[str], ahead: bool) -> _Spelt:
     """Spaces set before the text, if `ahead`, and behind each added token, the odd parts."""
-    spelt: list[str] = []
+    spelt = ""
     set_at: list[int] = []
-    length = 0
     for number, part in enumerate(parts):
-        if number % 2 == 0 and part and ahead:
-            set_at.append(length)
-            part = SPACE + part
-        if part:
-            ahead = bool(number % 2)
-        spelt.append(part)
-        length += len(part)
-    return _Spelt("".join(spelt), tuple(set_at))
+        is_added = bool(number % 2)
+        if ahead and part and not is_added:
+            set_at.append(len(spelt))
+            spelt += SPACE
+        spelt += part
+        ahead = is_added if part else ahead
+    return _Spelt(spelt, tuple(set_at))
 
 
 def _with_bytes(text: str, spelt: _Spelt, tokens: Iterator[_Token]) -> Encoded:

@@ -15,13 +15,12 @@ class TextStream:
     behind the tokens of `after`, which are whole characters.
     """
 
-    def __init__(
-        self, decode: Callable[[Sequence[int]], str], after: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], after: Sequence[int] = ()) -> None:
         self._decode = decode
-        # Tokens shown last. Some decoders treat the first token of a text in their own way, so
-        # new ones are decoded behind these.
+        # Tokens shown last, and their text. Some decoders treat the first token of a text in their
+        # own way, so new ones are decoded behind these.
         self._shown = list(after[-_BEHIND:])
+        self._before = decode(self._shown)
         self._waiting: list[int] = []
 
     def push(self, token: int) -> str:
@@ -30,15 +29,21 @@ class TextStream:
         text = self._new_text()
         if not text or text.endswith(_REPLACEMENT):
             return ""
-        self._shown, self._waiting = self._waiting, []
+        self._show()
         return text
 
     def finish(self) -> str:
         """What is left: an unfinished character, as the replacement character."""
         text = self._new_text()
-        self._shown, self._waiting = [], []
+        self._show()
         return text
 
+    def _show(self) -> None:
+        before = self._decode(self._waiting)
+        # Spaces alone are no beginning of a text, since some decoders drop them there.
+        self._shown = self._waiting if before else [*self._shown, *self._waiting]
+        self._before = before or self._decode(self._shown)
+        self._waiting = []
+
     def _new_text(self) -> str:
-        before = self._decode(self._shown)
-        return self._decode([*self._shown, *self._waiting])[len(before) :]
+        return self._decode([*self._shown, *self._waiting])[len(self._before) :]

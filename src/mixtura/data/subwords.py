@@ -20,9 +20,10 @@ from mixtura.data.streaming import TextStream
 from mixtura.data.tokenizers import DESCRIPTION, Encoded, TrainingText, check_tokens, to_utf8
 from mixtura.errors import DataError
 from mixtura.files import atomic_text
-from mixtura.regular_files import read_text
+from mixtura.regular_files import decoded, read_bytes
 
 FILE = "tokenizer.json"
+MODEL_FILE = "tokenizer.model"
 MOST_BYTES = 128 << 20
 """of a tokenizer.json; the largest published ones have a third of that"""
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -69,7 +70,7 @@ class BpeConfig(Config):
 
 
 class FileConfig(Config):
-    """A `tokenizer.json`, or a folder that holds one.
+    """A `tokenizer.json` or SentencePiece's `tokenizer.model`, or a folder that holds one.
 
     `end_of_document` names the token that ends a document, where it is none of the usual ones.
     """
@@ -79,22 +80,35 @@ class FileConfig(Config):
     end_of_document: str | None = None
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self._text().encode()).hexdigest()
+        return hashlib.sha256(self._raw()).hexdigest()
 
     def build(self, training_text: TrainingText) -> "SubwordTokenizer":
         return self.load()
 
     def load(self) -> "SubwordTokenizer":
         """Raises DataError if the file is missing or cannot serve."""
-        return SubwordTokenizer(self._text(), self.end_of_document, origin=self.path)
+        if self._path.suffix == Path(MODEL_FILE).suffix:
+            from mixtura.data.hugging_face_tokenizer import sentencepiece_beside
 
-    def _text(self) -> str:
+            return sentencepiece_beside(self._path, self.end_of_document)
+        text = decoded(self._raw(), self._path, DataError)
+        return SubwordTokenizer(text, self.end_of_document, origin=self.path)
+
+    @property
+    def _path(self) -> Path:
         path = Path(self.path).expanduser()
-        path = path / FILE if path.is_dir() else path
+        if not path.is_dir():
+            return path
+        found = ((path / name) for name in (FILE, MODEL_FILE) if (path / name).exists())
+        return next(found, path / FILE)
+
+    def _raw(self) -> bytes:
         try:
-            return read_text(path, DataError, MOST_BYTES)
+            return read_bytes(self._path, DataError, MOST_BYTES)
         except FileNotFoundError:
-            raise DataError(f"{path}: no such file; give a {FILE} or its folder") from None
+            raise DataError(
+                f"{self._path}: no such file; give a {FILE}, a {MODEL_FILE} or their folder"
+            ) from None
 
 
 class SubwordTokenizer:
@@ -187,16 +201,18 @@ class SubwordTokenizer:
 def without_prefix(backend: Backend) -> Backend:
     """One that sets no space before a text; the same one where it never does."""
     tree = json.loads(backend.to_str())
-    changed = [_drop_prefix(tree[part]) for part in ("normalizer", "pre_tokenizer")]
+    steps = {"type": "Sequence", "normalizers": [tree["normalizer"]] if tree["normalizer"] else []}
+    changed = [_drop_prefix(steps), _drop_prefix(tree["pre_tokenizer"])]
     if not any(changed):
         return backend
+    tree["normalizer"] = steps
     other = Backend.from_str(json.dumps(tree))
     other.encode_special_tokens = backend.encode_special_tokens
     return other
 
 
 def _drop_prefix(step: Any) -> bool:
-    """Whether this step of a tokenizer.json, or one inside it, set a space; then it does no more."""
+    """Whether this step of a tokenizer.json, or one inside, set a space; it does no more then."""
     if step is None:
         return False
     inner = [*step.get("normalizers", ()), *step.get("pretokenizers", ())]

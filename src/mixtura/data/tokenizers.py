@@ -55,7 +55,8 @@ class Tokenizer(Protocol):
     def encode(self, text: str, continues: bool = False) -> list[int]:
         """Tokens of a text; none is added, and none stands for special markers in the text.
 
-        Some set a space before a text, but not before one that `continues` other tokens. Raises DataError if the text holds half a surrogate pair, which UTF-8 cannot write.
+        Some set a space before a text, but not before one that `continues` other tokens. Raises
+        DataError if the text holds half a surrogate pair, which UTF-8 cannot write.
         """
         ...
 
@@ -131,7 +132,7 @@ class ByteTokenizer:
     begin: tuple[int, ...] = ()
     ends = frozenset({256})
 
-    def encode(self, text: str, continues: bool = False) -> list[int]:  # noqa: ARG002
+    def encode(self, text: str, continues: bool = False) -> list[int]:
         return list(to_utf8(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:

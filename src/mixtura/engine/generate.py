@@ -98,8 +98,8 @@ class Writer:
         """Continue the tokens until `stop` or one of `ends` appears, neither part of the answer.
 
         Without `ends` the tokenizer's own end it. An answer that `continues` the prompt's text
-        keeps a space that it begins with; one that does not is a text of its own. The stream reads through this writer's context:
-        end it before the next one begins.
+        keeps a space that it begins with; one that does not is a text of its own. The stream reads
+        through this writer's context: end it before the next one begins.
         """
         if max_tokens < 1:
             raise ConfigError(f"max_tokens={max_tokens} must be 1 or more; ask for some text")

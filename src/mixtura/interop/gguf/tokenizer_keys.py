@@ -1,61 +1,93 @@
 """A tokenizer as the metadata of a GGUF file: what vocabulary.py reads."""
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 from mixtura.data import CheckpointTokenizer, Tokenizer
-from mixtura.data.byte_level_parts import ByteLevelParts, byte_level_parts
+from mixtura.data.byte_level_parts import byte_level_parts
 from mixtura.data.exported_tokenizer import as_checkpoint
+from mixtura.data.pieces import SPACE, PieceKind
+from mixtura.data.sentencepiece_parts import is_scored_pieces, sentencepiece_parts
 from mixtura.errors import CheckpointError
 
-# llama.cpp's numbers for what a token is.
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _NAMES = {"bos_token": "bos", "unk_token": "unknown", "pad_token": "padding"}
 # Of an answer, beside eos.
 _FURTHER_ENDS = ("eot", "eom")
 
 
+@dataclass(frozen=True, slots=True)
+class _Vocabulary:
+    """What is written of each token, and what the kind of tokenizer has beside."""
+
+    tokens: list[str | None]
+    """None where a number stands for nothing"""
+    kinds: list[PieceKind]
+    scores: list[float] | None
+    further: dict[str, Any]
+
+
 def tokenizer_keys(tokenizer: Tokenizer, vocabulary: int) -> dict[str, Any]:
     """`tokenizer.*`, for a model of this vocabulary.
 
-    Raises DataError for a tokenizer that is no byte-level BPE or cuts words in an unknown way, and
-    CheckpointError where the model has fewer tokens.
+    Raises DataError for a tokenizer whose tokens llama.cpp would not make, and CheckpointError
+    where the model has fewer tokens.
     """
     own = as_checkpoint(tokenizer)
-    parts = byte_level_parts(own)
-    if len(parts.tokens) > vocabulary:
+    is_scored = is_scored_pieces(json.loads(own.to_json()))
+    held = _scored_pieces(own) if is_scored else _byte_level(own)
+    count = len(held.tokens)
+    if count > vocabulary:
         raise CheckpointError(
-            f"the tokenizer has {len(parts.tokens)} tokens and the model {vocabulary}; they "
-            "belong to different models"
+            f"the tokenizer has {count} tokens and the model {vocabulary}; they belong to "
+            "different models"
         )
-    spare = [None] * (vocabulary - len(parts.tokens))
+    spare = vocabulary - count
     tokens = [
         f"[PAD{number}]" if token is None else token
-        for number, token in enumerate((*parts.tokens, *spare))
+        for number, token in enumerate((*held.tokens, *[None] * spare))
     ]
     found: dict[str, Any] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": parts.splitting,
+        "tokenizer.ggml.model": "llama" if is_scored else "gpt2",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": _kinds(parts, vocabulary),
-        "tokenizer.ggml.merges": list(parts.merges),
+        "tokenizer.ggml.token_type": [*map(int, held.kinds), *[int(PieceKind.UNUSED)] * spare],
+        **{f"tokenizer.ggml.{key}": value for key, value in held.further.items()},
         **{f"tokenizer.ggml.{name}_token_id": token for name, token in _ids(own, tokens).items()},
         "tokenizer.ggml.add_bos_token": bool(own.begin),
         "tokenizer.ggml.add_eos_token": False,
     }
+    if held.scores is not None:
+        found["tokenizer.ggml.scores"] = held.scores + [0.0] * spare
     if own.chat_template is not None:
         found["tokenizer.chat_template"] = own.chat_template
     return found
 
 
-def _kinds(parts: ByteLevelParts, vocabulary: int) -> list[int]:
-    def kind(number: int) -> int:
-        if number >= len(parts.tokens) or parts.tokens[number] is None:
-            return _UNUSED
-        if number in parts.special:
-            return _CONTROL
-        return _USER_DEFINED if number in parts.added else _NORMAL
+def _byte_level(tokenizer: CheckpointTokenizer) -> _Vocabulary:
+    parts = byte_level_parts(tokenizer)
 
-    return [kind(number) for number in range(vocabulary)]
+    def kind(number: int, token: str | None) -> PieceKind:
+        if token is None:
+            return PieceKind.UNUSED
+        if number in parts.special:
+            return PieceKind.CONTROL
+        return PieceKind.USER_DEFINED if number in parts.added else PieceKind.NORMAL
+
+    kinds = [kind(number, token) for number, token in enumerate(parts.tokens)]
+    further = {"pre": parts.splitting, "merges": list(parts.merges)}
+    return _Vocabulary(list(parts.tokens), kinds, None, further)
+
+
+def _scored_pieces(tokenizer: CheckpointTokenizer) -> _Vocabulary:
+    parts = sentencepiece_parts(tokenizer)
+    kinds = [PieceKind(kind) for kind in parts.pieces.kinds]
+    # llama.cpp looks for what the user defined in the text as it is, where spaces are spaces.
+    tokens: list[str | None] = [
+        text.replace(SPACE, " ") if kind == PieceKind.USER_DEFINED else text
+        for text, kind in zip(parts.pieces.texts, kinds, strict=True)
+    ]
+    further = {"pre": "default", "add_space_prefix": parts.prefix}
+    return _Vocabulary(tokens, kinds, list(parts.pieces.scores), further)
 
 
 def _ids(tokenizer: CheckpointTokenizer, tokens: list[str]) -> dict[str, int]:

@@ -5,10 +5,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from mixtura.errors import DataError
@@ -171,7 +171,7 @@ def merges_of(pieces: Pieces) -> list[tuple[str, str]]:
             )
         if ways:
             made.append((score, text, ways))
-    # Of runs with one score, the longest first: so that the leftmost run grows before another.
+    # Of one score, the longest first: see _check_tie.
     made.sort(key=lambda one: (-one[0], -len(one[1])))
     for _, tied in groupby(made, key=lambda one: one[0]):
         _check_tie([text for _, text, _ in tied])
@@ -191,35 +191,13 @@ def _ways(text: str, normal: set[str]) -> list[tuple[str, str]]:
 
 
 def _check_tie(texts: Sequence[str]) -> None:
-    """Raises DataError for pieces of one score that merges, the longest first, join otherwise.
+    """Raises DataError for pieces of one score, unless all are runs of one character.
 
-    Llama's runs of spaces all have one score, and are joined as they should.
+    Llama's runs of spaces all have one score. Joined from the left, the pieces of a run never grow
+    to the right, so the leftmost two that make a piece also make the longest.
     """
-    if len(texts) == 1:
-        return
-    if len(set("".join(texts))) > 1:
+    if len(texts) > 1 and len(set("".join(texts))) > 1:
         raise DataError(
             f"the pieces {texts[0]!r:.60} and {texts[1]!r:.60} have the same score, so which is "
             "joined first is not known; give the model's Hugging Face folder"
         )
-    sizes = {1, *map(len, texts)}
-    for length in range(2, 3 * max(sizes)):
-        leftmost = _joined(length, sizes, lambda _: (0, 0))
-        if leftmost != _joined(length, sizes, lambda pair: (-sum(pair), -pair[0])):
-            raise DataError(
-                f"{length} times {texts[0][0]!r} has no one way to be joined, because pieces of it "
-                "have the same score; give the model's Hugging Face folder"
-            )
-
-
-def _joined(
-    length: int, sizes: set[int], rank: Callable[[tuple[int, int]], tuple[int, int]]
-) -> list[int]:
-    """A run as the lengths of its pieces, joined by rank, of equal ranks from the left."""
-    run = [1] * length
-    while True:
-        fitting = [at for at, pair in enumerate(pairwise(run)) if sum(pair) in sizes]
-        if not fitting:
-            return run
-        at = min(fitting, key=lambda at: rank((run[at], run[at + 1])))
-        run[at : at + 2] = [run[at] + run[at + 1]]

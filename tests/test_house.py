@@ -18,8 +18,8 @@ PACKAGE = REPOSITORY / "src" / "mixtura"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 WITHOUT_TORCH = [
-    *("config", "errors", "files", "json_reader", "regular_files", "terminal_text", "yaml_reader"),
-    *("shapes", "trace", "plan", "cli"),
+    *("config", "errors", "files", "json_reader", "posix", "regular_files", "terminal_text"),
+    *("yaml_reader", "shapes", "trace", "plan", "cli"),
 ]
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -17,6 +17,10 @@ class CheckpointError(MixturaError):
     """A run or a checkpoint that is missing, truncated, or of another model."""
 
 
+class PlatformError(MixturaError, ImportError):
+    """A part of Mixtura that this operating system cannot run."""
+
+
 class NonFiniteError(MixturaError):
     """A loss or an activation that is not finite; names the step and the layer where it began."""
 

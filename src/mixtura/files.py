@@ -5,7 +5,6 @@ A process killed in the middle leaves the target as it was, and at most one file
 """
 
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mixtura.errors import StorageError
+from mixtura.posix import fcntl
 
 # What a full, read-only or failing disk says; any other OSError in a caller's block is its own.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}

@@ -23,8 +23,11 @@ _KINDS = (
 
 def open_regular(path: Path, refusal: type[MixturaError]) -> BinaryIO:
     """The file, open for reading bytes."""
+    # Here, so that what reads files can be imported where there is no such flag.
+    from mixtura.posix import O_CLOEXEC, O_NONBLOCK
+
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | O_NONBLOCK | O_CLOEXEC)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ begins are copied. A write stays private to this process.
 import ctypes
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,10 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mixtura.posix import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
+
 # Linux allows 65,530 mappings a process unless told otherwise; others need some too.
 MOST_MAPPINGS = 40_000
-_SHARE_FIXED = mmap.MAP_PRIVATE | 0x10
-_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+_SHARE_FIXED = MAP_PRIVATE | 0x10
+_READ_WRITE = PROT_READ | PROT_WRITE
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -49,7 +52,7 @@ class Patchwork:
         assert sum(part.size for part in parts) == size, "the parts fill the tensor"
         # With the first part's place within a page, its pages and ours coincide.
         shift = parts[0].offset % mmap.PAGESIZE
-        region = mmap.mmap(-1, shift + size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        region = mmap.mmap(-1, shift + size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
         base = ctypes.addressof(ctypes.c_char.from_buffer(region))
         # One descriptor at a time: a checkpoint may have more shards than a process may open files.
         for file, own in groupby(parts, lambda part: part.file):
@@ -84,7 +87,7 @@ def _copy(region: mmap.mmap, start: int, end: int, file: int, offset: int) -> No
 @cache
 def _mmap() -> "ctypes._NamedFuncPointer | None":
     """The C library's own, as Python's does not map to a given place; None off Linux."""
-    if os.uname().sysname != "Linux":
+    if sys.platform != "linux":
         return None
     function = ctypes.CDLL(None, use_errno=True).mmap
     function.restype = ctypes.c_void_p

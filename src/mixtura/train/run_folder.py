@@ -15,7 +15,6 @@ tensorboard/     the same curves as event files
 summary.json     once the run is complete
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from mixtura.data import Corpus
 from mixtura.errors import CheckpointError, ConfigError, StorageError
 from mixtura.files import atomic_text
 from mixtura.json_reader import read_object
+from mixtura.posix import fcntl
 from mixtura.train.changes import Change, ChangedKeys, ChangeLog, is_changeable
 from mixtura.train.checkpoint import Checkpoints
 from mixtura.train.recipe import Recipe, differences, load_recipe

@@ -98,7 +98,7 @@ def test_pages_say_who_looks_ahead_in_training(name: str) -> None:
             torch.manual_seed(seed)
             found.append(layer(input_BSD, ids=ids_BS).hidden[:, :4])
         differs = differs or not torch.allclose(*found, atol=1e-6)
-    assert differs == (kind.facts.leaks_in_training or not kind.config.causal)
+    assert differs == (not kind.config.causal_in_training)
 
 
 def test_costs_come_from_the_ledger() -> None:

@@ -29,7 +29,6 @@ class Facts(Config):
     arxiv: str | None = None
     chooses: str
     experts: str = "`top_k`"
-    leaks_in_training: bool = False
     recipe: dict[str, Any] = Field(default_factory=dict)
     picture: dict[str, Any] = Field(default_factory=dict)
 

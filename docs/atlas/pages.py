@@ -29,6 +29,11 @@ _LEAKS = """\
 A language model refuses it unless `router.accept_leak` is `true`; any other model may take it.
 
 """
+_LEAKS_IN_TRAINING = """\
+A language model is trained with it only where `router.accept_leak` is `true`; it opens, and any \
+other model trains, without.
+
+"""
 _GROUP = """\
 Under `scope: group`, as in the recipe below, later tokens decide too whether a row finds room."""
 _LOSSES: Mapping[LossName, Callable[..., object]] = {
@@ -73,7 +78,7 @@ def leak(kind: Kind) -> str:
     """Whether a token's experts depend on later tokens."""
     if not kind.config.causal:
         return "yes"
-    return "in training alone" if kind.facts.leaks_in_training else "no"
+    return "no" if kind.config.causal_in_training else "in training alone"
 
 
 def by_reason(refused: Mapping[Policy, str]) -> Iterable[tuple[str, str]]:
@@ -107,7 +112,7 @@ def _caption(kind: Kind, measured: Measured) -> str:
             f", as {first.dropped_share:.1%} and {second.dropped_share:.1%} of the rows found "
             "theirs full"
         )
-    if kind.facts.leaks_in_training:
+    if kind.config.causal and not kind.config.causal_in_training:
         says += ". That is evaluation; in training it is the batch that decides"
     moe = yaml.safe_dump(measured.setting.moe, sort_keys=False, default_flow_style=True, width=999)
     return (
@@ -178,7 +183,13 @@ def _counts(kind: Kind) -> str:
 
 def _recipe(kind: Kind) -> str:
     text = yaml.safe_dump({"model": {"moe": kind.recipe}}, sort_keys=False, default_flow_style=None)
-    return f"{_LEAKS if kind.moe.router.leaks else ''}```yaml\n{text}```"
+    return f"{_leak_note(kind.moe.router)}```yaml\n{text}```"
+
+
+def _leak_note(router: RouterSpec) -> str:
+    if router.leaks:
+        return _LEAKS
+    return _LEAKS_IN_TRAINING if router.leaks_in_training else ""
 
 
 def _origin(kind: Kind) -> str:

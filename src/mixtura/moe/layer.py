@@ -64,6 +64,19 @@ class MoEConfig(MoEShape):
         router = self.router.with_vocabulary(vocabulary)
         return self if router is self.router else self.model_copy(update={"router": router})
 
+    def check_training(self) -> None:
+        """Before a causal model with this layer is trained.
+
+        Raises ConfigError for a router whose choices depend on later tokens in training, unless it
+        says that this is accepted. Evaluation may be causal all the same, so such a model opens.
+        """
+        if self.router.leaks_in_training:
+            raise ConfigError(
+                f"router kind={self.router.name} chooses by later tokens too in training, so a "
+                "language model would learn to lean on its own future; choose another kind, or set "
+                "router.accept_leak=true to train with that"
+            )
+
     def gate_weights(self, width: int, prefix: str) -> Iterator[Weight]:
         return self.router.weights(self.router_shape(width), prefix)
 

@@ -23,8 +23,15 @@ def build_decoder(config: ModelConfig, seed: int) -> LanguageModel:
         return config.build()
 
 
+def check_model(recipe: Recipe) -> None:
+    """Raises ConfigError for a model that may be opened, and not trained as it stands."""
+    if recipe.model.moe is not None:
+        recipe.model.moe.check_training()
+
+
 def build_trainer(recipe: Recipe, corpus: Corpus) -> Trainer:
     """Raises ConfigError or DataError where recipe and corpus do not fit."""
+    check_model(recipe)
     check_vocabulary(recipe, corpus.vocabulary)
     config = recipe.train
     batches = Batches(corpus.train, config.batch, config.length, config.seed)

@@ -9,7 +9,7 @@ import torch
 from mixtura.data import Corpus, GivenConfig, Tokenizer, load_tokenizer, prepare
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.train.allocator import keep_freed_memory
-from mixtura.train.building import build_trainer
+from mixtura.train.building import build_trainer, check_model
 from mixtura.train.changes import ChangedKeys
 from mixtura.train.checkpoint import MODEL, check_fits, read
 from mixtura.train.config import choose_device
@@ -52,6 +52,7 @@ def train(
     view = view or View()
     folder = RunFolder(out)
     # Before the corpus, which may take minutes, and again once no one else can write here.
+    check_model(recipe)
     recipe = folder.check(recipe, resume=resume, changed=changed)
     with view:
         tokenizer = _given_tokenizer(recipe, folder, origin)

@@ -67,10 +67,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def differences(ours: Recipe, theirs: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """Each dotted key whose values differ, with both; None for a key that one of them lacks."""
+    """Each dotted key whose values differ, with both; None for a key that one of them lacks.
+
+    `accept_leak` is left out: it allows a run and changes nothing in it.
+    """
     left, right = dict(_leaves(ours.tree())), dict(_leaves(theirs.tree()))
     for key in dict.fromkeys([*left, *right]):
-        if left.get(key) != right.get(key):
+        if left.get(key) != right.get(key) and not key.endswith(".accept_leak"):
             yield key, left.get(key), right.get(key)
 
 

@@ -32,9 +32,16 @@ class BaseConfig(RouterSpec):
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType(
         {"drop": _EXACT, "reroute": _EXACT, "wave": _EXACT}
     )
+    causal_in_training: ClassVar[bool] = False
     kind: Literal["base"] = "base"
     epsilon: float = Field(default=0.01, ge=1e-6, lt=1)
     """how far a token's score may lie below the best on average, as a share of the scores' range"""
+    accept_leak: bool = False
+    """true lets a language model be trained with it, though it then reads later tokens"""
+
+    @property
+    def leaks_in_training(self) -> bool:
+        return not self.accept_leak
 
     def check(self, num_experts: int, top_k: int) -> None:
         if top_k != 1:
@@ -60,7 +67,7 @@ class Base(LinearRouter):
     assignment.
 
     The assignment leaks in training alone: a token may have to yield its expert to another one of
-    the batch, a later one too.
+    the batch, a later one too. Training a language model with it asks for `accept_leak`.
 
     Cost: one product of E rows a token and one expert; in training an auction of some hundreds of
     rounds (some tenths of a second for 4,096 tokens and 64 experts on one core), for each of which
@@ -95,6 +102,7 @@ class SinkhornConfig(RouterSpec):
     """S-BASE: in training the experts with the largest shares of a balanced plan."""
 
     losses: ClassVar[Mapping[LossName, float]] = _NO_LOSS
+    causal_in_training: ClassVar[bool] = False
     kind: Literal["sinkhorn"] = "sinkhorn"
     weight: Literal["softmax", "sigmoid"] = "softmax"
     """what turns the logits of the chosen into weights"""
@@ -104,6 +112,12 @@ class SinkhornConfig(RouterSpec):
     """the most passes over rows and columns"""
     tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """stops once every expert's share of the plan is even to this part; null: never looks"""
+    accept_leak: bool = False
+    """true lets a language model be trained with it, though it then reads later tokens"""
+
+    @property
+    def leaks_in_training(self) -> bool:
+        return not self.accept_leak
 
     def build(self, shape: RouterShape, capacity: Capacity) -> "Sinkhorn":
         return Sinkhorn(self, shape, capacity)
@@ -125,7 +139,8 @@ class Sinkhorn(LinearRouter):
     what the gate wants; `expert_N` follows the plan. A plan's largest shares are only nearly even
     in number, so every capacity policy still has something to bound, and acts on the plan's choice.
 
-    The plan leaks in training alone: v depends on all tokens of the batch, later ones too.
+    The plan leaks in training alone: v depends on all tokens of the batch, later ones too. Training
+    a language model with it asks for `accept_leak`.
 
     Cost: one product of E rows a token and K experts; in training `iterations` passes over a T x E
     matrix. Choose it for BASE's balance at a small and fixed price, or with more experts a token;

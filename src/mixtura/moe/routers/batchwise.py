@@ -36,11 +36,18 @@ class BatchwiseConfig(RouterSpec):
         {"threshold": 0.01, "z": 0.0, "importance": 0.0}
     )
     refused_policies: ClassVar[Mapping[Policy, str]] = BUILT_IN_CAPACITY
+    causal_in_training: ClassVar[bool] = False
     kind: Literal["batchwise"] = "batchwise"
     mask: Literal["batchwise", "threshold"] = "batchwise"
     """which mask training uses; evaluation always uses the threshold"""
     most: int | None = Field(default=None, ge=1)
     """the most experts per token under the threshold; null: twice the layer's top_k"""
+    accept_leak: bool = False
+    """true lets a language model be trained with `mask: batchwise`, which reads later tokens"""
+
+    @property
+    def leaks_in_training(self) -> bool:
+        return self.mask == "batchwise" and not self.accept_leak
 
     def check(self, num_experts: int, top_k: int) -> None:
         if num_experts == 1:
@@ -71,7 +78,8 @@ class Batchwise(LinearRouter):
     whatever E. `mask: threshold` trains with M_threshold too, and T still learns from the batch.
 
     M_batchwise leaks in training alone: which experts a token gets depends on the other tokens of
-    the batch, later ones too. `mask: threshold`, and evaluation, look at the token alone.
+    the batch, later ones too. Training a language model with it asks for `accept_leak`.
+    `mask: threshold`, and evaluation, look at the token alone.
 
     Cost: one product of E rows a token; in training E selections of m among |X| and k |X| rows for
     the experts; in evaluation k experts on average, row buffers of `most`. Choose it to repeat

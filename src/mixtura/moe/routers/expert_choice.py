@@ -34,11 +34,12 @@ class ExpertChoiceConfig(RouterSpec):
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"z": 0.0, "importance": 0.0})
     refused_policies: ClassVar[Mapping[Policy, str]] = BUILT_IN_CAPACITY
     causal: ClassVar[bool] = False
+    causal_in_training: ClassVar[bool] = False
     kind: Literal["expert_choice"] = "expert_choice"
     scope: Literal["sequence", "batch"] = "sequence"
     """the tokens that an expert chooses among"""
     accept_leak: bool = False
-    """a language model is refused unless its owner says so that the leak is known"""
+    """true lets a language model have it, though it reads later tokens"""
 
     @property
     def leaks(self) -> bool:

@@ -54,6 +54,8 @@ class RouterSpec(Config):
     """capacity policies that mean nothing here, with the reason"""
     causal: ClassVar[bool] = True
     """False where a token's experts depend on later tokens, in evaluation too"""
+    causal_in_training: ClassVar[bool] = True
+    """False where they do so in training"""
     needs_ids: ClassVar[bool] = False
     """whether it reads token ids"""
     takes_gate_bias: ClassVar[bool] = False
@@ -69,8 +71,13 @@ class RouterSpec(Config):
 
     @property
     def leaks(self) -> bool:
-        """Whether a language model must refuse it: it is not causal, and nobody accepted that."""
+        """Whether a language model must refuse it: it is not causal, and no option accepts that."""
         return not self.causal
+
+    @property
+    def leaks_in_training(self) -> bool:
+        """Whether training a language model must be refused, for the same reason."""
+        return self.leaks
 
     def with_vocabulary(self, vocabulary: int) -> Self:
         """For a model of that many tokens; hash routers fill in what they were not told."""

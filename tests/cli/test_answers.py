@@ -3,11 +3,14 @@
 import io
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from mixtura.cli.answers import as_data, plural, show, summary
+from mixtura.data import ByteTokenizer
 from mixtura.engine.generate import Generation
+from mixtura.engine.logprobs import Likely, Logprobs
 
 RESULT = Generation("ab", (97, 98), 3, "length", prefill_seconds=1.0, decode_seconds=0.5)
 
@@ -46,7 +49,7 @@ def test_a_summary_says_why_it_ended() -> None:
 
 
 def test_data_holds_what_follows_too() -> None:
-    assert as_data(RESULT) == {
+    assert as_data(RESULT, ByteTokenizer()) == {
         "text": "ab",
         "tokens": (97, 98),
         "prompt_tokens": 3,
@@ -56,6 +59,13 @@ def test_data_holds_what_follows_too() -> None:
         "seconds": 1.5,
         "tokens_per_second": 2.0,
     }
+
+
+def test_a_log_probability_stands_beside_its_tokens_text() -> None:
+    told = Logprobs(97, -0.5, (Likely(98, -0.1),))
+    (place,) = as_data(replace(RESULT, logprobs=(told,)), ByteTokenizer())["logprobs"]
+    assert (place["token"], place["text"], place["logprob"]) == (97, "a", -0.5)
+    assert place["top"] == ({"token": 98, "text": "b", "logprob": -0.1},)
 
 
 @pytest.mark.parametrize(("count", "said"), [(0, "0 turns"), (1, "1 turn"), (2, "2 turns")])

@@ -13,7 +13,7 @@ from mixtura.data.byte_level import ByteLevelVocabulary, byte_level_tokenizer, s
 from mixtura.data.tokenizers import ByteTokenizer
 from mixtura.engine.conversation import Conversation, Turn
 from mixtura.engine.sampling import Sampling
-from mixtura.engine.script import script_for
+from mixtura.engine.script import Exchange, script_for
 from mixtura.errors import ConfigError
 from mixtura.models import Decoder, DecoderConfig, DecoderOutput
 
@@ -89,14 +89,13 @@ def test_a_blank_line_ends_an_answer(parrot: Decoder) -> None:
 def test_the_oldest_turns_are_forgotten_whole(parrot: Decoder) -> None:
     talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4)
     # Each turn is 1 + 1 + 4 + 2 = 8 tokens; a new one needs 2 + 4 = 6, which leaves 42: five turns.
-    forgotten = []
+    turns = []
     for letter in "abcdefgh":
-        turn = talk.say(letter)
-        said(turn)
-        forgotten.append(turn.forgotten)
-    assert forgotten == [0, 0, 0, 0, 0, 0, 1, 1]
+        turns.append(talk.say(letter))
+        said(turns[-1])
+    assert [turn.forgotten for turn in turns] == [0, 0, 0, 0, 0, 0, 1, 1]
     assert [turn.said for turn in talk.turns] == list("cdefgh")
-    assert talk.turns[-1].answer.result.prompt_tokens == 5 * 8 + 2
+    assert turns[-1].answer.result.prompt_tokens == 5 * 8 + 2
 
 
 def test_a_smaller_context_forgets_sooner(parrot: Decoder) -> None:
@@ -147,6 +146,32 @@ def test_reset_forgets(parrot: Decoder) -> None:
     turn = talk.say("c")
     said(turn)
     assert turn.answer.result.prompt_tokens == 2
+
+
+def test_again_answers_what_was_said_last(parrot: Decoder) -> None:
+    talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4)
+    with pytest.raises(ConfigError, match="nothing was said that could be answered anew"):
+        talk.again()
+    said(talk.say("ab"))
+    said(talk.say("c"))
+    turn = talk.again()
+    assert said(turn) == "yes!"
+    # The first turn's 9 tokens and "c\n", as if it had not been answered yet.
+    assert turn.answer.result.prompt_tokens == 11
+    assert [one.said for one in talk.turns] == ["ab", "c"]
+
+
+def test_restored_turns_are_read_and_forgotten_like_others(parrot: Decoder) -> None:
+    talk = Conversation(parrot, TOKENIZER, GREEDY, max_tokens=4)
+    talk.restore([Exchange("a" * 10, "b" * 10), Exchange("c", "yes!")])
+    turn = talk.say("d")
+    said(turn)
+    # 10 + 1 + 10 + 2 = 23, 8 and 2 are 33, within 48 - 4.
+    assert (turn.answer.result.prompt_tokens, turn.forgotten) == (33, 0)
+    turn = talk.say("e" * 12)
+    said(turn)
+    # 33 - 2 + 8 + 13 = 52 exceeds 44; without the first 29.
+    assert (turn.answer.result.prompt_tokens, turn.forgotten) == (29, 1)
 
 
 def test_what_no_context_holds_is_refused_and_forgets_nothing(parrot: Decoder) -> None:

@@ -10,6 +10,7 @@ from mixtura.data.tokenizers import ByteTokenizer
 from mixtura.engine.context import Context
 from mixtura.engine.generate import Writer, generate
 from mixtura.engine.sampling import Sampling
+from mixtura.engine.stopping import StopText
 from mixtura.errors import ConfigError, NonFiniteError
 from mixtura.models import Decoder
 from mixtura.moe import moe_layers
@@ -98,7 +99,7 @@ def test_each_end_has_its_reason(
 
 def test_a_stop_text_ends_the_answer_and_is_no_part_of_it(build: Callable[[str], Decoder]) -> None:
     writer = Writer(repeating(build("moe"), b"abcd"), TOKENIZER, GREEDY)
-    stream = writer.write(list(b"a"), 20, stop="da")
+    stream = writer.write(list(b"a"), 20, StopText(["da"]))
     assert ("".join(stream), stream.result.finish) == ("bc", "stop")
 
 

@@ -46,7 +46,7 @@ def test_one_text() -> None:
     prompt = script.prompt([Exchange("ab", "yes\n"), Exchange("c", "")], "d")
     # The end of an answer is a blank line, however many line breaks it ended with.
     assert ByteTokenizer().decode(prompt) == "ab\nyes\n\nc\n\nd\n"
-    assert (script.stop, script.ends) == ("\n\n", {256})
+    assert (script.stops, script.ends) == (("\n\n",), {256})
 
 
 def test_one_text_begins_as_the_model_asks() -> None:

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from mixtura.engine.stopping import StopText
 
 
-def shown(stop: str, pieces: list[str]) -> tuple[str, bool]:
-    """What came through, and whether the stop was met."""
-    filter_ = StopText(stop)
+def shown(stops: str | list[str], pieces: list[str]) -> tuple[str, bool]:
+    """What came through, and whether a stop was met."""
+    filter_ = StopText([stops] if isinstance(stops, str) else stops, opening=True)
     text = ""
     for piece in pieces:
         text += filter_.push(piece)
@@ -38,7 +38,7 @@ def test_a_blank_line_ends_an_answer(pieces: list[str], expected: tuple[str, boo
 
 
 def test_what_may_be_the_beginning_is_held_back() -> None:
-    stop = StopText("END")
+    stop = StopText(["END"])
     # "EN" may become "END"; with "X" it cannot any more.
     assert [stop.push(piece) for piece in ["one E", "N", "X", "E"]] == ["one ", "", "ENX", ""]
     assert stop.rest() == "E"
@@ -51,6 +51,39 @@ def test_a_stop_that_overlaps_itself_is_found() -> None:
 
 def test_no_stop_hands_everything_on() -> None:
     assert shown("", ["a", "\n\n", "b"]) == ("a\n\nb", False)
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [
+        # Both end at the same letter: the longer one goes.
+        (["b", "ab"], ("x", True)),
+        # "b" is whole before "abc" is.
+        (["abc", "b"], ("xa", True)),
+        (["z", "abd"], ("xabc", False)),
+        # An empty one never appears.
+        (["", "c"], ("xab", True)),
+    ],
+)
+def test_of_several_the_first_that_is_whole_ends_it(
+    stops: list[str], expected: tuple[str, bool]
+) -> None:
+    assert shown(stops, ["xabc"]) == shown(stops, list("xabc")) == expected
+
+
+def test_white_space_at_the_beginning_is_passed_over_only_where_asked() -> None:
+    stop = StopText(["\n"])
+    assert (stop.push("\na"), stop.met) == ("", True)
+
+
+@given(
+    st.lists(st.text("ab", max_size=4)), st.lists(st.text("ab", min_size=1, max_size=3), min_size=1)
+)
+def test_the_cut_of_the_pieces_does_not_matter_to_several(
+    pieces: list[str], stops: list[str]
+) -> None:
+    whole = "".join(pieces)
+    assert shown(stops, pieces) == shown(stops, list(whole)) == shown(stops, [whole])
 
 
 @given(st.lists(st.text("ab\n", max_size=4)), st.text("ab\n", min_size=1, max_size=3))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from mixtura.errors import MixturaError
 
 if TYPE_CHECKING:
+    from mixtura.data import Tokenizer
     from mixtura.engine.generate import FinishReason, Generation
 
 _ENDINGS: "dict[FinishReason, str]" = {
     "end": "the model ended its text",
-    "stop": "a blank line ended it",
     "max_tokens": "--max-tokens reached",
     "length": "the context is full",
     "interrupted": "interrupted",
@@ -59,21 +59,32 @@ def note(text: str) -> None:
     print(f"[{text}]", file=sys.stderr, flush=True)
 
 
-def summary(result: "Generation") -> str:
-    """How much, how fast, and why it ended."""
+def summary(result: "Generation", stop: str = "a stop text ended it") -> str:
+    """How much, how fast, and why it ended; `stop` says it where a text did."""
     count, first = plural(len(result.tokens), "token"), result.prefill_seconds
     speed = f"first after {first:.2f} s, then {result.tokens_per_second:.1f} tokens/s"
-    return f"{count}, {speed}, {_ENDINGS[result.finish]}"
+    ending = stop if result.finish == "stop" else _ENDINGS[result.finish]
+    return f"{count}, {speed}, {ending}"
 
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def as_data(result: "Generation") -> dict[str, Any]:
-    """For --json: what the result holds, and the numbers that follow from it."""
+def as_data(result: "Generation", tokenizer: "Tokenizer") -> dict[str, Any]:
+    """For --json: what the result holds, and the numbers that follow from it.
+
+    Beside each log probability stands its token's text.
+    """
+    held = asdict(result)
+    if result.logprobs is None:
+        del held["logprobs"]
+    else:
+        for place in held["logprobs"]:
+            for one in (place, *place["top"]):
+                one["text"] = tokenizer.decode([one["token"]])
     return {
-        **asdict(result),
+        **held,
         "seconds": result.seconds,
         "tokens_per_second": result.tokens_per_second,
     }

@@ -1,20 +1,16 @@
 """Arguments that several commands share."""
 
-import secrets
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from mixtura.engine.sampling import Sampling
 from mixtura.errors import CheckpointError
 from mixtura.interop.hub import is_hub_id
 
-DEFAULT = Sampling()
 
-
-def _at_least_one(given: int) -> int:
-    if given < 1:
+def at_least_one(given: int | None) -> int | None:
+    if given is not None and given < 1:
         raise typer.BadParameter(f"{given} must be 1 or more")
     return given
 
@@ -38,23 +34,6 @@ DType = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="Make the last line of the output one JSON object.")
 ]
-Temperature = Annotated[
-    float,
-    typer.Option(help="Lower is safer, higher is wilder; 0 always takes the likeliest token."),
-]
-TopP = Annotated[
-    float,
-    typer.Option(help="Draw from the fewest tokens whose probabilities reach this; 1: from all."),
-]
-TopK = Annotated[int, typer.Option(help="Draw from this many of the likeliest tokens; 0: all.")]
-Seed = Annotated[
-    int | None,
-    typer.Option(help="The same seed gives the same text; drawn and shown if left out."),
-]
-MaxTokens = Annotated[
-    int,
-    typer.Option(help="Stop an answer after this many tokens.", callback=_at_least_one),
-]
 KV = Annotated[
     Literal["bf16", "int8"] | None,
     typer.Option(
@@ -62,17 +41,6 @@ KV = Annotated[
         "[default: bf16 for a packed model, else as the model computes]"
     ),
 ]
-
-
-def sampling_of(temperature: float, top_p: float, top_k: int, seed: int | None) -> Sampling:
-    """Raises ConfigError where a value is out of bounds."""
-    tree = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": secrets.randbelow(2**31) if seed is None else seed,
-    }
-    return Sampling.parse(tree, "sampling")
 
 
 def check_run(run: Path) -> None:

@@ -1,37 +1,33 @@
 """`mixtura chat`: turn by turn."""
 
 import json
-import re
-import sys
-from collections.abc import Iterator
-from contextlib import suppress
-from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixtura.cli.answers import as_data, note, plural, show, summary
-from mixtura.cli.arguments import (
-    DEFAULT,
-    KV,
-    AsJson,
-    DType,
+from mixtura.cli.answers import as_data, note
+from mixtura.cli.arguments import KV, AsJson, DType, Model, check_model
+from mixtura.cli.chat_session import Session
+from mixtura.cli.line_editor import LineEditor
+from mixtura.cli.opening import opened
+from mixtura.cli.sampling_options import (
+    FrequencyPenalty,
+    LogitBias,
     MaxTokens,
-    Model,
+    MinP,
+    PresencePenalty,
+    RepetitionPenalty,
     Seed,
     Temperature,
     TopK,
     TopP,
-    check_model,
-    sampling_of,
+    given_sampling,
 )
 from mixtura.cli.verification import Verify, checked
-from mixtura.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from mixtura.engine.conversation import Conversation, Turn
-
-COMMAND = re.compile(r"/[a-z]+")
+    from mixtura.data import Tokenizer
+    from mixtura.engine.conversation import Turn
 
 
 def chat(
@@ -40,10 +36,15 @@ def chat(
         str,
         typer.Option(help="What a model with a chat template is told before the first turn."),
     ] = "",
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = DEFAULT.temperature,
-    top_p: TopP = DEFAULT.top_p,
-    top_k: TopK = DEFAULT.top_k,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    frequency_penalty: FrequencyPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    logit_bias: LogitBias = None,
     seed: Seed = None,
     dtype: DType = None,
     context: Annotated[
@@ -53,6 +54,13 @@ def chat(
         ),
     ] = None,
     kv: KV = None,
+    history: Annotated[
+        bool,
+        typer.Option(
+            "--history/--no-history",
+            help="On a terminal, keep what you type for the arrow keys of the next chat.",
+        ),
+    ] = True,
     verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,81 +74,52 @@ def chat(
     whole, and a line says so. After each answer a line says when its first token came, and how fast
     the others did.
 
-    /reset forgets everything, /quit leaves. Ctrl-C stops an answer, which stays as far as it
-    went; at the prompt it leaves, as does Ctrl-D.
+    /system TEXT tells a model with roles how to answer, /regenerate answers once more, /save FILE
+    and /load FILE keep a chat, /reset forgets everything, /quit leaves, /help says it again. Ctrl-C
+    stops an answer, which stays as far as it went; at the prompt it leaves, as does Ctrl-D. A line
+    that ends with a backslash goes on in the next one; \"\"\" begins lines that end with another.
+
+    What is typed on a terminal is kept for its line editor, up to 1000 lines that you alone can
+    read, in the user's state folder (or MIXTURA_STATE).
 
     \b
       mixtura chat runs/first
       mixtura chat runs/first --temperature 0.6 --top-p 0.9 --seed 7
       printf 'import os\\nclass A:\\n' | mixtura chat runs/first --json
     """
-    sampling = sampling_of(temperature, top_p, top_k, seed)
+    given = given_sampling(
+        max_tokens,
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        repetition_penalty,
+        frequency_penalty,
+        presence_penalty,
+        logit_bias,
+        seed,
+    )
     check_model(model)
     from mixtura.engine.conversation import Conversation
-    from mixtura.train import choose_view
-    from mixtura.train.opening import open_model
 
-    with choose_view() as view:
-        loaded = open_model(model, dtype, progress=view.preparing, wait=verify)
-    for remark in loaded.remarks:
-        note(remark)
+    loaded = opened(model, dtype, verify=verify)
+    settled = given.under(loaded.defaults)
+    sampling = settled.sampling
     conversation = Conversation(
-        loaded.decoder, loaded.tokenizer, sampling, max_tokens, system, context, kv
+        loaded.decoder, loaded.tokenizer, sampling, settled.max_tokens, system, context, kv
     )
-    _prepare_input()
-    note(f"{model}, seed {sampling.seed}; /reset forgets, /quit leaves, Ctrl-C stops an answer")
-    with checked(loaded.check, verify=verify):
-        turns = list(loaded.check.watch(_turns(conversation)))
+    editor = LineEditor(keeps=history)
+    note(f"{model}, seed {sampling.seed}; /help says what there is, /quit leaves")
+    try:
+        with checked(loaded.check, verify=verify):
+            turns = list(loaded.check.watch(Session(conversation, editor, model).turns()))
+    finally:
+        editor.close()
     if as_json:
-        print(json.dumps({"turns": [_turn_data(turn) for turn in turns], **sampling.model_dump()}))
+        told = [_turn_data(turn, loaded.tokenizer) for turn in turns]
+        print(json.dumps({"turns": told, **sampling.model_dump()}))
 
 
-def _turns(conversation: "Conversation") -> "Iterator[Turn]":
-    """Each turn once its answer has been shown, until somebody leaves."""
-    while (said := _listen()) is not None:
-        if said == "/reset":
-            conversation.reset()
-            note("forgot everything")
-        elif COMMAND.fullmatch(said):
-            note(f"{said} is no command; there are /reset and /quit")
-        elif said.strip():
-            yield from _answered(conversation, said)
-
-
-def _answered(conversation: "Conversation", said: str) -> "Iterator[Turn]":
-    """The turn; none where what was said cannot be read."""
-    try:
-        turn = conversation.say(said)
-    except (ConfigError, DataError) as error:
-        note(str(error))
-        return
-    if turn.forgotten:
-        note(f"the context is full: forgot {plural(turn.forgotten, 'turn')} from its beginning")
-    show(turn.answer)
-    note(summary(turn.answer.result))
-    yield turn
-
-
-def _turn_data(turn: "Turn") -> dict[str, Any]:
-    return {"said": turn.said, "forgotten": turn.forgotten, **as_data(turn.answer.result)}
-
-
-def _prepare_input() -> None:
-    # Bytes that are no text are refused by the tokenizer, as one turn, and not by Python.
-    if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
-    with suppress(ImportError):
-        # Once it is imported, input() has line editing and a history.
-        import readline  # noqa: F401
-
-
-def _listen() -> str | None:
-    """The next line; None where somebody leaves."""
-    interactive = sys.stdin.isatty()
-    try:
-        said = input("> " if interactive else "")
-    except (EOFError, KeyboardInterrupt):
-        if interactive:
-            print()
-        return None
-    return None if said == "/quit" else said
+def _turn_data(turn: "Turn", tokenizer: "Tokenizer") -> dict[str, Any]:
+    result = as_data(turn.answer.result, tokenizer)
+    return {"said": turn.said, "forgotten": turn.forgotten, **result}

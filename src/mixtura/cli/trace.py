@@ -8,6 +8,7 @@ import typer
 
 from mixtura.cli.answers import note, plural
 from mixtura.cli.arguments import AsJson, DType, Model, check_model
+from mixtura.cli.opening import opened
 from mixtura.cli.verification import Verify, note_unchecked
 from mixtura.errors import ConfigError, DataError
 
@@ -63,12 +64,8 @@ def trace(
     from mixtura.insight.tracing import digest_of, trace_texts
     from mixtura.models.tracing import trace_meta
     from mixtura.train import choose_view
-    from mixtura.train.opening import open_model
 
-    with choose_view() as view:
-        loaded = open_model(model, dtype, progress=view.preparing, wait=verify)
-    for remark in loaded.remarks:
-        note(remark)
+    loaded = opened(model, dtype, verify=verify)
     if verify:
         note_unchecked(loaded.check.unchecked)
     meta = trace_meta(

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from mixtura.engine.choosing import Chooser, choose
 from mixtura.engine.generate import FinishReason
 from mixtura.engine.kv_cache import check_length
+from mixtura.engine.logprobs import Logprobs, check_count, logprobs_of
 from mixtura.engine.runner import CHUNK, Runner
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import ConfigError
@@ -31,6 +33,10 @@ class Running:
     """the answer so far, without the token that ended it"""
     finish: FinishReason | None = None
     """why it ended; None while it runs"""
+    num_logprobs: int | None = None
+    """how many of the likeliest tokens to tell of at each place; None: nothing"""
+    logprobs: list[Logprobs] = field(default_factory=list)
+    """of each of `tokens`, where they were asked for"""
     chunks_read: int = 0
     """tokens of the prompt that were read before its last chunk"""
 
@@ -74,6 +80,7 @@ class Batch:
         sampling: Sampling,
         max_tokens: int,
         ends: frozenset[int] = frozenset(),
+        logprobs: int | None = None,
     ) -> Running:
         """A sequence that goes on from `prompt` until one of `ends`, or `max_tokens`.
 
@@ -81,6 +88,8 @@ class Batch:
         or longer than the context, and tokens that the model does not know.
         """
         plan = self.runner.plan
+        check_count(logprobs)
+        sampling.check_vocabulary(self.runner.decoder.config.vocabulary)
         if max_tokens < 1:
             raise ConfigError(f"max_tokens={max_tokens} must be 1 or more; ask for some text")
         if not prompt:
@@ -94,7 +103,9 @@ class Batch:
             )
         slot = self._free.pop()
         self.runner.expect(slot, len(prompt))
-        one = Running(tuple(prompt), Chooser(sampling), max_tokens, ends, slot)
+        answer: list[int] = []
+        chooser = Chooser(sampling, prompt, answer)
+        one = Running(tuple(prompt), chooser, max_tokens, ends, slot, answer, num_logprobs=logprobs)
         self.running.append(one)
         return one
 
@@ -144,14 +155,18 @@ class Batch:
         for part in parts:
             if not part.of.answers:
                 part.of.chunks_read += len(part.tokens)
-        for one, token in zip(moved, tokens, strict=True):
-            self._take(one, token)
+        for row, (one, token) in enumerate(zip(moved, tokens, strict=True)):
+            self._take(one, token, logits_NV[row])
         return moved
 
-    def _take(self, one: Running, token: int) -> None:
+    def _take(self, one: Running, token: int, logits_V: Tensor) -> None:
         if token in one.ends:
             self._end(one, "end")
             return
+        if one.num_logprobs is not None:
+            # As long as the tokens, should an earlier step have been interrupted in between.
+            del one.logprobs[len(one.tokens) :]
+            one.logprobs.append(logprobs_of(logits_V, token, one.num_logprobs))
         one.tokens.append(token)
         if len(one.tokens) == one.max_tokens:
             self._end(one, "max_tokens")

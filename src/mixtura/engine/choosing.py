@@ -9,28 +9,50 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from mixtura.engine.penalties import penalised, penalises
 from mixtura.engine.sampling import Sampling, check_finite, draw
 from mixtura.kernels.native import native
 
 
 class Chooser:
-    """How one sequence draws: its generator is its own, so its tokens are the same in any batch."""
+    """How one sequence draws: its generator is its own, so its tokens are the same in any batch.
 
-    def __init__(self, sampling: Sampling) -> None:
+    Penalties look at `prompt` and at `answer`, to which its owner appends each token.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int] = (),
+        answer: Sequence[int] = (),
+        generator: Generator | None = None,
+    ) -> None:
         self.sampling = sampling
         # On the CPU, so that a seed means the same text on every device.
-        self.generator = Generator().manual_seed(sampling.seed)
+        self.generator = generator or Generator().manual_seed(sampling.seed)
+        self.penalises = penalises(sampling)
+        self._answer = answer
+        # Made a tensor once: it may be long, and stays as it is.
+        self._prompt_N = torch.tensor(prompt if self.penalises else (), dtype=torch.int64)
 
     @property
     def way(self) -> Literal["greedy", "at once", "one by one"]:
         if self.sampling.temperature == 0:
             return "greedy"
-        every_token = self.sampling.top_k == 0 and self.sampling.top_p == 1
-        return "at once" if every_token else "one by one"
+        narrowing = (self.sampling.top_k, self.sampling.top_p, self.sampling.min_p)
+        return "at once" if narrowing == (0, 1, 0) else "one by one"
+
+    def penalised(self, logits_V: Tensor) -> Tensor:
+        return penalised(logits_V, self.sampling, self._prompt_N, self._answer)
 
 
 def choose(logits_NV: Tensor, choosers: Sequence[Chooser]) -> list[int]:
-    """As `sample` for each by itself. Raises NonFiniteError."""
+    """As `sample` of its penalised logits for each by itself. Raises NonFiniteError."""
+    if any(chooser.penalises for chooser in choosers):
+        rows = zip(logits_NV, choosers, strict=True)
+        logits_NV = torch.stack(
+            [one.penalised(logits_V) if one.penalises else logits_V for logits_V, one in rows]
+        )
     ways = [chooser.way for chooser in choosers]
     if logits_NV.dtype != torch.float32 or native() is None:
         ways = ["one by one" if way == "at once" else way for way in ways]

@@ -1,5 +1,6 @@
 """Talking with a model, turn by turn, as far as its context goes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixtura.data import Tokenizer
@@ -7,6 +8,8 @@ from mixtura.engine.generate import Stream, Writer
 from mixtura.engine.kv_cache import KVKind
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.script import Exchange, script_for
+from mixtura.engine.stopping import StopText
+from mixtura.errors import ConfigError, MixturaError
 from mixtura.models import LanguageModel
 
 # A model made for 128k positions would take gigabytes for a chat that rarely needs them.
@@ -21,6 +24,11 @@ class Turn:
     answer: Stream
     forgotten: int
     """how many of the oldest turns had to go to make room for this one"""
+
+    @property
+    def exchange(self) -> Exchange:
+        """As far as the answer came."""
+        return Exchange(self.said, self.answer.result.text)
 
 
 class Conversation:
@@ -41,11 +49,28 @@ class Conversation:
         context: int | None = None,
         kv: KVKind | None = None,
     ) -> None:
-        self._script = script_for(tokenizer, system)
+        self._tokenizer = tokenizer
+        self.system = system
         size = min(decoder.config.context, USUAL_CONTEXT) if context is None else context
         self._writer = Writer(decoder, tokenizer, sampling, size, kv)
         self._max_tokens = max_tokens
-        self.turns: list[Turn] = []
+        self._past: list[Exchange] = []
+        self._newest: Turn | None = None
+
+    @property
+    def turns(self) -> list[Exchange]:
+        """What was said and answered, as far as it is remembered."""
+        return self._past + ([] if self._newest is None else [self._newest.exchange])
+
+    @property
+    def system(self) -> str:
+        return self._system
+
+    @system.setter
+    def system(self, text: str) -> None:
+        """From the next turn on. Raises ConfigError where the model knows no roles."""
+        self._script = script_for(self._tokenizer, text)
+        self._system = text
 
     def say(self, said: str) -> Turn:
         """The next turn; the answer before it must have ended. ConfigError if it fits no context.
@@ -54,7 +79,7 @@ class Conversation:
         """
         capacity = self._writer.context.capacity
         room = capacity - min(self._max_tokens, capacity // 2)
-        past = [Exchange(turn.said, turn.answer.result.text) for turn in self.turns]
+        past = self.turns
         forgotten = 0
         prompt = self._script.prompt(past, said)
         while len(prompt) > room and forgotten < len(past):
@@ -62,12 +87,31 @@ class Conversation:
             prompt = self._script.prompt(past[forgotten:], said)
         script = self._script
         answer = self._writer.write(
-            prompt, self._max_tokens, script.stop, script.ends, continues=script.continues
+            prompt,
+            self._max_tokens,
+            StopText(script.stops, opening=True),
+            script.ends,
+            continues=script.continues,
         )
-        turn = Turn(said, answer, forgotten)
-        self.turns = [*self.turns[forgotten:], turn]
-        return turn
+        self._past, self._newest = past[forgotten:], Turn(said, answer, forgotten)
+        return self._newest
+
+    def again(self) -> Turn:
+        """What was said last, answered anew. Raises ConfigError where nothing was said."""
+        before = self.turns
+        if not before:
+            raise ConfigError("nothing was said that could be answered anew; say something first")
+        self.restore(before[:-1])
+        try:
+            return self.say(before[-1].said)
+        except MixturaError:
+            self.restore(before)
+            raise
+
+    def restore(self, turns: Sequence[Exchange]) -> None:
+        """Remember these turns and no others."""
+        self._past, self._newest = list(turns), None
 
     def reset(self) -> None:
         """Forget everything that was said."""
-        self.turns = []
+        self.restore([])

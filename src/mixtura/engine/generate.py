@@ -11,10 +11,13 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from mixtura.data import TextStream, Tokenizer
+from mixtura.data import Tokenizer
+from mixtura.engine.answer_text import AnswerText
+from mixtura.engine.choosing import Chooser, choose
 from mixtura.engine.context import Context
 from mixtura.engine.kv_cache import KVKind
-from mixtura.engine.sampling import Sampling, sample
+from mixtura.engine.logprobs import Logprobs, check_count, logprobs_of
+from mixtura.engine.sampling import Sampling
 from mixtura.engine.stopping import StopText
 from mixtura.errors import ConfigError
 from mixtura.models import LanguageModel
@@ -37,6 +40,8 @@ class Generation:
     """until the first token's logits were there: the time to first token, loading aside"""
     decode_seconds: float
     """for everything after; the listener's own time is not counted"""
+    logprobs: tuple[Logprobs, ...] | None = None
+    """of each of `tokens`, where they were asked for"""
 
     @property
     def seconds(self) -> float:
@@ -57,18 +62,27 @@ def generate(
     max_tokens: int,
     context: int | None = None,
     kv: KVKind | None = None,
+    *,
+    stops: Sequence[str] = (),
+    logprobs: int | None = None,
 ) -> "Stream":
     """Continue `prompt`; iterate over what comes back for the text, then see its `result`.
 
     An empty prompt begins a new document. The cache has `context` positions, by default as many as
-    the prompt and `max_tokens` need, and stores them as `kv` says (see `Context`). Raises
-    ConfigError for a model that is no decoder, and where the prompt exceeds the context; the answer
-    ends, with finish "length", where it has filled the context.
+    the prompt and `max_tokens` need, and stores them as `kv` says (see `Context`). One of `stops`
+    ends the answer and is no part of it; `logprobs` are the likeliest tokens to tell of at each
+    place. Raises ConfigError for a model that is no decoder, and where the prompt exceeds the
+    context; the answer ends, with finish "length", where it has filled the context.
     """
-    tokens = [*tokenizer.begin, *tokenizer.encode(prompt)] or [tokenizer.end_of_document]
+    tokens = prompt_tokens(tokenizer, prompt)
     needed = min(len(tokens) + max(max_tokens, 1), decoder.config.context)
     writer = Writer(decoder, tokenizer, sampling, needed if context is None else context, kv)
-    return writer.write(tokens, max_tokens)
+    return writer.write(tokens, max_tokens, StopText(stops), logprobs=logprobs)
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """At least one: an empty prompt begins a new document."""
+    return [*tokenizer.begin, *tokenizer.encode(prompt)] or [tokenizer.end_of_document]
 
 
 class Writer:
@@ -82,6 +96,7 @@ class Writer:
         context: int | None = None,
         kv: KVKind | None = None,
     ) -> None:
+        sampling.check_vocabulary(decoder.config.vocabulary)
         self.context = Context(decoder, capacity=context, kv=kv)
         self.tokenizer, self.sampling = tokenizer, sampling
         # On the CPU, so that a seed means the same text on every device.
@@ -91,9 +106,10 @@ class Writer:
         self,
         prompt: Sequence[int],
         max_tokens: int,
-        stop: str = "",
+        stop: StopText | None = None,
         ends: frozenset[int] | None = None,
         continues: bool = True,
+        logprobs: int | None = None,
     ) -> "Stream":
         """Continue the tokens until `stop` or one of `ends` appears, neither part of the answer.
 
@@ -101,12 +117,15 @@ class Writer:
         keeps a space that it begins with; one that does not is a text of its own. The stream reads
         through this writer's context: end it before the next one begins.
         """
+        check_count(logprobs)
         if max_tokens < 1:
             raise ConfigError(f"max_tokens={max_tokens} must be 1 or more; ask for some text")
         self.context.check("the prompt", len(prompt))
         ends = self.tokenizer.ends if ends is None else ends
-        text = self.tokenizer.stream(after=prompt if continues else ())
-        return Stream(self, prompt, max_tokens, StopText(stop), ends, text)
+        text = AnswerText(
+            self.tokenizer.stream(after=prompt if continues else ()), stop or StopText()
+        )
+        return Stream(self, prompt, max_tokens, text, ends, logprobs)
 
 
 class Stream:
@@ -120,14 +139,16 @@ class Stream:
         writer: Writer,
         prompt: Sequence[int],
         max_tokens: int,
-        stop: StopText,
+        text: AnswerText,
         ends: frozenset[int],
-        decoded: TextStream,
+        logprobs: int | None,
     ) -> None:
         self._writer, self._prompt, self._max_tokens = writer, prompt, max_tokens
-        self._stop, self._ends, self._decoded = stop, ends, decoded
+        self._decoded, self._ends, self._num_logprobs = text, ends, logprobs
         self._text: list[str] = []
         self._tokens: list[int] = []
+        self._logprobs: list[Logprobs] = []
+        self._chooser = Chooser(writer.sampling, prompt, self._tokens, writer.generator)
         self._finish: FinishReason = "interrupted"
         self._prefill_seconds = self._decode_seconds = 0.0
         self._pieces = self._run()
@@ -149,6 +170,7 @@ class Stream:
             self._finish,
             self._prefill_seconds,
             self._decode_seconds,
+            None if self._num_logprobs is None else tuple(self._logprobs),
         )
 
     def _run(self) -> Iterator[str]:
@@ -157,25 +179,27 @@ class Stream:
         self._prefill_seconds = perf_counter() - began
         text = self._decoded
         for token in self._draw(logits_V):
-            if piece := self._stop.push(text.push(token)):
+            if piece := text.push(token):
                 yield piece
-            if self._stop.met:
+            if text.stopped:
                 self._finish = "stop"
                 return
-        if piece := self._stop.push(text.finish()) + self._stop.rest():
+        if piece := text.finish():
             yield piece
 
     def _draw(self, logits_V: Tensor) -> Iterator[int]:
-        writer, context = self._writer, self._writer.context
+        context = self._writer.context
         while True:
             began = perf_counter()
             if self._tokens:
                 logits_V = context.read(self._tokens[-1:])
-            token = int(sample(logits_V, writer.sampling, writer.generator))
+            (token,) = choose(logits_V[None], [self._chooser])
             self._decode_seconds += perf_counter() - began
             if token in self._ends:
                 self._finish = "end"
                 return
+            if self._num_logprobs is not None:
+                self._logprobs.append(logprobs_of(logits_V, token, self._num_logprobs))
             self._tokens.append(token)
             yield token
             if len(self._tokens) == self._max_tokens:

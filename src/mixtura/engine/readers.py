@@ -84,11 +84,11 @@ def reader_for(model: LanguageModel, capacity: int | None, kv: KVKind | None) ->
     decoder = as_decoder(model)
     capacity = decoder.config.context if capacity is None else capacity
     check_context(capacity, decoder.config)
-    if kv is not None or _packed(decoder):
+    if kv is not None or has_packed_weights(decoder):
         return OneSlot(Runner.of(decoder, 1, capacity, kv or "bf16"))
     return WholeModel(decoder, capacity)
 
 
-def _packed(decoder: Decoder) -> bool:
+def has_packed_weights(decoder: Decoder) -> bool:
     """Whether its projections are computed from packed weights."""
     return any(isinstance(module, PackedLinear) for module in decoder.modules())

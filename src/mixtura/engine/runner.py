@@ -139,19 +139,27 @@ def as_decoder(model: LanguageModel) -> Decoder:
     return model
 
 
-def _check_model(decoder: Decoder) -> None:
+def why_alone(decoder: Decoder) -> str | None:
+    """Why the engine has no batch for this decoder; None where it has one."""
     devices = {tensor.device.type for tensor in decoder.parameters()} - {"cpu"}
     if devices:
-        raise ConfigError(
+        return (
             f"the engine's cache lies in the CPU's memory, and this model on {min(devices)}; "
             "move it with .to('cpu')"
         )
     router = None if decoder.config.moe is None else decoder.config.moe.router
     if router is not None and not router.causal:
-        raise ConfigError(
+        return (
             f"router kind={router.name} chooses by other tokens too, so sequences would depend on "
             "their neighbours; generate with one at a time, through Context"
         )
+    return None
+
+
+def _check_model(decoder: Decoder) -> None:
+    reason = why_alone(decoder)
+    if reason is not None:
+        raise ConfigError(reason)
 
 
 def _steps_of(decoder: Decoder, kept: Cache, angles: AngleTables, fused: bool | None) -> Steps:

@@ -1,15 +1,21 @@
-"""From logits to a token: temperature, then top-k, then top-p.
+"""From logits to a token, in the order that transformers has.
+
+1. `logit_bias` is added.
+2. The repetition penalty, then the frequency and presence penalties (penalties.py).
+3. The temperature divides.
+4. top-k, then top-p, then min-p rule tokens out; each looks at what the one before it left.
 
 B sequences, V vocabulary.
 """
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
 from mixtura.config import Config
-from mixtura.errors import NonFiniteError
+from mixtura.errors import ConfigError, NonFiniteError
 
 # Only for annotations: the functions below need no more than the tensors they are given.
 if TYPE_CHECKING:
@@ -17,6 +23,12 @@ if TYPE_CHECKING:
 
 # In how many of the likeliest tokens a nucleus lies, as a rule; to sort them all costs much more.
 _FEW = 256
+
+
+# Logits times the largest stay finite in fp32, or an error would blame the weights.
+_LEAST_PENALTY, _MOST_PENALTY = 0.01, 100.0
+# OpenAI's own bounds.
+_MOST_ADDED, _MOST_BIAS = 2.0, 100.0
 
 
 class Sampling(Config):
@@ -27,10 +39,23 @@ class Sampling(Config):
     """draw from the k likeliest tokens only; 0 for all"""
     top_p: float = 1.0
     """draw from the fewest likeliest tokens whose probabilities reach p; 1 for all"""
+    min_p: float = 0.0
+    """draw from tokens with at least this share of the likeliest one's probability; 0 for all
+    (arXiv 2407.01082)"""
+    repetition_penalty: float = 1.0
+    """divides the logit of a token that the prompt or the answer holds, or multiplies it where it
+    is below 0; 1 for none (CTRL, arXiv 1909.05858, as transformers has it)"""
+    frequency_penalty: float = 0.0
+    """taken off a logit for each time that the answer has the token (OpenAI)"""
+    presence_penalty: float = 0.0
+    """taken off a logit once where the answer has the token (OpenAI)"""
+    logit_bias: Mapping[int, float] = {}
+    """added to the logit of a token, by its number"""
     seed: int = 0
 
     @model_validator(mode="after")
     def _in_bounds(self) -> Self:
+        # A comparison with NaN is false, so each says what holds.
         if not 0 <= self.temperature < math.inf:
             raise ValueError(
                 f"temperature={self.temperature} must be 0 or more; 0 takes the likeliest token"
@@ -39,9 +64,41 @@ class Sampling(Config):
             raise ValueError(f"top_k={self.top_k} must be 0 or more; 0 keeps every token")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p={self.min_p} must lie in 0..1; 0 keeps every token")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} must lie in 0..2^63-1; choose another")
         return self
+
+    @model_validator(mode="after")
+    def _penalties_in_bounds(self) -> Self:
+        if not _LEAST_PENALTY <= self.repetition_penalty <= _MOST_PENALTY:
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty} must lie in "
+                f"{_LEAST_PENALTY}..{_MOST_PENALTY:g}; 1 is none"
+            )
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            if not abs(value) <= _MOST_ADDED:
+                raise ValueError(
+                    f"{name}={value} must lie in -{_MOST_ADDED:g}..{_MOST_ADDED:g}; 0 is none"
+                )
+        for token, bias in self.logit_bias.items():
+            if token < 0 or not abs(bias) <= _MOST_BIAS:
+                raise ValueError(
+                    f"logit_bias of token {token} is {bias}; expected a token from 0 on, and "
+                    f"a bias in -{_MOST_BIAS:g}..{_MOST_BIAS:g}"
+                )
+        return self
+
+    def check_vocabulary(self, vocabulary: int) -> None:
+        """Raises ConfigError for a bias of a token that the model has not."""
+        beyond = [token for token in self.logit_bias if token >= vocabulary]
+        if beyond:
+            raise ConfigError(
+                f"logit_bias of token {beyond[0]}: it must lie in 0..{vocabulary - 1}, the "
+                "model's vocabulary"
+            )
 
 
 def sample(logits_BV: "Tensor", sampling: Sampling, generator: "Generator") -> "Tensor":
@@ -89,7 +146,16 @@ def probabilities(logits_BV: "Tensor", sampling: Sampling) -> "Tensor":
         logits_BV = logits_BV.new_full(logits_BV.shape, -math.inf)
         logits_BV = logits_BV.scatter(-1, best.indices, best.values)
     probs_BV = logits_BV.softmax(-1)
-    return _nucleus(probs_BV, sampling.top_p) if sampling.top_p < 1 else probs_BV
+    if sampling.top_p < 1:
+        probs_BV = _nucleus(probs_BV, sampling.top_p)
+    return _not_far_below(probs_BV, sampling.min_p) if sampling.min_p > 0 else probs_BV
+
+
+def _not_far_below(probs_BV: "Tensor", min_p: float) -> "Tensor":
+    """A token stays that has `min_p` of the likeliest one's probability."""
+    least_B1 = min_p * probs_BV.amax(-1, keepdim=True)
+    kept_BV = probs_BV.masked_fill(probs_BV < least_B1, 0)
+    return kept_BV / kept_BV.sum(-1, keepdim=True)
 
 
 def _nucleus(probs_BV: "Tensor", top_p: float) -> "Tensor":

@@ -28,8 +28,8 @@ class Exchange(NamedTuple):
 class Script(ABC):
     """What is read before an answer, and what ends one."""
 
-    stop: str
-    """text that ends an answer; empty for none"""
+    stops: tuple[str, ...]
+    """texts that end an answer"""
     ends: frozenset[int]
     """tokens that end an answer"""
     continues: bool
@@ -62,7 +62,7 @@ class PlainText(Script):
     answer.
     """
 
-    stop = BLANK_LINE
+    stops = (BLANK_LINE,)
     continues = True
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -85,7 +85,7 @@ class Roles(Script):
     where a speaker did: nobody ends a turn by writing that it ended.
     """
 
-    stop = ""
+    stops = ()
     continues = False
 
     def __init__(self, tokenizer: CheckpointTokenizer, template: str, system: str = "") -> None:

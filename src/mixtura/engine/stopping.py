@@ -1,22 +1,25 @@
 """Text that ends an answer."""
 
+from collections.abc import Sequence
+
 
 class StopText:
-    """Hands text on until `stop` appears, which is kept back; an empty `stop` never appears.
+    """Hands text on until one of `stops` appears, which is kept back.
 
-    White space at the very beginning is handed on unseen, so that an answer may open with a blank
-    line even where a blank line ends it.
+    The one that is complete first ends it; of two that end at the same letter the longer. With
+    `opening`, white space at the very beginning is handed on unseen, so that an answer may open
+    with a blank line even where a blank line ends it.
     """
 
-    def __init__(self, stop: str) -> None:
-        self.stop = stop
+    def __init__(self, stops: Sequence[str] = (), *, opening: bool = False) -> None:
+        self.stops = [stop for stop in stops if stop]
         self.held = ""
-        self.begun = False
+        self.begun = not opening
         self.met = False
 
     def push(self, piece: str) -> str:
         """The text that is now sure to be part of the answer."""
-        if not self.stop:
+        if not self.stops:
             return piece
         opening = ""
         if not self.begun:
@@ -24,11 +27,12 @@ class StopText:
             piece = piece[len(opening) :]
             self.begun = bool(piece)
         text = self.held + piece
-        before, found, _ = text.partition(self.stop)
+        found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
         if found:
+            _, begin = min(found)
             self.met, self.held = True, ""
-            return opening + before
-        sure = len(text) - self._possible_beginning(text)
+            return opening + text[:begin]
+        sure = len(text) - max(_beginning(stop, text) for stop in self.stops)
         self.held = text[sure:]
         return opening + text[:sure]
 
@@ -37,7 +41,8 @@ class StopText:
         held, self.held = self.held, ""
         return held
 
-    def _possible_beginning(self, text: str) -> int:
-        """Length of the longest end of `text` with which `stop` begins."""
-        longest = min(len(text), len(self.stop) - 1)
-        return next((n for n in range(longest, 0, -1) if text.endswith(self.stop[:n])), 0)
+
+def _beginning(stop: str, text: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

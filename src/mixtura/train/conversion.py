@@ -8,8 +8,10 @@ from typing import Any
 
 from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.data.exported_tokenizer import as_checkpoint
+from mixtura.engine.model_defaults import FILE as GENERATION
 from mixtura.errors import ConfigError
 from mixtura.files import atomic_text
+from mixtura.interop.hf_folder import read_json
 from mixtura.interop.hub import folder_of
 from mixtura.interop.loading import load_source
 from mixtura.interop.packed_source import PackedSource
@@ -126,9 +128,14 @@ def first_family(config: DecoderConfig, among: Iterable[str] = FAMILIES) -> Fami
     raise AssertionError("the line before raises")
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """As transformers' AutoTokenizer reads it, and where an answer ends."""
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, like: Path | None = None) -> None:
+    """As transformers' AutoTokenizer reads it, and where an answer ends.
+
+    What the model in the folder `like` says of generation is carried over.
+    """
     as_checkpoint(tokenizer).save(folder)
     ends = sorted(tokenizer.ends)
-    generation = {"eos_token_id": ends if len(ends) > 1 else ends[0]}
-    atomic_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    own = None if like is None else like / GENERATION
+    stated = read_json(own, "how its model generates") if own and own.is_file() else {}
+    generation = {**stated, "eos_token_id": ends if len(ends) > 1 else ends[0]}
+    atomic_text(folder / GENERATION, json.dumps(generation, indent=2) + "\n")

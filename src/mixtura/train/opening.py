@@ -1,6 +1,6 @@
 """Any model that can be talked with: a run of ours, a checkpoint of others', a hub id."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +8,7 @@ import torch
 
 from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.data.prepare import Progress, silent
+from mixtura.engine.model_defaults import ModelDefaults
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.integrity import Check
 from mixtura.interop.hub import folder_of
@@ -49,6 +50,8 @@ class OpenModel:
     """what a user should know of how it was opened"""
     lease: Lease | None = None
     """of packed weights in the user's cache: as long as it lives, they are not removed"""
+    defaults: ModelDefaults = field(default_factory=ModelDefaults)
+    """how its own generation_config.json has it sampled, where it brought one"""
 
     @property
     def title(self) -> str:
@@ -103,13 +106,13 @@ def _open(
         if dtype is not None:
             run.decoder.to(DTYPES[dtype])
         return OpenModel(model, run.decoder, run.tokenizer, None, run.check, run.step)
-    source = open_source(path)
+    source, defaults = open_source(path), ModelDefaults.of(path)
     tokenizer = tokenizer_of(source)
     if to_run:
         check_weights_fit(source, None if dtype is None else DTYPES[dtype])
     loaded = load_source(source, None if dtype is None else DTYPES[dtype], device, wait=wait)
     check_vocabulary(path, tokenizer, loaded.decoder.config)
-    return OpenModel(model, loaded.decoder, tokenizer, loaded, loaded.check)
+    return OpenModel(model, loaded.decoder, tokenizer, loaded, loaded.check, defaults=defaults)
 
 
 def _open_gguf(model: str, path: Path, progress: Progress, wait: bool) -> OpenModel | None:
@@ -144,13 +147,13 @@ def _open_packed(
         raise ConfigError(
             f"{model}: is packed for CPUs, not for {device}; open the model that it was made from"
         )
-    file = PackedFile(path / FILE)
+    file, defaults = PackedFile(path / FILE), ModelDefaults.of(path)
     decoder, tokenizer = packed_decoder(file), load_tokenizer(path)
     check_vocabulary(path, tokenizer, decoder.config)
     check = file.check(decoder.config.roles()).begin()
     if wait:
         check.finish()
-    return OpenModel(model, decoder, tokenizer, None, check, packed=file)
+    return OpenModel(model, decoder, tokenizer, None, check, packed=file, defaults=defaults)
 
 
 def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelShape) -> None:

@@ -127,7 +127,7 @@ def pack_into(
         room,
     )
     if opened.tokenizer is not None:
-        write_tokenizer(opened.tokenizer, folder)
+        write_tokenizer(opened.tokenizer, folder, like=path)
     opened.check.finish()
     files = tuple(sorted(entry.name for entry in folder.iterdir()))
     return Packed(

@@ -235,9 +235,7 @@ class RunFolder:
         if not self.steps.exists():
             return StepPlan(recipe.train.steps)
         try:
-            known = Corrections.parse(
-                read_object(self.steps, CheckpointError), self.steps.name
-            )
+            known = Corrections.parse(read_object(self.steps, CheckpointError), self.steps.name)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{self.steps}: cannot be read ({error}); bring it back, as the learning rate of "

@@ -1,0 +1,127 @@
+"""What somebody types in a chat: lines, several that belong together, and their history."""
+
+import os
+import sys
+from contextlib import suppress
+from io import TextIOWrapper
+from pathlib import Path
+from types import ModuleType
+
+from mixtura.cli.answers import note
+from mixtura.errors import MixturaError
+from mixtura.files import atomic_text
+
+QUOTES = '"""'
+_MOST_LINES = 1000
+_MOST_BYTES = 2**20
+
+
+class LineEditor:
+    """Reads what is said next; on a terminal with line editing and, if `keeps`, a history."""
+
+    def __init__(self, *, keeps: bool = True) -> None:
+        # Bytes that are no text are refused by the tokenizer, as one turn, and not by Python.
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")
+        self._interactive = sys.stdin.isatty()
+        self._history = _history(keeps=keeps) if self._interactive else None
+
+    def said(self) -> str | None:
+        """The next text; None where somebody leaves.
+
+        A line that ends with a backslash goes on in the next one, and three quotation marks begin
+        lines that end with three more.
+        """
+        line = self._line("> ")
+        if line is None:
+            return None
+        if line.startswith(QUOTES):
+            return self._quoted(line.removeprefix(QUOTES))
+        lines = [line]
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            line = self._line("... ")
+            if line is None:
+                return None
+            lines.append(line)
+        return "\n".join(lines)
+
+    def close(self) -> None:
+        if self._history is not None:
+            self._history.keep()
+
+    def _quoted(self, first: str) -> str | None:
+        lines = [first]
+        while not lines[-1].rstrip().endswith(QUOTES):
+            line = self._line("... ")
+            if line is None:
+                note(f"the text that {QUOTES} began has no end, and was left out")
+                return None
+            lines.append(line)
+        lines[-1] = lines[-1].rstrip().removesuffix(QUOTES)
+        return "\n".join(lines).strip("\n")
+
+    def _line(self, prompt: str) -> str | None:
+        try:
+            return input(prompt if self._interactive else "")
+        except (EOFError, KeyboardInterrupt):
+            if self._interactive:
+                print()
+            return None
+
+
+class _History:
+    """Lines of earlier chats, which the arrow keys bring back; the newest are kept."""
+
+    def __init__(self, readline: ModuleType, path: Path) -> None:
+        self._readline, self._path = readline, path
+        for line in self._lines():
+            readline.add_history(line)
+        self._before = readline.get_current_history_length()
+
+    def keep(self) -> None:
+        """Add this chat's lines to the file, for its owner's eyes alone."""
+        edit = self._readline
+        numbers = range(self._before + 1, edit.get_current_history_length() + 1)
+        new = [edit.get_history_item(number) for number in numbers]
+        if not new:
+            return
+        # The file is read again, since another chat may have written it in the meantime.
+        lines = [*self._lines(), *new][-_MOST_LINES:]
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            text = "".join(f"{line}\n" for line in lines if line)
+            atomic_text(self._path, text.encode("utf-8", "replace").decode(), mode=0o600)
+        except (MixturaError, OSError) as error:
+            note(f"the history of this chat is not kept: {error}")
+
+    def _lines(self) -> list[str]:
+        try:
+            if not self._path.is_file():
+                return []
+            with self._path.open("rb") as handle:
+                size = handle.seek(0, os.SEEK_END)
+                handle.seek(max(0, size - _MOST_BYTES))
+                return handle.read().decode("utf-8", "replace").split("\n")[:-1]
+        except OSError:
+            return []
+
+
+def history_path() -> Path:
+    """In MIXTURA_STATE, or `mixtura` in the user's state folder."""
+    own = os.environ.get("MIXTURA_STATE")
+    if own:
+        return Path(own) / "chat_history"
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "mixtura" / "chat_history"
+
+
+def _history(*, keeps: bool) -> _History | None:
+    """None where none is to be kept, or Python was built without readline."""
+    with suppress(ImportError):
+        # Once it is imported, input() has line editing.
+        import readline
+
+        if keeps:
+            return _History(readline, history_path())
+    return None

@@ -1,0 +1,23 @@
+"""A model, opened for a command."""
+
+from typing import TYPE_CHECKING
+
+from mixtura.cli.answers import note
+
+if TYPE_CHECKING:
+    from mixtura.train.opening import DTypeName, OpenModel
+
+
+def opened(model: str, dtype: "DTypeName | None", *, verify: bool) -> "OpenModel":
+    """The model, with progress where it is packed first, and its remarks on stderr.
+
+    Raises as `open_model` does.
+    """
+    from mixtura.train import choose_view
+    from mixtura.train.opening import open_model
+
+    with choose_view() as view:
+        found = open_model(model, dtype, progress=view.preparing, wait=verify)
+    for remark in found.remarks:
+        note(remark)
+    return found

@@ -1,0 +1,197 @@
+"""`mixtura generate --prompts`: many prompts, answered in a batch."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mixtura.cli.answers import as_data, note, plural
+from mixtura.cli.arguments import at_least_one
+from mixtura.cli.failures import INTERRUPTED
+from mixtura.cli.opening import opened
+from mixtura.cli.sampling_options import Given, Settled
+from mixtura.cli.verification import checked
+from mixtura.engine.answers_file import AnswersFile, check_free
+from mixtura.engine.prompt_lines import PromptLine, read_prompts, read_text
+
+if TYPE_CHECKING:
+    from mixtura.engine.many import Request
+    from mixtura.train.opening import DTypeName, OpenModel
+
+
+PromptsFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Continue many: one prompt a line, or a JSON object a line with a prompt and "
+        "options of its own; '-' reads standard input.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --prompts, the file of answers; the same command goes on after an "
+        "interruption.  [default: standard output]"
+    ),
+]
+Together = Annotated[
+    int,
+    typer.Option(
+        help="With --prompts, how many are answered at a time; each needs its own cache.",
+        callback=at_least_one,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How the model is opened, and what a user said of the answers."""
+
+    model: str
+    dtype: "DTypeName | None"
+    context: int | None
+    kv: Literal["bf16", "int8"] | None
+    given: Given
+    stops: tuple[str, ...]
+    logprobs: int | None
+    verify: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Many prompts, and where their answers go."""
+
+    name: str
+    """of the file, or '-'"""
+    text: str | None
+    """of standard input, where that is read"""
+    out: Path | None
+    together: int
+    by: Asked
+
+
+@dataclass(slots=True)
+class _Tally:
+    answers: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+def answer_all(work: Prompts, *, as_json: bool) -> None:
+    """Print each answer as it ends, or keep them in `work.out`; then what it took."""
+    lines = _read(work)
+    if work.out is not None:
+        check_free(work.out)
+    loaded = opened(work.by.model, work.by.dtype, verify=work.by.verify)
+    requests = _requests(lines, work, work.by.given.under(loaded.defaults))
+    tally = _Tally()
+    with ExitStack() as stack:
+        kept = None
+        if work.out is not None:
+            by = [work.by.model, work.by.dtype, work.by.context, work.by.kv]
+            asked = [*by, *(one.as_data() for one in requests)]
+            kept = stack.enter_context(AnswersFile(work.out, asked, work.by.given.sampling["seed"]))
+        try:
+            with checked(loaded.check, verify=work.by.verify):
+                answers = _answers(work, loaded, lines, requests, kept, tally)
+                for answer in loaded.check.watch(answers):
+                    if kept is None:
+                        print(json.dumps(answer), flush=True)
+                    else:
+                        kept.add(answer["number"], answer)
+        except KeyboardInterrupt:
+            where = "" if kept is None else f"; they are in {kept.part}, the same command goes on"
+            note(f"interrupted after {plural(tally.answers, 'answer')}{where}")
+            raise typer.Exit(INTERRUPTED) from None
+        if kept is not None:
+            kept.finish()
+    speed = (
+        f"{tally.tokens} tokens in {tally.seconds:.2f} s, {tally.tokens_per_second:.1f} tokens/s"
+    )
+    note(f"{plural(tally.answers, 'answer')}, {speed}, seed {work.by.given.sampling['seed']}")
+    if as_json:
+        out = None if work.out is None else str(work.out)
+        told = {**asdict(tally), "tokens_per_second": tally.tokens_per_second}
+        print(json.dumps({**told, "seed": work.by.given.sampling["seed"], "out": out}))
+    elif work.out is not None:
+        print(work.out)
+
+
+def _read(work: Prompts) -> list[PromptLine]:
+    """Raises DataError or ConfigError, naming the prompt, before a model is opened."""
+    shown = "standard input" if work.name == "-" else work.name
+    text = read_text(Path(work.name)) if work.text is None else work.text
+    lines = read_prompts(text, shown)
+    for number, line in enumerate(lines):
+        line.sampling(work.by.given.sampling, f"{shown}: prompt {number}")
+    return lines
+
+
+def _requests(lines: Sequence[PromptLine], work: Prompts, settled: Settled) -> list["Request"]:
+    from mixtura.engine.many import Request
+
+    seed = work.by.given.sampling["seed"]
+    return [
+        Request(
+            prompt=line.prompt,
+            sampling=line.sampling(
+                {**settled.tree, "seed": (seed + number) % 2**63}, f"prompt {number}"
+            ),
+            max_tokens=line.max_tokens or settled.max_tokens,
+            stops=work.by.stops if line.stops is None else line.stops,
+            logprobs=work.by.logprobs if line.logprobs is None else line.logprobs,
+            name=f"prompt {number}",
+        )
+        for number, line in enumerate(lines)
+    ]
+
+
+def _answers(
+    work: Prompts,
+    loaded: "OpenModel",
+    lines: Sequence[PromptLine],
+    requests: Sequence["Request"],
+    kept: AnswersFile | None,
+    tally: _Tally,
+) -> Iterator[dict[str, Any]]:
+    """What is not kept yet, as it ends."""
+    from mixtura.engine.many import Many
+    from mixtura.train import View, choose_view
+
+    left = [n for n in range(len(requests)) if kept is None or n not in kept.done]
+    if len(left) < len(requests):
+        before = len(requests) - len(left)
+        note(f"{plural(before, 'answer')} {'is' if before == 1 else 'are'} kept from before")
+    asked = [requests[number] for number in left]
+    many = Many(loaded.decoder, loaded.tokenizer, asked, work.together, work.by.context, work.by.kv)
+    if many.why_in_turn is not None:
+        note(f"one prompt at a time: {many.why_in_turn}")
+    began = perf_counter()
+    # A bar would be drawn across answers that are printed.
+    view = View() if kept is None and sys.stdout.isatty() else choose_view()
+    with view:
+        for place, result in many.run(lambda done, all_: view.preparing("answering", done, all_)):
+            tally.answers += 1
+            tally.tokens += len(result.tokens)
+            tally.seconds = perf_counter() - began
+            number = left[place]
+            line, one = lines[number], requests[number]
+            named = {} if line.id is None else {"id": line.id}
+            data = as_data(result, loaded.tokenizer)
+            yield {
+                "number": number,
+                **named,
+                "prompt": line.prompt,
+                **data,
+                **one.sampling.model_dump(),
+            }

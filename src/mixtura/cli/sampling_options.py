@@ -1,0 +1,176 @@
+"""Options of sampling, and how a user's own, a model's and Mixtura's come together."""
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mixtura.cli.answers import note
+from mixtura.cli.arguments import at_least_one
+from mixtura.config import Tree
+from mixtura.engine.sampling import Sampling
+from mixtura.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mixtura.engine.model_defaults import ModelDefaults
+
+MAX_TOKENS = 256
+_DEFAULT = Sampling()
+
+
+def _or_the_models(value: object) -> str:
+    return f"  [default: the model's own, else {value}]"
+
+
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        help="Lower is safer, higher is wilder; 0 always takes the likeliest token."
+        + _or_the_models(_DEFAULT.temperature)
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        help="Draw from the fewest tokens whose probabilities reach this; 1: from all."
+        + _or_the_models(1)
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(help="Draw from this many of the likeliest tokens; 0: all." + _or_the_models(0)),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        help="Draw from tokens with at least this share of the likeliest one's probability; 0: "
+        "from all." + _or_the_models(0)
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        help="Above 1, tokens of the prompt and of the answer become less likely again."
+        + _or_the_models(1)
+    ),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    typer.Option(help="Taken off a token's logit for each time that the answer has it; -2..2."),
+]
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option(help="Taken off a token's logit once where the answer has it; -2..2."),
+]
+LogitBias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TOKEN=BIAS",
+        help="Add to the logit of a token, given by its number; -100..100; repeatable.",
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="End an answer before this text; repeatable."),
+]
+CountOfLogprobs = Annotated[
+    int | None,
+    typer.Option(
+        "--logprobs",
+        metavar="N",
+        help="Tell each token's log probability, and of the N likeliest at its place; in JSON.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="The same seed gives the same text; drawn and shown if left out."),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        help="Stop an answer after this many tokens." + _or_the_models(MAX_TOKENS),
+        callback=at_least_one,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a user said of sampling."""
+
+    sampling: Tree
+    """fields of `Sampling`, the seed in any case"""
+    max_tokens: int | None
+
+    def under(self, defaults: "ModelDefaults") -> "Settled":
+        """With the model's own settings where the user gave none; a line says which hold."""
+        held = defaults.differing(self.sampling, self.max_tokens)
+        if held:
+            note(f"the model's own generation_config.json: {', '.join(held)}")
+        return Settled(
+            {**defaults.sampling, **self.sampling},
+            self.max_tokens or defaults.max_tokens or MAX_TOKENS,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    tree: Tree
+    """fields of `Sampling`"""
+    max_tokens: int
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling.parse(self.tree, "sampling")
+
+
+def given_sampling(
+    max_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    frequency_penalty: float | None,
+    presence_penalty: float | None,
+    logit_bias: list[str] | None,
+    seed: int | None,
+) -> Given:
+    """Raises ConfigError where a value is out of bounds."""
+    stated = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "frequency_penalty": frequency_penalty,
+        "presence_penalty": presence_penalty,
+        "logit_bias": _biases(logit_bias),
+        "seed": secrets.randbelow(2**31) if seed is None else seed,
+    }
+    tree = {name: value for name, value in stated.items() if value is not None}
+    Sampling.parse(tree, "sampling")
+    return Given(tree, max_tokens)
+
+
+def checked_stops(stops: list[str] | None) -> tuple[str, ...]:
+    """Raises ConfigError."""
+    if stops and "" in stops:
+        raise ConfigError("--stop '' would end every answer at once; give some text")
+    return tuple(stops or ())
+
+
+def _biases(stated: list[str] | None) -> dict[int, float] | None:
+    if not stated:
+        return None
+    found: dict[int, float] = {}
+    for one in stated:
+        token, _, bias = one.partition("=")
+        try:
+            found[int(token)] = float(bias)
+        except ValueError:
+            raise ConfigError(
+                f"--logit-bias {one:.60}: expected TOKEN=BIAS in numbers, as in 198=-100"
+            ) from None
+    return found

@@ -1,0 +1,58 @@
+"""What a model's own generation_config.json says of sampling."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mixtura.config import Tree
+from mixtura.engine.sampling import Sampling
+from mixtura.errors import CheckpointError, ConfigError
+from mixtura.interop.hf_folder import read_json
+
+FILE = "generation_config.json"
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDefaults:
+    """Settings that hold where a user gives none."""
+
+    sampling: Tree = field(default_factory=dict)
+    """fields of `Sampling`"""
+    max_tokens: int | None = None
+
+    @classmethod
+    def of(cls, folder: Path) -> "ModelDefaults":
+        """None are stated where there is no such file. Raises CheckpointError for a damaged one."""
+        path = folder / FILE
+        if not path.is_file():
+            return cls()
+        return _parsed(read_json(path, "how its model generates"), str(path))
+
+    def differing(self, given: Mapping[str, object], max_tokens: int | None) -> list[str]:
+        """What of it holds beside what a user gave, in words."""
+        stated = {name: value for name, value in self.sampling.items() if name not in given}
+        if max_tokens is None and self.max_tokens is not None:
+            stated["max_tokens"] = self.max_tokens
+        return [f"{name} {value:g}" for name, value in stated.items()]
+
+
+def _parsed(tree: Mapping[str, object], origin: str) -> ModelDefaults:
+    stated: Tree = {name: tree[name] for name in _SAMPLING if tree.get(name) is not None}
+    # vLLM's word for all tokens.
+    if stated.get("top_k") == -1:
+        stated["top_k"] = 0
+    if tree.get("do_sample") is False:
+        stated["temperature"] = 0.0
+    try:
+        whole = Sampling.parse(stated, origin)
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; mend or remove the file") from error
+    longest = tree.get("max_new_tokens")
+    # True is an int of Python's.
+    if longest is not None and (type(longest) is not int or longest < 1):
+        raise CheckpointError(
+            f"{origin}: max_new_tokens={longest!r:.60} must be a whole number from 1 on; mend or "
+            "remove the file"
+        )
+    return ModelDefaults({name: getattr(whole, name) for name in stated}, longest)

@@ -222,5 +222,5 @@ def test_numbers_beyond_what_torch_holds_are_refused() -> None:
     with pytest.raises(ConfigError, match="count=9223372036854775808 must lie within 64 bits"):
         Numbers.parse({"count": 2**63})
     for size in (float("inf"), float("nan")):
-        with pytest.raises(ConfigError, match="size: .*finite number"):
+        with pytest.raises(ConfigError, match=r"size: .*finite number"):
             Numbers.parse({"size": size})

@@ -146,8 +146,8 @@ def test_a_tensor_that_is_filled_in_part_is_refused(tmp_path: Path) -> None:
     said = r"do not fill blocks\.0\.ffn\.experts\.w_in of shape \(3, 64, 32\)"
     with pytest.raises(ConfigError, match=said):
         check_filled(tmp_path, short, model.state_dict())
+    reader = GroupReader(source, short)
     with pytest.raises(ConfigError, match=said):
-        reader = GroupReader(source, short)
         write_packed(tmp_path / "f", reader, source, model.config, "mixtral", Precision(4, 4))
 
 

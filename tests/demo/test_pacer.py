@@ -33,7 +33,7 @@ class Day:
         self.now = 0.0
         self.twins = [Paper(StepPlan(steps)), Paper(StepPlan(steps))]
         runs = cast(list[Run], self.twins)
-        self.pacer = Pacer(runs, lambda: self.now, limit, afterwards, first_pair=1.0)
+        self.pacer = Pacer(runs, lambda: self.now, limit, afterwards, first_pair=1.0, overhead=1.06)
 
     def rounds(self, count: int, seconds: float) -> None:
         """As many steps of both, of which each takes as long and 6% more around it."""
@@ -61,12 +61,12 @@ def test_a_day_as_planned_changes_nothing() -> None:
 def test_a_slow_stretch_cuts_what_no_longer_fits() -> None:
     day = Day()
     day.rounds(100, 1.0)
-    # 106 s are over. Ten steps of 3 s with 6% more take 31.8 s; the rest will take 3 * 20 s.
-    # (460 - 60 - 137.8) / (3 * 1.06) = 82.45, so 110 + 82.
-    day.rounds(10, 3.0)
+    # 106 s are over. Seven steps of 3 s with 6% more take 22.26 s, over 20 s; what comes afterwards
+    # will take 3 * 20 s. (460 - 60 - 128.26) / (3 * 1.06) = 85.45, so 107 + 85.
+    day.rounds(7, 3.0)
     assert day.last == 192
     assert day.twins[0].reasons == [
-        "a step of both twins took 3000 ms around step 110, and 1000 ms at the start"
+        "a step of both twins took 3000 ms around step 107, and 1000 ms at the start"
     ]
 
 
@@ -84,11 +84,11 @@ def test_it_ends_in_time_whatever_comes() -> None:
 def test_a_spike_is_given_back() -> None:
     day = Day()
     day.rounds(100, 1.0)
-    day.rounds(10, 3.0)
+    day.rounds(14, 3.0)
     assert day.last < 200
-    # At 159.4 s, and a step of 1 s again: (460 - 20 - 148.4) / 1.06 = 275, and so 395 in all.
+    # A step takes 1 s again: (460 - 20 - 106 - 44.52 - 10.6) / 1.06 = 263.1, and 124 are done.
     day.rounds(10, 1.0)
-    assert day.last == 395
+    assert day.last == 124 + 263
 
 
 def test_no_more_steps_than_were_planned() -> None:
@@ -109,6 +109,18 @@ def test_time_lost_outside_of_steps_is_named_as_such() -> None:
 
 
 def test_the_schedule_keeps_some_steps_to_end_in() -> None:
-    day = Day(limit=0.0)
-    day.rounds(10, 1.0)
-    assert day.last == 20
+    # Five seconds: five steps of one second, ten of a tenth, and one that takes longer.
+    for rounds, seconds, left in ((10, 1.0, 5), (10, 0.1, 10), (3, 9.0, 1)):
+        day = Day(limit=0.0)
+        day.rounds(rounds, seconds)
+        assert day.last == rounds + left
+
+
+def test_slow_steps_are_looked_at_by_the_second() -> None:
+    # Two steps of 15 s are over 20 s: 31.8 s gone, and 20 s afterwards will be 300 s.
+    day = Day(limit=460.0)
+    day.rounds(1, 15.0)
+    assert day.last == 400
+    day.rounds(1, 15.0)
+    # (460 - 300 - 31.8) / (15 * 1.06) = 8.06
+    assert day.last == 2 + 8

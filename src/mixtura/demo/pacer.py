@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 from mixtura.train import Run
 
-# What a share of an evaluation and of checkpoints adds to a step.
-OVERHEAD = 1.06
 # A fortieth of the steps lies between two set points: some seconds, of which one spike is a part.
+# Where steps have become slow, so many seconds.
 SET_POINTS = 40
+SECONDS_BETWEEN = 20.0
 _FEWEST_BETWEEN = 10
+# What is left of the schedule when time is up, so that its end is no jump.
+_LAST_STEPS, _LAST_SECONDS = 10, 5.0
 # A smaller change than this share of the steps that are left waits for the next set point.
 _TOLERANCE = 0.05
 
@@ -32,22 +34,25 @@ class Pacer:
     """seconds that the rest takes at the speed of `first_pair`"""
     first_pair: float
     """seconds of a step of all runs by which the steps were planned"""
+    overhead: float
+    """how much longer a step is with its share of evaluations and checkpoints"""
 
     def __post_init__(self) -> None:
         plan = self.runs[0].plan
         self._planned = plan.steps
         self._between = max(_FEWEST_BETWEEN, self._planned // SET_POINTS)
-        self._seconds, self._done = self._trained(), 0
+        self._seconds, self._done, self._looked = self._trained(), 0, self.clock()
 
     def after_round(self) -> None:
         """Call when all runs have taken as many steps."""
         run = self.runs[0]
         done = run.plan.last - run.steps_left
-        if done - self._done < self._between:
+        now = self.clock()
+        if done - self._done < self._between and now - self._looked < SECONDS_BETWEEN:
             return
         pair = (self._trained() - self._seconds) / (done - self._done)
-        self._seconds, self._done = self._trained(), done
-        steps = self._fitting(done, pair)
+        self._seconds, self._done, self._looked = self._trained(), done, now
+        steps = self._fitting(done, pair, now)
         if abs(steps - run.plan.last) > _TOLERANCE * run.steps_left:
             reason = self._reason(done, pair)
             for each in self.runs:
@@ -64,9 +69,9 @@ class Pacer:
             f"{self.first_pair * 1000:.0f} ms at the start"
         )
 
-    def _fitting(self, done: int, pair: float) -> int:
-        """How many steps there may be in all; the schedule always has some to end in."""
+    def _fitting(self, done: int, pair: float, now: float) -> int:
+        """How many steps there may be in all."""
         slowdown = max(1.0, pair / self.first_pair)
-        left = self.ends - self.afterwards * slowdown - self.clock()
-        fitting = done + int(left / (pair * OVERHEAD))
-        return min(self._planned, max(fitting, done + _FEWEST_BETWEEN))
+        left = self.ends - self.afterwards * slowdown - now
+        fewest = max(1, min(_LAST_STEPS, int(_LAST_SECONDS / pair)))
+        return min(self._planned, done + max(fewest, int(left / (pair * self.overhead))))

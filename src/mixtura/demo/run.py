@@ -8,8 +8,8 @@ from time import perf_counter
 
 from mixtura.data import Corpus
 from mixtura.demo.outcome import Outcome, TwinOutcome, seconds_to_reach
-from mixtura.demo.pacer import OVERHEAD, Pacer
-from mixtura.demo.recipes import twin_recipes
+from mixtura.demo.pacer import Pacer
+from mixtura.demo.recipes import EVALUATIONS, twin_recipes
 from mixtura.engine.generate import generate
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import CheckpointError
@@ -28,6 +28,7 @@ from mixtura.train import (
     train_in_turn,
 )
 from mixtura.train.building import build_trainer
+from mixtura.train.step_plan import StepPlan
 
 # The promise: all of the demo, but its set-up.
 LIMIT_SECONDS = 360.0
@@ -36,8 +37,12 @@ AFTERWARDS_SECONDS = 25.0
 # Training time that leaves room for these and for reading the text; the pacer guards the limit.
 BUDGET_SECONDS = 290.0
 MOST_STEPS = 2400
-FEWEST_STEPS = 200
+FEWEST_STEPS = 20
 TIMED_STEPS = 8
+# On a machine that is too busy for eight of them.
+TIMED_SECONDS = 20.0
+# Forward passes over the held-out tokens cost as much as so many steps.
+EVALUATION_STEPS = 5.3
 PROMPT = "def read_lines(path):\n    "
 SAMPLE_TOKENS = 200
 
@@ -61,13 +66,14 @@ def run_demo(
     began = clock()
     folders = {name: RunFolder(out / name) for name in ("moe", "dense")}
     with view:
-        recipes, pair = _recipes(folders, resume, steps, tuple(overrides), view)
+        recipes, pair = _recipes(folders, resume, steps, tuple(overrides), view, clock)
         corpus = prepare_corpus(recipes["moe"], view)
 
         def pacer(runs: Sequence[Run]) -> Pacer | None:
             if pair is None:
                 return None
-            return Pacer(runs, clock, began + LIMIT_SECONDS, AFTERWARDS_SECONDS, pair)
+            ends, more = began + LIMIT_SECONDS, _overhead(recipes["moe"].train.steps)
+            return Pacer(runs, clock, ends, AFTERWARDS_SECONDS, pair, more)
 
         summaries = _train(recipes, corpus, folders, view, pacer, resume=resume)
     if any(summary.interrupted for summary in summaries.values()):
@@ -80,12 +86,19 @@ def run_demo(
         dense=outcomes["dense"],
         steps=summaries["moe"].steps,
         steps_planned=plan.steps,
-        cut_because=plan.corrections[-1].reason if plan.last < plan.steps else None,
+        cut_because=_why_cut(plan),
         tokens=summaries["moe"].tokens,
         sample=PROMPT + _sample(out / "moe"),
         report=report,
         seconds=clock() - began,
     )
+
+
+def _why_cut(plan: StepPlan) -> str | None:
+    """The reason of the deepest correction; later ones may have given a part back."""
+    if plan.last >= plan.steps:
+        return None
+    return min(plan.corrections, key=lambda correction: correction.steps).reason
 
 
 def free_folder(base: Path) -> Path:
@@ -103,6 +116,7 @@ def _recipes(
     steps: int | None,
     overrides: tuple[str, ...],
     view: View,
+    clock: Callable[[], float],
 ) -> tuple[dict[str, Recipe], float | None]:
     """Both recipes, and the seconds of a step of both where these say how many steps there are."""
     recorded = {name: folder.recorded() for name, folder in folders.items()}
@@ -117,27 +131,39 @@ def _recipes(
         folder.check(drafts[name], resume=False)
     if steps is not None:
         return drafts, None
-    pair = _seconds_of_a_pair(drafts, view)
+    pair = _seconds_of_a_pair(drafts, view, clock)
     return twin_recipes(_steps_that_fit(pair, view), overrides), pair
 
 
-def _seconds_of_a_pair(recipes: dict[str, Recipe], view: View) -> float:
+def _seconds_of_a_pair(recipes: dict[str, Recipe], view: View, clock: Callable[[], float]) -> float:
     """What a step of both twins takes here, from a few steps that are thrown away."""
     corpus = prepare_corpus(recipes["moe"], view)
     trainers = [build_trainer(recipe, corpus) for recipe in recipes.values()]
-    pairs = [sum(trainer.step().seconds for trainer in trainers) for _ in range(2 + TIMED_STEPS)]
+    pairs: list[float] = []
+    began = clock()
+    while len(pairs) < 2 + TIMED_STEPS and (len(pairs) < 3 or clock() - began < TIMED_SECONDS):
+        pairs.append(sum(trainer.step().seconds for trainer in trainers))
+    # The first two find caches cold.
     return statistics.median(pairs[2:])
 
 
 def _steps_that_fit(pair: float, view: View) -> int:
-    fitting = int(BUDGET_SECONDS / (pair * OVERHEAD)) // 100 * 100
+    fitting = int(BUDGET_SECONDS / (pair * _overhead(1000)))
+    if fitting >= 200:
+        fitting = fitting // 100 * 100
     steps = max(FEWEST_STEPS, min(MOST_STEPS, fitting))
+    minutes = steps * pair * _overhead(steps) / 60
     view.told(
         f"a step of both twins takes {pair * 1000:.0f} ms here: training for {steps} steps "
-        f"(at most {MOST_STEPS}), about {steps * pair * OVERHEAD / 60:.1f} minutes; fewer if "
-        "other work slows the machine on the way"
+        f"(at most {MOST_STEPS}), about {minutes:.1f} minutes; fewer if other work slows the "
+        "machine on the way"
     )
     return steps
+
+
+def _overhead(steps: int) -> float:
+    """How much longer a step is with its share of evaluations and checkpoints; 1.06 of 1,000."""
+    return 1.01 + EVALUATIONS * EVALUATION_STEPS / steps
 
 
 class _TwinView(View):

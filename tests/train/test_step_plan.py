@@ -11,12 +11,14 @@ from mixtura.data import Corpus
 from mixtura.errors import CheckpointError
 from mixtura.insight.run import Run as ReadRun
 from mixtura.train import (
+    ChangedKeys,
     Recipe,
     RunFolder,
     Summary,
     View,
     opened_run,
     read_journal,
+    train,
     train_in_turn,
 )
 from mixtura.train.config import TrainConfig
@@ -109,6 +111,22 @@ def test_a_corrected_run_ends_there_and_goes_on_alike_after_a_kill(
     assert (summary.steps, summary.interrupted) == (9, False)
     assert without_times(tmp_path / "killed") == log
     assert summary.heldout_bits_per_byte == whole.heldout_bits_per_byte
+
+
+def test_steps_that_are_given_anew_stand_in_place_of_corrected_ones(
+    make_recipe, corpus: Corpus, cache: Path, tmp_path: Path
+) -> None:
+    go(make_recipe(), corpus, tmp_path / "run", resume=False)
+    changed = ChangedKeys(("train.steps",))
+    more = make_recipe("train.steps=14")
+    with pytest.raises(CheckpointError, match=r"train\.steps"):
+        train(more, tmp_path / "run", resume=True, cache=cache)
+    summary = train(more, tmp_path / "run", resume=True, changed=changed, cache=cache)
+    assert (summary.steps, summary.interrupted) == (14, False)
+    assert ReadRun.read(tmp_path / "run").steps == 14
+    log = without_times(tmp_path / "run")
+    expected = [more.train.learning_rate(step) for step in range(10, 15)]
+    assert [row["lr"] for row in log][9:] == pytest.approx(expected, rel=1e-12)
 
 
 DAMAGED = [

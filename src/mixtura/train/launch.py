@@ -19,6 +19,7 @@ from mixtura.train.origin import Origin, reopened_origin
 from mixtura.train.recipe import Recipe
 from mixtura.train.run import Run, Summary, train_in_turn
 from mixtura.train.run_folder import RunFolder
+from mixtura.train.step_plan import StepPlan
 from mixtura.train.trainer import Trainer
 from mixtura.train.view import View
 from mixtura.user_cache import user_cache
@@ -183,6 +184,9 @@ def _change(trainer: Trainer, recipe: Recipe, folder: RunFolder, view: View) -> 
             "back, copy an older checkpoint of it into a folder of its own"
         )
     planned = folder.plan(before)
+    if steps != before.train.steps and planned.corrections:
+        # A number that is given anew stands in place of one that was corrected.
+        folder.write_plan(StepPlan(steps))
     lines = folder.change(recipe, done)
     trainer.plan = folder.plan(recipe)
     if lines and done:

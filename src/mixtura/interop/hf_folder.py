@@ -118,7 +118,12 @@ def _inside(folder: Path, name: str) -> Path:
             f"{folder / INDEX}: names the file {name!r}, which leaves the folder; shards lie "
             "beside their index"
         )
-    if not (folder / name).exists():
+    try:
+        there = (folder / name).exists()
+    except OSError:
+        # The name is too long for any file.
+        there = False
+    if not there:
         raise CheckpointError(f"{folder / INDEX}: names {name}, which is not in the folder")
     return folder / name
 

@@ -74,7 +74,7 @@ def _spans(path: Path, begin: int, tree: Mapping[str, Any]) -> Iterator[TensorSp
         if name == METADATA:
             continue
         dtype, shape, offsets = _fields(entry)
-        if dtype not in BITS:
+        if not isinstance(dtype, str) or dtype not in BITS:
             raise _error(path, f"{name} is of the unknown dtype {dtype!r:.40}")
         if not _whole_numbers(shape) or len(shape) > _MOST_DIMS:
             raise _error(path, f"{name} has the shape {shape!r:.60}")

@@ -191,7 +191,10 @@ class LatentAttentionShape(AttentionSpec):
 
 def _kind(tree: Any) -> Any:
     """An attention that names no kind is grouped."""
-    return tree.get("kind", "grouped") if isinstance(tree, Mapping) else tree.kind
+    if isinstance(tree, AttentionShape | LatentAttentionShape):
+        return tree.kind
+    # What is no mapping is refused as one that should be grouped.
+    return tree.get("kind", "grouped") if isinstance(tree, Mapping) else "grouped"
 
 
 AnyAttention = Annotated[

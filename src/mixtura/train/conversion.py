@@ -102,8 +102,11 @@ def packed_source(path: Path, family: str | None, among: Iterable[str] = FAMILIE
     file = PackedFile(path / FILE)
     config = packed_blueprint(file).config
     own = family or file.header.family
-    chosen = family_named(own) if own in FAMILIES or family else first_family(config, among)
-    return PackedSource(file, chosen)
+    try:
+        chosen = family_named(own) if own in FAMILIES or family else first_family(config, among)
+        return PackedSource(file, chosen)
+    except ConfigError as error:
+        raise ConfigError(f"{file.path}: {error}") from error
 
 
 def _unpacked(path: Path, family: str | None, *, wait: bool) -> OpenModel:

@@ -14,7 +14,8 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixtura.errors import CheckpointError
+from mixtura.config import Tree
+from mixtura.errors import CheckpointError, ConfigError
 from mixtura.interop.filling import in_groups
 from mixtura.interop.gguf.architectures import architecture_of
 from mixtura.interop.gguf.blocks import BITS, groups_bits, unpacked
@@ -25,7 +26,8 @@ from mixtura.interop.gguf.metadata import Metadata, nearest
 from mixtura.interop.source import Place, Source, StoredTensor
 from mixtura.interop.weights import is_whole, taken
 from mixtura.kernels.groups import GROUP, Bits, Groups
-from mixtura.shapes.families import Piece, family_of, shape_of
+from mixtura.shapes import DecoderShape
+from mixtura.shapes.families import Family, Piece, family_of, shape_of
 
 ROPE_FACTORS = "rope_freqs.weight"
 # Stored as numbers, so that a tensor can be a view of the file.
@@ -54,8 +56,7 @@ class GGUFSource(Source):
         factors = places.pop(ROPE_FACTORS, None)
         factors_P = None if factors is None else self._numbers(factors)
         config = architecture.config(self.metadata, frozenset(places), factors_P)
-        family = family_of(config)
-        shape = shape_of(family.read(config))
+        family, shape = _read_as(path, config)
         self._shapes = {piece.stored: piece.shape for piece in family.pieces(shape)}
         links = list(architecture.links(self._shapes, shape, places))
         self._check(links, places)
@@ -147,7 +148,9 @@ class GGUFSource(Source):
         """Its values as fp32, in its shape."""
         raw = self._raw(place).reshape(*place.shape[:-1], place.bytes_of_row)
         try:
-            return gguf.dequantize(raw, place.kind).reshape(place.shape)
+            # Scales that are not finite are read as they are written, and warned of nowhere.
+            with np.errstate(all="ignore"):
+                return gguf.dequantize(raw, place.kind).reshape(place.shape)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.path}: tensor {place.name} is {place.kind.name}, which cannot be "
@@ -188,6 +191,15 @@ class GGUFSource(Source):
                 f"{self.path}: has {len(left)} tensors that a {self.metadata.architecture} model "
                 f"has no place for, the first being {min(left)}; its architecture is another"
             )
+
+
+def _read_as(path: Path, config: Tree) -> tuple[Family, DecoderShape]:
+    """The family, and the model's shape. Raises ConfigError naming the file."""
+    try:
+        family = family_of(config)
+        return family, shape_of(family.read(config))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: its metadata, as {error}") from error
 
 
 def _part(place: TensorPlace, piece: Piece) -> Part:

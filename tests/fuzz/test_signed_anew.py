@@ -1,11 +1,11 @@
 """Packed files whose header was changed and signed anew: whole by every digest, and refused."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from signing import entry_of, sign_anew
 
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.interop.decoder_source import DecoderSource
@@ -17,11 +17,6 @@ from mixtura.models import DecoderConfig
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed.file import FILE, PackedFile
 from mixtura.shapes.families import family_named
-
-# Tests are no packages; this is how they find what some of them share.
-sys.path.append(str(Path(__file__).parents[1] / "packed"))
-
-from signing import entry_of, sign_anew
 
 MIXTRAL = family_named("mixtral")
 CONFIG: dict[str, Any] = {

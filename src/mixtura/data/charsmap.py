@@ -46,7 +46,7 @@ class Charsmap:
         return "".join(parts)
 
     def _longest(self, text: str, at: int) -> _Found | None:
-        found = None
+        found, unit = None, 0
         place = _offset(self._units[0])
         for end in range(at, min(at + _LONGEST, len(text))):
             for byte in text[end].encode():

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 from mixtura.errors import DataError
 
-SPACE = "\u2581"
 Algorithm = Literal["bpe", "unigram"]
 # Four times Gemma's, whose longest piece is a run of 31 spaces.
 _MOST_PIECES = 2**20

@@ -113,8 +113,12 @@ def _names(training: "_Message", pieces: Pieces) -> dict[Part, str]:
         for text, kind in zip(pieces.texts, pieces.kinds, strict=True)
         if kind in {PieceKind.CONTROL, PieceKind.UNKNOWN}
     }
-    named = {part: training.text(field, usual) for part, (field, usual) in _NAMES.items()}
-    return {part: name for part, name in named.items() if name in held}
+    found: dict[Part, str] = {}
+    for part, (field, usual) in _NAMES.items():
+        name = training.text(field, usual)
+        if name in held:
+            found[part] = name
+    return found
 
 
 class _Message:

@@ -6,7 +6,8 @@ from typing import Any
 
 from mixtura.data.charsmap import Charsmap
 from mixtura.data.checkpoint_tokenizer import Spelling
-from mixtura.data.pieces import SPACE, PieceKind, Pieces, byte_name, model_of
+from mixtura.data.piece_text import SPACE, decoder_steps
+from mixtura.data.pieces import PieceKind, Pieces, byte_name, model_of
 
 Tree = dict[str, Any]
 
@@ -30,7 +31,7 @@ def sentencepiece_json(
         "normalizer": _normalizer(spelling, charsmap),
         "pre_tokenizer": _pre_tokenizer(spelling),
         "post_processor": None if begin is None else _beginning(begin, pieces.texts.index(begin)),
-        "decoder": _decoder(spelling),
+        "decoder": {"type": "Sequence", "decoders": decoder_steps(spelling.strips)},
         "model": model_of(pieces),
     }
     return json.dumps(tree, ensure_ascii=False)
@@ -129,17 +130,6 @@ def _pre_tokenizer(spelling: Spelling) -> Tree | None:
 def _by_first_word(spelling: Spelling) -> bool:
     """Only this form sets no space behind marks."""
     return spelling.prefix and spelling.prefix_after == "nothing"
-
-
-def _decoder(spelling: Spelling) -> Tree:
-    steps: list[Tree] = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if spelling.strips:
-        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    return {"type": "Sequence", "decoders": steps}
 
 
 def _beginning(begin: str, number: int) -> Tree:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer
-from mixtura.data.pieces import SPACE, PieceKind, Pieces, byte_name, merges_of
+from mixtura.data.piece_text import SPACE
+from mixtura.data.pieces import PieceKind, Pieces, byte_name, merges_of
 from mixtura.data.sentencepiece_json import charsmap_of
 from mixtura.errors import DataError
 

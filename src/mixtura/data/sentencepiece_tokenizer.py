@@ -5,7 +5,6 @@ set before a text whatever the text begins with, nor which characters SentencePi
 several belong together. `Spelling` states that beside it, and text is prepared here.
 """
 
-import codecs
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -16,7 +15,8 @@ from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer, Spelling, TokenFacts
-from mixtura.data.pieces import SPACE, Pieces
+from mixtura.data.piece_text import SPACE, PieceText
+from mixtura.data.pieces import Pieces
 from mixtura.data.sentencepiece_json import (
     charsmap_of,
     lattice_of,
@@ -29,9 +29,7 @@ from mixtura.data.tokenizers import Encoded, check_tokens, to_utf8
 from mixtura.errors import DataError
 from mixtura.json_reader import parse_object
 
-_BYTE = re.compile("<0x([0-9A-F]{2})>")
 _SPACES = re.compile(" {2,}")
-_EACH_BYTE = "mixtura-each-byte"
 
 
 class _Spelt(NamedTuple):
@@ -65,7 +63,6 @@ class SentencePieceTokenizer(CheckpointTokenizer):
             is_unigram = tree["model"]["type"] == "Unigram"
             lattice = Backend.from_str(json.dumps(lattice_of(tree))) if is_unigram else None
             self._bytes_of_unknown = unigram_bytes(tree)
-            self._falls_back = bool(tree["model"]["byte_fallback"])
         except DataError:
             raise
         # The package `tokenizers` raises nothing narrower than Exception.
@@ -76,6 +73,8 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         self._shown = _one_of(special.keys() - self._hidden)
         super().__init__(plain, facts, origin)
         self._encoder = lattice or self._backend
+        rule = self._spelling
+        self._piece_text = PieceText(self._piece_of, rule.strips, rule.collapse)
 
     def encode(self, text: str, continues: bool = False) -> list[int]:
         to_utf8(text)
@@ -114,27 +113,16 @@ class SentencePieceTokenizer(CheckpointTokenizer):
 
     def decode(self, tokens: Sequence[int]) -> str:
         check_tokens(tokens, self.vocabulary)
-        raw = bytearray()
-        strips = self._spelling.strips
-        for token in tokens:
-            text = self._backend.id_to_token(token)
-            if text is None or text in self._hidden:
-                continue
-            byte = _BYTE.fullmatch(text) if self._falls_back else None
-            if byte is not None:
-                raw.append(int(byte[1], 16))
-                continue
-            if strips and not raw and text.startswith(SPACE):
-                text = text[1:]
-                # Where runs of spaces become one, each piece in front loses its own.
-                strips = self._spelling.collapse
-            raw += text.replace(SPACE, " ").encode()
-        return raw.decode("utf-8", _EACH_BYTE)
+        return self._piece_text(tokens)
 
     def to_json(self, pretty: bool = False) -> str:
         if not pretty:
             return self._text
         return json.dumps(json.loads(self._text), ensure_ascii=False, indent=2)
+
+    def _piece_of(self, token: int) -> str | None:
+        text = self._backend.id_to_token(token)
+        return None if text in self._hidden else text
 
     def _spelt(self, text: str, begins: bool) -> _Spelt:
         rule = self._spelling
@@ -169,15 +157,6 @@ class SentencePieceTokenizer(CheckpointTokenizer):
 
     def _check_text_comes_back(self, origin: str) -> None:
         """A model runs without it, and `encode_batch` refuses where it matters."""
-
-
-def _each_byte(error: UnicodeError) -> tuple[str, int]:
-    """One U+FFFD for each byte that is no character; `replace` writes one for a run of them."""
-    assert isinstance(error, UnicodeDecodeError), "it is used for decoding alone"
-    return "\ufffd" * (error.end - error.start), error.end
-
-
-codecs.register_error(_EACH_BYTE, _each_byte)
 
 
 def sentencepiece_tokenizer(

@@ -16,6 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mixtura.config import Config
 from mixtura.data.characters import byte_offsets
+from mixtura.data.piece_text import PieceText, strips_of
 from mixtura.data.streaming import TextStream
 from mixtura.data.tokenizers import DESCRIPTION, Encoded, TrainingText, check_tokens, to_utf8
 from mixtura.errors import DataError
@@ -159,6 +160,8 @@ class SubwordTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         check_tokens(tokens, self.vocabulary)
+        if self._of_pieces is not None:
+            return self._of_pieces(tokens)
         return self._backend.decode([t for t in tokens if t != self.end_of_document])
 
     def byte_length(self, tokens: Sequence[int]) -> int:
@@ -181,6 +184,21 @@ class SubwordTokenizer:
     def to_json(self, pretty: bool = False) -> str:
         """The text of a tokenizer.json."""
         return self._backend.to_str(pretty=pretty)
+
+    @cached_property
+    def _of_pieces(self) -> PieceText | None:
+        """For a decoder of scored pieces; None for any other."""
+        decoder = self._backend.decoder
+        strips = None if decoder is None else strips_of(json.loads(decoder.__getstate__()))
+        if strips is None:
+            return None
+        added = self._backend.get_added_tokens_decoder()
+        hidden = {number for number, one in added.items() if one.special} | {self.end_of_document}
+
+        def piece_of(token: int) -> str | None:
+            return None if token in hidden else self._backend.id_to_token(token)
+
+        return PieceText(piece_of, strips)
 
     @cached_property
     def _continuing(self) -> Backend:

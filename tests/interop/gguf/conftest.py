@@ -3,7 +3,8 @@
 V vocabulary, D width.
 """
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from mixtura.shapes.families import family_named
 Write = Callable[..., Path]
 Tiny = Callable[[str], DecoderSource]
 Tensors = dict[str, NDArray[np.float32]]
+
+# What several tests import.
+sys.path.append(str(Path(__file__).parent))
 
 SIZES = {
     "block_count": 2,
@@ -267,6 +271,21 @@ TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[[Path], Any]]:
+    """Opens a file in llama.cpp, and closes it after the test."""
+    from llama_cpp_peer import Peer
+
+    opened: list[Peer] = []
+
+    def open_peer(path: Path) -> Peer:
+        opened.append(Peer(path))
+        return opened[-1]
+
+    yield open_peer
+    opened.clear()
 
 
 @pytest.fixture(params=TINY)

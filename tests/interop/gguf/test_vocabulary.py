@@ -58,7 +58,11 @@ def test_the_chat_template_and_the_names_in_it(write: Write) -> None:
     ("change", "problem"),
     [
         ({"model": None}, "lacks the key tokenizer.ggml.model"),
-        ({"model": "llama"}, "tokenizer.ggml.model is 'llama', expected 'gpt2' (byte-level BPE)"),
+        (
+            {"model": "t5"},
+            "tokenizer.ggml.model is 't5', expected 'gpt2' (byte-level BPE) or 'llama'",
+        ),
+        ({"model": "llama"}, "lacks the key tokenizer.ggml.scores"),
         ({"pre": "smolm"}, "tokenizer.ggml.pre is pre-tokenizer 'smolm'; the nearest known is"),
         ({"pre": "tekken"}, "'tekken'; expected one of smollm, llama-bpe"),
         ({"merges": None}, "lacks the key tokenizer.ggml.merges"),

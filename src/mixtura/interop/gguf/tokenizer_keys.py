@@ -7,7 +7,8 @@ from typing import Any
 from mixtura.data import CheckpointTokenizer, Tokenizer
 from mixtura.data.byte_level_parts import byte_level_parts
 from mixtura.data.exported_tokenizer import as_checkpoint
-from mixtura.data.pieces import SPACE, PieceKind
+from mixtura.data.piece_text import SPACE
+from mixtura.data.pieces import PieceKind
 from mixtura.data.sentencepiece_parts import is_scored_pieces, sentencepiece_parts
 from mixtura.errors import CheckpointError
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 
 from mixtura.data.byte_level import ByteLevelVocabulary, byte_level_tokenizer, splitting_of
 from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer, Spelling, TokenFacts
-from mixtura.data.pieces import SPACE, PieceKind, Pieces
+from mixtura.data.piece_text import SPACE
+from mixtura.data.pieces import PieceKind, Pieces
 from mixtura.data.sentencepiece_tokenizer import sentencepiece_tokenizer
 from mixtura.errors import DataError
 from mixtura.interop.gguf.metadata import Metadata

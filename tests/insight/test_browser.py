@@ -74,6 +74,16 @@ def colour(page: Page, token: int) -> str:
     return page.locator("#tokens .t").nth(token).evaluate(script)
 
 
+def test_the_last_experts_name_is_drawn_whole(page: Page) -> None:
+    # The tick labels of a heat map lie within its picture: none begins left of it.
+    script = """plots => plots.every((plot) => {
+      const left = plot.getBoundingClientRect().left;
+      return [...plot.querySelectorAll(".ytick text")].every(
+        (label) => label.getBoundingClientRect().left >= left);
+    })"""
+    assert page.eval_on_selector_all(".main-svg", script)
+
+
 def test_everything_is_drawn(page: Page) -> None:
     assert page.locator("#heldout .main-svg").count() > 0
     assert page.locator("#training .main-svg").count() > 0

@@ -74,6 +74,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {**QWEN_MOE, "head_dim": 8},
         {**QWEN_MOE, "head_dim": 6, "norm_topk_prob": True, "mlp_only_layers": [0]},
         {**QWEN_MOE, "head_dim": 6, "attention_bias": True, **WINDOW},
+        # One weight over itself is 1, which can be run and not be trained.
+        {**QWEN_MOE, "head_dim": 8, "num_experts_per_tok": 1, "norm_topk_prob": True},
     ],
 }
 

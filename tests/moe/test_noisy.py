@@ -165,7 +165,7 @@ def test_a_single_expert_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"top_k=1 under router kind=noisy_topk"):
         MoEConfig.parse(
             {"num_experts": 4, "top_k": 1, "expert_width": 4, "router": {"kind": "noisy_topk"}}
-        )
+        ).check_gradient()
 
 
 def test_gradients_against_finite_differences() -> None:

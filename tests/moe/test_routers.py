@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import ConfigError
-from mixtura.moe import Drop, Dropless, MoEConfig, Reroute
+from mixtura.moe import Drop, Dropless, MoE, MoEConfig, Reroute
 from mixtura.moe.routers import LinearRouter, RouterShape
 from mixtura.moe.routing import Routing
 
@@ -199,10 +199,30 @@ def test_scores_are_fp32_under_autocast(router: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("router", EVERY_KIND)
-def test_scores_are_fp32_in_a_bf16_model(router: dict[str, Any]) -> None:
+def test_evaluation_in_bf16_rounds_logits_and_weights(router: dict[str, Any]) -> None:
     made, x_TD = fp32_router(router)
-    made, x_TD = made.bfloat16(), x_TD.bfloat16()
+    made, x_TD = made.bfloat16().eval(), x_TD.bfloat16()
     routing = made(x_TD)
+    assert routing.logits_TE is not None
+    assert torch.equal(routing.logits_TE, torch.nn.functional.linear(x_TD, made.weight).float())
+    assert torch.equal(routing.weight_N, routing.weight_N.bfloat16().float())
+    assert routing.product_dtype == torch.bfloat16
+    made.weighs_in_fp32 = True
+    kept = made(x_TD)
+    assert kept.product_dtype == torch.float32
+    torch.testing.assert_close(kept.weight_N, routing.weight_N, rtol=2**-8, atol=0)
+    # A gate in fp32 is multiplied in fp32.
+    wide = made.float()(x_TD)
+    torch.testing.assert_close(wide.logits_TE, x_TD.float() @ made.weight.T)
+    assert wide.product_dtype == torch.float32
+
+
+@pytest.mark.parametrize("router", [one for one in EVERY_KIND if one["kind"] != "switch"])
+def test_scores_are_fp32_in_training_of_a_bf16_model(router: dict[str, Any]) -> None:
+    made, x_TD = fp32_router(router)
+    made, x_TD = made.bfloat16().train(), x_TD.bfloat16()
+    routing = made(x_TD)
+    assert routing.product_dtype is None
     expected = x_TD.float() @ made.weight.float().T
     assert routing.logits_TE is not None
     assert routing.weight_N.dtype == routing.logits_TE.dtype == torch.float32
@@ -243,8 +263,12 @@ def test_the_choosing_bias_moves_to_a_device_without_data() -> None:
 def test_one_renormalised_weight_is_refused_with_the_reason(
     router: dict[str, Any], remedy: str
 ) -> None:
+    tree = {"num_experts": 4, "top_k": 1, "expert_width": 1, "router": router}
+    layer = MoE(3, MoEConfig.parse(tree))
+    # What others have trained so runs, and is not trained on.
+    assert layer.eval()(torch.ones(2, 3)).routing.weight_N.tolist() == [1, 1]
     with pytest.raises(ConfigError) as refusal:
-        MoEConfig.parse({"num_experts": 4, "top_k": 1, "expert_width": 1, "router": router})
+        layer.train()(torch.ones(2, 3))
     message = str(refusal.value)
     for word in ("top_k=1", f"kind={router['kind']}", "constant 1", "no gradient", remedy):
         assert word in message
@@ -252,7 +276,7 @@ def test_one_renormalised_weight_is_refused_with_the_reason(
 
 def test_the_default_router_refuses_top_1_as_well() -> None:
     with pytest.raises(ConfigError, match="no gradient"):
-        MoEConfig.parse({"num_experts": 4, "top_k": 1, "expert_width": 1})
+        MoEConfig.parse({"num_experts": 4, "top_k": 1, "expert_width": 1}).check_gradient()
 
 
 def test_one_weight_that_is_not_renormalised_has_a_gradient() -> None:

@@ -132,7 +132,7 @@ def test_jitter_lies_in_0_to_1() -> None:
 
 def test_one_expert_over_its_norm_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"top_k=1 under router kind=dbrx.*norm=null"):
-        config(top_k=1)
+        config(top_k=1).check_gradient()
     routing = identity_of_one()(X_1D)
     assert routing.weight_N.tolist() == pytest.approx([5 / 8], rel=1e-12)
 

@@ -261,7 +261,7 @@ def test_p_lies_above_0_and_up_to_1(p: float) -> None:
 
 def test_one_renormalised_expert_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"top_k=1 under router kind=top_p.*renormalise=false"):
-        config(top_k=1, renormalise=True)
+        config(top_k=1, renormalise=True).check_gradient()
 
 
 def test_a_hierarchical_router_does_not_hold_it() -> None:

@@ -63,7 +63,7 @@ class ModuleSteps:
     def __call__(self, rows: Rows, phase: Phase, asked_N: Tensor) -> Tensor:
         with rows_alone(), in_phase(phase):
             x_RD = self._decoder.embed(rows.token_R)
-            ropes = self._angles.at(rows.angle_R, x_RD.dtype)
+            ropes = self._angles.at(rows.angle_R, self._decoder.turning_dtype(x_RD.dtype))
             *all_but_last, last = self._layers
             for layer in all_but_last:
                 x_RD = layer(x_RD, rows, ropes[layer.base], phase, None)

@@ -15,9 +15,11 @@ from mixtura.interop.coverage import check_filled
 from mixtura.interop.dequantised import dequantised
 from mixtura.interop.hf_folder import CONFIG, HFFolder
 from mixtura.interop.source import Source
-from mixtura.interop.weights import check_tensors, read_weights
+from mixtura.interop.weights import check_tensors, dtypes_of, read_weights
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.blueprint import without_weights
+from mixtura.models.precision import gate_names
+from mixtura.moe.routers.token_choice import TokenChoiceRouter
 from mixtura.shapes.families import Family, family_of
 
 
@@ -66,9 +68,10 @@ def load_model(
 ) -> LoadedModel:
     """Read a checkpoint, tensor by tensor; `dtype` None keeps the one it is stored in.
 
-    Its digests are compared before this returns, or with `wait=False` in the background, where
-    `check.finish()` waits for the result. Raises ConfigError for a family or a key that is not
-    known, and CheckpointError for files that are damaged or of another model.
+    Gates are never rounded (see `dtypes_of`). Digests are compared before this returns, or with
+    `wait=False` in the background, where `check.finish()` waits for the result. Raises ConfigError
+    for a family or a key that is not known, and CheckpointError for files that are damaged or of
+    another model.
     """
     return load_source(open_source(path), dtype, device, wait=wait)
 
@@ -90,7 +93,19 @@ def load_source(
     shapes: dict[str, Any] = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
     check_filled(source.path, pieces, shapes)
     check = check_of(source, pieces, config)
-    decoder.load_state_dict(read_weights(source, pieces, shapes, dtype), assign=True)
+    dtypes = dtypes_of(
+        source,
+        pieces,
+        shapes,
+        gate_names(decoder),
+        dtype=dtype,
+        gate_dtype=torch.float32 if "gates" in family.in_fp32 else None,
+    )
+    decoder.load_state_dict(read_weights(source, pieces, shapes, dtypes), assign=True)
+    decoder.turns_in_fp32 = "turning" in family.in_fp32
+    for module in decoder.modules():
+        if isinstance(module, TokenChoiceRouter):
+            module.weighs_in_fp32 = "weights" in family.in_fp32
     check.begin()
     if wait:
         check.finish()

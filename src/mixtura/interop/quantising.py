@@ -41,8 +41,8 @@ class GroupReader:
 
     def plain(self, name: str, like: Tensor) -> Tensor:
         """A tensor that stays as it is; a buffer in the dtype of `like`."""
-        dtype, pieces = self.plain_dtype(name, like), self._pieces[name]
-        return read_weights(self._source, pieces, {name: like}, dtype)[name]
+        dtypes, pieces = {name: self.plain_dtype(name, like)}, self._pieces[name]
+        return read_weights(self._source, pieces, {name: like}, dtypes)[name]
 
     def plain_dtype(self, name: str, like: Tensor) -> torch.dtype:
         """What `plain` will give."""

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -24,6 +24,7 @@ from mixtura.interop.hf_folder import CONFIG, INDEX, SINGLE
 from mixtura.interop.source import Source
 from mixtura.interop.weights import taken
 from mixtura.models import Decoder, DecoderConfig
+from mixtura.models.precision import gate_names
 from mixtura.shapes.families import Family, Piece
 
 SHARD_BYTES = 5_000_000_000
@@ -70,9 +71,9 @@ def save_model(
 
     `like` is the checkpoint that the model came from: its config and its files beside the weights
     are carried over; `companions` writes further ones into the folder, such as a tokenizer's, and
-    `check` has to end well before the folder appears. One shard is in memory at a time; `progress`
-    is told the bytes written and the bytes in all. Raises ConfigError where the family cannot say
-    what this decoder computes.
+    `check` has to end well before the folder appears. `dtype`, by default the head's, rounds no
+    gate. One shard is in memory at a time; `progress` is told the bytes written and the bytes in
+    all. Raises ConfigError where the family cannot say what this decoder computes.
     """
     config = hf_config(decoder.config, family, like)
     dtype = dtype or decoder.head.weight.dtype
@@ -80,15 +81,16 @@ def save_model(
     stored = _by_stored(family.pieces(decoder.config))
     for pieces in stored.values():
         check_stored(pieces)
-    shards = _shards(stored, dtype, shard_bytes)
-    names = [SINGLE] if len(shards) == 1 else _shard_names(len(shards))
     ours = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
-    total = sum(_bytes(pieces[0], dtype) for pieces in stored.values())
+    dtypes = _dtypes(ours, gate_names(decoder), dtype)
+    shards = _shards(stored, dtypes, shard_bytes)
+    names = [SINGLE] if len(shards) == 1 else _shard_names(len(shards))
+    total = sum(_bytes(pieces[0], dtypes) for pieces in stored.values())
     digests: dict[str, Digests] = {}
     done = 0
     with atomic_folder(out) as folder:
         for name, shard in zip(names, shards, strict=True):
-            tensors = {key: _stored_tensor(stored[key], ours, dtype) for key in shard}
+            tensors = {key: _stored_tensor(stored[key], ours, dtypes) for key in shard}
             save_file(tensors, folder / name, metadata={"format": "pt"})
             # The library writes for the owner alone; let these be as readable as the others.
             (folder / name).chmod(0o666 & ~_umask())
@@ -174,16 +176,32 @@ def _experts_in(pieces: Sequence[Piece], ours: Mapping[str, Tensor]) -> int:
     return len(ours[pieces[0].ours]) if None in held else len(held)
 
 
-def _bytes(piece: Piece, dtype: torch.dtype) -> int:
-    return prod(piece.shape) * dtype.itemsize
+def _dtypes(
+    ours: Mapping[str, Tensor], gates: Container[str], dtype: torch.dtype
+) -> Mapping[str, torch.dtype]:
+    """What each of our tensors is stored in."""
+    found: dict[str, torch.dtype] = {}
+    for name, kept in ours.items():
+        if not isinstance(kept, torch.nn.Parameter):
+            # A choosing bias stays in fp32: steps of 1e-3 vanish in bf16 beside a bias of 1.
+            found[name] = kept.dtype
+        else:
+            found[name] = torch.promote_types(kept.dtype, dtype) if name in gates else dtype
+    return found
 
 
-def _shards(stored: Mapping[str, list[Piece]], dtype: torch.dtype, limit: int) -> list[list[str]]:
+def _bytes(piece: Piece, dtypes: Mapping[str, torch.dtype]) -> int:
+    return prod(piece.shape) * dtypes[piece.ours].itemsize
+
+
+def _shards(
+    stored: Mapping[str, list[Piece]], dtypes: Mapping[str, torch.dtype], limit: int
+) -> list[list[str]]:
     """Names in the order of the pieces; a shard is closed before it passes the limit."""
     shards: list[list[str]] = [[]]
     held = 0
     for name, pieces in stored.items():
-        size = _bytes(pieces[0], dtype)
+        size = _bytes(pieces[0], dtypes)
         if shards[-1] and held + size > limit:
             shards.append([])
             held = 0
@@ -196,11 +214,10 @@ def _shard_names(count: int) -> list[str]:
     return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
-def _stored_tensor(pieces: list[Piece], ours: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    kept = ours[pieces[0].ours]
-    # A choosing bias stays in fp32: steps of 1e-3 vanish in bf16 beside a bias of 1.
-    dtype = dtype if isinstance(kept, torch.nn.Parameter) else kept.dtype
-    stored = torch.empty(pieces[0].shape, dtype=dtype)
+def _stored_tensor(
+    pieces: list[Piece], ours: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
+) -> Tensor:
+    stored = torch.empty(pieces[0].shape, dtype=dtypes[pieces[0].ours])
     for piece in pieces:
         target, part = taken(ours[piece.ours].detach(), stored, piece)
         part.copy_(target)

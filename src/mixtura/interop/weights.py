@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from itertools import groupby
 
 import torch
@@ -17,15 +17,19 @@ _SHOWN = 4
 _MOST_MISSING = 1000
 
 
-def check_tensors(source: Source, family: Family, pieces: Iterable[Piece]) -> dict[str, str]:
+def check_tensors(
+    source: Source, family: Family, pieces: Iterable[Piece], *, values: bool = True
+) -> dict[str, str]:
     """Raises CheckpointError for missing, misshapen and unexpected tensors, by name.
 
-    Gives the names of those that the family knows and leaves out, and what they are.
+    Gives the names of those that the family knows and leaves out, and what they are. One that is
+    another once more is read and compared with it, unless `values` is false.
     """
     expected: dict[str, tuple[int, ...]] = {}
     missing: dict[str, None] = {}
+    ours: dict[str, str] = {}
     for piece in pieces:
-        expected[piece.stored] = piece.shape
+        expected[piece.stored], ours[piece.stored] = piece.shape, piece.ours
         if piece.stored not in source.tensors:
             missing[piece.stored] = None
             # A config may ask for any number of layers and experts; its files are finite.
@@ -49,6 +53,11 @@ def check_tensors(source: Source, family: Family, pieces: Iterable[Piece]) -> di
         for pattern, word in family.left_out.items()
         if re.fullmatch(pattern, name)
     }
+    for name, of in family.copies(ours).items():
+        if name in spare:
+            if values:
+                _check_copy(source, name, of)
+            left_out[name] = f"{of} once more"
     unexpected = sorted(set(spare) - set(left_out))
     if unexpected:
         raise CheckpointError(
@@ -56,6 +65,15 @@ def check_tensors(source: Source, family: Family, pieces: Iterable[Piece]) -> di
             "model of this config has a place for them"
         )
     return left_out
+
+
+def _check_copy(source: Source, name: str, of: str) -> None:
+    own, other = source.read(name), source.read(of)
+    if own.dtype != other.dtype or not torch.equal(own, other):
+        raise CheckpointError(
+            f"{source.path}: {name} differs from {of}, and tie_word_embeddings=true makes the two "
+            "one; set it to false in config.json, or take out the tensor that is not meant"
+        )
 
 
 def described(left_out: Mapping[str, str]) -> list[str]:
@@ -73,53 +91,75 @@ def read_weights(
     source: Source,
     pieces: Iterable[Piece],
     shapes: Mapping[str, Tensor],
-    dtype: torch.dtype | None,
+    dtypes: Mapping[str, torch.dtype],
 ) -> dict[str, Tensor]:
-    """Our tensors by name, for a model whose own (on meta) are `shapes`.
+    """Our tensors by name, each in its dtype, for a model whose own (on meta) are `shapes`.
 
-    A tensor that is stored as ours is, is a view of the file; others are put together. With no
-    `dtype`, the one that the parameters are stored in; raises CheckpointError where they differ.
+    A tensor that is stored as ours is, is a view of the file; others are put together.
     """
-    by_ours: dict[str, list[Piece]] = defaultdict(list)
-    for piece in pieces:
-        by_ours[piece.ours].append(piece)
-    stored = dtype or common_dtype(source, by_ours, shapes)
+    by_ours = _by_ours(pieces)
     patchwork = Patchwork()
     return {
-        name: _assembled(
-            source,
-            by_ours[name],
-            like,
-            stored if _is_weight(like) else like.dtype,
-            patchwork,
-        )
+        name: _assembled(source, by_ours[name], like, dtypes[name], patchwork)
         for name, like in shapes.items()
     }
 
 
-def common_dtype(
-    source: Source, by_ours: Mapping[str, list[Piece]], shapes: Mapping[str, Tensor]
-) -> torch.dtype:
-    """The dtype of every parameter. Raises CheckpointError naming two that differ."""
+def dtypes_of(
+    source: Source,
+    pieces: Iterable[Piece],
+    shapes: Mapping[str, Tensor],
+    gates: Container[str],
+    *,
+    dtype: torch.dtype | None,
+    gate_dtype: torch.dtype | None,
+) -> dict[str, torch.dtype]:
+    """What each of our tensors is held in.
+
+    Parameters are in `dtype`, by default in the one that they are stored in; raises
+    CheckpointError where those differ. Gates are never rounded: each is in what it is stored in,
+    or in what holds that and `dtype` and `gate_dtype` too. Buffers, such as a choosing bias, keep
+    their own.
+    """
+    by_ours = _by_ours(pieces)
+    weights = [name for name, like in shapes.items() if _is_weight(like) and name not in gates]
+    whole = dtype or _common_dtype(source, [one for name in weights for one in by_ours[name]])
+    found = {name: like.dtype for name, like in shapes.items()}
+    found |= dict.fromkeys(weights, whole)
+    for name, like in shapes.items():
+        if name in gates and _is_weight(like):
+            own = source.dtype_of(by_ours[name][0].stored)
+            for also in (dtype, gate_dtype):
+                own = own if also is None else torch.promote_types(own, also)
+            found[name] = own
+    return found
+
+
+def _by_ours(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
+    found: dict[str, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        found[piece.ours].append(piece)
+    return found
+
+
+def _common_dtype(source: Source, pieces: Iterable[Piece]) -> torch.dtype:
+    """The dtype of all. Raises CheckpointError naming two that differ."""
     first: tuple[str, torch.dtype] | None = None
-    for name, pieces in by_ours.items():
-        if not _is_weight(shapes[name]):
-            continue
-        for piece in pieces:
-            found = source.dtype_of(piece.stored)
-            if first is None:
-                first = (piece.stored, found)
-            if found != first[1]:
-                raise CheckpointError(
-                    f"{source.path}: {first[0]} is stored in {_named(first[1])} and {piece.stored} "
-                    f"in {_named(found)}; say which to compute in with a dtype"
-                )
+    for piece in pieces:
+        found = source.dtype_of(piece.stored)
+        if first is None:
+            first = (piece.stored, found)
+        if found != first[1]:
+            raise CheckpointError(
+                f"{source.path}: {first[0]} is stored in {_named(first[1])} and {piece.stored} "
+                f"in {_named(found)}; say which to compute in with a dtype"
+            )
     assert first is not None, "every model has weights"
     return first[1]
 
 
 def _is_weight(tensor: Tensor) -> bool:
-    """Buffers, such as a choosing bias, keep their own dtype."""
+    """Buffers are none."""
     return isinstance(tensor, torch.nn.Parameter)
 
 

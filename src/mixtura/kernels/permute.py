@@ -149,8 +149,17 @@ def permute(x_TD: Tensor, order: Order) -> Tensor:
     return _Permute.apply(x_TD, order.token_M, order.place_TK, None)
 
 
-def combine(y_MD: Tensor, weight_N: Tensor, order: Order) -> Tensor:
-    """As `combine_naive`, in one pass over the rows, without a weighted copy of them."""
+def combine(
+    y_MD: Tensor, weight_N: Tensor, order: Order, product_dtype: torch.dtype | None = None
+) -> Tensor:
+    """As `combine_naive`, in one pass over the rows, without a weighted copy of them.
+
+    With a `product_dtype`, and where `top_k` was given, each weighted row is rounded to it before
+    the sum, as transformers does; that takes three passes and a copy.
+    """
+    if product_dtype is not None and order.place_TK is not None:
+        weight_TK = weight_N.view_as(order.place_TK).to(product_dtype)
+        return (y_MD[order.place_TK] * weight_TK[..., None]).sum(1).to(y_MD.dtype)
     weight_N = weight_N.to(y_MD.dtype)
     if order.bags is not None:
         bags = order.bags

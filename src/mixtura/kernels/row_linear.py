@@ -28,9 +28,9 @@ def rows_alone() -> Iterator[None]:
         _ALONE.reset(token)
 
 
-def row_linear(x_TD: Tensor, weight_ND: Tensor) -> Tensor:
-    """x W^T, (T, N)."""
-    return _in_blocks(x_TD, lambda block_TD: F.linear(block_TD, weight_ND))
+def row_linear(x_TD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """x W^T + b, (T, N)."""
+    return _in_blocks(x_TD, lambda block_TD: F.linear(block_TD, weight_ND, bias_N))
 
 
 def row_linear_of_heads(x_TAD: Tensor, weight_AND: Tensor) -> Tensor:

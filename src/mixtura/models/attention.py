@@ -89,12 +89,16 @@ class SinkAttention(Attention):
         scale = self.shape.scale or self.shape.head_dim**-0.5
         copies = self.shape.heads // self.shape.kv_heads
         k_BALC, v_BALC = (part.repeat_interleave(copies, 1) for part in (k_BGLC, v_BGLC))
-        score_BASL = (q_BASC @ k_BALC.mT).float() * scale
+        score_BASL = q_BASC @ k_BALC.mT
+        # Evaluation in bf16 rounds scores and shares, as transformers does.
+        score_BASL = (score_BASL.float() if self.training else score_BASL) * scale
         seen = sight.full(q_BASC.shape[2], k_BGLC.shape[2], q_BASC.device)
         score_BASL = score_BASL.masked_fill(~seen, float("-inf"))
-        sink_BAS1 = self.sinks.float().view(1, -1, 1, 1).expand(*score_BASL.shape[:3], 1)
-        probs_BASL = torch.cat([score_BASL, sink_BAS1], -1).softmax(-1)[..., :-1]
-        return probs_BASL.to(v_BALC.dtype) @ v_BALC
+        sink_BAS1 = self.sinks.to(score_BASL).view(1, -1, 1, 1).expand(*score_BASL.shape[:3], 1)
+        logits_BASM = torch.cat([score_BASL, sink_BAS1], -1)
+        # The largest is taken off first, since bf16 keeps more of what is near 0.
+        logits_BASM = logits_BASM - logits_BASM.detach().amax(-1, keepdim=True)
+        return logits_BASM.softmax(-1)[..., :-1].to(v_BALC.dtype) @ v_BALC
 
 
 def _norms(sizes: tuple[int, int] | None, norm: NormShape) -> tuple[nn.Module, nn.Module]:

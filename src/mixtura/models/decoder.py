@@ -101,6 +101,9 @@ class Block(nn.Module):
 class Decoder(LanguageModel):
     """A decoder-only transformer; dense where the config holds no MoE."""
 
+    turns_in_fp32: bool = False
+    """whether evaluation in bf16 turns queries and keys in fp32, as some families do"""
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config: DecoderConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -195,5 +198,11 @@ class Decoder(LanguageModel):
             rope = rotary(positions_S, heads.rope_dim, local_base)
         else:
             rope = rotary(positions_S, heads.rope_dim, heads.rope_base, heads.rope_scaling)
-        # A model that is all bf16 answers as transformers has it; training turns in fp32.
-        return rope if self.training else rope.to(dtype)
+        return rope.to(self.turning_dtype(dtype))
+
+    def turning_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What queries and keys of `dtype` are turned in.
+
+        A model that is all bf16 answers as transformers has it; training turns in fp32.
+        """
+        return torch.float32 if self.training or self.turns_in_fp32 else dtype

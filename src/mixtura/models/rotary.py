@@ -70,7 +70,9 @@ def frequencies(
     `beyond` says that a sequence is longer than the original context (LongRoPE alone asks).
     """
     pair_P = torch.arange(0, head_dim, 2, dtype=torch.float32)
-    plain_P = base ** (-pair_P / head_dim)
+    # In the order of transformers: a last bit here is another bf16 cosine at some positions.
+    wave_P = base ** (pair_P / head_dim)
+    plain_P = 1 / wave_P
     match scaling:
         case None:
             return plain_P, 1.0
@@ -83,11 +85,12 @@ def frequencies(
             return plain_P * (kept_P + (1 - kept_P) / scaling.factor), 1.0
         case YarnScaling():
             kept_P = _kept_by_yarn(head_dim, base, scaling)
-            return plain_P * (kept_P + (1 - kept_P) / scaling.factor), scaling.amplitude
+            slowed_P = 1 / (scaling.factor * wave_P)
+            return slowed_P * (1 - kept_P) + plain_P * kept_P, scaling.amplitude
         case LongRopeScaling():
             factor_P = torch.tensor(scaling.long if beyond else scaling.short)
             amplitude = scaling.long_amplitude if beyond else scaling.short_amplitude
-            return plain_P / factor_P, amplitude
+            return 1 / (factor_P * wave_P), amplitude
 
 
 def _kept_by_yarn(head_dim: int, base: float, scaling: YarnScaling) -> Tensor:

@@ -44,7 +44,7 @@ def dispatch_local(x_TD: Tensor, routing: Routing, experts: ExpertRows) -> Tenso
         x_TD.shape[0],
     )
     y_MD = experts(permute.permute(x_TD, order), order.segment_E)
-    return permute.combine(y_MD, routing.weight_N, order)
+    return permute.combine(y_MD, routing.weight_N, order, routing.product_dtype)
 
 
 def _in_waves(x_TD: Tensor, routing: Routing, wave_N: Tensor, experts: ExpertRows) -> Tensor:

@@ -49,6 +49,13 @@ class MoEConfig(MoEShape):
             )
         return self
 
+    def check_gradient(self) -> None:
+        """Raises ConfigError for a router that the task would give no gradient."""
+        try:
+            self.router.check_gradient(self.num_experts, self.top_k)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
     def of_language_model(self, vocabulary: int) -> Self:
         """This layer in a causal model of that many tokens.
 
@@ -68,8 +75,10 @@ class MoEConfig(MoEShape):
         """Before a causal model with this layer is trained.
 
         Raises ConfigError for a router whose choices depend on later tokens in training, unless it
-        says that this is accepted. Evaluation may be causal all the same, so such a model opens.
+        says that this is accepted, and for one that the task would give no gradient. Evaluation may
+        be causal all the same, and needs no gradient, so such a model opens.
         """
+        self.check_gradient()
         if self.router.leaks_in_training:
             raise ConfigError(
                 f"router kind={self.router.name} chooses by later tokens too in training, so a "
@@ -188,6 +197,7 @@ class MoE(nn.Module):
             out_TD = mix_T2[:, :1] * out_TD + mix_T2[:, 1:] * self.residual(x_TD)
         if not self.training:
             return MoEOutput(out_TD.view(x.shape), routing, {})
+        self.config.check_gradient()
         self.balancer.observe(routing)
         losses = self.balancer.losses(routing)
         policy = partial(self._policy, routing) if "policy" in self.balancer.weights else None

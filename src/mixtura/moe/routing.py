@@ -62,6 +62,9 @@ class Routing:
     """K where row n is choice n % K of token n // K; None where rows come in another order"""
     wave_N: Tensor | None = None
     """row -> the pass in which its expert computes it; None where one pass does all"""
+    product_dtype: torch.dtype | None = None
+    """what each weight times its expert's output is rounded to before a token's are added up, as
+    transformers does in bf16; None where their sum alone is rounded"""
     num_groups: int = 1
     """groups of equally many consecutive experts, each of which may stand for a device"""
     groups_kept: int = 1

@@ -17,6 +17,7 @@ from mixtura.interop.loading import LoadedModel, load_source, open_source, token
 from mixtura.kernels.native import native
 from mixtura.models import LanguageModel
 from mixtura.models.packed_decoder import packed_decoder
+from mixtura.models.precision import cast
 from mixtura.packed.file import FILE, PackedFile, is_packed
 from mixtura.shapes import ModelShape
 from mixtura.shapes.known import known_config, known_shape
@@ -72,10 +73,10 @@ def open_model(
 
     A quantised GGUF file is packed at its first opening, and its packed weights are kept in the
     user's cache; with a `dtype` its weights are unpacked in memory instead. `dtype` None keeps the
-    one that other weights are stored in. Digests are compared before this returns, or with
-    `wait=False` in the background, where `check.finish()` waits for the result. Raises
-    CheckpointError, ConfigError or DataError, by name, for what cannot be used, and ConfigError for
-    weights that the memory that is free cannot hold.
+    one that other weights are stored in; gates are never rounded. Digests are compared before this
+    returns, or with `wait=False` in the background, where `check.finish()` waits for the result.
+    Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used, and
+    ConfigError for weights that the memory that is free cannot hold.
     """
     path = folder_of(str(model))
     if path.suffix == GGUF and dtype is None and torch.device(device).type == "cpu":
@@ -104,7 +105,7 @@ def _open(
     if is_run(path):
         run = load_run(path, device, wait=wait)
         if dtype is not None:
-            run.decoder.to(DTYPES[dtype])
+            cast(run.decoder, DTYPES[dtype])
         return OpenModel(model, run.decoder, run.tokenizer, None, run.check, run.step)
     source, defaults = open_source(path), ModelDefaults.of(path)
     tokenizer = tokenizer_of(source)

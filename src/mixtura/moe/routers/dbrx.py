@@ -32,7 +32,7 @@ class DbrxConfig(RouterSpec):
     jitter: float = Field(default=0.0, ge=0, lt=1)
     """how far, as a share, noise may scale each of the gate's inputs in training; 0: no noise"""
 
-    def check(self, num_experts: int, top_k: int) -> None:
+    def check_gradient(self, num_experts: int, top_k: int) -> None:
         if self.norm is not None:
             refuse_single_renormalised(top_k, self.kind, "set norm=null or top_k above 1")
 

@@ -54,6 +54,8 @@ class GroupedSpec(RouterSpec):
                 f"router.groups_kept={self.groups_kept} groups of {size}; raise groups_kept or "
                 "lower top_k"
             )
+
+    def check_gradient(self, num_experts: int, top_k: int) -> None:
         if self.renormalise:
             refuse_single_renormalised(top_k, self.name, "set renormalise=false or top_k above 1")
 

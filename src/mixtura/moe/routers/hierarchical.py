@@ -71,11 +71,17 @@ class HierarchicalConfig(RouterSpec):
                 raise ValueError(
                     f"router.{name}={given} must lie in 1..{bound}, of which a token chooses"
                 )
-        # One of one is no choice, and its weight of 1 is as it should be.
         if self.groups > 1:
             self.outer.check(self.groups, self.outer_top_k)
         if num_experts > self.groups:
             self.inner.check(num_experts // self.groups, inner_top_k)
+
+    def check_gradient(self, num_experts: int, top_k: int) -> None:
+        # One of one is no choice, and its weight of 1 is as it should be.
+        if self.groups > 1:
+            self.outer.check_gradient(self.groups, self.outer_top_k)
+        if num_experts > self.groups:
+            self.inner.check_gradient(num_experts // self.groups, top_k // self.outer_top_k)
 
     def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:
         yield from self.outer.weights(self.outer_shape(shape), f"{prefix}outer.")

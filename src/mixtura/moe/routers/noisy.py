@@ -27,7 +27,7 @@ class NoisyTopKConfig(RouterSpec):
     losses: ClassVar = MappingProxyType({"importance": 0.1, "load": 0.1, "balance": 0.0, "z": 0.0})
     kind: Literal["noisy_topk"] = "noisy_topk"
 
-    def check(self, num_experts: int, top_k: int) -> None:
+    def check_gradient(self, num_experts: int, top_k: int) -> None:
         refuse_single_renormalised(top_k, self.kind, "choose kind=switch for one expert a token")
 
     def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:

@@ -86,6 +86,9 @@ class RouterSpec(Config):
     def check(self, num_experts: int, top_k: int) -> None:
         """Raises ValueError where it cannot route so."""
 
+    def check_gradient(self, num_experts: int, top_k: int) -> None:
+        """Raises ValueError where it can route so, and the task would give it no gradient."""
+
     def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:
         """Its part of the ledger; one matrix of (E, D) unless it says otherwise."""
         rows = shape.banks * shape.num_experts

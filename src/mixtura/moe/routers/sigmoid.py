@@ -25,7 +25,7 @@ class SigmoidTopKConfig(RouterSpec):
     choosing_bias: bool = True
     """whether a bias, moved after each step, is added to the scores that choose"""
 
-    def check(self, num_experts: int, top_k: int) -> None:
+    def check_gradient(self, num_experts: int, top_k: int) -> None:
         if self.renormalise:
             refuse_single_renormalised(top_k, self.kind, "set renormalise=false or top_k above 1")
 

@@ -24,7 +24,7 @@ class SoftmaxTopKConfig(RouterSpec):
     choosing_bias: bool = False
     """whether a bias, moved after each step, is added to the probabilities that choose"""
 
-    def check(self, num_experts: int, top_k: int) -> None:
+    def check_gradient(self, num_experts: int, top_k: int) -> None:
         if self.renormalise:
             refuse_single_renormalised(top_k, self.kind, "set renormalise=false or top_k above 1")
 
@@ -54,10 +54,14 @@ class SoftmaxTopK(LinearRouter):
         return Scores(logits_TE, probs_TE, probs_TE)
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
-        if self.config.renormalise:
+        if not self.config.renormalise:
+            return scores.score_TE.gather(1, expert_TK)
+        if not scores.rounded:
             # Equal to p over the sum of the chosen p, and never 0/0.
             return scores.logits_TE.gather(1, expert_TK).softmax(-1)
-        return scores.score_TE.gather(1, expert_TK)
+        weight_TK = scores.score_TE.gather(1, expert_TK)
+        # As transformers divides, to the last bit; a bias may choose experts that all have p = 0.
+        return weight_TK / weight_TK.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
 class TopKSoftmaxConfig(RouterSpec):
@@ -68,7 +72,7 @@ class TopKSoftmaxConfig(RouterSpec):
     choosing_bias: bool = False
     """whether a bias, moved after each step, is added to the logits that choose"""
 
-    def check(self, num_experts: int, top_k: int) -> None:
+    def check_gradient(self, num_experts: int, top_k: int) -> None:
         refuse_single_renormalised(top_k, self.kind, "choose kind=softmax_topk or kind=switch")
 
     def build(self, shape: RouterShape, capacity: Capacity) -> "TopKSoftmax":

@@ -7,7 +7,7 @@ row r being of token r // C; T and R are the same but for banks.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from torch.autograd.function import FunctionCtx
 
 from mixtura.kernels.bank_linear import bank_linear
 from mixtura.kernels.row_linear import row_linear
-from mixtura.kernels.topk import topk
+from mixtura.kernels.topk import topk, topk_naive
 from mixtura.moe.bias import bias_step
 from mixtura.moe.capacity import Admission, Capacity, Wishes
 from mixtura.moe.routers.router import Router, RouterShape
@@ -56,6 +56,8 @@ class Scores:
     """what combine weights are made of"""
     probs_TE: Tensor
     """each row sums to 1; balance losses read it"""
+    rounded: bool = field(default=False, kw_only=True)
+    """whether the logits were rounded to less than fp32, as `LinearRouter.rounds` says"""
 
 
 class TokenRows(Router):
@@ -126,6 +128,10 @@ class TokenRows(Router):
 class TokenChoiceRouter(TokenRows):
     """Each token names its experts, by what it is."""
 
+    weighs_in_fp32: bool = False
+    """whether evaluation in bf16 leaves weights, and their products with experts' outputs, in fp32,
+    as some families of transformers do"""
+
     @abstractmethod
     def choose(
         self, x_TD: Tensor, valid_R: Tensor | None = None, bank_R: Tensor | None = None
@@ -140,7 +146,12 @@ class TokenChoiceRouter(TokenRows):
         capacity: Capacity | None = None,
         id_T: Tensor | None = None,
     ) -> Routing:
-        return self.routed(self.choose(x_TD, valid_T), valid_T, num_sequences, capacity)
+        routing = self.routed(self.choose(x_TD, valid_T), valid_T, num_sequences, capacity)
+        if self.training or x_TD.itemsize >= torch.float32.itemsize:
+            return routing
+        dtype = torch.float32 if self.weighs_in_fp32 else x_TD.dtype
+        weight_N = routing.weight_N.to(dtype).to(routing.weight_N.dtype)
+        return replace(routing, weight_N=weight_N, product_dtype=dtype)
 
 
 class LinearRouter(TokenChoiceRouter):
@@ -172,11 +183,19 @@ class LinearRouter(TokenChoiceRouter):
 
     def scores(self, x_TD: Tensor, bank_R: Tensor | None) -> Scores:
         """How every expert of its bank looks to each row."""
+        if self.rounds(x_TD):
+            logits_TE = row_linear(x_TD, self.weight, self.gate_bias)
+            return replace(self.score(logits_TE.float()), rounded=True)
         logits_TE = linear(x_TD, self.weight, bank_R, self.shape.banks)
         if self.gate_bias is not None:
             bias_GE = self.gate_bias.to(logits_TE.dtype).view(self.shape.banks, -1)
             logits_TE = logits_TE + (bias_GE[0] if bank_R is None else bias_GE[bank_R])
         return self.score(logits_TE)
+
+    def rounds(self, x_TD: Tensor) -> bool:
+        """Whether logits are rounded, as transformers does in evaluation where the gate is bf16."""
+        low = x_TD.itemsize < torch.float32.itemsize and x_TD.dtype == self.weight.dtype
+        return low and not self.training and self.shape.banks == 1
 
     def rank(self, scores: Scores, bank_R: Tensor | None) -> Tensor:
         """ranking_TE, without gradient: what the k largest are taken of."""
@@ -191,7 +210,9 @@ class LinearRouter(TokenChoiceRouter):
     ) -> Choice:
         scores = self.scores(x_TD, bank_R)
         ranking_TE = self.rank(scores, bank_R)
-        chosen_TK = topk(ranking_TE, self.top_k)
+        # Rounded logits are often equal, and then torch.topk alone chooses as transformers does.
+        best = topk_naive if self.rounds(x_TD) else topk
+        chosen_TK = best(ranking_TE, self.top_k)
         return self.chosen(scores, ranking_TE, chosen_TK, bank_R)
 
     def chosen(

@@ -33,7 +33,7 @@ class TopPConfig(RouterSpec):
     renormalise: bool = False
     """whether a token's weights are divided by their sum"""
 
-    def check(self, num_experts: int, top_k: int) -> None:
+    def check_gradient(self, num_experts: int, top_k: int) -> None:
         if self.renormalise:
             refuse_single_renormalised(top_k, self.kind, "set renormalise=false or top_k above 1")
 

@@ -1,6 +1,7 @@
 """DeepSeek-V2 and V3: latent attention, shared experts, and many small ones, perhaps in groups."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from mixtura.config import Tree
@@ -20,30 +21,47 @@ class DeepseekV2(SparseLlama):
 
     model_type = "deepseek_v2"
     architecture = "DeepseekV2ForCausalLM"
+    in_fp32 = frozenset({"gates", "weights", "turning"})
     attention_kind = "latent"
     count_key = "n_routed_experts"
+    defaults = MappingProxyType(
+        {
+            **SparseLlama.defaults,
+            "q_lora_rank": 1536,
+            "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 0,
+            "topk_method": "greedy",
+            "n_group": None,
+            "topk_group": None,
+            "routed_scaling_factor": 1.0,
+        }
+    )
 
     def __init__(self, *, interleaved: bool = True) -> None:
         """`interleaved`: the stored rotary pairs are neighbours; ours lie half a head apart."""
         self.interleaved = interleaved
 
     def read(self, config: Mapping[str, Any]) -> Tree:
-        keys = Keys(config, self.model_type)
+        keys = self.keys(config)
         tree = super().read(config)
         shared = keys.integer("n_shared_experts", 0) * tree["moe"]["expert_width"]
         tree["moe"] |= {"shared_width": shared, "router": self.read_router(keys)}
         return tree
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
-        return read_latent(config, self.model_type)
+        return read_latent(self.keys(config), config, self.model_type)
 
     def read_router(self, keys: Keys) -> Tree:
         keys.expect("scoring_func", "softmax")
         # Where weights are renormalised, the authors' code drops the factor and others keep it.
         keys.expect("norm_topk_prob", False, None)
         keys.expect("topk_method", "greedy", "group_limited_greedy")
-        scale, groups, kept = keys.number("routed_scaling_factor", 1.0), 1, 1
-        if keys.given("topk_method", "greedy") == "group_limited_greedy":
+        scale, groups, kept = keys.number("routed_scaling_factor"), 1, 1
+        if keys.given("topk_method") == "group_limited_greedy":
             groups, kept = keys.integer("n_group"), keys.integer("topk_group")
         if groups == 1 and scale == 1:
             return {"kind": "softmax_topk", "renormalise": False}
@@ -51,7 +69,7 @@ class DeepseekV2(SparseLlama):
         return {**grouped, "renormalise": False, "scale": scale}
 
     def read_placement(self, keys: Keys) -> Tree:
-        first, step = keys.integer("first_k_dense_replace", 0), keys.integer("moe_layer_freq", 1)
+        first, step = keys.integer("first_k_dense_replace"), keys.integer("moe_layer_freq", 1)
         if step == 1:
             return {"placement": {"first_dense": first}}
         layers = range(first, keys.integer("num_hidden_layers"))
@@ -106,7 +124,23 @@ class DeepseekV3(DeepseekV2):
 
     model_type = "deepseek_v3"
     architecture = "DeepseekV3ForCausalLM"
-    drafting_keys = ("num_nextn_predict_layers",)
+    in_fp32 = frozenset({"gates", "weights"})
+    drafting_keys = ("num_nextn_predict_layers", "num_mtp_layers")
+    defaults = MappingProxyType(
+        {
+            **{key: value for key, value in DeepseekV2.defaults.items() if key != "topk_method"},
+            "num_key_value_heads": 128,
+            "num_experts_per_tok": 8,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 3,
+            "n_group": 8,
+            "topk_group": 4,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+            "rope_interleave": True,
+            "num_mtp_layers": 1,
+        }
+    )
     group_top: ClassVar[int] = 2
 
     def __init__(self, *, interleaved: bool = True, drafting: range = range(0)) -> None:
@@ -118,20 +152,20 @@ class DeepseekV3(DeepseekV2):
             self.left_out = {**self.left_out, rf"model\.layers\.({numbers})\..*": word}
 
     def of_config(self, config: Mapping[str, Any]) -> Self:
-        keys = Keys(config, self.model_type)
+        keys = self.keys(config)
         first = keys.integer("num_hidden_layers")
         return type(self)(
-            interleaved=keys.flag("rope_interleave", True),
-            drafting=range(first, first + keys.integer("num_nextn_predict_layers", 0)),
+            interleaved=keys.flag("rope_interleave"),
+            drafting=range(first, first + keys.integer(keys.first(*self.drafting_keys))),
         )
 
     def read_router(self, keys: Keys) -> Tree:
         keys.expect("scoring_func", "sigmoid")
         keys.expect("topk_method", "noaux_tc")
-        groups = keys.integer("n_group", 1)
+        groups = keys.integer("n_group")
         weighed = {
-            "renormalise": keys.flag("norm_topk_prob", True),
-            "scale": keys.number("routed_scaling_factor", 1.0),
+            "renormalise": keys.flag("norm_topk_prob"),
+            "scale": keys.number("routed_scaling_factor"),
         }
         if groups == 1:
             return {"kind": "sigmoid_topk", "choosing_bias": True, **weighed}

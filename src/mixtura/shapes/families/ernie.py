@@ -23,6 +23,7 @@ class Ernie45Moe(SparseLlama):
 
     model_type = "ernie4_5_moe"
     architecture = "Ernie4_5_MoeForCausalLM"
+    in_fp32 = frozenset({"gates", "turning"})
     drafting_keys = ("num_nextn_predict_layers",)
     left_out = MappingProxyType(
         {
@@ -31,25 +32,43 @@ class Ernie45Moe(SparseLlama):
         }
     )
     default_theta = 500_000.0
-    default_epsilon = 1e-5
+    defaults = MappingProxyType(
+        {
+            **SparseLlama.defaults,
+            "rms_norm_eps": 1e-5,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+            "use_bias": False,
+            "moe_k": 6,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": -1,
+            "moe_layer_interval": 1,
+            "moe_norm_min": 1e-12,
+        }
+    )
     count_key = "moe_num_experts"
 
     def read(self, config: Mapping[str, Any]) -> Tree:
-        keys = Keys(config, self.model_type)
+        keys = self.keys(config)
         keys.expect("use_bias", False, None)
         # No key of this family: transformers reads `use_bias` in its place.
         keys.expect("attention_bias", False, None)
-        stated = {"tie_word_embeddings": True, **config}
-        stated["num_experts_per_tok"] = keys.integer("moe_k")
-        tree = super().read(stated)
+        least = keys.number("moe_norm_min")
+        if least > _LEAST:
+            raise ConfigError(
+                f"config.json: moe_norm_min={least:g} in a {self.model_type} model, which divides "
+                f"a token's weights by no less; Mixtura runs it with {_LEAST:g} at most"
+            )
+        tree = super().read({**config, "num_experts_per_tok": keys.integer("moe_k")})
         shared = keys.integer("moe_num_shared_experts", 0) * tree["moe"]["expert_width"]
         router = {"kind": "softmax_topk", "choosing_bias": True}
         tree["moe"] |= {"shared_width": shared, "router": router}
         return tree
 
     def read_placement(self, keys: Keys) -> Tree:
-        layers, step = keys.integer("num_hidden_layers"), keys.integer("moe_layer_interval", 1)
-        first, last = keys.integer("moe_layer_start_index", 0), keys.integer(_END, -1)
+        layers, step = keys.integer("num_hidden_layers"), keys.integer("moe_layer_interval")
+        first, last = keys.integer("moe_layer_start_index"), keys.integer(_END)
         if last in (-1, layers - 1):
             return {"placement": {"first_dense": first, "every": step}}
         only = [layer for layer in range(first, last + 1) if (layer + 1) % step == 0]
@@ -105,6 +124,8 @@ class Ernie45Moe(SparseLlama):
 
 
 _END = "moe_layer_end_index"
+# The sum of what a token's experts weigh is larger, whatever a bias chooses, but for the last bits.
+_LEAST = 1e-12
 _Span = tuple[slice, slice]
 
 

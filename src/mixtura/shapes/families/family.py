@@ -7,13 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from mixtura.config import Tree
 from mixtura.shapes.decoder import DecoderShape
+from mixtura.shapes.families.keys import Keys
 from mixtura.shapes.moe import MoEShape
 
 Part = tuple[int | slice, ...]
+InFp32 = Literal["gates", "weights", "turning"]
+"""gates, held and saved so; combine weights, and what they multiply; turning queries and keys"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,18 @@ class Family(ABC):
     left_out: Mapping[str, str] = MappingProxyType({})
     """patterns of stored tensors that are known and not needed, and a word on what each is"""
 
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """what a key that is absent means, as in transformers' config class; an absent key of neither
+    this table nor the reader's own defaults is refused, and null is read as null"""
+    in_fp32: ClassVar[frozenset[InFp32]] = frozenset()
+    """what transformers keeps in fp32 in a model that is otherwise bf16"""
+
     drafting_keys: ClassVar[tuple[str, ...]] = ()
     """keys that count layers which are left out; 0 in what is saved without them"""
+
+    def keys(self, config: Mapping[str, Any]) -> Keys:
+        """The keys of a config.json, those that are absent as the family means them."""
+        return Keys({**self.defaults, **config}, self.model_type)
 
     def of_config(self, config: Mapping[str, Any]) -> Self:
         """The family as this config has it, where names or order of tensors depend on that."""
@@ -61,6 +74,13 @@ class Family(ABC):
 
         Whoever saves reads it again and refuses what did not survive.
         """
+
+    def copies(self, ours: Mapping[str, str]) -> Mapping[str, str]:
+        """Tensors that may be stored once more under another name, and which of `ours` each is.
+
+        `ours` has what each stored tensor fills, or the last part of ours that it does.
+        """
+        return {}
 
     @abstractmethod
     def pieces(self, shape: DecoderShape) -> Iterator[Piece]:

@@ -29,9 +29,25 @@ class Gemma3Text(Llama):
 
     model_type = "gemma3_text"
     architecture = "Gemma3ForCausalLM"
+    default_theta = _GLOBAL_BASE
+    defaults = MappingProxyType(
+        {
+            **{key: value for key, value in Llama.defaults.items() if key != "hidden_act"},
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+            "layer_types": None,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "final_logit_softcapping": None,
+            "attn_logit_softcapping": None,
+            "use_bidirectional_attention": False,
+        }
+    )
 
     def read(self, config: Mapping[str, Any]) -> Tree:
-        keys = Keys(config, self.model_type)
+        keys = self.keys(config)
         keys.expect("hidden_activation", "gelu_pytorch_tanh")
         for key in ("final_logit_softcapping", "attn_logit_softcapping"):
             keys.expect(key, None)
@@ -43,19 +59,18 @@ class Gemma3Text(Llama):
             "post_norms": True,
             "multipliers": {"embedding": tree["width"] ** 0.5},
             "activation": "geglu_tanh",
-            "tied_head": keys.flag("tie_word_embeddings", True),
+            "tied_head": keys.flag("tie_word_embeddings"),
         }
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
-        keys = Keys(config, self.model_type)
+        keys = self.keys(config)
         whole, _ = _ropes(keys)
         flat = {k: v for k, v in config.items() if k not in ("rope_scaling", "rope_theta")}
-        stated = {"head_dim": 256, **flat, "rope_parameters": whole}
         return {
-            **super().read_attention(stated),
+            **super().read_attention({**flat, "rope_parameters": whole}),
             "local": self._windows(keys),
             "norm": "head",
-            "scale": keys.positive("query_pre_attn_scalar", 256) ** -0.5,
+            "scale": keys.positive("query_pre_attn_scalar") ** -0.5,
         }
 
     def _windows(self, keys: Keys) -> Tree | None:
@@ -63,11 +78,12 @@ class Gemma3Text(Llama):
         kinds = ["sliding" if (i + 1) % pattern else "full" for i in range(layers)]
         told = {
             "use_sliding_window": True,
-            "sliding_window": keys.integer("sliding_window", 4096),
+            "sliding_window": keys.given("sliding_window"),
             "num_hidden_layers": layers,
-            "layer_types": keys.words("layer_types", [f"{kind}_attention" for kind in kinds]),
+            "layer_types": keys.given("layer_types"),
         }
-        found = windows_by_type(Keys(told, self.model_type))
+        types = [f"{kind}_attention" for kind in kinds]
+        found = windows_by_type(Keys(told, self.model_type), types)
         if found is None:
             return None
         _, local = _ropes(keys)
@@ -109,7 +125,9 @@ class Gemma3Text(Llama):
 
     def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
         written = write_window_types(local, layers)
-        return {key: written[key] for key in ("sliding_window", "layer_types")}
+        # transformers makes a mask of this width, whether or not a layer uses it.
+        window = written["sliding_window"] or self.defaults["sliding_window"]
+        return {"sliding_window": window, "layer_types": written["layer_types"]}
 
     def norm_pieces(self, shape: DecoderShape, stored: str, ours: str) -> Iterator[Piece]:
         names = {

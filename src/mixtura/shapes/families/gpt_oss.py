@@ -1,6 +1,7 @@
 """gpt-oss: sinks, windows in every other layer, a bias everywhere, a clamped SwiGLU."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from mixtura.config import Tree
@@ -32,11 +33,24 @@ class GptOss(SparseLlama):
     model_type = "gpt_oss"
     architecture = "GptOssForCausalLM"
     default_theta = 150_000.0
-    default_epsilon = 1e-5
+    defaults = MappingProxyType(
+        {
+            **SparseLlama.defaults,
+            "rms_norm_eps": 1e-5,
+            "attention_bias": True,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "num_experts_per_tok": 4,
+            "sliding_window": 128,
+            "layer_types": None,
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 7.0,
+        }
+    )
     width_key = "intermediate_size"
 
     def read(self, config: Mapping[str, Any]) -> Tree:
-        keys = Keys(config, self.model_type)
+        keys = self.keys(config)
         keys.expect("swiglu_alpha", 1.702)
         keys.expect("swiglu_limit", 7.0)
         tree = super().read(config)
@@ -56,9 +70,7 @@ class GptOss(SparseLlama):
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
         if not config.get("rope_parameters") and not config.get("rope_scaling"):
             config = {**config, "rope_parameters": _YARN}
-        # Neither key's absence means what it means in Llama.
-        stated = {"attention_bias": True, "head_dim": 64, **config}
-        return {**super().read_attention(stated), "sinks": True}
+        return {**super().read_attention(config), "sinks": True}
 
     def read_windows(self, keys: Keys) -> Tree | None:
         types = [_TYPES[layer % 2] for layer in range(keys.integer("num_hidden_layers"))]
@@ -66,9 +78,9 @@ class GptOss(SparseLlama):
             "use_sliding_window": True,
             "sliding_window": keys.integer("sliding_window", 0),
             "num_hidden_layers": len(types),
-            "layer_types": keys.words("layer_types", types),
+            "layer_types": keys.given("layer_types"),
         }
-        return windows_by_type(Keys(told, self.model_type))
+        return windows_by_type(Keys(told, self.model_type), types)
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
         moe = decoder["moe"]
@@ -78,7 +90,9 @@ class GptOss(SparseLlama):
 
     def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
         written = write_window_types(local, layers)
-        return {key: written[key] for key in ("sliding_window", "layer_types")}
+        # transformers makes a mask of this width, whether or not a layer uses it.
+        window = written["sliding_window"] or self.defaults["sliding_window"]
+        return {"sliding_window": window, "layer_types": written["layer_types"]}
 
     def moe_pieces(self, width: int, moe: MoEShape, stored: str, ours: str) -> Iterator[Piece]:
         experts, hidden, every = moe.num_experts, moe.expert_width, slice(None)

@@ -1,12 +1,12 @@
 """Granite's MoE: Llama's block with constants that scale it, and experts stored together."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from mixtura.config import Tree
 from mixtura.shapes.decoder import DecoderShape
 from mixtura.shapes.families.family import Piece
-from mixtura.shapes.families.keys import Keys
 from mixtura.shapes.families.mixtral import SparseLlama
 from mixtura.shapes.moe import MoEShape
 
@@ -16,21 +16,31 @@ class GraniteMoe(SparseLlama):
 
     model_type = "granitemoe"
     architecture = "GraniteMoeForCausalLM"
+    defaults = MappingProxyType(
+        {
+            **SparseLlama.defaults,
+            "num_experts_per_tok": 2,
+            "embedding_multiplier": 1.0,
+            "residual_multiplier": 1.0,
+            "attention_multiplier": 1.0,
+            "logits_scaling": 1.0,
+        }
+    )
     moe_name = "block_sparse_moe"
     width_key = "intermediate_size"
 
     def read(self, config: Mapping[str, Any]) -> Tree:
-        keys, tree = Keys(config, self.model_type), super().read(config)
+        keys, tree = self.keys(config), super().read(config)
         tree["moe"] |= {"router": {"kind": "topk_softmax"}}
         multipliers = {
-            "embedding": keys.number("embedding_multiplier", 1.0),
-            "residual": keys.number("residual_multiplier", 1.0),
-            "logits": 1 / keys.positive("logits_scaling", 1.0),
+            "embedding": keys.number("embedding_multiplier"),
+            "residual": keys.number("residual_multiplier"),
+            "logits": 1 / keys.positive("logits_scaling"),
         }
         return {**tree, "ffn_width": None, "multipliers": multipliers}
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
-        scale = Keys(config, self.model_type).number("attention_multiplier", 1.0)
+        scale = self.keys(config).number("attention_multiplier")
         return {**super().read_attention(config), "scale": scale}
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
@@ -62,10 +72,11 @@ class GraniteMoeShared(GraniteMoe):
 
     model_type = "granitemoeshared"
     architecture = "GraniteMoeSharedForCausalLM"
+    defaults = MappingProxyType({**GraniteMoe.defaults, "shared_intermediate_size": 0})
 
     def read(self, config: Mapping[str, Any]) -> Tree:
         tree = super().read(config)
-        width = Keys(config, self.model_type).integer("shared_intermediate_size", 0)
+        width = self.keys(config).integer("shared_intermediate_size")
         tree["moe"] |= {"shared_width": width}
         return tree
 

@@ -18,7 +18,12 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
             *("sliding_window_pattern", "_sliding_window_pattern"),
         ),
         (0, bounds.LAYERS): (
-            *("num_nextn_predict_layers", "first_k_dense_replace", "moe_layer_start_index"),
+            *(
+                "num_nextn_predict_layers",
+                "num_mtp_layers",
+                "first_k_dense_replace",
+                "moe_layer_start_index",
+            ),
         ),
         (-1, bounds.LAYERS): ("moe_layer_end_index",),
         (1, bounds.EXPERTS): (
@@ -41,6 +46,10 @@ class Keys:
 
     def __init__(self, config: Mapping[str, Any], family: str, path: str = "config.json") -> None:
         self._config, self._family, self._path = config, family, path
+
+    def states(self, key: str) -> bool:
+        """Whether the key is there, null or not."""
+        return key in self._config
 
     def given(self, key: str, default: Any = None) -> Any:
         """The value; `default` where it is absent or null."""

@@ -11,13 +11,12 @@ from mixtura.shapes.families.keys import Keys
 from mixtura.shapes.families.rotary import read_rope, rope_keys, write_rope, yarn_size
 
 
-def read_latent(config: Mapping[str, Any], family: str) -> Tree:
+def read_latent(keys: Keys, config: Mapping[str, Any], family: str) -> Tree:
     """Our attention. Raises ConfigError for keys that are missing, or not to be followed."""
-    keys = Keys(config, family)
     heads = keys.integer("num_attention_heads")
     # Each head draws keys and values of its own from the latent.
     keys.expect("num_key_value_heads", heads, None)
-    bias = keys.flag("attention_bias", False)
+    bias = keys.flag("attention_bias")
     nope, turning = keys.integer("qk_nope_head_dim"), keys.integer("qk_rope_head_dim")
     rope = read_rope(config, family)
     return {

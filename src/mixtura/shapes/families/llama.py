@@ -18,6 +18,9 @@ from mixtura.shapes.families.layout import (
 )
 from mixtura.shapes.families.rotary import read_rope, write_rope
 
+SLIDING = "sliding_attention"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 
 class Llama(Family):
     """Pre-norm blocks, grouped-query attention, SwiGLU; a subclass says what differs."""
@@ -27,10 +30,20 @@ class Llama(Family):
     left_out = MappingProxyType({r".*\.rotary_emb\.inv_freq": "follows from the config"})
     attention_kind: ClassVar[str] = "grouped"
     default_theta: ClassVar[float] = 10_000.0
-    default_epsilon: ClassVar[float] = 1e-6
+    defaults = MappingProxyType(
+        {
+            "hidden_act": "silu",
+            "mlp_bias": False,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+            "attention_bias": False,
+            "num_key_value_heads": None,
+            "head_dim": None,
+        }
+    )
 
     def read(self, config: Mapping[str, Any]) -> Tree:
-        keys = Keys(config, self.model_type)
+        keys = self.keys(config)
         keys.expect("hidden_act", "silu")
         keys.expect("mlp_bias", False)
         return {
@@ -39,16 +52,16 @@ class Llama(Family):
             "context": keys.integer("max_position_embeddings"),
             "layers": keys.integer("num_hidden_layers"),
             "attention": self.read_attention(config),
-            "norm": {"epsilon": keys.number("rms_norm_eps", self.default_epsilon)},
+            "norm": {"epsilon": keys.number("rms_norm_eps")},
             "ffn_width": keys.integer("intermediate_size"),
             "activation": "swiglu",
-            "tied_head": keys.flag("tie_word_embeddings", False),
+            "tied_head": keys.flag("tie_word_embeddings"),
         }
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
-        keys = Keys(config, self.model_type)
+        keys = self.keys(config)
         heads = keys.integer("num_attention_heads")
-        bias = keys.flag("attention_bias", False)
+        bias = keys.flag("attention_bias")
         return {
             "heads": heads,
             "kv_heads": keys.integer("num_key_value_heads", heads),
@@ -112,6 +125,15 @@ class Llama(Family):
             yield from self.attention_pieces(shape, f"{stored}self_attn.", f"{ours}attention.")
             yield from self.ffn_pieces(shape, layer, stored, f"{ours}ffn.")
 
+    def copies(self, ours: Mapping[str, str]) -> Mapping[str, str]:
+        """A tied head under the name of one of its own."""
+        tied = [stored for stored, own in ours.items() if own == "head.weight"]
+        return {
+            name.removesuffix(_EMBEDDING) + _HEAD: name
+            for name in tied
+            if name.endswith(_EMBEDDING)
+        }
+
     def norm_pieces(self, shape: DecoderShape, stored: str, ours: str) -> Iterator[Piece]:
         names = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
         for theirs, name in names.items():
@@ -137,6 +159,9 @@ class Mistral(Llama):
 
     model_type = "mistral"
     architecture = "MistralForCausalLM"
+    defaults = MappingProxyType(
+        {**Llama.defaults, "num_key_value_heads": 8, "sliding_window": 4096}
+    )
 
     def read_windows(self, keys: Keys) -> Tree | None:
         return window_of_all(keys)
@@ -150,9 +175,19 @@ class Qwen2(Llama):
 
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
+    defaults = MappingProxyType(
+        {
+            **Llama.defaults,
+            "num_key_value_heads": 32,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+            "layer_types": None,
+        }
+    )
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
-        bias = Keys(config, self.model_type).flag("qkv_bias", True)
+        bias = self.keys(config).flag("qkv_bias", True)
         return {**super().read_attention(config), "input_bias": bias, "output_bias": False}
 
     def write_attention(self, attention: Mapping[str, Any]) -> Tree:
@@ -161,7 +196,12 @@ class Qwen2(Llama):
         return written
 
     def read_windows(self, keys: Keys) -> Tree | None:
-        return windows_by_type(keys)
+        return windows_by_type(keys, self.layer_types(keys))
+
+    def layer_types(self, keys: Keys) -> list[str]:
+        """A window for the layers from `max_window_layers` on, where none are named."""
+        first, layers = keys.integer("max_window_layers"), keys.integer("num_hidden_layers")
+        return ["full_attention" if layer < first else SLIDING for layer in range(layers)]
 
     def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
         return write_window_types(local, layers)
@@ -172,6 +212,7 @@ class Qwen3(Qwen2):
 
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"
+    defaults = MappingProxyType({**Qwen2.defaults, "head_dim": 128})
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
         return {**Llama.read_attention(self, config), "norm": "head"}
@@ -188,22 +229,18 @@ def window_of_all(keys: Keys) -> Tree | None:
     )
 
 
-def windows_by_type(keys: Keys) -> Tree | None:
-    """A window for the layers of `layer_types`, or for those from `max_window_layers` on."""
+def windows_by_type(keys: Keys, types: list[str]) -> Tree | None:
+    """A window for the layers of `layer_types`, which is `types` where the config names none."""
     window = keys.integer("sliding_window", 0)
-    if not keys.flag("use_sliding_window", False) or not window:
+    if not keys.flag("use_sliding_window") or not window:
         return None
-    layers = keys.integer("num_hidden_layers")
-    if keys.given("layer_types") is None:
-        chosen = list(range(max(0, keys.integer("max_window_layers", layers)), layers))
-    else:
-        types = keys.words("layer_types")
-        if len(types) != layers:
-            raise ConfigError(
-                f"config.json: layer_types has {len(types)} entries where num_hidden_layers is "
-                f"{layers}; it names each layer once"
-            )
-        chosen = [layer for layer, kind in enumerate(types) if kind == "sliding_attention"]
+    named, layers = keys.words("layer_types", types), keys.integer("num_hidden_layers")
+    if len(named) != layers:
+        raise ConfigError(
+            f"config.json: layer_types has {len(named)} entries where num_hidden_layers is "
+            f"{layers}; it names each layer once"
+        )
+    chosen = [layer for layer, kind in enumerate(named) if kind == SLIDING]
     return {"window": window, "layers": chosen} if chosen else None
 
 

@@ -1,6 +1,7 @@
 """Mixtral, and the MoE families in Llama's layout: OLMoE, Qwen2-MoE, Qwen3-MoE."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from mixtura.config import Tree
@@ -10,6 +11,7 @@ from mixtura.shapes.families.family import Piece, shape_of
 from mixtura.shapes.families.keys import Keys
 from mixtura.shapes.families.layout import GATE_UP_DOWN, ffn_pieces
 from mixtura.shapes.families.llama import (
+    SLIDING,
     Llama,
     Mistral,
     Qwen2,
@@ -27,9 +29,10 @@ class SparseLlama(Llama):
     expert_names: ClassVar[tuple[str, str, str]] = GATE_UP_DOWN
     count_key: ClassVar[str] = "num_local_experts"
     width_key: ClassVar[str] = "moe_intermediate_size"
+    defaults = MappingProxyType({**Llama.defaults, "norm_topk_prob": False})
 
     def read(self, config: Mapping[str, Any]) -> Tree:
-        keys = Keys(config, self.model_type)
+        keys = self.keys(config)
         moe = {
             "num_experts": keys.integer(keys.first(self.count_key, "num_experts")),
             "top_k": keys.integer("num_experts_per_tok"),
@@ -37,7 +40,7 @@ class SparseLlama(Llama):
             "activation": "swiglu",
             "router": {
                 "kind": "softmax_topk",
-                "renormalise": keys.flag("norm_topk_prob", False),
+                "renormalise": keys.flag("norm_topk_prob"),
             },
             **self.read_placement(keys),
         }
@@ -90,8 +93,17 @@ class Mixtral(SparseLlama, Mistral):
 
     model_type = "mixtral"
     architecture = "MixtralForCausalLM"
+    in_fp32 = frozenset({"weights"})
     default_theta = 1e6
-    default_epsilon = 1e-5
+    defaults = MappingProxyType(
+        {
+            **SparseLlama.defaults,
+            "rms_norm_eps": 1e-5,
+            "num_key_value_heads": 8,
+            "sliding_window": None,
+            "num_experts_per_tok": 2,
+        }
+    )
     moe_name = "block_sparse_moe"
     expert_names = ("w1", "w3", "w2")
     width_key = "intermediate_size"
@@ -110,12 +122,14 @@ class Olmoe(SparseLlama):
 
     model_type = "olmoe"
     architecture = "OlmoeForCausalLM"
-    default_epsilon = 1e-5
+    defaults = MappingProxyType(
+        {**SparseLlama.defaults, "rms_norm_eps": 1e-5, "num_experts_per_tok": 8, "clip_qkv": None}
+    )
     count_key = "num_experts"
     width_key = "intermediate_size"
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
-        clip = Keys(config, self.model_type).given("clip_qkv")
+        clip = self.keys(config).given("clip_qkv")
         return {**super().read_attention(config), "norm": "all", "clip": clip}
 
     def write_attention(self, attention: Mapping[str, Any]) -> Tree:
@@ -132,13 +146,32 @@ class Qwen2Moe(SparseLlama, Qwen2):
 
     model_type = "qwen2_moe"
     architecture = "Qwen2MoeForCausalLM"
+    defaults = MappingProxyType(
+        {
+            **SparseLlama.defaults,
+            **Qwen2.defaults,
+            "num_key_value_heads": 16,
+            "num_experts_per_tok": 4,
+            "qkv_bias": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": None,
+        }
+    )
     count_key = "num_experts"
 
     def read(self, config: Mapping[str, Any]) -> Tree:
         tree = super().read(config)
-        width = Keys(config, self.model_type).integer("shared_expert_intermediate_size")
+        width = self.keys(config).integer("shared_expert_intermediate_size")
         tree["moe"] |= {"shared_width": width, "shared_gate": True}
         return tree
+
+    def layer_types(self, keys: Keys) -> list[str]:
+        """A window for every other layer before `max_window_layers`, where none are named."""
+        end, layers = keys.integer("max_window_layers"), keys.integer("num_hidden_layers")
+        return [
+            SLIDING if layer < end and layer % 2 == 0 else "full_attention"
+            for layer in range(layers)
+        ]
 
     def read_placement(self, keys: Keys) -> Tree:
         return read_sparse_step(keys)
@@ -166,9 +199,20 @@ class Qwen3Moe(SparseLlama, Qwen3):
 
     model_type = "qwen3_moe"
     architecture = "Qwen3MoeForCausalLM"
+    defaults = MappingProxyType(
+        {
+            **SparseLlama.defaults,
+            "num_key_value_heads": 4,
+            "num_experts_per_tok": 8,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": None,
+        }
+    )
 
     def read_windows(self, keys: Keys) -> Tree | None:
-        return window_of_all(keys) if keys.flag("use_sliding_window", False) else None
+        return window_of_all(keys) if keys.flag("use_sliding_window") else None
 
     def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
         window = local["window"] if local else None
@@ -183,7 +227,7 @@ class Qwen3Moe(SparseLlama, Qwen3):
 
 def read_sparse_step(keys: Keys) -> Tree:
     """`decoder_sparse_step` and `mlp_only_layers` of the Qwen families."""
-    dense, step = set(keys.integers("mlp_only_layers", [])), keys.integer("decoder_sparse_step", 1)
+    dense, step = set(keys.integers("mlp_only_layers", [])), keys.integer("decoder_sparse_step")
     layers = keys.integer("num_hidden_layers")
     if not dense:
         return {"placement": {"every": step}}

@@ -1,6 +1,7 @@
 """Phi-3.5-MoE: Mixtral's layout with LayerNorm, biases, SparseMixer's router and LongRoPE."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from mixtura.config import Tree
@@ -18,14 +19,18 @@ class PhiMoe(Mixtral):
 
     model_type = "phimoe"
     architecture = "PhimoeForCausalLM"
+    in_fp32 = frozenset()
+    defaults = MappingProxyType(
+        {**Mixtral.defaults, "router_jitter_noise": 0.01, "lm_head_bias": False}
+    )
 
     def read(self, config: Mapping[str, Any]) -> Tree:
-        keys, tree = Keys(config, self.model_type), super().read(config)
+        keys, tree = self.keys(config), super().read(config)
         keys.expect("num_experts_per_tok", 2)
-        tolerance = keys.number("router_jitter_noise", 0.01)
+        tolerance = keys.number("router_jitter_noise")
         tree["moe"] |= {"router": {"kind": "sparse_mixer", "tolerance": tolerance}}
         tree["norm"] |= {"kind": "layer", "bias": True}
-        return {**tree, "ffn_width": None, "head_bias": keys.flag("lm_head_bias", False)}
+        return {**tree, "ffn_width": None, "head_bias": keys.flag("lm_head_bias")}
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
         tree = super().read_attention(config)

@@ -15,6 +15,8 @@ def read_rope(config: Mapping[str, Any], family: str, default_base: float = 10_0
     """`rope_base` and `rope_scaling` of our attention."""
     outer = Keys(config, family)
     parameters = rope_keys(outer)
+    for place in (parameters, outer):
+        place.expect("partial_rotary_factor", None, 1)
     base = parameters.number("rope_theta", 0.0) or outer.number("rope_theta", 0.0)
     return {
         "rope_base": base or default_base,
@@ -23,8 +25,9 @@ def read_rope(config: Mapping[str, Any], family: str, default_base: float = 10_0
 
 
 def rope_keys(outer: Keys) -> Keys:
-    """`rope_parameters`, or `rope_scaling` as it was called; without keys where neither is."""
-    name = "rope_parameters" if outer.given("rope_parameters") else "rope_scaling"
+    """`rope_scaling`, as it was called, or `rope_parameters`; without keys where neither is."""
+    # Where both are given, transformers follows the older one.
+    name = "rope_scaling" if outer.given("rope_scaling") else "rope_parameters"
     return outer.section(name, {})
 
 
@@ -35,7 +38,7 @@ def write_rope(attention: Mapping[str, Any]) -> Tree:
     if scaling is None:
         return {**theta, "rope_type": "default"}
     kind = {"rope_type": scaling["kind"]}
-    original = {"original_max_position_embeddings": scaling.get("original_context")}
+    original = {_ORIGINAL: scaling.get("original_context")}
     match scaling["kind"]:
         case "linear":
             return {**theta, **kind, "factor": scaling["factor"]}
@@ -72,7 +75,6 @@ def write_rope(attention: Mapping[str, Any]) -> Tree:
 
 def _read_scaling(keys: Keys, outer: Keys, family: str) -> Tree | None:
     kind = keys.given("rope_type") or keys.given("type") or "default"
-    original = keys.integer(_ORIGINAL, outer.integer(_ORIGINAL, None))
     match kind:
         case "default":
             return None
@@ -84,14 +86,12 @@ def _read_scaling(keys: Keys, outer: Keys, family: str) -> Tree | None:
                 "factor": keys.number("factor"),
                 "low_factor": keys.number("low_freq_factor"),
                 "high_factor": keys.number("high_freq_factor"),
-                "original_context": keys.integer(_ORIGINAL),
+                "original_context": _original(keys, outer),
             }
         case "yarn":
-            context = outer.integer("max_position_embeddings", None)
-            original = original or context
-            if not original:
-                raise ConfigError(f"config.json: missing key {_ORIGINAL!r}")
-            factor = keys.number("factor", (context or original) / original)
+            original = _original(keys, outer)
+            context = outer.integer("max_position_embeddings", original)
+            factor = keys.number("factor", context / original)
             return {
                 "kind": "yarn",
                 "factor": factor,
@@ -102,8 +102,7 @@ def _read_scaling(keys: Keys, outer: Keys, family: str) -> Tree | None:
                 "amplitude": keys.number("attention_factor", _yarn_amplitude(keys, factor)),
             }
         case "longrope":
-            if not original:
-                raise ConfigError(f"config.json: missing key {_ORIGINAL!r}")
+            original = _original(keys, outer)
             context = outer.integer("max_position_embeddings", original)
             factor = keys.number("factor", context / original)
             amplitude = keys.number("attention_factor", _longrope_amplitude(factor, original))
@@ -120,6 +119,18 @@ def _read_scaling(keys: Keys, outer: Keys, family: str) -> Tree | None:
                 f"config.json: rope_type={other!r:.60} in a {family} model; known here are "
                 "default, linear, llama3, yarn and longrope"
             )
+
+
+def _original(keys: Keys, outer: Keys) -> int:
+    """The original context: outside the mapping it counts first, null included; else the context.
+
+    As transformers takes it. Raises ConfigError where none is stated.
+    """
+    if outer.states(_ORIGINAL):
+        return outer.integer(_ORIGINAL)
+    return keys.integer(_ORIGINAL, outer.integer("max_position_embeddings", None)) or keys.integer(
+        _ORIGINAL
+    )
 
 
 def _yarn_amplitude(keys: Keys, factor: float) -> float:

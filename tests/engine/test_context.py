@@ -18,6 +18,7 @@ from mixtura.models import Decoder
 
 sys.path.append(str(Path(__file__).parent))
 
+from tiny_families import build as tiny
 from tiny_families import leaky
 
 PROMPT = list(b"def f(x):")
@@ -98,6 +99,37 @@ def test_an_interruption_between_layers_leaves_no_trace(build: Callable[[str], D
     handle.remove()
     assert context.tokens == [*PROMPT, 1]
     torch.testing.assert_close(context.read([2]), expected_V)
+
+
+@pytest.mark.parametrize("then", [[5], [5, 6]])
+def test_an_interruption_of_the_second_reading_is_made_good(then: list[int]) -> None:
+    # LongRoPE's original context is 16: the 17th token has all keys turned by the long factors.
+    model, text = tiny("phimoe"), [(7 * number) % 23 for number in range(16)]
+    context = Context(model)
+    context.become(text)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # The first layer's keys are turned anew by then, the second's are not.
+    handle = model.blocks[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        context.read([3])
+    handle.remove()
+    assert context.tokens == text
+    torch.testing.assert_close(
+        context.read(then), read_again(model, [*text, *then]), rtol=1e-4, atol=1e-5
+    )
+    # And within the original context, where the first layer's keys are the wrong ones.
+    context.become(text)
+    handle = model.blocks[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        context.read([3])
+    handle.remove()
+    short = text[:9]
+    torch.testing.assert_close(
+        context.become(short), read_again(model, short), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_decoder_in_training_goes_back_to_it(build: Callable[[str], Decoder]) -> None:

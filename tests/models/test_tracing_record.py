@@ -45,6 +45,37 @@ def test_positions_go_on_in_generation(path: Path) -> None:
             torch.testing.assert_close(decoder(tokens_BS[1:]).logits_BSV, before[1:])
 
 
+def test_what_longrope_reads_again_is_recorded_once(path: Path) -> None:
+    # Past 6 tokens all keys turn otherwise, so the 7th pass reads 7 tokens and records one.
+    scaling = {
+        "kind": "longrope",
+        "short": [1.0, 1.1, 1.3, 1.5],
+        "long": [1.0, 2.0, 3.0, 4.0],
+        "original_context": 6,
+    }
+    heads = {"heads": 2, "kv_heads": 1, "head_dim": 8, "rope_scaling": scaling}
+    decoder, tokens_BS = decoder_of(attention=heads), text(2)
+    valid_BS = torch.tensor([[True] * 5, [False] + [True] * 4])
+    routed: list[Tensor] = []
+
+    def generated() -> None:
+        cache = KVCache.empty(decoder.config, 2, 9)
+        decoder(tokens_BS[:, :5], valid_BS, cache)
+        for part in tokens_BS[:, 5:].split(1, 1):
+            output = decoder(part, cache=cache)
+            routed.append(output.moe[1].routing.chosen_N.view(2, -1, 2)[:, -1])
+        assert output.logits_BSV.shape[1] == 1
+
+    recorded(decoder, path, generated)
+    batch = whole(path)
+    # The second sequence begins with padding: 5 and 4 tokens, then 4 of each.
+    assert batch.sequence_T.tolist() == [0] * 5 + [1] * 4 + [0, 1] * 4
+    assert batch.position_T.tolist() == [*range(5), *range(4), 5, 4, 6, 5, 7, 6, 8, 7]
+    assert batch.id_T[9:].tolist() == tokens_BS[:, 5:].T.flatten().tolist()
+    chosen = batch.layers[1].chosen_N.reshape(-1, 2)[9:]
+    assert chosen.tolist() == torch.stack(routed).flatten(0, 1).tolist()
+
+
 def test_a_new_cache_begins_new_sequences_and_so_does_a_shortened_one(path: Path) -> None:
     decoder, tokens_BS = decoder_of(), text(1)
     first, second = (KVCache.empty(decoder.config, 1, 9) for _ in range(2))

@@ -67,7 +67,9 @@ class KVCache:
         self.layers, self.capacity = layers, capacity
         self._valid: Tensor | None = None
         self._ids: Tensor | None = None
-        self._long = False
+        # By which of LongRoPE's factors the keys held were turned; None: some by either.
+        self._long: bool | None = False
+        self._turning = False
 
     @classmethod
     def empty(
@@ -123,18 +125,25 @@ class KVCache:
     ) -> tuple[Tensor, Tensor | None]:
         """What to read, and which of it is no padding: these tokens, as a rule.
 
-        All since the beginning where the keys held were turned by LongRoPE's other factors; the
-        cache is empty then.
+        All since the beginning where keys held were turned by LongRoPE's other factors; the cache
+        is empty then. Call `end_pass` once every layer has read it: until then, and after an
+        interruption, the next pass reads all again.
         """
         batch, new = tokens_BS.shape
         start, end = self.length, self.length + new
         if self._ids is None:
             self._ids = tokens_BS.new_zeros(batch, self.capacity)
         self._ids[:, start:end] = tokens_BS
-        turned_long, self._long = self._long, long
-        if start == 0 or turned_long == long:
+        self._turning = long
+        if start == 0 or self._long == long:
+            self._long = long
             return tokens_BS, valid_BS
+        self._long = None
         valid_BL = self.remember(valid_BS, batch, new)
         for layer in self.layers:
             layer.length = 0
         return self._ids[:, :end], valid_BL
+
+    def end_pass(self) -> None:
+        """Every layer holds the keys of the pass."""
+        self._long = self._turning

@@ -163,6 +163,8 @@ class Decoder(LanguageModel):
             rope, window = ropes[self._rope_bases[index]], self._windows[index]
             x_BSD, output = block(x_BSD, rope, seen[window], tokens_BS, valid_BS, layer_cache)
             layers.append(output)
+        if cache is not None:
+            cache.end_pass()
         return DecoderOutput(self.logits(x_BSD[:, new - asked :]), tuple(layers))
 
     def _to_read(

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtura.errors import ConfigError
@@ -111,10 +113,26 @@ class _Listener:
         if start == 0 or cache is not self._cache or start != self._end:
             self._recorder.begin(len(tokens_BS), start)
         self._cache, self._end = cache, end
+        tokens_BS, valid_BS = _as_read(tokens_BS, given.get("valid_BS"), output)
         for number, layer in enumerate(output.layers):
             if layer is not None:
                 self._recorder.take(number, layer.routing)
-        self._recorder.end_pass(tokens_BS, given.get("valid_BS"))
+        self._recorder.end_pass(tokens_BS, valid_BS)
+
+
+def _as_read(
+    tokens_BS: Tensor, valid_BS: Tensor | None, output: DecoderOutput
+) -> tuple[Tensor, Tensor | None]:
+    """The tokens of a pass, after those that the pass read a second time, which count for nothing.
+
+    Past LongRoPE's original context a decoder reads again what its cache holds; a trace has each
+    token once, as it was routed when it came.
+    """
+    again = output.moe[0].routing.num_tokens // len(tokens_BS) - tokens_BS.shape[1]
+    if again == 0:
+        return tokens_BS, valid_BS
+    valid_BS = torch.ones_like(tokens_BS, dtype=torch.bool) if valid_BS is None else valid_BS
+    return F.pad(tokens_BS, (again, 0)), F.pad(valid_BS, (again, 0), value=False)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from mixtura.data import ByteTokenizer, CheckpointTokenizer, TokenFacts
 from mixtura.data.byte_level import ByteLevelVocabulary, byte_level_tokenizer, splitting_of
 from mixtura.engine.script import Exchange, PlainText, Roles, script_for
-from mixtura.errors import ConfigError
+from mixtura.errors import ConfigError, DataError
 
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT_END, START, END = 256, 257, 258
@@ -114,6 +114,13 @@ def test_a_system_needs_a_template() -> None:
 
 def test_what_the_template_refuses_is_said_when_it_is_said() -> None:
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    assert script_for(tokenizer(strict)).prompt([], "a") == []
+    with pytest.raises(ConfigError, match="template makes no text of this conversation"):
+        script_for(tokenizer(strict)).prompt([], "a")
     with pytest.raises(ConfigError, match="no system"):
         script_for(tokenizer(strict), system="s")
+
+
+def test_half_a_surrogate_pair_is_refused_before_the_template_sees_it() -> None:
+    script = script_for(tokenizer(CHATML))
+    with pytest.raises(DataError, match="is half a surrogate pair"):
+        script.prompt([], "a\udcff")

@@ -58,6 +58,9 @@ class CheckpointTokenizer(SubwordTokenizer):
     SubwordTokenizer does, and where `facts` name what is no token.
     """
 
+    template_origin = "the model's chat template"
+    """what an error about the template opens with; whoever knows its file says so"""
+
     def __init__(self, text: str, facts: TokenFacts, origin: str = FILE) -> None:
         self.facts = facts
         super().__init__(text, facts.end_of_document, origin)

@@ -30,10 +30,13 @@ def hugging_face_tokenizer(folder: Path) -> CheckpointTokenizer:
     are taken.
     """
     if not (folder / FILE).is_file() and (folder / MODEL_FILE).is_file():
-        return sentencepiece_beside(folder / MODEL_FILE)
-    config = _object(folder / HF_CONFIG)
-    facts = _facts(folder, config, {}, {"add_bos": config.get("add_bos_token")})
-    return CheckpointTokenizer(read_text(folder / FILE), facts, str(folder / FILE))
+        tokenizer: CheckpointTokenizer = sentencepiece_beside(folder / MODEL_FILE)
+    else:
+        config = _object(folder / HF_CONFIG)
+        facts = _facts(folder, config, {}, {"add_bos": config.get("add_bos_token")})
+        tokenizer = CheckpointTokenizer(read_text(folder / FILE), facts, str(folder / FILE))
+    tokenizer.template_origin = template_origin(folder)
+    return tokenizer
 
 
 def sentencepiece_beside(path: Path, end_of_document: str | None = None) -> SentencePieceTokenizer:
@@ -117,14 +120,42 @@ def _number(number: object, path: Path) -> int:
 
 
 def chat_template_of(folder: Path) -> str | None:
-    """Of the file of its own, else of tokenizer_config.json; of several the default one."""
+    """Of the file of its own, else of tokenizer_config.json; of several the default one.
+
+    Raises DataError for one that is neither text nor a list of named texts.
+    """
     if (folder / HF_TEMPLATE).is_file():
         return read_text(folder / HF_TEMPLATE)
     stated = _object(folder / HF_CONFIG).get("chat_template")
     if stated is None or isinstance(stated, str):
         return stated
-    several = {one["name"]: one["template"] for one in stated}
+    several = _named_templates(stated)
+    if several is None:
+        raise DataError(
+            f"{folder / HF_CONFIG}: chat_template should be text, or a list of objects with a name "
+            f"and a template; found {stated!r:.60}"
+        )
     return several.get("default")
+
+
+def template_origin(folder: Path) -> str:
+    """What an error about the template opens with."""
+    own = folder / HF_TEMPLATE
+    return f"{own if own.is_file() else folder / HF_CONFIG}: the chat template"
+
+
+def _named_templates(stated: object) -> dict[str, str] | None:
+    """By name; None where the list, or transformers' mapping, holds anything else."""
+    if isinstance(stated, list):
+        if not all(isinstance(one, dict) and {"name", "template"} <= one.keys() for one in stated):
+            return None
+        pairs = [(one["name"], one["template"]) for one in stated]
+    elif isinstance(stated, dict):
+        pairs = list(stated.items())
+    else:
+        return None
+    texts = all(isinstance(name, str) and isinstance(text, str) for name, text in pairs)
+    return dict(pairs) if texts else None
 
 
 def read_text(path: Path) -> str:

@@ -10,6 +10,7 @@ from mixtura.data.hugging_face_tokenizer import (
     chat_template_of,
     hugging_face_tokenizer,
     read_text,
+    template_origin,
 )
 from mixtura.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from mixtura.data.subwords import FILE, MODEL_FILE, FileConfig
@@ -56,4 +57,6 @@ def _checkpoint_tokenizer(folder: Path, tree: Mapping[str, Any]) -> CheckpointTo
     stated = {key: value for key, value in tree.items() if key != "kind"}
     facts = TokenFacts.parse({**stated, "chat_template": chat_template_of(folder)}, DESCRIPTION)
     kind = CheckpointTokenizer if facts.spelling is None else SentencePieceTokenizer
-    return kind(read_text(folder / FILE), facts, str(folder / FILE))
+    tokenizer = kind(read_text(folder / FILE), facts, str(folder / FILE))
+    tokenizer.template_origin = template_origin(folder)
+    return tokenizer

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mixtura.data import CheckpointTokenizer, Tokenizer
+from mixtura.data.tokenizers import to_utf8
 from mixtura.engine.chat_template import ChatTemplate, Message, message
 from mixtura.errors import ConfigError
 
@@ -90,9 +91,10 @@ class Roles(Script):
 
     def __init__(self, tokenizer: CheckpointTokenizer, template: str, system: str = "") -> None:
         self._tokenizer = tokenizer
-        self._template = ChatTemplate(template, tokenizer.facts.names)
+        self._origin = tokenizer.template_origin
+        self._template = ChatTemplate(template, tokenizer.facts.names, self._origin)
         self._system = [message("system", system)] if system else []
-        longest_first = sorted(tokenizer.special, key=len, reverse=True)
+        longest_first = sorted(filter(None, tokenizer.special), key=len, reverse=True)
         self._special = re.compile(_any_of(longest_first))
         broken = _any_of([_broken(name) for name in longest_first])
         self._broken = re.compile(f"({broken})|{_BREAK}")
@@ -103,7 +105,12 @@ class Roles(Script):
         for one in past:
             messages += [message("user", one.said), message("assistant", one.answer)]
         messages.append(message("user", said))
-        return self._encode(self._template.render([self._quoted(one) for one in messages]))
+        for one in messages:
+            to_utf8(one["content"])
+        tokens = self._encode(self._template.render([self._quoted(one) for one in messages]))
+        if not tokens:
+            raise ConfigError(f"{self._origin} makes no text of this conversation; mend it")
+        return tokens
 
     def _end_of_turn(self) -> frozenset[int]:
         """The special token that the template writes right after an answer, if any."""

@@ -85,7 +85,11 @@ class Metadata:
 
     def error(self, key: str, problem: str) -> CheckpointError:
         """One that says `KEY is PROBLEM`."""
-        return CheckpointError(f"{self._path}: {self.key(key)} is {problem}")
+        return CheckpointError(f"{self.place(key)} is {problem}")
+
+    def place(self, key: str) -> str:
+        """What an error about this key opens with."""
+        return f"{self._path}: {self.key(key)}"
 
     def _missing(self, key: str) -> CheckpointError:
         return CheckpointError(

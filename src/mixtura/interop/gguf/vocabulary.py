@@ -26,9 +26,11 @@ def gguf_tokenizer(metadata: Metadata) -> CheckpointTokenizer:
         )
     tokens = metadata.texts("tokenizer.ggml.tokens")
     try:
-        return _READERS[model](metadata, tokens)
+        tokenizer = _READERS[model](metadata, tokens)
     except DataError as error:
         raise metadata.error("tokenizer.ggml.tokens", f"not usable: {error}") from error
+    tokenizer.template_origin = metadata.place("tokenizer.chat_template")
+    return tokenizer
 
 
 def _byte_level(metadata: Metadata, tokens: list[str]) -> CheckpointTokenizer:

@@ -1,0 +1,170 @@
+"""The program that renders strangers' chat templates; its parent is template_process.py.
+
+It answers each line with a line, both JSON objects: {"source", "names", "messages", "answer"} with
+{"text": ...}, or with {"error": ...} where the template is none, fails, or refuses the
+conversation. Without messages the template is only read. It imports no more than Jinja, so that it
+starts quickly.
+"""
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from mixtura.engine.template_process import CPU_SECONDS, MEMORY
+
+# Beside twice what the conversation holds; in characters.
+_MOST_ADDED = 4 << 20
+_MOST_OF_A_REASON = 300
+_OPEN_FILES = 32
+
+
+def main() -> None:
+    # Ctrl-C is for the parent, which stands in the same terminal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _limit()
+    _say({"text": ""})
+    for line in sys.stdin.buffer:
+        _allow_seconds(CPU_SECONDS)
+        try:
+            _say({"text": _rendered(json.loads(line))})
+        # Whatever a template brings about is an answer.
+        except Exception as error:  # noqa: BLE001
+            _say({"error": _reason(error)})
+
+
+def _say(answer: Mapping[str, str]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def _rendered(request: Mapping[str, Any]) -> str:
+    template, messages = _template(request["source"]), request["messages"]
+    if messages is None:
+        return ""
+    said = sum(len(text) for one in messages for text in one.values())
+    most, written = _MOST_ADDED + 2 * said, 0
+    pieces: list[str] = []
+    for piece in template.generate(
+        messages=messages,
+        add_generation_prompt=request["answer"],
+        tools=None,
+        documents=None,
+        **request["names"],
+    ):
+        written += len(piece)
+        if written > most:
+            raise TemplateError(f"it writes more than {most:,} characters")
+        pieces.append(piece)
+    text = "".join(pieces)
+    # Raises where a literal of the template holds half of a surrogate pair.
+    text.encode("utf-8")
+    return text
+
+
+@lru_cache(maxsize=4)
+def _template(source: str) -> Template:
+    # An environment for each, so that no template finds what another one left.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, "jinja2.ext.loopcontrols"],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _now
+    return environment.from_string(source)
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks an answer for training; here it is no more than its content."""
+
+    tags = {"generation"}  # noqa: RUF012, as Jinja declares it
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _refuse(reason: object) -> NoReturn:
+    raise TemplateError(str(reason))
+
+
+def _now(form: str) -> str:
+    return datetime.now().astimezone().strftime(form)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike Jinja's own, which writes for HTML and escapes its signs."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"it takes more than {MEMORY >> 20} MiB of memory"
+    if isinstance(error, RecursionError):
+        return "it goes deeper than Python does"
+    if isinstance(error, UnicodeEncodeError):
+        return "it writes half a surrogate pair, which no UTF-8 text holds"
+    said = str(error)[:_MOST_OF_A_REASON] or type(error).__name__
+    line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
+    return said.encode("utf-8", "replace").decode() + line
+
+
+def _limit() -> None:
+    """Bounds of memory and of files, for as long as the process lives.
+
+    None on Windows, where the parent's clock alone ends what goes on too long.
+    """
+    with suppress(ImportError):
+        import resource
+
+        for kind, most in (
+            (resource.RLIMIT_AS, MEMORY),
+            (resource.RLIMIT_NOFILE, _OPEN_FILES),
+            # No file is written, should a template ever get at one.
+            (resource.RLIMIT_FSIZE, 0),
+            (resource.RLIMIT_CORE, 0),
+        ):
+            # A system may refuse one of them, as macOS does the first.
+            with suppress(ValueError, OSError):
+                resource.setrlimit(kind, (most, most))
+
+
+def _allow_seconds(seconds: int) -> None:
+    """So much of a processor's time from now on; the system then ends this process."""
+    with suppress(ImportError):
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        most = math.ceil(used.ru_utime + used.ru_stime) + seconds
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_CPU, (most, hard))
+
+
+if __name__ == "__main__":
+    main()

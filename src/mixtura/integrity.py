@@ -79,6 +79,7 @@ class Check:
         self._remedy = remedy
         self._threads: list[threading.Thread] = []
         self._error: Exception | None = None
+        self._lock = threading.Lock()
         self.claims = len(self._left)
         self.unchecked = tuple(unchecked)
         """what carries no digest, each in words that begin with a file or a folder"""
@@ -133,23 +134,27 @@ class Check:
             except IndexError:
                 return
             try:
-                self._compare(claim)
+                problem = self._problem(claim)
+                if problem is not None:
+                    self._fail(problem)
             # Whatever it is, it must not pass for a comparison that found nothing.
             except Exception as error:  # noqa: BLE001
                 self._error = error
 
-    def _compare(self, claim: Claim) -> None:
+    def _problem(self, claim: Claim) -> str | None:
+        """What is wrong with these bytes, if anything is."""
         try:
             found = claim.found()
         except OSError as error:
-            raise CheckpointError(
-                f"{claim.file}: {claim.what} cannot be read ({error.strerror or error}); "
-                f"{self._remedy()}"
-            ) from error
+            return f"{claim.file}: {claim.what} cannot be read ({error.strerror or error})"
         if found == claim.sha256:
-            return
+            return None
         other = self._what.get(found)
         held = f"holds what was written as {other}" if other else "is not what was written"
-        raise CheckpointError(
-            f"{claim.file}: {claim.what} {held} (its digest differs); {self._remedy()}"
-        )
+        return f"{claim.file}: {claim.what} {held} (its digest differs)"
+
+    def _fail(self, problem: str) -> None:
+        """The first problem stays: a remedy may remove the file, which others then miss."""
+        with self._lock:
+            if self._error is None:
+                self._error = CheckpointError(f"{problem}; {self._remedy()}")

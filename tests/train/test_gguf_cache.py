@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtura.errors import ConfigError, StorageError
+from mixtura.errors import CheckpointError, ConfigError, StorageError
 from mixtura.interop.gguf.blocks import groups_bits
 from mixtura.kernels.native import native
 from mixtura.packed.file import FILE, PackedFile
@@ -174,6 +174,19 @@ def test_a_damaged_entry_is_made_again(file: Path) -> None:
         assert path.read_bytes() == whole
 
 
+@pytest.mark.skipif(native() is None, reason="nothing is packed without compiled kernels")
+def test_an_entry_found_damaged_in_use_is_removed(file: Path, cache_folder: Path) -> None:
+    path = opened(file) / FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    model = open_model(file, wait=False)
+    with pytest.raises(CheckpointError, match=r"head\.weight .*removed from the cache, so run the"):
+        model.check.finish()
+    assert entries(cache_folder) == []
+    open_model(file).check.finish()
+    assert path.read_bytes() == whole
+
+
 def test_the_least_recently_used_goes_first_and_none_in_use(
     gguf_of_kinds: MakeGGUF, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,7 +229,7 @@ def test_a_killed_first_start_leaves_nothing_half_written(file: Path, cache_fold
     assert (left / FILE).stat().st_size > 0
     os.utime(left, (0, 0))
     folder = opened(file)
-    assert PackedFile(folder / FILE).verify() is None
+    assert PackedFile(folder / FILE).check().finish() is None
     assert not left.exists()
 
 

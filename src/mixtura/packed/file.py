@@ -31,6 +31,11 @@ def is_packed(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
+def pack_again() -> str:
+    """What to do about a damaged file."""
+    return "copy the file again, or pack the model again"
+
+
 class PackedFile:
     """A packed model, mapped: nothing is read before it is computed with, and nothing is copied.
 
@@ -61,7 +66,9 @@ class PackedFile:
             case "plain":
                 return raw.view(PLAIN[entry.format]).view(entry.shape)
 
-    def check(self, roles: Mapping[str, str] | None = None) -> Check:
+    def check(
+        self, roles: Mapping[str, str] | None = None, remedy: Callable[[], str] = pack_again
+    ) -> Check:
         """A check of all of it, not yet begun; `roles` are those of a model's tensors by name."""
         known = roles or {}
         return Check(
@@ -80,7 +87,7 @@ class PackedFile:
                 for name, entry in self.entries.items()
                 for number, digest in enumerate(entry.sha256)
             ),
-            lambda: "copy the file again, or pack the model again",
+            remedy,
         )
 
 

@@ -1,6 +1,8 @@
 """Any model that can be talked with: a run of ours, a checkpoint of others', a hub id."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +20,10 @@ from mixtura.kernels.native import native
 from mixtura.models import LanguageModel
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.models.precision import cast
-from mixtura.packed.file import FILE, PackedFile, is_packed
+from mixtura.packed.file import FILE, PackedFile, is_packed, pack_again
 from mixtura.shapes import ModelShape
 from mixtura.shapes.known import known_config, known_shape
-from mixtura.train.gguf_cache import forget, packed_gguf
+from mixtura.train.gguf_cache import PackedGGUF, forget, packed_gguf
 from mixtura.train.loading import load_run
 from mixtura.train.run_folder import RunFolder
 from mixtura.train.weights_in_memory import check_weights_fit
@@ -123,12 +125,12 @@ def _open_gguf(model: str, path: Path, progress: Progress, wait: bool) -> OpenMo
     if cached is None:
         return None
     try:
-        opened = _open_packed(model, cached.lease.path, None, "cpu", wait)
+        opened = _open_packed(model, cached.lease.path, None, "cpu", wait, partial(_again, cached))
     except CheckpointError:
         forget(cached)
         cached = packed_gguf(path, progress)
         assert cached is not None, "it was packed before"
-        opened = _open_packed(model, cached.lease.path, None, "cpu", wait)
+        opened = _open_packed(model, cached.lease.path, None, "cpu", wait, partial(_again, cached))
     said = (
         f"{path.name} runs from packed weights: {'; '.join(cached.remarks)}; --dtype float32 "
         "computes from the file as it is"
@@ -136,8 +138,19 @@ def _open_gguf(model: str, path: Path, progress: Progress, wait: bool) -> OpenMo
     return replace(opened, remarks=(said,), lease=cached.lease)
 
 
+def _again(cached: PackedGGUF) -> str:
+    """The remedy for an entry that is found to be damaged while it is in use."""
+    forget(cached)
+    return "it was removed from the cache, so run the command again"
+
+
 def _open_packed(
-    model: str, path: Path, dtype: DTypeName | None, device: torch.device | str, wait: bool
+    model: str,
+    path: Path,
+    dtype: DTypeName | None,
+    device: torch.device | str,
+    wait: bool,
+    remedy: Callable[[], str] = pack_again,
 ) -> OpenModel:
     if dtype is not None:
         raise ConfigError(
@@ -151,7 +164,7 @@ def _open_packed(
     file, defaults = PackedFile(path / FILE), ModelDefaults.of(path)
     decoder, tokenizer = packed_decoder(file), load_tokenizer(path)
     check_vocabulary(path, tokenizer, decoder.config)
-    check = file.check(decoder.config.roles()).begin()
+    check = file.check(decoder.config.roles(), remedy).begin()
     if wait:
         check.finish()
     return OpenModel(model, decoder, tokenizer, None, check, packed=file, defaults=defaults)

@@ -1,13 +1,16 @@
 """GGUF files: keys, counts, kinds, shapes and places changed, and written as a file again."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 from kind import Kind
 from mutations import ESCAPES, spoilt_bytes
+
+T = TypeVar("T")
 
 _ARRAY, _STRING = 9, 8
 # By number of a type: the letter that struct has for it.
@@ -208,7 +211,9 @@ def _changed(rng: Random, parts: Parts) -> Parts:
     return replace(parts, tensors=_changed_list(rng, parts.tensors, _changed_tensor))
 
 
-def _changed_list(rng: Random, listed: Sequence, change) -> tuple:  # pyright: ignore[reportMissingParameterType, reportMissingTypeArgument]
+def _changed_list(
+    rng: Random, listed: Sequence[T], change: Callable[[Random, T], T]
+) -> tuple[T, ...]:
     """One of them changed; or left out, twice, or in another's place."""
     at = rng.randrange(len(listed)) if listed else 0
     before, rest = list(listed[:at]), list(listed[at:])

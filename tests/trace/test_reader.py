@@ -161,7 +161,7 @@ def test_missing_empty_and_other_files_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1]}), other)
     for file, words in (
         (tmp_path / "none", "no such trace file; 'mixtura trace' writes one"),
-        (tmp_path, "no such trace file"),
+        (tmp_path, "cannot be read, since it is a folder"),
         (empty, "is no Parquet file, or is truncated"),
         (text, "is no Parquet file, or is truncated"),
         (other, "is a Parquet file, but no routing trace"),

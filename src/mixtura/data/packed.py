@@ -25,6 +25,7 @@ from mixtura.data.split import SIDES, Side
 from mixtura.data.tokenizers import Tokenizer
 from mixtura.errors import ConfigError, DataError
 from mixtura.json_reader import read_object
+from mixtura.regular_files import check_regular
 
 FORMAT = 1
 META = "meta.json"
@@ -139,6 +140,7 @@ def _map_side(folder: Path, side: Side, meta: CorpusMeta) -> TokenFile:
 def _map(path: Path, dtype: np.dtype, count: int) -> NDArray:
     expected = count * dtype.itemsize
     try:
+        check_regular(path, DataError)
         found = path.stat().st_size
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; {_remedy(path.parent)}") from error

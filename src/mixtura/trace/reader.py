@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mixtura.errors import ConfigError, DataError
 from mixtura.json_reader import parse_json, parse_object
+from mixtura.regular_files import check_regular
 from mixtura.trace.batch import NOBODY, LayerRows, TraceBatch
 from mixtura.trace.columns import (
     DOMAINS_KEY,
@@ -32,8 +33,10 @@ class TraceReader:
     def __init__(self, path: Path) -> None:
         """Raises DataError for a file that is no trace, is damaged, or of a newer format."""
         self.path = path
-        if not path.is_file():
-            raise DataError(f"{path}: no such trace file; 'mixtura trace' writes one")
+        try:
+            check_regular(path, DataError)
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such trace file; 'mixtura trace' writes one") from None
         with self._damage("is no Parquet file, or is truncated"):
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
         try:

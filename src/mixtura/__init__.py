@@ -1,7 +1,8 @@
 """Mixtura: sparse Mixture-of-Experts models on PyTorch. Names are imported when first used."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from mixtura.lazy_names import at_first_use
 
 if TYPE_CHECKING:
     from mixtura.models import Decoder, DecoderConfig
@@ -28,6 +29,8 @@ _HOMES = {
     "Routing": "mixtura.moe",
 }
 
+_of_homes = at_first_use(__name__, _HOMES)
+
 
 def _first_use(name: str) -> Any:
     """Import what `name` stands for. Torch stays out until a name that needs it is used."""
@@ -35,10 +38,8 @@ def _first_use(name: str) -> Any:
         from importlib.metadata import version
 
         value = version("mixtura")
-    elif name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
     else:
-        raise AttributeError(f"module 'mixtura' has no attribute {name!r}")
+        value = _of_homes(name)
     # Kept, so that the next use does not come here.
     globals()[name] = value
     return value

@@ -17,7 +17,12 @@ class Config(BaseModel):
     """A frozen config. `Config.parse` raises ConfigError in one line, never pydantic's own."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        # A validator is made when a config is first read: a command reads few of all kinds.
+        defer_build=True,
     )
 
     @classmethod

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mixtura.interop.safetensors_header import read_header
-from mixtura.packed.file import FILE, PackedFile
+from mixtura.packed.file import PackedFile
+from mixtura.packed.folder import FILE
 from mixtura.packed.header import read_header as read_packed_header
 
 Done = subprocess.CompletedProcess[str]

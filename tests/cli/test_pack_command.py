@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mixtura.packed.file import FILE, PackedFile
+from mixtura.packed.file import PackedFile
+from mixtura.packed.folder import FILE
 
 Mixtura = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]

@@ -20,7 +20,7 @@ from mixtura.interop.loading import load_model
 from mixtura.models import Decoder, KVCache
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed import PackedFFN, PackedFile, PackedLinear
-from mixtura.packed.file import FILE
+from mixtura.packed.folder import FILE
 from mixtura.train.packing import pack_model
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixtura.errors import CheckpointError, ConfigError
-from mixtura.interop.block_fp8 import unpack, unpack_naive
+from mixtura.interop.fp8_blocks import unpack, unpack_naive
 from mixtura.interop.loading import load_model, open_source
 from mixtura.interop.saving import save_model
 from mixtura.models import DecoderConfig

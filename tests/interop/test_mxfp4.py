@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mixtura.errors import CheckpointError
 from mixtura.interop.hf_folder import HFFolder
-from mixtura.interop.mxfp4 import MXFP4, unpack
+from mixtura.interop.mxfp4 import MXFP4
+from mixtura.interop.mxfp4_blocks import unpack
 
 
 def folder_of(path: Path, tensors: dict[str, Tensor]) -> HFFolder:

@@ -9,7 +9,8 @@ import torch
 
 from mixtura.kernels import packed_experts, packed_linear
 from mixtura.kernels.groups import Bits
-from mixtura.packed.file import FILE, PackedFile
+from mixtura.packed.file import PackedFile
+from mixtura.packed.folder import FILE
 
 # Tests are no packages; this is how they find what some of them share.
 sys.path.append(str(Path(__file__).parent))

@@ -14,7 +14,8 @@ import torch
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.kernels.groups import Bits, quantise
 from mixtura.kernels.tiles import tile
-from mixtura.packed.file import FILE, PackedFile, PackedWriter, is_packed
+from mixtura.packed.file import PackedFile, PackedWriter
+from mixtura.packed.folder import FILE, is_packed
 from mixtura.packed.header import Entry, Header, encoded, placed
 
 # Tests are no packages; this is how they find what some of them share.

@@ -16,7 +16,8 @@ import torch
 from mixtura.errors import CheckpointError, ConfigError, StorageError
 from mixtura.interop.gguf.blocks import groups_bits
 from mixtura.kernels.native import native
-from mixtura.packed.file import FILE, PackedFile
+from mixtura.packed.file import PackedFile
+from mixtura.packed.folder import FILE
 from mixtura.train.gguf_cache import packed_cache, packed_gguf
 from mixtura.train.opening import open_model, open_plain
 from mixtura.train.packing import pack_model

@@ -14,7 +14,8 @@ from mixtura.models import DecoderConfig
 from mixtura.shapes.families import family_named
 from mixtura.train.conversion import convert_model
 from mixtura.train.gguf_conversion import convert_to_gguf
-from mixtura.train.opening import inspect_model, open_model
+from mixtura.train.inspection import inspect_model
+from mixtura.train.opening import open_model
 from mixtura.train.packing import pack_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc says what is open")

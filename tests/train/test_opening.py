@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mixtura.errors import CheckpointError
-from mixtura.train.opening import inspect_model
+from mixtura.train.inspection import inspect_model
 
 
 def test_a_known_name_needs_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,15 @@ from mixtura.kernels import packed_experts, packed_linear
 from mixtura.kernels.groups import Bits
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.packed_decoder import packed_decoder
-from mixtura.packed.file import FILE, PackedFile
+from mixtura.packed.file import PackedFile
+from mixtura.packed.folder import FILE
 from mixtura.packed.modules import PackedEmbedding, PackedExperts, PackedLinear
 from mixtura.shapes.families import family_named
 from mixtura.train import load_run
 from mixtura.train.conversion import write_tokenizer
 from mixtura.train.gguf_conversion import convert_to_gguf
-from mixtura.train.opening import inspect_model, open_model
+from mixtura.train.inspection import inspect_model
+from mixtura.train.opening import open_model
 from mixtura.train.packing import pack_model
 
 FullDisk = Callable[[int], AbstractContextManager[None]]

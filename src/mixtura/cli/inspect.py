@@ -28,7 +28,7 @@ def inspect(model: Model, verify: Verify = False, as_json: AsJson = False) -> No
       mixtura inspect olmoe-4bit
       mixtura inspect deepseek-v3 --json
     """
-    from mixtura.train.opening import inspect_model
+    from mixtura.train.inspection import inspect_model
 
     found = inspect_model(model, verify=verify)
     if verify:
@@ -44,7 +44,7 @@ def _data(found: "Inspection") -> dict[str, Any]:
     return {
         "model": found.model,
         "family": found.family,
-        "shape": shape.model_dump(mode="json"),
+        "shape": shape.model_dump(mode="json") if found.config is None else found.config,
         "parameters": _parameters(found),
         "parameters_by_role": dict(found.parameters_by_role),
         "flops_per_token": shape.flops_per_token(0),
@@ -76,7 +76,7 @@ def _parameters(found: "Inspection") -> dict[str, int]:
 
 
 def _lines(found: "Inspection") -> list[str]:
-    from mixtura.interop.weights import described
+    from mixtura.interop.accounting import described
 
     counts, shape = _parameters(found), found.shape
     lines = [f"{found.model}: {found.family}, {_described(found)}", ""]

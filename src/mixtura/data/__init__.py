@@ -20,20 +20,25 @@ A corpus holds one domain label a token, an index into `corpus.domains`: for `st
 code, comment, docstring, string and table.
 """
 
-from mixtura.data.batches import Batch, Batches, heldout_batches
-from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer, TokenFacts
-from mixtura.data.config import DataConfig
-from mixtura.data.documents import Document, Skipped, Source, Span
-from mixtura.data.huggingface import HuggingFaceSource
-from mixtura.data.loading import load_tokenizer
-from mixtura.data.packed import Corpus, TokenFile
-from mixtura.data.prepare import Progress, prepare
-from mixtura.data.python_domains import python_spans
-from mixtura.data.stdlib import StdlibSource
-from mixtura.data.streaming import TextStream
-from mixtura.data.subwords import BpeConfig, FileConfig, SubwordTokenizer
-from mixtura.data.text import TextSource
-from mixtura.data.tokenizers import BytesConfig, ByteTokenizer, Encoded, GivenConfig, Tokenizer
+from typing import TYPE_CHECKING
+
+from mixtura.lazy_names import at_first_use
+
+if TYPE_CHECKING:
+    from mixtura.data.batches import Batch, Batches, heldout_batches
+    from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer, TokenFacts
+    from mixtura.data.config import DataConfig
+    from mixtura.data.documents import Document, Skipped, Source, Span
+    from mixtura.data.huggingface import HuggingFaceSource
+    from mixtura.data.loading import load_tokenizer
+    from mixtura.data.packed import Corpus, TokenFile
+    from mixtura.data.prepare import Progress, prepare
+    from mixtura.data.python_domains import python_spans
+    from mixtura.data.stdlib import StdlibSource
+    from mixtura.data.streaming import TextStream
+    from mixtura.data.subwords import BpeConfig, FileConfig, SubwordTokenizer
+    from mixtura.data.text import TextSource
+    from mixtura.data.tokenizers import BytesConfig, ByteTokenizer, Encoded, GivenConfig, Tokenizer
 
 __all__ = [
     "Batch",
@@ -65,3 +70,38 @@ __all__ = [
     "prepare",
     "python_spans",
 ]
+
+_HOMES = {
+    "Batch": "mixtura.data.batches",
+    "Batches": "mixtura.data.batches",
+    "BpeConfig": "mixtura.data.subwords",
+    "ByteTokenizer": "mixtura.data.tokenizers",
+    "BytesConfig": "mixtura.data.tokenizers",
+    "CheckpointTokenizer": "mixtura.data.checkpoint_tokenizer",
+    "Corpus": "mixtura.data.packed",
+    "DataConfig": "mixtura.data.config",
+    "Document": "mixtura.data.documents",
+    "Encoded": "mixtura.data.tokenizers",
+    "FileConfig": "mixtura.data.subwords",
+    "GivenConfig": "mixtura.data.tokenizers",
+    "HuggingFaceSource": "mixtura.data.huggingface",
+    "Progress": "mixtura.data.prepare",
+    "Skipped": "mixtura.data.documents",
+    "Source": "mixtura.data.documents",
+    "Span": "mixtura.data.documents",
+    "StdlibSource": "mixtura.data.stdlib",
+    "SubwordTokenizer": "mixtura.data.subwords",
+    "TextSource": "mixtura.data.text",
+    "TextStream": "mixtura.data.streaming",
+    "TokenFacts": "mixtura.data.checkpoint_tokenizer",
+    "TokenFile": "mixtura.data.packed",
+    "Tokenizer": "mixtura.data.tokenizers",
+    "heldout_batches": "mixtura.data.batches",
+    "load_tokenizer": "mixtura.data.loading",
+    "prepare": "mixtura.data.prepare",
+    "python_spans": "mixtura.data.python_domains",
+}
+
+# Hidden from type checkers, which would take any misspelt name for one that exists.
+if not TYPE_CHECKING:
+    __getattr__ = at_first_use(__name__, _HOMES)

@@ -5,20 +5,18 @@ R rows, C columns; blocks of H rows and W columns, of which the last may be cut 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.interop.source import Source, StoredTensor
 from mixtura.shapes.families.keys import Keys
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SCALE = "_scale_inv"
 FP8 = "F8_E4M3"
 _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
-# The exponent's bias is 7 in e4m3 and 15 in fp16.
-_HALF_IS = 2.0 ** (15 - 7)
 
 
 class BlockFP8(Source):
@@ -34,47 +32,15 @@ class BlockFP8(Source):
         self._block = _block(packed.config["quantization_config"])
         self.tensors = dict(_unpacked(packed.tensors, self._block))
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str) -> "Tensor":
+        from mixtura.interop.fp8_blocks import holds_nan, unpack
+
         stored = self._packed.read(name)
         if self._packed.tensors[name].dtype != FP8:
             return stored
-        if stored.numel() and _holds_nan(stored):
+        if stored.numel() and holds_nan(stored):
             raise CheckpointError(f"{self.path}: {name} holds NaN; the file is damaged")
         return unpack(stored, self._packed.read(name + SCALE), self._block)
-
-
-def unpack_naive(weight_RC: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
-    """In bf16: each block times its own scale, in fp32. Dims before the last two are kept."""
-    rows, columns = weight_RC.shape[-2:]
-    wide = scale.float().repeat_interleave(block[0], -2).repeat_interleave(block[1], -1)
-    return (weight_RC.float() * wide[..., :rows, :columns]).to(torch.bfloat16)
-
-
-def unpack(weight_RC: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
-    """As the naive twin, three times as fast and a row of blocks at a time; no NaN may be in it."""
-    height, width = block
-    columns = weight_RC.shape[-1]
-    plain_RC = torch.empty(weight_RC.shape, dtype=torch.bfloat16)
-    for number in range(scale.shape[-2]):
-        rows = slice(number * height, (number + 1) * height)
-        wide_C = scale[..., number, :].float() * _HALF_IS
-        wide_C = wide_C.repeat_interleave(width, -1)[..., :columns]
-        half = _as_half(weight_RC[..., rows, :])
-        torch.mul(half, wide_C[..., None, :], out=plain_RC[..., rows, :])
-    return plain_RC
-
-
-def _as_half(weight: Tensor) -> Tensor:
-    """e4m3 as fp16, 256 times too small: sign, 4 of 5 exponent bits and 3 of 10 others, shifted."""
-    shifted = weight.view(torch.int8).to(torch.int16).bitwise_left_shift_(7)
-    # The sign was spread over the bits above the exponent's four.
-    return shifted.bitwise_and_(~0x4000).view(torch.float16)
-
-
-def _holds_nan(weight: Tensor) -> bool:
-    """Bytes 127 and 255 are e4m3's NaNs, and the largest with a sign and without."""
-    largest = (weight.view(torch.int8).amax().item(), weight.view(torch.uint8).amax().item())
-    return largest[0] == 127 or largest[1] == 255
 
 
 def _block(settings: Mapping[str, Any]) -> tuple[int, int]:

@@ -5,12 +5,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-import torch
-
 from mixtura.errors import CheckpointError
 from mixtura.integrity import Check, Claim
 from mixtura.interop.digests import FILE, folder_claims, recorded_digests
-from mixtura.interop.packed_source import PackedSource
 from mixtura.interop.source import Source
 from mixtura.json_reader import MOST_BYTES_LISTED, read_object
 from mixtura.shapes import ModelShape
@@ -29,8 +26,9 @@ def check_of(source: Source, pieces: Sequence[Piece], shape: ModelShape) -> Chec
     Raises CheckpointError where digests were written and are not of these tensors.
     """
     roles = shape.roles()
-    if isinstance(source, PackedSource):
-        return source.file.check(roles)
+    own = source.own_check(roles)
+    if own is not None:
+        return own
     folder = source.path
     if not folder.is_dir():
         return Check(unchecked=(f"{folder}: a GGUF file carries no digests",))
@@ -91,6 +89,8 @@ def _of_experts(piece: Piece) -> Iterator[tuple[str, OfExpert]]:
 
 def _digest(source: Source, held: Sequence[OfExpert]) -> str:
     """Of the digests of its tensors as stored, by our names for them."""
+    import torch
+
     hashes: dict[str, hashlib._Hash] = {}
     for piece, number in held:
         stored = source.read(piece.stored)

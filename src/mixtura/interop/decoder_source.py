@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mixtura.interop.filling import filled
 from mixtura.interop.saving import hf_config
-from mixtura.interop.source import SPELT, Source, StoredTensor
+from mixtura.interop.source import Source, StoredTensor, spelt
 from mixtura.models import Decoder
 from mixtura.shapes.families import Family, Piece
 
@@ -37,4 +37,4 @@ class DecoderSource(Source):
         piece = self._pieces[name][0]
         dtype = self._ours[piece.ours].dtype
         size = prod(piece.shape) * dtype.itemsize
-        return StoredTensor(name, piece.shape, SPELT[dtype], self.path, size)
+        return StoredTensor(name, piece.shape, spelt(dtype), self.path, size)

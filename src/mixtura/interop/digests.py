@@ -8,15 +8,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mixtura.errors import CheckpointError
 from mixtura.integrity import Claim, claim_of_bytes, named
 from mixtura.interop.safetensors_header import read_header
 from mixtura.json_reader import MOST_BYTES_LISTED, read_object
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "digests.json"
 _THREADS = 4
@@ -26,7 +26,9 @@ Digests = Mapping[str, Sequence[str]]
 """of each tensor by name: one, or one for each expert"""
 
 
-def digests_of(tensors: Mapping[str, Tensor], experts: Mapping[str, int] | None = None) -> Digests:
+def digests_of(
+    tensors: "Mapping[str, Tensor]", experts: Mapping[str, int] | None = None
+) -> Digests:
     """Of tensors on any device; `experts` says how many lie one after another in a tensor."""
     parts = experts or {}
     with ThreadPoolExecutor(_THREADS, "digests") as pool:
@@ -76,12 +78,14 @@ def folder_claims(
                 yield claim_of_bytes(folder / file, what, digest, span.start + number * size, size)
 
 
-def _digests(tensor: Tensor, parts: int) -> list[str]:
+def _digests(tensor: "Tensor", parts: int) -> list[str]:
+    import torch
+
     raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return [_digest(part) for part in raw.view(parts, -1)]
 
 
-def _digest(raw: Tensor) -> str:
+def _digest(raw: "Tensor") -> str:
     return hashlib.sha256(raw.numpy().data).hexdigest()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixtura.interop.coverage import check_stored
-from mixtura.interop.weights import is_whole, taken
+from mixtura.interop.piece_views import in_groups, is_whole, taken
 from mixtura.kernels.groups import GROUP, Groups
 from mixtura.shapes.families import Piece
 
@@ -59,13 +59,3 @@ def filled_groups(
         lambda one: found[one.ours].scale_NG.view(*stack(one), -1),
     )
     return Groups(q.flatten(0, -2), scale.flatten(0, -2), bits)
-
-
-def in_groups(piece: Piece) -> Piece | None:
-    """The same piece where a row has fewer columns, one a group; None: it does not keep rows."""
-    ours, stored = piece.view, piece.stored_view or piece.shape
-    if piece.transposed or len(piece.of) >= len(stored) or len(piece.at) >= len(ours or stored):
-        return None
-    views = (None if view is None else (*view[:-1], -1) for view in (ours, piece.stored_view))
-    view, stored_view = views
-    return replace(piece, view=view, stored_view=stored_view)

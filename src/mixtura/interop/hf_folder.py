@@ -1,16 +1,18 @@
 """A Hugging Face folder: config.json and safetensors, in one file or in shards, mapped."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mixtura.errors import CheckpointError
 from mixtura.interop.safetensors_header import read_header
 from mixtura.interop.source import Place, Source, StoredTensor
 from mixtura.json_reader import MOST_BYTES, MOST_BYTES_LISTED, read_object
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
+    from torch import Tensor
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -32,7 +34,7 @@ class HFFolder(Source):
         }
         _check_index(path, self.tensors)
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str) -> "Tensor":
         return self._shards[self.tensors[name].file].read(name)
 
     def place_of(self, name: str) -> Place | None:
@@ -45,13 +47,8 @@ class _Shard:
         self.file = file
         try:
             self._spans = read_header(file)
-            self._handle = safe_open(file, framework="pt")
         except CheckpointError as error:
             raise CheckpointError(f"{error}; copy or download it again") from error
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file}: not a whole safetensors file ({error}); copy or download it again"
-            ) from error
         self.tensors = {
             name: StoredTensor(name, span.shape, span.dtype, file, span.bytes)
             for name, span in self._spans.items()
@@ -60,7 +57,9 @@ class _Shard:
     def begin_of(self, name: str) -> int:
         return self._spans[name].start
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str) -> "Tensor":
+        from safetensors import SafetensorError
+
         try:
             return self._handle.get_tensor(name)
         except SafetensorError as error:
@@ -68,6 +67,17 @@ class _Shard:
             raise CheckpointError(
                 f"{self.file}: {name} cannot be read as {dtype} ({error}); convert it to BF16, F16 "
                 "or F32"
+            ) from error
+
+    @cached_property
+    def _handle(self) -> "safe_open":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            return safe_open(self.file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{self.file}: not a whole safetensors file ({error}); copy or download it again"
             ) from error
 
 

@@ -7,15 +7,17 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from mixtura.integrity import Check
+from mixtura.interop.accounting import check_tensors
 from mixtura.interop.checking import check_of
 from mixtura.interop.source import Source, StoredTensor
-from mixtura.interop.weights import check_tensors
-from mixtura.models.packed_decoder import packed_blueprint
-from mixtura.packed.file import PackedFile
 from mixtura.shapes import DecoderShape, ModelShape, Role
 from mixtura.shapes.families import family_of, shape_of
+
+if TYPE_CHECKING:
+    from mixtura.packed.file import PackedFile
 
 # Of a layer or an expert; the 1 of w1 is a name's own.
 _NUMBER = re.compile(r"(?<=\.)(\d{1,9})(?=\.)")
@@ -45,6 +47,8 @@ class Inspection:
     """stored tensors that Mixtura knows and does without, and what each is"""
     check: Check = field(default_factory=Check)
     """of its weights by their digests"""
+    config: Mapping[str, Any] | None = None
+    """all that is recorded of the model, where that is more than its shape"""
     verified: bool = False
     """whether all of the weights were read just now, and are what was written"""
 
@@ -75,8 +79,10 @@ def inspect_source(source: Source) -> Inspection:
     )
 
 
-def inspect_packed(file: PackedFile) -> Inspection:
+def inspect_packed(file: "PackedFile") -> Inspection:
     """From its header. Raises as opening it does."""
+    from mixtura.models.packed_decoder import packed_blueprint
+
     header = file.header
     shape = packed_blueprint(file).config
     return Inspection(
@@ -88,6 +94,7 @@ def inspect_packed(file: PackedFile) -> Inspection:
             for entry in header.tensors
         ),
         check=file.check(shape.roles()),
+        config=header.config,
     )
 
 

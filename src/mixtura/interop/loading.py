@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from mixtura.data import Tokenizer, load_tokenizer
-from mixtura.errors import CheckpointError
 from mixtura.integrity import Check
+from mixtura.interop.accounting import check_tensors
 from mixtura.interop.checking import check_of
 from mixtura.interop.coverage import check_filled
-from mixtura.interop.dequantised import dequantised
-from mixtura.interop.hf_folder import CONFIG, HFFolder
+from mixtura.interop.hf_folder import CONFIG
 from mixtura.interop.source import Source
-from mixtura.interop.weights import check_tensors, dtypes_of, read_weights
+from mixtura.interop.sources import open_source
+from mixtura.interop.weights import dtypes_of, read_weights
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.blueprint import without_weights
 from mixtura.models.precision import gate_names
@@ -34,19 +34,6 @@ class LoadedModel:
     """stored tensors that the family knows and our decoder does without, and what each is"""
     check: Check
     """of its weights by their digests; begun, and over where it was waited for"""
-
-
-def open_source(path: Path) -> Source:
-    """A folder or a GGUF file, ready to be read. Raises CheckpointError where it is neither."""
-    if path.suffix == ".gguf":
-        from mixtura.interop.gguf import GGUFSource
-
-        return GGUFSource(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder; give one that holds a model")
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: not a model; give a folder with {CONFIG}, or a .gguf file")
-    return dequantised(HFFolder(path))
 
 
 def tokenizer_of(source: Source) -> Tokenizer:

@@ -11,9 +11,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from mixtura.integrity import Check
 from mixtura.interop.filling import filled, filled_groups
 from mixtura.interop.saving import hf_config
-from mixtura.interop.source import SPELT, Source, StoredTensor
+from mixtura.interop.source import Source, StoredTensor, spelt
 from mixtura.kernels.groups import GROUP, Groups, dequantise
 from mixtura.kernels.tiles import untile, untile_expert, up
 from mixtura.models.packed_decoder import packed_blueprint
@@ -65,6 +66,9 @@ class PackedSource(Source):
             name: self._described(name, one) for name, one in self._held.items()
         }
 
+    def own_check(self, roles: Mapping[str, str]) -> Check:
+        return self.file.check(roles)
+
     def read(self, name: str) -> Tensor:
         """In fp32 where it is packed; a copy in any case, since the file cannot be written to."""
         one = self._held[name]
@@ -113,8 +117,8 @@ class PackedSource(Source):
     def _described(self, name: str, one: _Stored) -> StoredTensor:
         shape, entry = one.pieces[0].shape, one.entry
         if entry.kind == "plain":
-            spelt = SPELT[PLAIN[entry.format]]
-            return StoredTensor(name, shape, spelt, self.file.path, entry.bytes)
+            dtype = spelt(PLAIN[entry.format])
+            return StoredTensor(name, shape, dtype, self.file.path, entry.bytes)
         # As GGUF calls such groups; each has 16 bits of scale.
         size = prod(shape) * (entry.bits * GROUP + 16) // (8 * GROUP)
         return StoredTensor(name, shape, f"Q{entry.bits}_0", self.file.path, size)

@@ -21,8 +21,8 @@ from mixtura.integrity import Check
 from mixtura.interop.coverage import check_stored
 from mixtura.interop.digests import Digests, digests_of, write_digests
 from mixtura.interop.hf_folder import CONFIG, INDEX, SINGLE
+from mixtura.interop.piece_views import taken
 from mixtura.interop.source import Source
-from mixtura.interop.weights import taken
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.precision import gate_names
 from mixtura.shapes.families import Family, Piece

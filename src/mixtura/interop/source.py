@@ -5,23 +5,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from mixtura.integrity import Check
 
-from mixtura.kernels.groups import Bits, Groups
+if TYPE_CHECKING:
+    # Only what reads tensors imports torch: inspection does without, and starts sooner.
+    import torch
+    from torch import Tensor
+
+    from mixtura.kernels.groups import Bits, Groups
 
 _DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "BOOL": torch.bool,
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "BOOL": "bool",
 }
-SPELT = {dtype: name for name, dtype in _DTYPES.items()}
-"""as safetensors spells it"""
+_SPELT = {name: spelt for spelt, name in _DTYPES.items()}
+
+
+def spelt(dtype: "torch.dtype") -> str:
+    """As safetensors spells it."""
+    return _SPELT[str(dtype).removeprefix("torch.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +66,28 @@ class Source(ABC):
     """every tensor by its name in the family's Hugging Face layout"""
 
     @abstractmethod
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str) -> "Tensor":
         """One tensor, in the dtype that it is computed in; a view of the file where it can be."""
 
-    def dtype_of(self, name: str) -> torch.dtype:
+    def dtype_of(self, name: str) -> "torch.dtype":
         """What `read` will give, before reading; fp32 for a format that has to be unpacked."""
-        return _DTYPES.get(self.tensors[name].dtype, torch.float32)
+        import torch
+
+        return getattr(torch, _DTYPES.get(self.tensors[name].dtype, "float32"))
+
+    def own_check(self, roles: Mapping[str, str]) -> Check | None:
+        """A check of all of it by digests within its file, where there are any."""
+        return None
 
     def place_of(self, name: str) -> Place | None:
         """Where the very bytes that `read` gives lie in a file; None where none hold them."""
         return None
 
-    def stored_bits(self, name: str) -> Bits:
+    def stored_bits(self, name: str) -> "Bits":
         """The fewest bits of groups that keep what is stored, as far as groups can."""
         return 8
 
-    def groups(self, name: str) -> Groups | None:
+    def groups(self, name: str) -> "Groups | None":
         """What `read` would unpack, as it is stored: rows [N, K] in groups of 32 with fp16 scales.
 
         None where the format has none, or where a value or a scale would not be kept exactly.

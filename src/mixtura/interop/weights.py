@@ -1,6 +1,5 @@
 """Tensors of a checkpoint into our decoder's, piece by piece, each accounted for."""
 
-import re
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from itertools import groupby
@@ -10,81 +9,9 @@ from torch import Tensor
 
 from mixtura.errors import CheckpointError
 from mixtura.interop.patchwork import FilePart, Patchwork
+from mixtura.interop.piece_views import is_whole, taken
 from mixtura.interop.source import Source
-from mixtura.shapes.families import Family, Piece
-
-_SHOWN = 4
-_MOST_MISSING = 1000
-
-
-def check_tensors(
-    source: Source, family: Family, pieces: Iterable[Piece], *, values: bool = True
-) -> dict[str, str]:
-    """Raises CheckpointError for missing, misshapen and unexpected tensors, by name.
-
-    Gives the names of those that the family knows and leaves out, and what they are. One that is
-    another once more is read and compared with it, unless `values` is false.
-    """
-    expected: dict[str, tuple[int, ...]] = {}
-    missing: dict[str, None] = {}
-    ours: dict[str, str] = {}
-    for piece in pieces:
-        expected[piece.stored], ours[piece.stored] = piece.shape, piece.ours
-        if piece.stored not in source.tensors:
-            missing[piece.stored] = None
-            # A config may ask for any number of layers and experts; its files are finite.
-            if len(missing) > _MOST_MISSING:
-                break
-    if missing:
-        raise CheckpointError(
-            f"{source.path}: {_listed(list(missing))} missing; the config of this "
-            f"{family.model_type} model asks for more than the files hold"
-        )
-    for name, shape in expected.items():
-        if source.tensors[name].shape != shape:
-            raise CheckpointError(
-                f"{source.path}: {name} is of shape {source.tensors[name].shape} where the config "
-                f"asks for {shape}; config and weights are of different models"
-            )
-    spare = [name for name in source.tensors if name not in expected]
-    left_out = {
-        name: word
-        for name in spare
-        for pattern, word in family.left_out.items()
-        if re.fullmatch(pattern, name)
-    }
-    for name, of in family.copies(ours).items():
-        if name in spare:
-            if values:
-                _check_copy(source, name, of)
-            left_out[name] = f"{of} once more"
-    unexpected = sorted(set(spare) - set(left_out))
-    if unexpected:
-        raise CheckpointError(
-            f"{source.path}: {_listed(unexpected)} unexpected; no part of a {family.model_type} "
-            "model of this config has a place for them"
-        )
-    return left_out
-
-
-def _check_copy(source: Source, name: str, of: str) -> None:
-    own, other = source.read(name), source.read(of)
-    if own.dtype != other.dtype or not torch.equal(own, other):
-        raise CheckpointError(
-            f"{source.path}: {name} differs from {of}, and tie_word_embeddings=true makes the two "
-            "one; set it to false in config.json, or take out the tensor that is not meant"
-        )
-
-
-def described(left_out: Mapping[str, str]) -> list[str]:
-    """A line for each reason why tensors are left out, with how many and one of them."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for name, word in left_out.items():
-        names[word].append(name)
-    return [
-        f"{len(found)} tensors left out, such as {found[0]}: {word}"
-        for word, found in names.items()
-    ]
+from mixtura.shapes.families import Piece
 
 
 def read_weights(
@@ -210,25 +137,5 @@ def _file_parts(
     return parts
 
 
-def is_whole(piece: Piece) -> bool:
-    """Whether the two tensors are one, element by element."""
-    return not piece.at and not piece.of and not piece.transposed
-
-
-def taken(whole: Tensor, stored: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
-    """Views of one shape: the part of ours, and the part of the stored tensor that fills it."""
-    target = whole if piece.view is None else whole.view(piece.view)
-    part = stored if piece.stored_view is None else stored.view(piece.stored_view)
-    target, part = target[piece.at], part[piece.of]
-    return target, part.mT if piece.transposed else part
-
-
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _listed(names: list[str]) -> str:
-    least = "at least " if len(names) > _MOST_MISSING else ""
-    more = f" and {least}{len(names) - _SHOWN} more are" if len(names) > _SHOWN else ""
-    verb = "" if more else (" is" if len(names) == 1 else " are")
-    return ", ".join(names[:_SHOWN]) + (more or verb)

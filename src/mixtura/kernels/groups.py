@@ -4,16 +4,14 @@ N output channels, K inputs, G = K/32 groups of a channel, M groups in all, C = 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mixtura.errors import ConfigError
 from mixtura.kernels.native import InstructionSet, check_offered, native, number_of
+from mixtura.shapes.storage import GROUP, Bits
 
-Bits = Literal[4, 8]
-GROUP = 32
 SMALLEST, LARGEST = 2.0**-24, 65504.0
 """of the sizes that an fp16 scale has: the least subnormal one, and the greatest"""
 

@@ -1,14 +1,20 @@
 """The quantised, memory-mapped format, and modules that compute from it."""
 
-from mixtura.packed.file import PackedFile, is_packed
-from mixtura.packed.modules import (
-    PackedEmbedding,
-    PackedExperts,
-    PackedFFN,
-    PackedLinear,
-    dispatch_packed,
-)
-from mixtura.packed.phase import decoding
+from typing import TYPE_CHECKING
+
+from mixtura.lazy_names import at_first_use
+
+if TYPE_CHECKING:
+    from mixtura.packed.file import PackedFile
+    from mixtura.packed.folder import is_packed
+    from mixtura.packed.modules import (
+        PackedEmbedding,
+        PackedExperts,
+        PackedFFN,
+        PackedLinear,
+        dispatch_packed,
+    )
+    from mixtura.packed.phase import decoding
 
 __all__ = [
     "PackedEmbedding",
@@ -20,3 +26,18 @@ __all__ = [
     "dispatch_packed",
     "is_packed",
 ]
+
+_HOMES = {
+    "PackedEmbedding": "mixtura.packed.modules",
+    "PackedExperts": "mixtura.packed.modules",
+    "PackedFFN": "mixtura.packed.modules",
+    "PackedFile": "mixtura.packed.file",
+    "PackedLinear": "mixtura.packed.modules",
+    "decoding": "mixtura.packed.phase",
+    "dispatch_packed": "mixtura.packed.modules",
+    "is_packed": "mixtura.packed.folder",
+}
+
+# Hidden from type checkers, which would take any misspelt name for one that exists.
+if not TYPE_CHECKING:
+    __getattr__ = at_first_use(__name__, _HOMES)

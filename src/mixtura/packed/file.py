@@ -20,15 +20,8 @@ from torch import Tensor
 from mixtura.integrity import Check, claim_of_bytes, named
 from mixtura.packed.header import PLAIN, Entry, Header, encoded, read_header
 
-FILE = "model.mixtura"
-"""the file's name in a packed folder"""
 # Parts that have been made and are not yet written: memory that packing takes beside its own.
 _WAITING = 2
-
-
-def is_packed(folder: Path) -> bool:
-    """Whether it holds a packed model."""
-    return (folder / FILE).is_file()
 
 
 def pack_again() -> str:

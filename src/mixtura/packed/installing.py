@@ -38,8 +38,10 @@ def install(model: nn.Module, file: PackedFile) -> None:
     for module in model.modules():
         if isinstance(module, MoE):
             module.dispatch = dispatch_packed
+    # Biases of what was replaced are held by the packed modules.
+    left = model.state_dict().keys()
     model.load_state_dict(
-        {name: tensor for name, tensor in plain.items() if name in model.state_dict()},
+        {name: tensor for name, tensor in plain.items() if name in left},
         strict=False,
         assign=True,
     )

@@ -10,12 +10,10 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from mixtura.config import Config
 from mixtura.errors import CheckpointError, ConfigError, StorageError
@@ -25,7 +23,11 @@ from mixtura.interop.digests import digests_of, folder_claims, recorded_digests,
 from mixtura.interop.safetensors_header import read_header
 from mixtura.json_reader import read_object
 from mixtura.shapes import ModelShape
-from mixtura.train.trainer import TrainerState
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mixtura.train.trainer import TrainerState
 
 MODEL, OPTIMIZER, STATE, META = (
     "model.safetensors",
@@ -72,7 +74,9 @@ class Checkpoints:
     def newest(self) -> Path | None:
         return next(reversed(self.all()), None)
 
-    def save(self, state: TrainerState, recipe: str, corpus: str, versions: dict[str, str]) -> Path:
+    def save(
+        self, state: "TrainerState", recipe: str, corpus: str, versions: dict[str, str]
+    ) -> Path:
         """Write a checkpoint, then remove the oldest beyond `keep`. Raises StorageError."""
         target = self.folder / f"step-{state.step:08d}"
         meta = CheckpointMeta(
@@ -143,8 +147,10 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def read(path: Path) -> tuple[TrainerState, CheckpointMeta]:
+def read(path: Path) -> "tuple[TrainerState, CheckpointMeta]":
     """A whole checkpoint, on the CPU. Raises CheckpointError where a file is missing or cut."""
+    from mixtura.train.trainer import TrainerState
+
     meta = read_meta(path)
     extra = read_tensors(path / STATE)
     state = TrainerState(
@@ -169,8 +175,10 @@ def read_meta(path: Path) -> CheckpointMeta:
         raise CheckpointError(str(error)) from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> "dict[str, Tensor]":
     """Raises CheckpointError for a file that is missing or is not whole."""
+    from safetensors.torch import load_file
+
     read_header(path)
     try:
         return load_file(path)
@@ -189,7 +197,7 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-def check_fits(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def check_fits(model: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path) -> None:
     """Raises CheckpointError, naming the first tensor in which `tensors` is of another model."""
     expected = model.state_dict()
     for name in [*expected, *tensors]:
@@ -204,7 +212,9 @@ def check_fits(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
             )
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+    from safetensors.torch import save_file
+
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
@@ -214,12 +224,12 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         ) from error
 
 
-def _joined(random: Mapping[str, Tensor], watch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _joined(random: "Mapping[str, Tensor]", watch: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     return {f"random.{name}": value for name, value in random.items()} | {
         f"watch.{name}": value for name, value in watch.items()
     }
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _part(tensors: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
     start = f"{prefix}."
     return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}

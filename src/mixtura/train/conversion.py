@@ -11,15 +11,16 @@ from mixtura.data.exported_tokenizer import as_checkpoint
 from mixtura.engine.model_defaults import FILE as GENERATION
 from mixtura.errors import ConfigError
 from mixtura.files import atomic_text
+from mixtura.interop.accounting import described
 from mixtura.interop.hf_folder import read_json
 from mixtura.interop.hub import folder_of
 from mixtura.interop.loading import load_source
 from mixtura.interop.packed_source import PackedSource
 from mixtura.interop.saving import SHARD_BYTES, hf_config, save_model
-from mixtura.interop.weights import described
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.packed_decoder import packed_blueprint
-from mixtura.packed.file import FILE, PackedFile, is_packed
+from mixtura.packed.file import PackedFile
+from mixtura.packed.folder import FILE, is_packed
 from mixtura.shapes.families import FAMILIES, Family, family_named
 from mixtura.train.opening import DTYPES, DTypeName, OpenModel, open_plain
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.errors import ConfigError, StorageError
 from mixtura.integrity import Check
+from mixtura.interop.accounting import described
 from mixtura.interop.checking import check_of
 from mixtura.interop.decoder_source import DecoderSource
 from mixtura.interop.gguf.architectures import OF_FAMILY, architecture_for
@@ -16,9 +17,8 @@ from mixtura.interop.gguf.writing import KindName, write_gguf
 from mixtura.interop.hub import folder_of
 from mixtura.interop.loading import decoder_config, load_source, open_source, tokenizer_of
 from mixtura.interop.source import Source
-from mixtura.interop.weights import described
 from mixtura.models import Decoder
-from mixtura.packed.file import is_packed
+from mixtura.packed.folder import is_packed
 from mixtura.shapes.families import family_named, family_of
 from mixtura.train.conversion import first_family, packed_source
 from mixtura.train.loading import load_run

@@ -14,18 +14,17 @@ from mixtura.engine.model_defaults import ModelDefaults
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.integrity import Check
 from mixtura.interop.hub import folder_of
-from mixtura.interop.inspection import Inspection, inspect_packed, inspect_source
 from mixtura.interop.loading import LoadedModel, load_source, open_source, tokenizer_of
 from mixtura.kernels.native import native
 from mixtura.models import LanguageModel
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.models.precision import cast
-from mixtura.packed.file import FILE, PackedFile, is_packed, pack_again
+from mixtura.packed.file import PackedFile, pack_again
+from mixtura.packed.folder import FILE, is_packed
 from mixtura.shapes import ModelShape
-from mixtura.shapes.known import known_config, known_shape
 from mixtura.train.gguf_cache import PackedGGUF, forget, packed_gguf
 from mixtura.train.loading import load_run
-from mixtura.train.run_folder import RunFolder
+from mixtura.train.run_files import is_run
 from mixtura.train.weights_in_memory import check_weights_fit
 from mixtura.user_cache import Lease
 
@@ -177,41 +176,3 @@ def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelShape) -> No
             f"{path}: the tokenizer has {tokenizer.vocabulary} tokens and the model "
             f"{config.vocabulary}; they belong to different models"
         )
-
-
-def is_run(path: Path) -> bool:
-    return RunFolder(path).recipe.is_file()
-
-
-def inspect_model(model: str | Path, *, verify: bool = False) -> Inspection:
-    """What is in it; of a known name, such as mixtral-8x7b, the shape alone.
-
-    Reads no weight, but all of a packed folder, or to `verify`, and compares them with their
-    digests.
-
-    Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used.
-    """
-    name = str(model)
-    if not Path(name).exists() and "/" not in name:
-        # Of no such name either, the error lists the nearest.
-        family = known_config(name)["model_type"]
-        return Inspection(name, family, known_shape(name))
-    path = folder_of(name)
-    found = _inspected(path)
-    if not verify and not is_packed(path):
-        return found
-    found.check.finish()
-    return replace(found, verified=found.check.claims > 0)
-
-
-def _inspected(path: Path) -> Inspection:
-    if is_packed(path):
-        return inspect_packed(PackedFile(path / FILE))
-    if not is_run(path):
-        return inspect_source(open_source(path))
-    run = RunFolder(path)
-    recipe, checkpoints = run.recorded(), run.checkpoints()
-    assert recipe is not None, "asked just now"
-    newest = checkpoints.newest()
-    check = Check() if newest is None else checkpoints.check(newest, recipe.model)
-    return Inspection(str(path), recipe.model.kind, recipe.model, check=check)

@@ -11,16 +11,16 @@ from mixtura.data import Tokenizer
 from mixtura.errors import ConfigError, DataError
 from mixtura.files import atomic_folder
 from mixtura.integrity import Check
+from mixtura.interop.accounting import check_tensors, described
 from mixtura.interop.checking import check_of
 from mixtura.interop.hub import folder_of
 from mixtura.interop.loading import decoder_config, open_source, tokenizer_of
 from mixtura.interop.packing import Precision, write_packed
 from mixtura.interop.quantising import GroupReader
-from mixtura.interop.source import SPELT, Source, StoredTensor
-from mixtura.interop.weights import check_tensors, described
+from mixtura.interop.source import Source, StoredTensor, spelt
 from mixtura.kernels.groups import Bits
 from mixtura.models import DecoderConfig
-from mixtura.packed.file import FILE, is_packed
+from mixtura.packed.folder import FILE, is_packed
 from mixtura.packed.header import Header
 from mixtura.shapes.families import Piece, family_of
 from mixtura.train.conversion import write_tokenizer
@@ -184,7 +184,7 @@ class _RunSource(Source):
         self.path, self.config = path, {}
         self._held = dict(tensors)
         self.tensors = {
-            name: StoredTensor(name, tuple(tensor.shape), SPELT[tensor.dtype], path, tensor.nbytes)
+            name: StoredTensor(name, tuple(tensor.shape), spelt(tensor.dtype), path, tensor.nbytes)
             for name, tensor in self._held.items()
         }
 

@@ -32,6 +32,7 @@ from mixtura.posix import fcntl
 from mixtura.train.changes import Change, ChangedKeys, ChangeLog, is_changeable
 from mixtura.train.checkpoint import Checkpoints
 from mixtura.train.recipe import Recipe, differences, load_recipe
+from mixtura.train.run_files import CHECKPOINTS, RECIPE
 from mixtura.train.step_plan import Corrections, StepPlan
 
 # All that a start which was killed before it wrote recipe.yaml can have left.
@@ -46,7 +47,7 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
-        return self.root / "recipe.yaml"
+        return self.root / RECIPE
 
     @property
     def changes(self) -> ChangeLog:
@@ -85,7 +86,7 @@ class RunFolder:
         return self.root / "summary.json"
 
     def checkpoints(self, keep: int = 1) -> Checkpoints:
-        return Checkpoints(self.root / "checkpoints", keep)
+        return Checkpoints(self.root / CHECKPOINTS, keep)
 
     def recorded(self) -> Recipe | None:
         """The recipe of the run that is here, if one is. Raises CheckpointError if damaged."""

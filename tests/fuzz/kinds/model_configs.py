@@ -154,7 +154,7 @@ class ModelConfigs(Kind):
         from mixtura.interop.loading import decoder_config, open_source
         from mixtura.models.blueprint import without_weights
         from mixtura.shapes.families import family_of
-        from mixtura.train.opening import inspect_model
+        from mixtura.train.inspection import inspect_model
 
         for own in case.iterdir():
             inspect_model(own)

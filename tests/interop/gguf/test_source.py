@@ -17,7 +17,7 @@ from mixtura.errors import CheckpointError
 from mixtura.interop.gguf import GGUFSource
 from mixtura.interop.gguf.links import Named, turned
 from mixtura.interop.gguf.rope import llama3_factors
-from mixtura.interop.weights import taken
+from mixtura.interop.piece_views import taken
 from mixtura.models.rotary import rotary, rotate_naive
 
 Write = Callable[..., Path]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixtura.errors import ConfigError
-from mixtura.interop.weights import taken
+from mixtura.interop.piece_views import taken
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import FAMILIES
 

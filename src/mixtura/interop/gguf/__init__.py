@@ -3,7 +3,21 @@
 `gguf` is imported in this folder alone.
 """
 
-from mixtura.interop.gguf.source import GGUFSource
-from mixtura.interop.gguf.vocabulary import gguf_tokenizer
+from typing import TYPE_CHECKING
+
+from mixtura.lazy_names import at_first_use
+
+if TYPE_CHECKING:
+    from mixtura.interop.gguf.source import GGUFSource
+    from mixtura.interop.gguf.vocabulary import gguf_tokenizer
 
 __all__ = ["GGUFSource", "gguf_tokenizer"]
+
+_HOMES = {
+    "GGUFSource": "mixtura.interop.gguf.source",
+    "gguf_tokenizer": "mixtura.interop.gguf.vocabulary",
+}
+
+# Hidden from type checkers, which would take any misspelt name for one that exists.
+if not TYPE_CHECKING:
+    __getattr__ = at_first_use(__name__, _HOMES)

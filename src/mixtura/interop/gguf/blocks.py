@@ -4,13 +4,16 @@ N rows, K columns, G = K/32 blocks of a row, B bytes of a block.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from mixtura.kernels.groups import GROUP, Bits, Groups
+from mixtura.shapes.storage import GROUP, Bits
+
+if TYPE_CHECKING:
+    from mixtura.kernels.groups import Groups
 
 BITS: Mapping[GGMLQuantizationType, Bits] = {
     GGMLQuantizationType.Q4_0: 4,
@@ -35,8 +38,12 @@ def groups_bits(kind: GGMLQuantizationType) -> Bits:
     return 8 if 8 * size >= 4 * weights else 4
 
 
-def unpacked(rows_NX: NDArray[np.uint8], kind: GGMLQuantizationType) -> Groups | None:
+def unpacked(rows_NX: NDArray[np.uint8], kind: GGMLQuantizationType) -> "Groups | None":
     """Rows of blocks as they are stored; None where a number lies outside what groups hold."""
+    import torch
+
+    from mixtura.kernels.groups import Groups
+
     bits = BITS[kind]
     rows, size = rows_NX.shape
     block_bytes = GGML_QUANT_SIZES[kind][1]
@@ -53,7 +60,7 @@ def unpacked(rows_NX: NDArray[np.uint8], kind: GGMLQuantizationType) -> Groups |
     return Groups(q_NK, torch.from_numpy(scale_NG), bits)
 
 
-def packed(groups: Groups) -> NDArray[np.uint8]:
+def packed(groups: "Groups") -> NDArray[np.uint8]:
     """The reverse, (N, G B): the blocks of each row, scale first."""
     q_NGK = groups.q_NK.numpy().reshape(*groups.scale_NG.shape, GROUP)
     scale_NGB = groups.scale_NG.contiguous().numpy()[..., None].view(np.uint8)

@@ -5,36 +5,39 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mixtura.config import Tree
 from mixtura.errors import CheckpointError, ConfigError
-from mixtura.interop.filling import in_groups
 from mixtura.interop.gguf.architectures import architecture_of
 from mixtura.interop.gguf.blocks import BITS, groups_bits, unpacked
 from mixtura.interop.gguf.counts import check_counts
 from mixtura.interop.gguf.header import TensorPlace, read_header
 from mixtura.interop.gguf.links import narrowed
 from mixtura.interop.gguf.metadata import Metadata, nearest
+from mixtura.interop.piece_views import in_groups, is_whole, taken
 from mixtura.interop.source import Place, Source, StoredTensor
-from mixtura.interop.weights import is_whole, taken
-from mixtura.kernels.groups import GROUP, Bits, Groups
 from mixtura.shapes import DecoderShape
 from mixtura.shapes.families import Family, Piece, family_of, shape_of
+from mixtura.shapes.storage import GROUP, Bits
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mixtura.kernels.groups import Groups
 
 ROPE_FACTORS = "rope_freqs.weight"
 # Stored as numbers, so that a tensor can be a view of the file.
-_PLAIN: Mapping[GGMLQuantizationType, tuple[str, torch.dtype]] = {
-    GGMLQuantizationType.F32: ("<f4", torch.float32),
-    GGMLQuantizationType.F16: ("<f2", torch.float16),
-    GGMLQuantizationType.BF16: ("<i2", torch.bfloat16),
+_PLAIN: Mapping[GGMLQuantizationType, tuple[str, str]] = {
+    GGMLQuantizationType.F32: ("<f4", "float32"),
+    GGMLQuantizationType.F16: ("<f2", "float16"),
+    GGMLQuantizationType.BF16: ("<i2", "bfloat16"),
 }
 Part = tuple[TensorPlace, Piece]
 """where a part of an HF tensor lies in the file, and how it fills it"""
@@ -63,24 +66,26 @@ class GGUFSource(Source):
         self._parts: dict[str, list[Part]] = defaultdict(list)
         for link in links:
             self._parts[link.ours].append(_part(places[link.stored], link))
-        self._dtype = _common_dtype(places.values())
-        self.config = {**config, "dtype": str(self._dtype).removeprefix("torch.")}
+        self._dtype_name = _common_dtype(places.values())
+        self.config = {**config, "dtype": self._dtype_name}
 
     @cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return {name: self._stored(name, parts) for name, parts in self._parts.items()}
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str) -> "Tensor":
         """All in one dtype: that of the file's matrices where it has one, else fp32.
 
         A tensor stored in it is a view of the file, mapped copy-on-write, but for those whose rows
         are put in order, or whose parts lie apart. Raises CheckpointError for a name or a type that
         is not known.
         """
-        parts = self._parts_of(name)
+        import torch
+
+        parts, dtype = self._parts_of(name), self.dtype_of(name)
         if len(parts) == 1 and is_whole(parts[0][1]):
-            return self._tensor(parts[0][0]).view(self._shapes[name]).to(self._dtype)
-        whole, unpacked_parts = torch.empty(self._shapes[name], dtype=self._dtype), {}
+            return self._tensor(parts[0][0]).view(self._shapes[name]).to(dtype)
+        whole, unpacked_parts = torch.empty(self._shapes[name], dtype=dtype), {}
         for place, piece in parts:
             if place.start not in unpacked_parts:
                 unpacked_parts[place.start] = self._tensor(place)
@@ -88,15 +93,17 @@ class GGUFSource(Source):
             target.copy_(part)
         return whole
 
-    def dtype_of(self, name: str) -> torch.dtype:
+    def dtype_of(self, name: str) -> "torch.dtype":
         """The same for every tensor."""
+        import torch
+
         self._parts_of(name)
-        return self._dtype
+        return getattr(torch, self._dtype_name)
 
     def place_of(self, name: str) -> Place | None:
         (place, piece), *others = self._parts_of(name)
         plain = _PLAIN.get(place.kind)
-        if others or not is_whole(piece) or plain is None or plain[1] != self._dtype:
+        if others or not is_whole(piece) or plain is None or plain[1] != self._dtype_name:
             return None
         return Place(self.path, place.start)
 
@@ -108,8 +115,12 @@ class GGUFSource(Source):
     def stored_bits(self, name: str) -> Bits:
         return max(groups_bits(place.kind) for place, _ in self._parts_of(name))
 
-    def groups(self, name: str) -> Groups | None:
+    def groups(self, name: str) -> "Groups | None":
         """Rows of Q4_0 or Q8_0 blocks, put into HF's order; those of a stack one after another."""
+        import torch
+
+        from mixtura.kernels.groups import Groups
+
         parts = self._parts_of(name)
         kinds, rows = {place.kind for place, _ in parts}, self._shapes[name]
         pieces = [in_groups(piece) for _, piece in parts]
@@ -137,11 +148,14 @@ class GGUFSource(Source):
         kind = parts[0][0].kind.name
         return StoredTensor(name, self._shapes[name], kind, self.path, size)
 
-    def _tensor(self, place: TensorPlace) -> Tensor:
+    def _tensor(self, place: TensorPlace) -> "Tensor":
         """In the dtype that it is stored in, and fp32 for what is unpacked."""
+        import torch
+
         if place.kind in _PLAIN:
-            dtype, torch_dtype = _PLAIN[place.kind]
-            return torch.from_numpy(self._mapped(place, dtype, place.shape)).view(torch_dtype)
+            dtype, name = _PLAIN[place.kind]
+            plain = torch.from_numpy(self._mapped(place, dtype, place.shape))
+            return plain.view(getattr(torch, name))
         return torch.from_numpy(self._numbers(place))
 
     def _numbers(self, place: TensorPlace) -> NDArray[np.float32]:
@@ -213,11 +227,11 @@ def _part(place: TensorPlace, piece: Piece) -> Part:
     return own, within
 
 
-def _common_dtype(places: Iterable[TensorPlace]) -> torch.dtype:
+def _common_dtype(places: Iterable[TensorPlace]) -> str:
     """llama.cpp keeps vectors, biases and routers in fp32 whatever the rest is in."""
     kinds = {place.kind for place in places if in_asked_kind(place.name, place.shape)}
-    dtypes = {_PLAIN[kind][1] if kind in _PLAIN else torch.float32 for kind in kinds}
-    return dtypes.pop() if len(dtypes) == 1 else torch.float32
+    dtypes = {_PLAIN[kind][1] if kind in _PLAIN else "float32" for kind in kinds}
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
 def in_asked_kind(name: str, shape: tuple[int, ...]) -> bool:

@@ -15,6 +15,7 @@ from mixtura.data import Tokenizer
 from mixtura.errors import ConfigError
 from mixtura.files import atomic_write
 from mixtura.integrity import Check
+from mixtura.interop.accounting import check_tensors
 from mixtura.interop.gguf.architectures import Architecture, architecture_for
 from mixtura.interop.gguf.blocks import BITS
 from mixtura.interop.gguf.encoding import Factors, OutTensor
@@ -26,7 +27,6 @@ from mixtura.interop.gguf.tokenizer_keys import tokenizer_keys
 from mixtura.interop.loading import decoder_config
 from mixtura.interop.saving import difference_of, function_of
 from mixtura.interop.source import Source
-from mixtura.interop.weights import check_tensors
 from mixtura.kernels.groups import GROUP
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import Piece, family_of

@@ -87,10 +87,10 @@ class Family(ABC):
         """Every stored tensor, and where it lies in ours; each element of ours once."""
 
 
-def shape_of(decoder: Mapping[str, Any]) -> DecoderShape:
+def shape_of(decoder: Mapping[str, Any], origin: str = "config.json") -> DecoderShape:
     """The shape in a decoder config, which also says how to route, balance and compute."""
     fields = {key: value for key, value in decoder.items() if key in DecoderShape.model_fields}
     if fields.get("moe") is not None:
         known = MoEShape.model_fields
         fields["moe"] = {key: value for key, value in fields["moe"].items() if key in known}
-    return DecoderShape.parse(fields, "config.json")
+    return DecoderShape.parse(fields, origin)

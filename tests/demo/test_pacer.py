@@ -62,7 +62,7 @@ def test_a_slow_stretch_cuts_what_no_longer_fits() -> None:
     day = Day()
     day.rounds(100, 1.0)
     # 106 s are over. Seven steps of 3 s with 6% more take 22.26 s, over 20 s; what comes afterwards
-    # will take 3 * 20 s. (460 - 60 - 128.26) / (3 * 1.06) = 85.45, so 107 + 85.
+    # takes as long as 20 steps, 60 s. (460 - 60 - 128.26) / (3 * 1.06) = 85.45, so 107 + 85.
     day.rounds(7, 3.0)
     assert day.last == 192
     assert day.twins[0].reasons == [
@@ -117,7 +117,7 @@ def test_the_schedule_keeps_some_steps_to_end_in() -> None:
 
 
 def test_slow_steps_are_looked_at_by_the_second() -> None:
-    # Two steps of 15 s are over 20 s: 31.8 s gone, and 20 s afterwards will be 300 s.
+    # Two steps of 15 s are over 20 s: 31.8 s gone, and 20 steps afterwards will be 300 s.
     day = Day(limit=460.0)
     day.rounds(1, 15.0)
     assert day.last == 400

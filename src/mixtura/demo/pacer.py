@@ -22,8 +22,8 @@ class Pacer:
 
     At a set point it takes the time of a step of all runs since the last one, and corrects the
     number of steps where another one fits into what is left: down, and up again as far as was
-    planned. Whatever comes after training (the report, the sample) is taken to have slowed down as
-    much as training has.
+    planned. What comes after training slows down as much as training does, so its time is told in
+    steps.
     """
 
     runs: Sequence[Run]
@@ -31,7 +31,7 @@ class Pacer:
     ends: float
     """when all must be over, by `clock`"""
     afterwards: float
-    """seconds that the rest takes at the speed of `first_pair`"""
+    """steps of all runs that take as long as the last evaluation, the report and the sample"""
     first_pair: float
     """seconds of a step of all runs by which the steps were planned"""
     overhead: float
@@ -71,7 +71,6 @@ class Pacer:
 
     def _fitting(self, done: int, pair: float, now: float) -> int:
         """How many steps there may be in all."""
-        slowdown = max(1.0, pair / self.first_pair)
-        left = self.ends - self.afterwards * slowdown - now
+        left = self.ends - self.afterwards * pair - now
         fewest = max(1, min(_LAST_STEPS, int(_LAST_SECONDS / pair)))
         return min(self._planned, done + max(fewest, int(left / (pair * self.overhead))))

@@ -32,8 +32,10 @@ from mixtura.train.step_plan import StepPlan
 
 # The promise: all of the demo, but its set-up.
 LIMIT_SECONDS = 360.0
-# The report, the sample and what a command needs to start, undisturbed, and as much again.
-AFTERWARDS_SECONDS = 25.0
+# What a command needs to start and to write its page.
+OTHER_SECONDS = 8.0
+# Steps of both twins that take as long as the last evaluation, the report and the sample.
+AFTERWARDS_STEPS = 20.0
 # Training time that leaves room for these and for reading the text; the pacer guards the limit.
 BUDGET_SECONDS = 290.0
 MOST_STEPS = 2400
@@ -72,8 +74,9 @@ def run_demo(
         def pacer(runs: Sequence[Run]) -> Pacer | None:
             if pair is None:
                 return None
-            ends, more = began + LIMIT_SECONDS, _overhead(recipes["moe"].train.steps)
-            return Pacer(runs, clock, ends, AFTERWARDS_SECONDS, pair, more)
+            ends = began + LIMIT_SECONDS - OTHER_SECONDS
+            overhead = _overhead(recipes["moe"].train.steps)
+            return Pacer(runs, clock, ends, AFTERWARDS_STEPS, pair, overhead)
 
         summaries = _train(recipes, corpus, folders, view, pacer, resume=resume)
     if any(summary.interrupted for summary in summaries.values()):

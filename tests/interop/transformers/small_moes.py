@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -37,6 +39,23 @@ def qwen(**keys: Any) -> Any:
     own = {"head_dim": 8, "moe_intermediate_size": 16, "num_experts": 8, "norm_topk_prob": True}
     config = Qwen3MoeConfig(**{**SHAPE, **own, "num_experts_per_tok": 2, **keys})
     return Qwen3MoeForCausalLM(config).train()
+
+
+# transformers 5.23 gave checkpointing of activations another name.
+_CHECKPOINTING = (
+    "activation_checkpointing"
+    if Version(transformers.__version__) >= Version("5.23")
+    else "gradient_checkpointing"
+)
+
+
+def checkpoint_activations(model: Any, *, use_reentrant: bool) -> None:
+    getattr(model, f"{_CHECKPOINTING}_enable")({"use_reentrant": use_reentrant})
+
+
+def checkpointing(on: bool) -> dict[str, bool]:
+    """What `TrainingArguments` is given for it."""
+    return {_CHECKPOINTING: on}
 
 
 def batch(sequences: int = 4, *, padded: bool = False) -> dict[str, Tensor]:

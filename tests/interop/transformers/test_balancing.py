@@ -19,7 +19,7 @@ from mixtura.moe.routing import Routing
 
 sys.path.append(str(Path(__file__).parent))
 
-from small_moes import batch, collapse, gradients, mixtral
+from small_moes import batch, checkpoint_activations, collapse, gradients, mixtral
 
 
 def hooks(model: nn.Module) -> int:
@@ -173,7 +173,7 @@ def test_checkpointing_changes_nothing(use_reentrant: bool, scope: Any) -> None:
     for checkpointed in (False, True):
         model = mixtral()
         if checkpointed:
-            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+            checkpoint_activations(model, use_reentrant=use_reentrant)
         with attach_balancing(model, balance=1.0, z_loss=0.1, scope=scope) as balancing:
             losses = []
             for given in (batch(padded=True), batch(2)):
@@ -196,7 +196,7 @@ def test_one_backward_through_two_reentrant_passes() -> None:
     found = []
     for together in (True, False):
         model = mixtral()
-        model.activation_checkpointing_enable({"use_reentrant": True})
+        checkpoint_activations(model, use_reentrant=True)
         with attach_balancing(model, balance=1.0):
             first, second = model(**batch(padded=True)).loss, model(**batch(2)).loss
             if together:

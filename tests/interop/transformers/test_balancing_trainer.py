@@ -17,7 +17,7 @@ from mixtura.interop.transformers.balancing import attach_balancing
 
 sys.path.append(str(Path(__file__).parent))
 
-from small_moes import SHAPE, batch, collapse, gradients, mixtral, qwen
+from small_moes import SHAPE, batch, checkpointing, collapse, gradients, mixtral, qwen
 
 
 def test_accumulation_in_a_loop_equals_one_batch() -> None:
@@ -94,8 +94,8 @@ def trainer(model: Any, folder: Path, rows: int, **keys: Any) -> Trainer:
     )
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_accumulation_in_trainer_equals_one_batch(tmp_path: Path, checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_accumulation_in_trainer_equals_one_batch(tmp_path: Path, checkpoints: bool) -> None:
     found = []
     for size, accumulation in ((8, 1), (2, 4)):
         model = mixtral()
@@ -106,7 +106,7 @@ def test_accumulation_in_trainer_equals_one_batch(tmp_path: Path, checkpointing:
                 rows=8,
                 per_device_train_batch_size=size,
                 gradient_accumulation_steps=accumulation,
-                activation_checkpointing=checkpointing,
+                **checkpointing(checkpoints),
             )
             balancing.log_to(training)
             training.train()

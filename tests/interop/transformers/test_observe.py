@@ -5,6 +5,7 @@ T tokens, E experts, K experts per token, B sequences of S tokens.
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -29,6 +30,10 @@ from mixtura.interop.transformers.routers import REFUSED, FoundRouter
 from mixtura.interop.transformers.scores import score_behind
 from mixtura.moe.load import load
 from mixtura.moe.routing import Routing
+
+sys.path.append(str(Path(__file__).parent))
+
+from small_moes import checkpoint_activations
 
 # Values that a config of any family is given where it has the key.
 TINY: dict[str, Any] = {
@@ -282,7 +287,7 @@ def test_logits_and_probabilities_carry_gradients() -> None:
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_what_is_computed_again_is_not_told_again(use_reentrant: bool) -> None:
     model = tiny_mixtral().train()
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    checkpoint_activations(model, use_reentrant=use_reentrant)
     layers: list[int] = []
     runs: list[int] = []
     model.model.layers[0].mlp.gate.register_forward_hook(lambda *_: runs.append(0))

@@ -1,5 +1,8 @@
 """Errors that a user can mend; each names the value, the bound and the remedy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MixturaError(ValueError):
     """A user's error: one line that says what was given, what is allowed, and what to do."""
@@ -26,4 +29,47 @@ class NonFiniteError(MixturaError):
 
 
 class StorageError(MixturaError):
-    """The file system refused a write: a full disk, or no permission; nothing was half-written."""
+    """The machine refused: a full disk, no permission, no memory; nothing was half-written."""
+
+
+class UnexpectedError(MixturaError):
+    """A file that made a reader fail in a way that it should not; its cause has the traceback.
+
+    To a user it is one line, as the file is most likely damaged. To tests and fuzzers it is a bug.
+    """
+
+
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """The last resort around readers of a stranger's files: a MixturaError that names `path`.
+
+    A reader translates what a library raises at the place where it calls the library; this is for
+    what is left, such as a RecursionError or a library's RuntimeError. An OSError that names its
+    file passes.
+    """
+    try:
+        yield
+    except MixturaError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        if isinstance(error, OSError):
+            raise StorageError(f"{path}: cannot be read ({error}); copy it again") from error
+        if memory_ran_out(error):
+            raise StorageError(
+                f"{path}: memory ran out while it was read ({error}); choose a smaller model, or "
+                "one that is packed"
+            ) from error
+        raise UnexpectedError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); it is damaged, or shows a "
+            "mistake of Mixtura's: MIXTURA_TRACEBACK=1 shows where"
+        ) from error
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an allocation failed: Python's own error, or a RuntimeError of torch's."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("not enough memory", "out of memory"))
+    )

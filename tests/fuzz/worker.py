@@ -17,7 +17,7 @@ from typing import Literal
 
 from kind import Kind
 
-from mixtura.errors import MixturaError
+from mixtura.errors import MixturaError, UnexpectedError, memory_ran_out
 from mixtura.terminal_text import one_line
 
 MEMORY = 1 << 30
@@ -99,7 +99,7 @@ def run_case(kind: Kind, folder: Path, seed: int, noise: int) -> Outcome:
 def _judged(error: BaseException, case: Path) -> tuple[Literal["refused", "bug"], str]:
     """A refusal is a MixturaError that names a file of the case, and no memory ran out for it."""
     whole = "".join(traceback.format_exception(error))[-4000:]
-    if not isinstance(error, MixturaError):
+    if not isinstance(error, MixturaError) or isinstance(error, UnexpectedError):
         return "bug", whole
     line = one_line(str(error))
     if _for_want_of_memory(error):
@@ -111,7 +111,7 @@ def _judged(error: BaseException, case: Path) -> tuple[Literal["refused", "bug"]
 
 
 def _for_want_of_memory(error: BaseException | None) -> bool:
-    while error is not None and not isinstance(error, MemoryError):
+    while error is not None and not memory_ran_out(error):
         error = error.__cause__ or error.__context__
     return error is not None
 

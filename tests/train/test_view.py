@@ -165,3 +165,18 @@ def test_live_screen_shows_the_least_even_layers_that_fit() -> None:
 def test_without_a_terminal_lines_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", io.StringIO())
     assert isinstance(choose_view(), PlainView)
+
+
+def test_a_stage_is_shown_as_it_is_named() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    with LiveView(console) as view:
+        # As markup, [/] closes nothing and is an error.
+        view.preparing("writing runs/[/]\x1b[2J", 1, 2)
+        view.told("left out [/]\x1b[2J")
+    assert "writing runs/[/]␛[2J" in screen.getvalue()
+    assert "left out [/]␛[2J" in screen.getvalue()
+    plain = io.StringIO()
+    PlainView(plain).told("a\x1b[2J\nb" + "x" * 1000)
+    assert plain.getvalue().startswith("a␛[2J␊bxxx")
+    assert len(plain.getvalue()) == 501

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mixtura.errors import MixturaError
+from mixtura.terminal_text import visible, visible_line
 
 if TYPE_CHECKING:
     from mixtura.data import Tokenizer
@@ -18,22 +19,15 @@ _ENDINGS: "dict[FinishReason, str]" = {
     "interrupted": "interrupted",
 }
 
-# A model may write any byte, and some of them would move the cursor, ring, or recolour everything.
-_VISIBLE = {
-    code: "\u2421" if code == 0x7F else chr(0x2400 + code) if code < 0x20 else "\ufffd"
-    for code in [*range(0x20), *range(0x7F, 0xA0)]
-    if chr(code) not in "\n\t"
-}
-
-
 def show(pieces: Iterable[str]) -> None:
     """Print a model's text as it comes, until it ends or Ctrl-C stops it, then a line break.
 
     On a terminal, control characters are printed as their pictures.
     """
-    table = _VISIBLE if sys.stdout.isatty() else {}
+    # A model may write any byte.
+    shown = visible if sys.stdout.isatty() else str
     try:
-        listen(_printed(piece.translate(table)) for piece in pieces)
+        listen(_printed(shown(piece)) for piece in pieces)
     except MixturaError:
         # What went wrong gets a line of its own.
         print(flush=True)
@@ -56,7 +50,7 @@ def _printed(piece: str) -> None:
 
 def note(text: str) -> None:
     """A remark on stderr, where it is no part of the output."""
-    print(f"[{text}]", file=sys.stderr, flush=True)
+    print(visible_line(f"[{text}]"), file=sys.stderr, flush=True)
 
 
 def summary(result: "Generation", stop: str = "a stop text ended it") -> str:

@@ -16,9 +16,10 @@ from mixtura.cli.generate import generate
 from mixtura.cli.inspect import inspect
 from mixtura.cli.pack import pack
 from mixtura.cli.report import report
+from mixtura.cli.streams import open_closed_streams
 from mixtura.cli.trace import trace
 from mixtura.cli.train import train
-from mixtura.errors import MixturaError
+from mixtura.errors import MixturaError, memory_ran_out
 
 COMMANDS = {
     "demo": demo,
@@ -85,6 +86,7 @@ def mixtura(
 
 def main() -> None:
     """Run the command line of this process, and exit."""
+    open_closed_streams()
     status = run(sys.argv[1:])
     # A Ctrl-C that passed through code executed from a string (a dataclass, a namedtuple: lazy
     # imports make many) has CPython end `python -m mixtura` by SIGINT, though it was caught and
@@ -112,4 +114,8 @@ def run(arguments: Sequence[str]) -> int:
         return mistake(f"{error.format_message().rstrip('.')}; see '{command} --help'")
     except (MixturaError, OSError) as error:
         return status_of(error)
+    except (MemoryError, RuntimeError) as error:
+        if not memory_ran_out(error):
+            raise
+        return mistake(f"memory ran out ({error}); choose a smaller model, batch or context")
     return status or 0

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 Kind = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 _SHARD_GB = 5.0
+_LEAST_GB, _MOST_GB = 0.001, 1e6
+
+
+def _shard_size(given: float) -> float:
+    # The comparison is false for NaN, too.
+    if not _LEAST_GB <= given <= _MOST_GB:
+        raise typer.BadParameter(f"{given} must lie in {_LEAST_GB}..{_MOST_GB:,.0f}")
+    return given
 
 
 def convert(
@@ -42,7 +50,9 @@ def convert(
     ] = None,
     shard_gb: Annotated[
         float,
-        typer.Option(min=0.001, help="hf: begin another file before one passes this size."),
+        typer.Option(
+            help="hf: begin another file before one passes this size.", callback=_shard_size
+        ),
     ] = _SHARD_GB,
     kind: Annotated[
         Kind | None,

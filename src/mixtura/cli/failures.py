@@ -3,11 +3,15 @@
 import errno
 import os
 import sys
+import traceback
 
 from mixtura.errors import MixturaError
+from mixtura.terminal_text import one_line
 
 MISTAKE = 2
 INTERRUPTED = 130
+TRACEBACK = "MIXTURA_TRACEBACK"
+"""the environment variable that shows where a mistake was found"""
 
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another place",
@@ -22,6 +26,8 @@ _REMEDIES = {
 
 def status_of(error: MixturaError | OSError) -> int:
     """The exit status of an error that a user can mend, once it is said."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
     if isinstance(error, MixturaError):
         return mistake(str(error))
     _settle_output()
@@ -34,7 +40,7 @@ def status_of(error: MixturaError | OSError) -> int:
 
 def mistake(message: str) -> int:
     """Say it in one line; gives the exit status of a mistake."""
-    print("mixtura:", " ".join(message.split()), file=sys.stderr)
+    print(one_line(f"mixtura: {message}"), file=sys.stderr)
     return MISTAKE
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from mixtura.cli.arguments import AsJson, Model
 from mixtura.cli.verification import Verify, note_unchecked
 from mixtura.shapes import DecoderShape
+from mixtura.terminal_text import visible_line
 
 if TYPE_CHECKING:
     from mixtura.interop.inspection import Inspection
@@ -36,7 +37,7 @@ def inspect(model: Model, verify: Verify = False, as_json: AsJson = False) -> No
     if as_json:
         print(json.dumps(_data(found)))
     else:
-        print("\n".join(_lines(found)))
+        print("\n".join(map(visible_line, _lines(found))))
 
 
 def _data(found: "Inspection") -> dict[str, Any]:

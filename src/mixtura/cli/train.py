@@ -10,6 +10,7 @@ from mixtura.cli.answers import plural
 from mixtura.cli.arguments import AsJson
 from mixtura.cli.failures import INTERRUPTED
 from mixtura.config import read_yaml, with_overrides
+from mixtura.errors import ConfigError
 
 
 def train(
@@ -66,7 +67,7 @@ def train(
     from mixtura.train import ChangedKeys, Recipe, RunFolder, choose_view, recipe_and_origin
     from mixtura.train import train as train_recipe
 
-    folder = out or Path("runs") / str(tree.get("name", Recipe.model_fields["name"].default))
+    folder = out or _own_folder(str(tree.get("name", Recipe.model_fields["name"].default)))
     parsed, origin = recipe_and_origin(
         tree, RunFolder(folder), from_model, resume=resume, place=str(recipe)
     )
@@ -89,3 +90,12 @@ def train(
         print(f'next: mixtura generate {folder} --prompt "..."; mixtura report {folder}')
     if summary.interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+def _own_folder(name: str) -> Path:
+    """The run's folder below runs/. Raises ConfigError for a name that would lead elsewhere."""
+    if name in {"", ".", ".."} or "/" in name or not name.isprintable():
+        raise ConfigError(
+            f"name={name!r:.60} is not the name of a folder; choose another, or a folder with --out"
+        )
+    return Path("runs") / name

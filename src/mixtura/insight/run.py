@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mixtura.config import Config, read_yaml
-from mixtura.errors import CheckpointError, ConfigError
+from mixtura.errors import CheckpointError, ConfigError, reading
 from mixtura.insight.curves import Curves
 from mixtura.json_reader import read_object
 from mixtura.models import ModelConfig
@@ -43,6 +43,11 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Raises CheckpointError where there is no run, DataError where a log is damaged."""
+        with reading(folder):
+            return cls._read(folder)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Self:
         if not (folder / RECIPE).is_file():
             raise CheckpointError(
                 f"{folder}: holds no run ({RECIPE} is missing); give the folder of a training run"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mixtura.config import Tree
@@ -23,6 +22,7 @@ from mixtura.interop.digests import Digests, digests_of, write_digests
 from mixtura.interop.hf_folder import CONFIG, INDEX, SINGLE
 from mixtura.interop.piece_views import taken
 from mixtura.interop.source import Source
+from mixtura.interop.tensor_file import write_tensors
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.precision import gate_names
 from mixtura.shapes.families import Family, Piece
@@ -73,7 +73,8 @@ def save_model(
     are carried over; `companions` writes further ones into the folder, such as a tokenizer's, and
     `check` has to end well before the folder appears. `dtype`, by default the head's, rounds no
     gate. One shard is in memory at a time; `progress` is told the bytes written and the bytes in
-    all. Raises ConfigError where the family cannot say what this decoder computes.
+    all. Raises ConfigError where the family cannot say what this decoder computes, and StorageError
+    where the disk is full.
     """
     config = hf_config(decoder.config, family, like)
     dtype = dtype or decoder.head.weight.dtype
@@ -91,7 +92,7 @@ def save_model(
     with atomic_folder(out) as folder:
         for name, shard in zip(names, shards, strict=True):
             tensors = {key: _stored_tensor(stored[key], ours, dtypes) for key in shard}
-            save_file(tensors, folder / name, metadata={"format": "pt"})
+            write_tensors(folder / name, tensors, out, {"format": "pt"})
             # The library writes for the owner alone; let these be as readable as the others.
             (folder / name).chmod(0o666 & ~_umask())
             experts = {key: _experts_in(stored[key], ours) for key in shard}

@@ -16,11 +16,12 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from mixtura.config import Config
-from mixtura.errors import CheckpointError, ConfigError, StorageError
+from mixtura.errors import CheckpointError, ConfigError
 from mixtura.files import atomic_folder
 from mixtura.integrity import Check
 from mixtura.interop.digests import digests_of, folder_claims, recorded_digests, write_digests
 from mixtura.interop.safetensors_header import read_header
+from mixtura.interop.tensor_file import write_tensors
 from mixtura.json_reader import read_object
 from mixtura.shapes import ModelShape
 
@@ -94,7 +95,7 @@ class Checkpoints:
                 STATE: _joined(random=state.random, watch=state.watch),
             }
             for name, tensors in files.items():
-                _write(partial / name, tensors)
+                write_tensors(partial / name, tensors, target)
             write_digests(partial, {name: digests_of(files[name]) for name in files})
             (partial / META).write_text(meta.model_dump_json(indent=1), encoding="utf-8")
         for old in self.all()[: -self.keep]:
@@ -210,18 +211,6 @@ def check_fits(model: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path) 
                 f"{path}: of another model: {name} is {theirs or 'absent'} there, "
                 f"and {ours or 'absent'} in the recipe's model"
             )
-
-
-def _write(path: Path, tensors: "Mapping[str, Tensor]") -> None:
-    from safetensors.torch import save_file
-
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:
-        raise StorageError(
-            f"{path.parent}: cannot be written ({error}); nothing was half-written: "
-            "free some space or choose another place"
-        ) from error
 
 
 def _joined(random: "Mapping[str, Tensor]", watch: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

@@ -13,11 +13,11 @@ from mixtura.train.schedule import CosineConfig, ScheduleConfig, share_of_peak
 class TrainConfig(Config):
     """The `train` section of a recipe. `*_every` count optimizer steps."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=2**40)
     # Sequences of `length` tokens in a micro-batch; a step sees batch * accumulation of them.
-    batch: int = Field(ge=1)
-    length: int = Field(ge=1)
-    accumulation: int = Field(default=1, ge=1)
+    batch: int = Field(ge=1, le=2**20)
+    length: int = Field(ge=1, le=2**24)
+    accumulation: int = Field(default=1, ge=1, le=2**20)
 
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     # Of router gates, as a share of `lr`. AdamW moves each weight by about the rate, whatever the
@@ -36,7 +36,7 @@ class TrainConfig(Config):
     device: str = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
     # Threads of the CPU; null: as torch chooses. Other counts add in another order.
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
 
     eval_every: int = Field(default=500, ge=1)
     eval_tokens: int = Field(default=65536, ge=1)

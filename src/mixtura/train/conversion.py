@@ -9,7 +9,7 @@ from typing import Any
 from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.data.exported_tokenizer import as_checkpoint
 from mixtura.engine.model_defaults import FILE as GENERATION
-from mixtura.errors import ConfigError
+from mixtura.errors import ConfigError, reading
 from mixtura.files import atomic_text
 from mixtura.interop.accounting import described
 from mixtura.interop.hf_folder import read_json
@@ -61,10 +61,13 @@ def convert_model(
     what it computes. Digests are compared before `out` appears, or to `verify` before anything is
     written. Raises ConfigError where no family will do, by the key that has no place.
     """
-    path = folder_of(str(model))
-    opened = (
-        _unpacked(path, family, wait=verify) if is_packed(path) else open_plain(model, wait=verify)
-    )
+    with reading(model):
+        path = folder_of(str(model))
+        opened = (
+            _unpacked(path, family, wait=verify)
+            if is_packed(path)
+            else open_plain(model, wait=verify)
+        )
     decoder, origin = opened.decoder, opened.origin
     if not isinstance(decoder, Decoder):
         raise ConfigError(

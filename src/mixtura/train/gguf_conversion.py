@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixtura.data import Tokenizer, load_tokenizer
-from mixtura.errors import ConfigError, StorageError
+from mixtura.errors import ConfigError, StorageError, reading
 from mixtura.integrity import Check
 from mixtura.interop.accounting import described
 from mixtura.interop.checking import check_of
@@ -74,8 +74,9 @@ def convert_to_gguf(
         raise StorageError(f"{out}: already exists; remove it or choose another place")
     if family is not None:
         architecture_for(family_named(family).model_type)
-    path = folder_of(str(model))
-    opened = _opened(path, family)
+    with reading(model):
+        path = folder_of(str(model))
+        opened = _opened(path, family)
     opened.check.begin()
     if verify:
         opened.check.finish()

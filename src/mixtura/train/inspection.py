@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtura.config import read_yaml
-from mixtura.errors import CheckpointError, ConfigError
+from mixtura.errors import CheckpointError, ConfigError, reading
 from mixtura.integrity import Check
 from mixtura.interop.hub import folder_of
 from mixtura.interop.inspection import Inspection, inspect_packed, inspect_source
@@ -38,12 +38,13 @@ def inspect_model(model: str | Path, *, verify: bool = False) -> Inspection:
         # Of no such name either, the error lists the nearest.
         family = known_config(name)["model_type"]
         return Inspection(name, family, known_shape(name))
-    path = folder_of(name)
-    found = _inspected(path)
-    if not verify and not is_packed(path):
-        return found
-    found.check.finish()
-    return replace(found, verified=found.check.claims > 0)
+    with reading(name):
+        path = folder_of(name)
+        found = _inspected(path)
+        if not verify and not is_packed(path):
+            return found
+        found.check.finish()
+        return replace(found, verified=found.check.claims > 0)
 
 
 def _inspected(path: Path) -> Inspection:

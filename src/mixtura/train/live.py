@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mixtura.terminal_text import visible_line
 from mixtura.train.step_report import StepReport
 from mixtura.train.view import Pace, PlainView, RunFacts, View, duration, opening
 
@@ -63,10 +64,12 @@ class LiveView(View):
 
     def preparing(self, stage: str, done: int, total: int) -> None:
         if self._preparing is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            # A folder's name may hold brackets, which are no markup.
+            stages = TextColumn("{task.description}", markup=False)
+            columns = (stages, BarColumn(), TimeRemainingColumn())
             self._preparing = Progress(*columns, console=self._console, transient=True)
             self._preparing.start()
-        progress = self._preparing
+        progress, stage = self._preparing, visible_line(stage)
         known = {task.description: task.id for task in progress.tasks}
         task = known[stage] if stage in known else progress.add_task(stage)
         progress.update(task, completed=done, total=total or None)
@@ -96,7 +99,7 @@ class LiveView(View):
         self._heldout = f"held-out {bits_per_byte:.4f} bits/byte (step {step})"
 
     def told(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(visible_line(line), markup=False, highlight=False)
 
     def _end_preparing(self) -> None:
         if self._preparing is not None:

@@ -11,7 +11,7 @@ import torch
 from mixtura.data import Tokenizer, load_tokenizer
 from mixtura.data.prepare import Progress, silent
 from mixtura.engine.model_defaults import ModelDefaults
-from mixtura.errors import CheckpointError, ConfigError
+from mixtura.errors import CheckpointError, ConfigError, reading
 from mixtura.integrity import Check
 from mixtura.interop.hub import folder_of
 from mixtura.interop.loading import LoadedModel, load_source, open_source, tokenizer_of
@@ -79,6 +79,17 @@ def open_model(
     Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used, and
     ConfigError for weights that the memory that is free cannot hold.
     """
+    with reading(model):
+        return _opened(model, dtype, device, wait, progress)
+
+
+def _opened(
+    model: str | Path,
+    dtype: DTypeName | None,
+    device: torch.device | str,
+    wait: bool,
+    progress: Progress,
+) -> OpenModel:
     path = folder_of(str(model))
     if path.suffix == GGUF and dtype is None and torch.device(device).type == "cpu":
         opened = _open_gguf(str(model), path, progress, wait)

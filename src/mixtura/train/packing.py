@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mixtura.data import Tokenizer
-from mixtura.errors import ConfigError, DataError
+from mixtura.errors import ConfigError, DataError, reading
 from mixtura.files import atomic_folder
 from mixtura.integrity import Check
 from mixtura.interop.accounting import check_tensors, described
@@ -93,7 +93,7 @@ def pack_model(
     if bits is None and path.suffix != GGUF:
         raise ConfigError(f"{model}: only a GGUF file says in how many bits; give 4 or 8")
     precision = Precision(bits, bits if head_bits is None else head_bits)
-    with atomic_folder(out) as folder:
+    with reading(model), atomic_folder(out) as folder:
         packed = pack_into(folder, path, precision, verify=verify, progress=progress)
     return replace(packed, path=out)
 

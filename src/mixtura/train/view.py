@@ -7,6 +7,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Self, TextIO
 
+from mixtura.terminal_text import visible_line
 from mixtura.train.step_report import StepReport
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -161,7 +162,7 @@ class PlainView(View):
         self.told(f"step {step}: held-out {bits_per_byte:.4f} bits per byte")
 
     def told(self, line: str) -> None:
-        self._stream.write(f"{line}\n")
+        self._stream.write(f"{visible_line(line)}\n")
         self._stream.flush()
 
 

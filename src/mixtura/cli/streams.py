@@ -1,0 +1,29 @@
+"""Standard streams that a shell closed, as in `mixtura chat RUN <&-`."""
+
+import os
+import sys
+
+
+def open_closed_streams() -> None:
+    """The null device in place of each standard stream that is closed.
+
+    Python has None there. And the next file that is opened would get the stream's number, so that
+    what a library prints would land in that file.
+    """
+    for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
+        if getattr(sys, name) is not None:
+            continue
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != number and _is_free(number):
+            os.dup2(null, number)
+            os.close(null)
+            null = number
+        setattr(sys, name, open(null, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _is_free(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return True
+    return False

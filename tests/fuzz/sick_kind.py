@@ -19,7 +19,7 @@ DEEDS = [
 
 class Sick(Kind):
     name = "sick"
-    seconds = 1.0
+    seconds = 0.5
 
     def make_valid(self, folder: Path) -> None:
         (folder / "deed").write_text("accept")

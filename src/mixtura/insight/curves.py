@@ -18,6 +18,8 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 LOG = "log.jsonl"
+# Of any number in a log: sums of such numbers and their digits stay within fp64.
+_MOST = 1e18
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,21 @@ class Curves:
     @classmethod
     def read(cls, run: Path) -> Self:
         """Read `log.jsonl` and `eval.jsonl`; an absent one is empty. Raises DataError."""
+        try:
+            return cls._read(run)
+        except DataError:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"{run / LOG}: a line of it, or of eval.jsonl, has no number where one belongs "
+                f"({error}); the logs were changed: remove the line"
+            ) from error
+
+    @classmethod
+    def _read(cls, run: Path) -> Self:
         # As arrays at once: of a long run's load, numbers as objects would fill the memory.
         log = [
-            {**row, "load": [np.array(load_E, np.int64) for load_E in row.get("load", [])]}
+            {**row, "load": [_counts(load_E) for load_E in row.get("load", [])]}
             for _, row in read_lines(run / LOG, DataError)
         ]
         evals = [row for _, row in read_lines(run / "eval.jsonl", DataError)]
@@ -69,7 +83,18 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str, dtype: type[np.generic]
     """One number a row; NaN (or 0 among integers) where the row has none."""
     absent = np.nan if np.issubdtype(dtype, np.floating) else 0
     values = [row.get(key) for row in rows]
+    for value in values:
+        if value is not None and not (isinstance(value, int | float) and abs(value) <= _MOST):
+            raise ValueError(f"{key}={value!r:.40}")
     return np.array([absent if value is None else value for value in values], dtype)
+
+
+def _counts(load_E: Any) -> Counts:
+    """Of one layer in one line."""
+    counts_E = np.array(load_E, np.int64)
+    if counts_E.ndim != 1 or (counts_E < 0).any():
+        raise ValueError(f"load={load_E!r:.40}")
+    return counts_E
 
 
 def _loads(rows: Sequence[Mapping[str, Any]], path: Path) -> tuple[Counts, ...]:

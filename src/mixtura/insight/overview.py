@@ -134,6 +134,11 @@ def _load(run: Run) -> Tree | None:
     history = load_history(run.curves, run.model.moe.top_k, _COLUMNS)
     # The run itself counted every step; the log may hold one in ten of them.
     recent = run.recent_max_over_mean or [one.recent_max_over_mean for one in history.layers]
+    if len(recent) != built:
+        raise DataError(
+            f"{run.folder / 'summary.json'}: has load_max_over_mean of {len(recent)} MoE layers, "
+            f"and the recipe has {built}; remove the file"
+        )
     return {
         "first": listed(history.first_step_X),
         "last": listed(history.last_step_X),

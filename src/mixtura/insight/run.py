@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mixtura.config import Config, read_yaml
-from mixtura.errors import CheckpointError, ConfigError, reading
+from mixtura.errors import CheckpointError, ConfigError, DataError, reading
 from mixtura.insight.curves import Curves
 from mixtura.json_reader import read_object
 from mixtura.models import ModelConfig
@@ -65,7 +65,9 @@ class Run:
                 recent_max_over_mean=_recent(folder),
                 curves=Curves.read(folder),
             )
-        except (ConfigError, KeyError, TypeError) as error:
+        except (CheckpointError, DataError):
+            raise
+        except (ConfigError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"{folder / RECIPE}: not the recipe of a run ({error}); it was changed, or written "
                 "by another version of Mixtura"
@@ -88,8 +90,15 @@ def _steps(folder: Path, recipe: Mapping[str, Any]) -> int:
 
 
 def _recent(folder: Path) -> tuple[float, ...] | None:
-    found = _json(folder / "summary.json").get("load_max_over_mean")
-    return None if found is None else tuple(float(value) for value in found)
+    path = folder / "summary.json"
+    found = _json(path).get("load_max_over_mean")
+    if found is None:
+        return None
+    if not isinstance(found, list) or not all(isinstance(one, int | float) for one in found):
+        raise CheckpointError(
+            f"{path}: load_max_over_mean={found!r:.60} should be a list of numbers; remove the file"
+        )
+    return tuple(map(float, found))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A run: a trainer, its folder and its view, from the step where it stands to the last."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -204,7 +204,7 @@ class Run:
             steps=self._trainer.steps_done,
             tokens=self._trainer.tokens_done,
             seconds=self._trainer.seconds,
-            heldout_bits_per_byte=evaluations[-1]["heldout_bits_per_byte"] if evaluations else None,
+            heldout_bits_per_byte=_last_quality(evaluations),
             load_max_over_mean=self._recent_max_over_mean(),
             interrupted=interrupted,
         )
@@ -212,6 +212,12 @@ class Run:
     def _recent_max_over_mean(self) -> list[float]:
         done = self._trainer.steps_done > 0
         return busiest_over_mean(self._trainer.recent_load) if done else []
+
+
+def _last_quality(evaluations: Sequence[Mapping[str, Any]]) -> float | None:
+    """None too where a line says none, as one that was edited."""
+    found = evaluations[-1].get("heldout_bits_per_byte") if evaluations else None
+    return found if isinstance(found, float) else None
 
 
 def _open_curves(folder: Path, resumed_step: int) -> "Curves":

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
@@ -147,3 +148,12 @@ def test_an_unknown_name_is_refused() -> None:
 def test_version_is_the_one_in_pyproject() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert mixtura.__version__ == project["version"]
+
+
+@pytest.mark.parametrize("name", ["data", "interop.gguf", "packed", "train"])
+def test_names_offered_at_first_use_are_there_and_no_modules(name: str) -> None:
+    # A module of the same name would stand in its place once it is imported.
+    package = import_module(f"mixtura.{name}")
+    folder = PACKAGE.joinpath(*name.split("."))
+    assert not {path.stem for path in folder.iterdir()} & set(package.__all__)
+    assert all(getattr(package, offered) is not None for offered in package.__all__)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mixtura.data import Corpus, DataConfig, TokenFile, prepare
-from mixtura.data.prepare import Progress
+from mixtura.data.preparation import Progress
 from mixtura.errors import DataError, StorageError
 
 

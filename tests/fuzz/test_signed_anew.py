@@ -15,7 +15,8 @@ from mixtura.interop.packing import Precision, write_packed
 from mixtura.interop.quantising import GroupReader
 from mixtura.models import DecoderConfig
 from mixtura.models.packed_decoder import packed_decoder
-from mixtura.packed.file import FILE, PackedFile
+from mixtura.packed.file import PackedFile
+from mixtura.packed.folder import FILE
 from mixtura.shapes.families import family_named
 
 MIXTRAL = family_named("mixtral")

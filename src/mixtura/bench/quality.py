@@ -11,7 +11,7 @@ from mixtura.bench.rounding import round_by_llama_cpp, unpack_into
 from mixtura.bench.scoring import Score, score
 from mixtura.bench.windows import Windows, windows
 from mixtura.data import Document, Progress, Skipped, StdlibSource, TextSource
-from mixtura.data.prepare import silent
+from mixtura.data.preparation import silent
 from mixtura.data.split import split
 from mixtura.errors import ConfigError
 from mixtura.interop.hub import folder_of
@@ -20,8 +20,9 @@ from mixtura.kernels.packed_linear import Arithmetic, Phase, arithmetic_of
 from mixtura.models import LanguageModel
 from mixtura.packed import is_packed
 from mixtura.packed.phase import in_phase
-from mixtura.train.opening import is_run, open_model
+from mixtura.train.opening import open_model
 from mixtura.train.packing import pack_model
+from mixtura.train.run_files import is_run
 from mixtura.train.run_folder import RunFolder
 
 Precision = Literal[16, 8, 4]

@@ -100,9 +100,9 @@ def chat(
         seed,
     )
     check_model(model)
+    loaded = opened(model, dtype, verify=verify)
     from mixtura.engine.conversation import Conversation
 
-    loaded = opened(model, dtype, verify=verify)
     settled = given.under(loaded.defaults)
     sampling = settled.sampling
     conversation = Conversation(

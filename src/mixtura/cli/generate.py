@@ -118,9 +118,9 @@ def generate(
 
 
 def _continue(text: str, asked: Asked, *, as_json: bool) -> None:
+    loaded = opened(asked.model, asked.dtype, verify=asked.verify)
     from mixtura.engine.generate import generate as continue_text
 
-    loaded = opened(asked.model, asked.dtype, verify=asked.verify)
     settled = asked.given.under(loaded.defaults)
     with checked(loaded.check, verify=asked.verify):
         stream = continue_text(

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mixtura.cli.answers import note
+from mixtura.cli.startup import without_collection
 
 if TYPE_CHECKING:
     from mixtura.train.opening import DTypeName, OpenModel
@@ -13,11 +14,12 @@ def opened(model: str, dtype: "DTypeName | None", *, verify: bool) -> "OpenModel
 
     Raises as `open_model` does.
     """
-    from mixtura.train import choose_view
-    from mixtura.train.opening import open_model
+    with without_collection():
+        from mixtura.train.live import choose_view
+        from mixtura.train.opening import open_model
 
-    with choose_view() as view:
-        found = open_model(model, dtype, progress=view.preparing, wait=verify)
+        with choose_view() as view:
+            found = open_model(model, dtype, progress=view.preparing, wait=verify)
     for remark in found.remarks:
         note(remark)
     return found

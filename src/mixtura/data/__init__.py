@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mixtura.data.huggingface import HuggingFaceSource
     from mixtura.data.loading import load_tokenizer
     from mixtura.data.packed import Corpus, TokenFile
-    from mixtura.data.prepare import Progress, prepare
+    from mixtura.data.preparation import Progress, prepare
     from mixtura.data.python_domains import python_spans
     from mixtura.data.stdlib import StdlibSource
     from mixtura.data.streaming import TextStream
@@ -85,7 +85,7 @@ _HOMES = {
     "FileConfig": "mixtura.data.subwords",
     "GivenConfig": "mixtura.data.tokenizers",
     "HuggingFaceSource": "mixtura.data.huggingface",
-    "Progress": "mixtura.data.prepare",
+    "Progress": "mixtura.data.preparation",
     "Skipped": "mixtura.data.documents",
     "Source": "mixtura.data.documents",
     "Span": "mixtura.data.documents",
@@ -98,7 +98,7 @@ _HOMES = {
     "Tokenizer": "mixtura.data.tokenizers",
     "heldout_batches": "mixtura.data.batches",
     "load_tokenizer": "mixtura.data.loading",
-    "prepare": "mixtura.data.prepare",
+    "prepare": "mixtura.data.preparation",
     "python_spans": "mixtura.data.python_domains",
 }
 

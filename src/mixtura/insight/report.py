@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtura.data import Progress
-from mixtura.data.prepare import silent
+from mixtura.data.preparation import silent
 from mixtura.errors import DataError
 from mixtura.files import atomic_text
 from mixtura.insight.overview import overview

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mixtura.data import Progress, Tokenizer
-from mixtura.data.prepare import silent
+from mixtura.data.preparation import silent
 from mixtura.models import DecoderOutput, LanguageModel
 from mixtura.moe.record import layer_rows
 from mixtura.trace import NOBODY, LayerRows

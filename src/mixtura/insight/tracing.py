@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 
 from mixtura.data import Document, Progress, Skipped, Tokenizer
-from mixtura.data.prepare import silent
+from mixtura.data.preparation import silent
 from mixtura.errors import DataError
 from mixtura.integrity import Check
 from mixtura.models import LanguageModel

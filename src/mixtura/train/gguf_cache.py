@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mixtura.data.prepare import Progress, silent
+from mixtura.data.preparation import Progress, silent
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.files import atomic_text
 from mixtura.kernels.groups import GROUP

@@ -22,7 +22,7 @@ from mixtura.packed.folder import is_packed
 from mixtura.shapes.families import family_named, family_of
 from mixtura.train.conversion import first_family, packed_source
 from mixtura.train.loading import load_run
-from mixtura.train.opening import is_run
+from mixtura.train.run_files import is_run
 
 SUFFIX = ".gguf"
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from mixtura.data import Tokenizer, load_tokenizer
-from mixtura.data.prepare import Progress, silent
+from mixtura.data.preparation import Progress, silent
 from mixtura.engine.model_defaults import ModelDefaults
 from mixtura.errors import CheckpointError, ConfigError, reading
 from mixtura.integrity import Check

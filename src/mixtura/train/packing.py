@@ -25,7 +25,8 @@ from mixtura.packed.header import Header
 from mixtura.shapes.families import Piece, family_of
 from mixtura.train.conversion import write_tokenizer
 from mixtura.train.loading import load_run
-from mixtura.train.opening import GGUF, check_vocabulary, is_run
+from mixtura.train.opening import GGUF, check_vocabulary
+from mixtura.train.run_files import is_run
 
 RUN_FAMILY = "mixtura"
 

@@ -130,7 +130,8 @@ class GGUFFiles(Kind):
     def read(self, case: Path) -> None:
         from mixtura.interop.gguf import GGUFSource, gguf_tokenizer
         from mixtura.interop.loading import load_source
-        from mixtura.train.opening import check_vocabulary, inspect_model
+        from mixtura.train.inspection import inspect_model
+        from mixtura.train.opening import check_vocabulary
 
         for path in case.iterdir():
             inspect_model(path)

@@ -54,7 +54,8 @@ class WeightFiles(Kind):
             assert not (own / MUST_REFUSE).exists(), MUST_REFUSE
 
     def read_folder(self, own: Path) -> None:
-        from mixtura.train.opening import inspect_model, open_model
+        from mixtura.train.inspection import inspect_model
+        from mixtura.train.opening import open_model
 
         inspect_model(own, verify=True)
         open_model(own)

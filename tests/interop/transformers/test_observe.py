@@ -6,7 +6,7 @@ T tokens, E experts, K experts per token, B sequences of S tokens.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -395,10 +395,10 @@ class OneGate(PreTrainedModel):
     """A model whose one router lies in no list of blocks."""
 
     config_class = MixtralConfig
-    _can_record_outputs: ClassVar = {"router_logits": OutputRecorder(nn.Linear)}
 
     def __init__(self) -> None:
         super().__init__(MixtralConfig())
+        self._can_record_outputs = {"router_logits": OutputRecorder(nn.Linear)}
         self.gate = nn.Linear(4, 4)
 
 

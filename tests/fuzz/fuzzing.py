@@ -137,10 +137,10 @@ def _received(
     """
     assert process.pid is not None, "it was started"
     begin, used = time.monotonic(), _processor_seconds(process.pid)
-    while not (ready := receiver.poll(seconds / 4)):
+    busy, passed, ready = 0.0, 0.0, False
+    while not ready and busy <= seconds and passed <= 4 * seconds:
+        ready = receiver.poll(seconds / 4)
         busy, passed = _processor_seconds(process.pid) - used, time.monotonic() - begin
-        if busy > seconds or passed > 4 * seconds:
-            break
     if ready:
         try:
             return receiver.recv()

@@ -19,6 +19,7 @@ _ENDINGS: "dict[FinishReason, str]" = {
     "interrupted": "interrupted",
 }
 
+
 def show(pieces: Iterable[str]) -> None:
     """Print a model's text as it comes, until it ends or Ctrl-C stops it, then a line break.
 

@@ -90,9 +90,9 @@ class Runs(Kind):
         from mixtura.insight.run import Run, find_twin
         from mixtura.train.checkpoint import read
         from mixtura.train.environment import changes
+        from mixtura.train.inspection import inspect_model
         from mixtura.train.journal import cut, read_journal
         from mixtura.train.loading import load_run
-        from mixtura.train.opening import inspect_model
         from mixtura.train.run_folder import RunFolder
 
         run = case / "run"

@@ -21,6 +21,7 @@ NEEDS = {
     "balancing-in-transformers.md": ("Qwen3-30B-A3B",),
     "checkpoints.md": ("runs/first", "OLMoE-1B-7B-0924"),
     "engine.md": ("OLMoE-1B-7B-0924",),
+    "eval.md": ("runs/first",),
     "gguf.md": ("runs/first", "OLMoE-1B-7B-0924"),
     "packed.md": ("runs/first", "OLMoE-1B-7B-0924"),
     "quality.md": ("runs/first",),

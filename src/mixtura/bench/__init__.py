@@ -1,4 +1,4 @@
-"""Measurements of a model: what quantisation costs it in quality."""
+"""Measurements of a model: what quantisation costs it in quality, and what it can do."""
 
 from mixtura.bench.quality import Quality, QualityRow, Wanted, bench_quality
 

@@ -75,6 +75,7 @@ def mixtura(
       mixtura convert runs/first first-hf --to hf
       mixtura pack runs/first first-4bit
       mixtura bench quality runs/first
+      mixtura bench eval runs/first
       mixtura trace runs/first --text corpus --out first.parquet
 
     'mixtura COMMAND --help' explains a command, with examples. With --json the last line of the

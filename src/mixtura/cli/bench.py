@@ -8,6 +8,7 @@ import typer
 
 from mixtura.cli.answers import note
 from mixtura.cli.arguments import AsJson, Model, check_model
+from mixtura.cli.bench_eval import evaluate
 from mixtura.cli.verification import Verify, note_unchecked
 from mixtura.errors import ConfigError
 
@@ -20,7 +21,7 @@ _PRECISIONS: "dict[str, Precision]" = {"16": 16, "8": 8, "4": 4}
 _BITS: "dict[str, Bits]" = {"4": 4, "8": 8}
 
 bench = typer.Typer(
-    help="Measure a model: what quantisation costs it.",
+    help="Measure a model: what quantisation costs it, and what it can do.",
     rich_markup_mode=None,
     add_completion=False,
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -29,7 +30,10 @@ bench = typer.Typer(
 
 @bench.callback()
 def _bench() -> None:
-    """Measure a model: what quantisation costs it."""
+    """Measure a model: what quantisation costs it, and what it can do."""
+
+
+bench.command("eval")(evaluate)
 
 
 @bench.command()

@@ -54,7 +54,7 @@ class Context:
         What the beginning shares with the tokens already held is not read again.
         """
         self.check("a text", len(tokens))
-        shared = _shared_length(self.tokens, tokens)
+        shared = shared_length(self.tokens, tokens)
         # The last one is always read, for its logits.
         del self.tokens[min(shared, len(tokens) - 1) :]
         self._reader.expect(len(tokens))
@@ -83,6 +83,6 @@ class Context:
         return logits_V
 
 
-def _shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))

@@ -119,7 +119,7 @@ class Many:
     def _together_in_a_batch(self, told: "_Told") -> Iterator[Answered]:
         batch = Batch(
             Runner.of(
-                self._decoder, self._together, self._context, self._kv or _own_kv(self._decoder)
+                self._decoder, self._together, self._context, self._kv or own_kv(self._decoder)
             )
         )
         waiting = list(enumerate(zip(self._requests, self._prompts, strict=True)))[::-1]
@@ -200,7 +200,7 @@ class _Told:
             self._progress(self._done + sum(on_their_way), sum(self._most))
 
 
-def _own_kv(decoder: Decoder) -> KVKind:
+def own_kv(decoder: Decoder) -> KVKind:
     """What rounds as little as the model does: of packed models bf16, as for one sequence."""
     if has_packed_weights(decoder) or decoder.head.weight.dtype == torch.bfloat16:
         return "bf16"

@@ -1,0 +1,173 @@
+"""What a model can do: tasks with standard errors, from lm-evaluation-harness or offline."""
+
+import hashlib
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from mixtura import __version__
+from mixtura.bench.likelihoods import Continued, Likelihoods
+from mixtura.bench.offline_tasks import GROUP, TASKS, OfflineTask
+from mixtura.data import Tokenizer
+from mixtura.data.prepare import Progress, silent
+from mixtura.engine.kv_cache import KVKind
+from mixtura.errors import ConfigError
+from mixtura.integrity import digest_of_bytes
+from mixtura.interop.hub import folder_of
+from mixtura.models import LanguageModel
+from mixtura.train.opening import OpenModel, is_run
+from mixtura.train.run_folder import RunFolder
+
+EXTRA = "lm-evaluation-harness is not installed; pip install 'mixtura[eval]' brings its tasks"
+_WEIGHTS = {".safetensors", ".gguf", ".mixtura"}
+
+
+@dataclass(frozen=True, slots=True)
+class WantedTasks:
+    """What to evaluate."""
+
+    names: tuple[str, ...]
+    limit: int | None = None
+    """questions of each task; None: all"""
+    shots: int | None = None
+    """examples in front of each question, for the harness's tasks; None: as the task has it"""
+    folder: Path | None = None
+    """further tasks of one's own, as the harness's YAML files"""
+    together: int = 8
+    """texts that are read at a time"""
+    kv: KVKind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One number of a task."""
+
+    task: str
+    metric: str
+    value: float
+    error: float | None
+    """standard error over questions; None where the task has none"""
+    questions: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All numbers, and what they were measured on."""
+
+    model: str
+    digest: str
+    """SHA-256 of the files that hold its weights"""
+    limit: int | None
+    shots: int | None
+    rows: tuple[Measured, ...]
+    versions: dict[str, str]
+    seconds: float
+
+    def as_data(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench_eval(opened: OpenModel, wanted: WantedTasks, progress: Progress = silent) -> Evaluation:
+    """Run the tasks; names of `TASKS`, `mixtura` for all of them, or the harness's.
+
+    Raises ConfigError for a task that is not known, with the nearest ones, and for what the model
+    cannot do; DataError for a data set that cannot be had.
+    """
+    began = perf_counter()
+    offline, others = _sorted_out(wanted.names)
+    versions = {"mixtura": __version__, "torch": str(torch.__version__)}
+    versions["python"] = platform.python_version()
+    rows: list[Measured] = []
+    harness = _harness(others) if others else None
+    further = None if harness is None else harness.HarnessTasks(others, wanted.folder)
+    for task in offline:
+        rows.append(_answered(opened.decoder, opened.tokenizer, task, wanted, progress))
+    if harness is not None and further is not None:
+        versions["lm_eval"] = harness.VERSION
+        rows += further.run(opened, wanted, progress)
+    return Evaluation(
+        opened.title,
+        digest_of_weights(folder_of(opened.name)),
+        wanted.limit,
+        wanted.shots,
+        tuple(rows),
+        versions,
+        perf_counter() - began,
+    )
+
+
+def continued(tokenizer: Tokenizer, context: str, continuation: str) -> Continued:
+    """Tokens of both as of one text, cut where the context's tokens end, as the harness cuts."""
+    begin = list(tokenizer.begin) or [tokenizer.end_of_document]
+    before = [*begin, *tokenizer.encode(context)]
+    whole = [*begin, *tokenizer.encode(context + continuation)]
+    return Continued(tuple(before), tuple(whole[len(before) :]))
+
+
+def digest_of_weights(path: Path) -> str:
+    """SHA-256 over the digests of all files of weights; of a run, its newest checkpoint's."""
+    if is_run(path):
+        path = RunFolder(path).checkpoints().newest() or path
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    digest = hashlib.sha256()
+    for file in files:
+        if file.suffix in _WEIGHTS:
+            digest.update(digest_of_bytes(file, 0, file.stat().st_size).encode())
+    return digest.hexdigest()
+
+
+def _sorted_out(names: Sequence[str]) -> tuple[list[OfflineTask], list[str]]:
+    if not names:
+        raise ConfigError(f"no task is named; give some, such as {GROUP}")
+    offline: dict[str, OfflineTask] = {}
+    for name in names:
+        if name == GROUP:
+            offline |= TASKS
+        elif name in TASKS:
+            offline[name] = TASKS[name]
+    return list(offline.values()), [n for n in dict.fromkeys(names) if n not in {GROUP, *TASKS}]
+
+
+def _harness(names: Sequence[str]) -> Any:
+    """The module that imports it. Raises ConfigError where it is not installed."""
+    try:
+        from mixtura.bench import harness
+    except ImportError as error:
+        raise ConfigError(
+            f"no task {names[0]!r} among {', '.join((GROUP, *TASKS))}, and {EXTRA}"
+        ) from error
+    return harness
+
+
+def _answered(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    task: OfflineTask,
+    wanted: WantedTasks,
+    progress: Progress,
+) -> Measured:
+    questions = task.questions()[: wanted.limit]
+    requests = [
+        continued(tokenizer, one.context, choice) for one in questions for choice in one.choices
+    ]
+    likelihoods = Likelihoods(model, wanted.together, wanted.kv)
+    found = likelihoods.of(requests, partial(progress, task.name))
+    right, at = 0, 0
+    for one in questions:
+        own = found[at : at + len(one.choices)]
+        at += len(own)
+        if task.measure == "likeliest choice":
+            # The first of equals, so that a model that says nothing is not always right.
+            right += own[0].nats > max(other.nats for other in own[1:])
+        else:
+            right += own[0].greedy
+    share = right / len(questions)
+    error = math.sqrt(share * (1 - share) / (len(questions) - 1)) if len(questions) > 1 else None
+    return Measured(task.name, "accuracy", share, error, len(questions))

@@ -7,7 +7,6 @@ from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from mixtura import yaml_reader
 from mixtura.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -56,6 +55,9 @@ def read_yaml(path: Path) -> Tree:
 
     Raises ConfigError if it is absent, malformed or no mapping.
     """
+    # A known name, or a packed file, is read without YAML.
+    from mixtura import yaml_reader
+
     own = own_recipes()
     try:
         named = str(path) in own and not path.exists()
@@ -92,6 +94,8 @@ def _copied(tree: Mapping[str, Any]) -> Tree:
 
 
 def _scalar(text: str) -> Any:
+    from mixtura import yaml_reader
+
     value = yaml_reader.parse_yaml(text, f"--set value {text!r:.80}", ConfigError)
     # YAML 1.1 reads 3e-4 (no dot) as a string.
     if isinstance(value, str):

@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mixtura.cli.arguments import AsJson, Model
+from mixtura.cli.startup import without_collection
 from mixtura.cli.verification import Verify, note_unchecked
 from mixtura.shapes import DecoderShape
 from mixtura.terminal_text import visible_line
@@ -29,9 +30,10 @@ def inspect(model: Model, verify: Verify = False, as_json: AsJson = False) -> No
       mixtura inspect olmoe-4bit
       mixtura inspect deepseek-v3 --json
     """
-    from mixtura.train.inspection import inspect_model
+    with without_collection():
+        from mixtura.train.inspection import inspect_model
 
-    found = inspect_model(model, verify=verify)
+        found = inspect_model(model, verify=verify)
     if verify:
         note_unchecked(found.check.unchecked)
     if as_json:

@@ -13,12 +13,10 @@ from mixtura.errors import CheckpointError, ConfigError, reading
 from mixtura.integrity import Check
 from mixtura.interop.hub import folder_of
 from mixtura.interop.inspection import Inspection, inspect_packed, inspect_source
-from mixtura.interop.sources import open_source
 from mixtura.packed.folder import FILE, is_packed
 from mixtura.shapes import ModelShape
 from mixtura.shapes.families import shape_of
 from mixtura.shapes.known import known_config, known_shape
-from mixtura.train.checkpoint import Checkpoints
 from mixtura.train.run_files import CHECKPOINTS, RECIPE, is_run
 
 GATES_OF_THEIR_OWN = frozenset({"batchwise", "hash", "hierarchical", "noisy_topk", "reinforce"})
@@ -52,7 +50,11 @@ def _inspected(path: Path) -> Inspection:
         from mixtura.packed.file import PackedFile
 
         return inspect_packed(PackedFile(path / FILE))
-    return _inspected_run(path) if is_run(path) else inspect_source(open_source(path))
+    if is_run(path):
+        return _inspected_run(path)
+    from mixtura.interop.sources import open_source
+
+    return inspect_source(open_source(path))
 
 
 def _inspected_run(path: Path) -> Inspection:
@@ -62,6 +64,8 @@ def _inspected_run(path: Path) -> Inspection:
         raise CheckpointError(
             f"{error}; this run's recipe was changed, or written by another version of Mixtura"
         ) from error
+    from mixtura.train.checkpoint import Checkpoints
+
     checkpoints = Checkpoints(path / CHECKPOINTS)
     newest = checkpoints.newest()
     check = Check() if newest is None else checkpoints.check(newest, model.shape)

@@ -16,6 +16,7 @@ from mixtura.interop.decoder_source import DecoderSource
 from mixtura.interop.gguf import GGUFSource
 from mixtura.interop.gguf.header import read_header
 from mixtura.interop.gguf.writing import write_gguf
+from mixtura.interop.loading import load_source
 from mixtura.interop.loading import load_model
 from mixtura.kernels.groups import dequantise
 
@@ -95,9 +96,24 @@ def test_an_expert_is_its_slice_of_the_stack(
     raw = path.read_bytes()[place.offset : place.offset + 2 * 64 * 96]
     found = torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).view(64, 96)
     assert torch.equal(found, read.read(name))
-    # Rows that are put in order do not, nor does a router that is stored in fp32.
+    # Rows that are put in order do not.
     assert read.place_of("model.layers.1.self_attn.q_proj.weight") is None
-    assert read.place_of("model.layers.1.block_sparse_moe.gate.weight") is None
+
+
+def test_a_router_stays_in_fp32_beside_matrices_in_bf16(
+    tiny: Tiny, bpe: SubwordTokenizer, tmp_path: Path
+) -> None:
+    source = tiny("mixtral")
+    write_gguf(source, bpe, tmp_path / "mixtral.gguf", name="x", kind="bf16")
+    read = GGUFSource(tmp_path / "mixtral.gguf")
+    name = "model.layers.1.block_sparse_moe.gate.weight"
+    assert read.dtype_of(name) == torch.float32
+    assert torch.equal(read.read(name), source.read(name))
+    loaded = load_source(read).decoder
+    dtypes = {key: own.dtype for key, own in loaded.named_parameters()}
+    gates = {key for key in dtypes if ".router." in key}
+    assert {dtypes.pop(key) for key in gates} == {torch.float32}
+    assert set(dtypes.values()) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("kind", [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0])

@@ -12,7 +12,9 @@ from mixtura.errors import ConfigError
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import FAMILIES
 
-transformers = pytest.importorskip("transformers", reason="the extra `hf` brings it")
+transformers = pytest.importorskip(
+    "transformers", minversion="5.24", reason="the extra `hf` brings it; older ones differ in keys"
+)
 
 # Without these no model is described, and a config that lacks one is refused.
 REQUIRED = frozenset(
@@ -65,9 +67,10 @@ NEUTRAL = frozenset(
 ROPE = frozenset({"rope_parameters"})
 # Noise of training alone; ours and theirs compute without it.
 TRAINING = {"mixtral": {"router_jitter_noise"}}
-# A key of transformers' class that its model does not read.
+# A key of transformers' class that no output depends on in this family.
 UNREAD = {
     "deepseek_v2": {"head_dim", "mlp_bias", "norm_topk_prob"},
+    "deepseek_v3": {"num_key_value_heads"},
     "gemma3": {"tie_word_embeddings"},
 }
 

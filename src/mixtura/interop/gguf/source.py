@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mixtura.kernels.groups import Groups
 
 ROPE_FACTORS = "rope_freqs.weight"
+GATE = "ffn_gate_inp.weight"
 # Stored as numbers, so that a tensor can be a view of the file.
 _PLAIN: Mapping[GGMLQuantizationType, tuple[str, str]] = {
     GGMLQuantizationType.F32: ("<f4", "float32"),
@@ -74,7 +75,7 @@ class GGUFSource(Source):
         return {name: self._stored(name, parts) for name, parts in self._parts.items()}
 
     def read(self, name: str) -> "Tensor":
-        """All in one dtype: that of the file's matrices where it has one, else fp32.
+        """All in one dtype: that of the file's matrices where it has one, else fp32; gates in fp32.
 
         A tensor stored in it is a view of the file, mapped copy-on-write, but for those whose rows
         are put in order, or whose parts lie apart. Raises CheckpointError for a name or a type that
@@ -94,16 +95,19 @@ class GGUFSource(Source):
         return whole
 
     def dtype_of(self, name: str) -> "torch.dtype":
-        """The same for every tensor."""
+        """The same for every tensor but gates, which are stored in fp32 and not rounded."""
         import torch
 
-        self._parts_of(name)
-        return getattr(torch, self._dtype_name)
+        return getattr(torch, self._dtype_name_of(name))
+
+    def _dtype_name_of(self, name: str) -> str:
+        gate = all(place.name.endswith(GATE) for place, _ in self._parts_of(name))
+        return "float32" if gate else self._dtype_name
 
     def place_of(self, name: str) -> Place | None:
         (place, piece), *others = self._parts_of(name)
         plain = _PLAIN.get(place.kind)
-        if others or not is_whole(piece) or plain is None or plain[1] != self._dtype_name:
+        if others or not is_whole(piece) or plain is None or plain[1] != self._dtype_name_of(name):
             return None
         return Place(self.path, place.start)
 
@@ -236,4 +240,4 @@ def _common_dtype(places: Iterable[TensorPlace]) -> str:
 
 def in_asked_kind(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is stored in the kind that is asked for, and not in fp32 in any case."""
-    return len(shape) > 1 and not name.endswith((".bias", "ffn_gate_inp.weight"))
+    return len(shape) > 1 and not name.endswith((".bias", GATE))

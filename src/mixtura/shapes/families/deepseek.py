@@ -119,6 +119,10 @@ class DeepseekV2(SparseLlama):
             )
 
 
+# It has one method; and each head has keys of its own, however many its config class would state.
+_NOT_OF_V3 = ("topk_method", "num_key_value_heads")
+
+
 class DeepseekV3(DeepseekV2):
     """Sigmoid scores, a bias that chooses; a group is ranked by its two best experts."""
 
@@ -128,8 +132,7 @@ class DeepseekV3(DeepseekV2):
     drafting_keys = ("num_nextn_predict_layers", "num_mtp_layers")
     defaults = MappingProxyType(
         {
-            **{key: value for key, value in DeepseekV2.defaults.items() if key != "topk_method"},
-            "num_key_value_heads": 128,
+            **{key: value for key, value in DeepseekV2.defaults.items() if key not in _NOT_OF_V3},
             "num_experts_per_tok": 8,
             "n_shared_experts": 1,
             "first_k_dense_replace": 3,

@@ -31,6 +31,21 @@ def project() -> dict[str, Any]:
     return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
 
 
+def direct() -> list[str]:
+    """The requirements that pyproject.toml states of what `make` installs, one range each."""
+    table = project()["project"]
+    extras = table["optional-dependencies"]
+    found, left = list(table["dependencies"]), ["dev"]
+    while left:
+        for line in extras[left.pop()]:
+            own = re.fullmatch(r"mixtura\[(.*)\]", line)
+            if own is None:
+                found.append(line)
+            else:
+                left += own[1].split(",")
+    return found
+
+
 def resolve(uv: Path, requirements: list[str], *options: str) -> str:
     """Pins, one a line, of what is required and of pyproject.toml's extra `dev`."""
     named = [*project()["build-system"]["requires"], *BESIDE, *requirements]

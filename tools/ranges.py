@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from lock import project, resolve
+from lock import direct, resolve
 from set_up import LOCK, REPOSITORY, SetUpError, installed, normalised, pins, python_of, set_up
 
 RANGES = REPOSITORY / "build" / "ranges"
@@ -22,13 +22,7 @@ SIDES = {"oldest": "lowest-direct", "newest": "highest"}
 
 def named() -> dict[str, str]:
     """The packages that pyproject.toml names for `make`, by normalised name, with their ranges."""
-    table = project()["project"]
-    extras = table["optional-dependencies"]
-    lines = [
-        *table["dependencies"],
-        *(line for extra in ("data", "hf", "docs", "dev") for line in extras[extra]),
-    ]
-    split = [re.fullmatch(r"([\w.-]+)(?:\[\w+\])?(>=.*)", line) for line in lines]
+    split = [re.fullmatch(r"([\w.-]+)(?:\[\w+\])?(>=.*)", line) for line in direct()]
     return {normalised(found[1]): found[2] for found in split if found is not None}
 
 

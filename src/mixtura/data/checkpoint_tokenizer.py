@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 
 from mixtura.config import Config
 from mixtura.data.subwords import FILE, SubwordTokenizer, without_prefix
+from mixtura.data.tokenizer_library import checked, quietly
 from mixtura.data.tokenizers import DESCRIPTION
 from mixtura.errors import DataError
 from mixtura.files import atomic_text
@@ -80,8 +81,9 @@ class CheckpointTokenizer(SubwordTokenizer):
 
     def encode_with_marks(self, text: str, continues: bool = False) -> list[int]:
         """Tokens of a text in which the names of special tokens stand for them."""
-        backend = self._marking_on if continues else self._marking
-        return backend.encode(text, add_special_tokens=False).ids
+        with checked(self._origin):
+            backend = self._marking_on if continues else self._marking
+            return backend.encode(text, add_special_tokens=False).ids
 
     def save(self, folder: Path) -> None:
         """Write what `load_tokenizer` needs, and what transformers' AutoTokenizer does."""
@@ -128,8 +130,9 @@ class CheckpointTokenizer(SubwordTokenizer):
 
     def _added_in_front(self) -> tuple[int, ...]:
         """What the tokenizer.json's own post-processor sets before a text."""
-        plain = self._backend.encode("a", add_special_tokens=False).ids
-        full = self._backend.encode("a").ids
+        with checked(self._origin), quietly():
+            plain = self._backend.encode("a", add_special_tokens=False).ids
+            full = self._backend.encode("a").ids
         starts = range(len(full) - len(plain) + 1)
         found = (full[:start] for start in starts if full[start : start + len(plain)] == plain)
         return tuple(next(found, ()))

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding
-from tokenizers import Tokenizer as Backend
 
 from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer, Spelling, TokenFacts
 from mixtura.data.piece_text import SPACE, PieceText
@@ -25,6 +24,7 @@ from mixtura.data.sentencepiece_json import (
     unigram_bytes,
 )
 from mixtura.data.subwords import FILE, bytes_added
+from mixtura.data.tokenizer_library import backend_of, checked
 from mixtura.data.tokenizers import Encoded, check_tokens, to_utf8
 from mixtura.errors import DataError
 from mixtura.json_reader import parse_object
@@ -61,7 +61,7 @@ class SentencePieceTokenizer(CheckpointTokenizer):
             self._charsmap = charsmap_of(tree)
             plain = json.dumps(plain_of(tree))
             is_unigram = tree["model"]["type"] == "Unigram"
-            lattice = Backend.from_str(json.dumps(lattice_of(tree))) if is_unigram else None
+            lattice = backend_of(json.dumps(lattice_of(tree)), origin) if is_unigram else None
             self._bytes_of_unknown = unigram_bytes(tree)
         except DataError:
             raise
@@ -79,7 +79,8 @@ class SentencePieceTokenizer(CheckpointTokenizer):
     def encode(self, text: str, continues: bool = False) -> list[int]:
         to_utf8(text)
         spelt = self._spelt(text, begins=not continues)
-        encoding = self._encoder.encode(spelt.text, add_special_tokens=False)
+        with checked(self._origin):
+            encoding = self._encoder.encode(spelt.text, add_special_tokens=False)
         return [token.number for token in self._tokens(encoding, spelt)]
 
     def encode_with_marks(self, text: str, continues: bool = False) -> list[int]:
@@ -105,7 +106,8 @@ class SentencePieceTokenizer(CheckpointTokenizer):
             )
         spelt = [self._spelt(text, begins=True) for text in texts]
         spelt_texts = [one.text for one in spelt]
-        encodings = self._encoder.encode_batch(spelt_texts, add_special_tokens=False)
+        with checked(self._origin):
+            encodings = self._encoder.encode_batch(spelt_texts, add_special_tokens=False)
         return [
             _with_bytes(text, own, self._tokens(encoding, own))
             for text, own, encoding in zip(texts, spelt, encodings, strict=True)

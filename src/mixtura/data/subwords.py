@@ -18,6 +18,7 @@ from mixtura.config import Config
 from mixtura.data.characters import byte_offsets
 from mixtura.data.piece_text import PieceText, strips_of
 from mixtura.data.streaming import TextStream
+from mixtura.data.tokenizer_library import backend_of, checked, quietly
 from mixtura.data.tokenizers import DESCRIPTION, Encoded, TrainingText, check_tokens, to_utf8
 from mixtura.errors import DataError
 from mixtura.files import atomic_text
@@ -120,11 +121,8 @@ class SubwordTokenizer:
     """
 
     def __init__(self, text: str, end: str | None = None, origin: str = FILE) -> None:
-        # The package raises nothing narrower than Exception.
-        try:
-            self._backend = Backend.from_str(text)
-        except Exception as error:
-            raise DataError(f"{origin}: not a tokenizer.json ({error})") from error
+        self._origin = origin
+        self._backend = backend_of(text, origin)
         # A document that quotes the name of a special token must not turn into that token.
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
@@ -133,7 +131,8 @@ class SubwordTokenizer:
         self.end_of_document = self._find_end(end, origin)
         self.begin: tuple[int, ...] = ()
         self.ends = frozenset({self.end_of_document})
-        self._check_text_comes_back(origin)
+        with quietly():
+            self._check_text_comes_back(origin)
 
     def _check_text_comes_back(self, origin: str) -> None:
         back = self.decode(self.encode(_PROBE))
@@ -145,11 +144,13 @@ class SubwordTokenizer:
 
     def encode(self, text: str, continues: bool = False) -> list[int]:
         to_utf8(text)
-        backend = self._continuing if continues else self._backend
-        return backend.encode(text, add_special_tokens=False).ids
+        with checked(self._origin):
+            backend = self._continuing if continues else self._backend
+            return backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        with checked(self._origin):
+            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [
             Encoded(
                 np.array(one.ids, np.int64),
@@ -162,7 +163,8 @@ class SubwordTokenizer:
         check_tokens(tokens, self.vocabulary)
         if self._of_pieces is not None:
             return self._of_pieces(tokens)
-        return self._backend.decode([t for t in tokens if t != self.end_of_document])
+        with checked(self._origin):
+            return self._backend.decode([t for t in tokens if t != self.end_of_document])
 
     def byte_length(self, tokens: Sequence[int]) -> int:
         return len(self.decode(tokens).encode())

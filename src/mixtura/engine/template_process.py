@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
-CPU_SECONDS = 2
+CPU_SECONDS = 1
 """of one request, in time of a processor; a published template takes milliseconds"""
 MEMORY = 512 << 20
 """of the process, in bytes; Python and Jinja take 30 MB"""
@@ -132,7 +132,7 @@ class _Running:
         status = self.end()
         if late.is_set():
             raise _Ended(f"it takes longer than {seconds:g} s")
-        if sys.platform != "win32" and status == -signal.SIGXCPU:
+        if sys.platform != "win32" and status == -signal.SIGPROF:
             raise _Ended(f"it takes longer than {CPU_SECONDS} s of a processor's time")
         raise _Ended(f"it ended the process that templates run in (status {status})")
 

@@ -7,7 +7,6 @@ starts quickly.
 """
 
 import json
-import math
 import signal
 import sys
 from collections.abc import Mapping
@@ -24,8 +23,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mixtura.engine.template_process import CPU_SECONDS, MEMORY
 
-# Beside twice what the conversation holds; in characters.
-_MOST_ADDED = 4 << 20
+# Characters beside twice what the conversation holds, for it all and for each message.
+_MOST_ADDED, _MOST_A_MESSAGE = 256 << 10, 1 << 10
 _MOST_OF_A_REASON = 300
 _OPEN_FILES = 32
 
@@ -36,12 +35,14 @@ def main() -> None:
     _limit()
     _say({"text": ""})
     for line in sys.stdin.buffer:
-        _allow_seconds(CPU_SECONDS)
+        _allow(CPU_SECONDS)
         try:
-            _say({"text": _rendered(json.loads(line))})
+            answer = {"text": _rendered(json.loads(line))}
         # Whatever a template brings about is an answer.
         except Exception as error:  # noqa: BLE001
-            _say({"error": _reason(error)})
+            answer = {"error": _reason(error)}
+        _allow(0)
+        _say(answer)
 
 
 def _say(answer: Mapping[str, str]) -> None:
@@ -54,7 +55,7 @@ def _rendered(request: Mapping[str, Any]) -> str:
     if messages is None:
         return ""
     said = sum(len(text) for one in messages for text in one.values())
-    most, written = _MOST_ADDED + 2 * said, 0
+    most, written = _MOST_ADDED + _MOST_A_MESSAGE * len(messages) + 2 * said, 0
     pieces: list[str] = []
     for piece in template.generate(
         messages=messages,
@@ -154,16 +155,10 @@ def _limit() -> None:
                 resource.setrlimit(kind, (most, most))
 
 
-def _allow_seconds(seconds: int) -> None:
-    """So much of a processor's time from now on; the system then ends this process."""
-    with suppress(ImportError):
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        most = math.ceil(used.ru_utime + used.ru_stime) + seconds
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_CPU, (most, hard))
+def _allow(seconds: float) -> None:
+    """So much of a processor's time from now on, of which the signal ends this process; 0: all."""
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 if __name__ == "__main__":

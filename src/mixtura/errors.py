@@ -71,5 +71,8 @@ def memory_ran_out(error: BaseException) -> bool:
     """Whether an allocation failed: Python's own error, or a RuntimeError of torch's."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
-        and any(words in str(error) for words in ("not enough memory", "out of memory"))
+        and any(
+            words in str(error)
+            for words in ("allocate memory", "not enough memory", "out of memory")
+        )
     )

@@ -124,6 +124,11 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(
         ("model.moe.num_experts=10000000000", "should be less than or equal to 1048576"),
         ("train.eval_every=" + "9" * 90, "must lie within 64 bits"),
         ("train.lr=.inf", "no finite number"),
+        # 2 layers of 2^20 experts of 3 matrices of 2^24 by 32, at 16 bytes a weight.
+        (
+            "model.moe={num_experts: 1048576, top_k: 2, expert_width: 16777216}",
+            "of memory are free; make the model smaller",
+        ),
     ],
 )
 def test_a_recipe_out_of_bounds_writes_nothing(
@@ -179,7 +184,7 @@ def test_shard_gb_is_bounded(inside: Mixtura, tiny_run: Path, size: str) -> None
         (RecursionError("too deep"), UnexpectedError, r"f: cannot be read \(RecursionError: too"),
         (KeyError("k"), UnexpectedError, r"f: cannot be read \(KeyError: 'k'\)"),
         (MemoryError(), StorageError, "f: memory ran out while it was read"),
-        (RuntimeError("x: not enough memory: you tried"), StorageError, "f: memory ran out"),
+        (RuntimeError("x: can't allocate memory: you"), StorageError, "f: memory ran out"),
         (OSError("odd"), StorageError, r"f: cannot be read \(odd\)"),
         (CheckpointError("c: wrong"), CheckpointError, "c: wrong"),
     ],

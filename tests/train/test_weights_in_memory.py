@@ -1,12 +1,13 @@
 """Weights that memory cannot hold are refused before they are read."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from mixtura.errors import ConfigError
+from mixtura.errors import CheckpointError, ConfigError
 from mixtura.interop.loading import open_source
 from mixtura.train.conversion import convert_model
 from mixtura.train.opening import open_model
@@ -67,3 +68,16 @@ def test_a_folder_that_does_not_fit(
         open_model(tmp_path / "hf")
     # Converting reads tensor by tensor.
     convert_model(tmp_path / "hf", tmp_path / "again")
+
+
+def test_a_folder_without_the_layers_that_its_config_counts(
+    gguf_of_kinds: MakeGGUF, tmp_path: Path
+) -> None:
+    folder = tmp_path / "hf"
+    convert_model(gguf_of_kinds("Q4_0", "Q4_0"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_hidden_layers": 4096, "num_local_experts": 2**20, "num_experts": 2**20}
+    (folder / "config.json").write_text(json.dumps(config))
+    # 2^32 experts are not gone through, and what is missing is said rather than what memory lacks.
+    with pytest.raises(CheckpointError, match="and at least 997 more are missing"):
+        open_model(folder)

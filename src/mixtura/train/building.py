@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from mixtura.data import Batches, Corpus, TokenFile, heldout_batches
+from mixtura.errors import ConfigError
+from mixtura.memory import free_bytes, in_words
 from mixtura.models import LanguageModel, ModelConfig
 from mixtura.moe import needs_token_counts, set_token_counts
+from mixtura.train.config import choose_device
 from mixtura.train.randomness import randomness_of, seeded
 from mixtura.train.recipe import Recipe, check_vocabulary
 from mixtura.train.trainer import Trainer
@@ -27,6 +30,21 @@ def check_model(recipe: Recipe) -> None:
     """Raises ConfigError for a model that may be opened, and not trained as it stands."""
     if recipe.model.moe is not None:
         recipe.model.moe.check_training()
+    _check_memory(recipe)
+
+
+def _check_memory(recipe: Recipe) -> None:
+    """Raises ConfigError where not even what stays from step to step would fit."""
+    on_cpu = choose_device(recipe.train.device).type == "cpu"
+    # In fp32 a weight, its gradient and its two moments; for a GPU the weight is made here first.
+    needed = recipe.model.total_parameters() * (4 * 4 if on_cpu else 4)
+    free = free_bytes()
+    if free is not None and needed > free:
+        what = "weights, gradients and AdamW's moments" if on_cpu else "weights"
+        raise ConfigError(
+            f"{recipe.name}: its {what} take {in_words(needed)}, and {in_words(free)} of memory "
+            "are free; make the model smaller"
+        )
 
 
 def build_trainer(recipe: Recipe, corpus: Corpus) -> Trainer:

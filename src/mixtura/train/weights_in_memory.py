@@ -1,6 +1,7 @@
 """Whether a model's weights fit into the memory that is free, asked before any is read."""
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 import torch
 
@@ -53,5 +54,7 @@ def _smaller_ways(source: Source, dtype: torch.dtype | None) -> Iterator[tuple[s
 
 
 def _used(source: Source) -> set[str]:
+    """What the decoder takes, up to the first that is missing: loading says that it is."""
     family = family_of(source.config)
-    return {piece.stored for piece in family.pieces(decoder_config(family, source))}
+    names = (piece.stored for piece in family.pieces(decoder_config(family, source)))
+    return set(takewhile(source.tensors.__contains__, names))

@@ -71,7 +71,7 @@ def test_the_file_is_read_by_our_own_reader(shapes: ModuleType, tmp_path: Path) 
     from mixtura.train.opening import open_model
 
     path = gguf_file.gguf_file(tiny(shapes), tmp_path)
-    opened = open_model(path)
+    opened = open_model(path, "float32")
     # One merge joins "ab"; all else is bytes.
     assert [len(opened.tokenizer.encode(text)) for text in ("ab", "ba", "ab a")] == [1, 2, 3]
     # Scales vary by a quarter around one that gives 0.02, and have either sign.

@@ -45,7 +45,7 @@ main()
 def test_what_saves_cannot_be_imported_without_posix() -> None:
     done = run("""
 try:
-    import mixtura.train
+    from mixtura.train import train
 except ImportError as error:
     print(error)
 """)

@@ -17,7 +17,7 @@ from mixtura.bench.evaluation import WantedTasks, bench_eval
 from mixtura.bench.harness import EngineLM
 from mixtura.data import BpeConfig
 from mixtura.data.exported_tokenizer import as_checkpoint
-from mixtura.data.prepare import silent
+from mixtura.data.preparation import silent
 from mixtura.errors import ConfigError, DataError
 from mixtura.interop.saving import save_model
 from mixtura.models import DecoderConfig

@@ -101,7 +101,10 @@ def test_a_folder_keeps_its_family_in_another_dtype(
     done = inside("convert", tmp_path / "one", "two", "--dtype", "bfloat16", "--shard-gb", "0.001")
     assert (done.returncode, done.stdout) == (0, "two\n")
     loaded = load_model(tmp_path / "two")
-    assert {tensor.dtype for tensor in loaded.decoder.parameters()} == {torch.bfloat16}
+    dtypes = {name: tensor.dtype for name, tensor in loaded.decoder.named_parameters()}
+    # Gates are not rounded.
+    assert {dtypes.pop(name) for name in list(dtypes) if ".router." in name} == {torch.float32}
+    assert set(dtypes.values()) == {torch.bfloat16}
     assert (tmp_path / "two" / "tokenizer.json").read_bytes() == (
         tmp_path / "one" / "tokenizer.json"
     ).read_bytes()

@@ -137,13 +137,13 @@ def test_logits_that_are_not_finite_are_refused(bad: list[float], temperature: f
     ("field", "value", "said"),
     [
         ("temperature", -0.5, "temperature=-0.5 must be 0 or more; 0 takes the likeliest token"),
-        ("temperature", math.nan, "temperature=nan must be 0 or more"),
-        ("temperature", math.inf, "temperature=inf must be 0 or more"),
+        ("temperature", math.nan, "temperature: .* finite number"),
+        ("temperature", math.inf, "temperature: .* finite number"),
         ("top_k", -1, "top_k=-1 must be 0 or more; 0 keeps every token"),
         ("top_p", 0, r"top_p=0.0 must lie in \(0, 1\]; 1 keeps every token"),
         ("top_p", 1.5, r"top_p=1.5 must lie in \(0, 1\]; 1 keeps every token"),
         ("seed", -1, r"seed=-1 must lie in 0..2\^63-1; choose another"),
-        ("seed", 2**63, "seed=9223372036854775808 must lie in"),
+        ("seed", 2**63, "seed=9223372036854775808 must lie within 64 bits"),
     ],
 )
 def test_a_value_out_of_bounds_names_itself(field: str, value: float, said: str) -> None:

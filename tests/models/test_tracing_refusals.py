@@ -146,7 +146,7 @@ def test_a_recorder_used_wrongly_says_so(path: Path) -> None:
 
 def test_probabilities_that_a_router_does_not_have_are_refused(path: Path) -> None:
     decoder = decoder_of(moe_of("hash"))
-    words = "layer 0: probabilities are to be recorded, and its router gives none"
+    words = "layer 0: probabilities are to be recorded, and this router gives none"
     with pytest.raises(DataError, match=words):
         recorded(decoder, path, lambda: decoder(text()), probabilities="float16")
     assert not path.exists()

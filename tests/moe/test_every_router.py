@@ -169,7 +169,7 @@ def test_one_expert_works_or_is_refused(name: str) -> None:
     tree = {**tree_of(name), "num_experts": 1, "top_k": 1}
     if name.partition(",")[0] in NOT_ONE_EXPERT:
         with pytest.raises(ConfigError, match=r"(top_k|num_experts)=1"):
-            MoEConfig.parse(tree)
+            MoEConfig.parse(tree).check_training()
         return
     torch.manual_seed(0)
     layer, x_TD = MoE(WIDTH, MoEConfig.parse(tree)), torch.randn(5, WIDTH)

@@ -11,7 +11,7 @@ from mixtura.data import Corpus
 from mixtura.errors import ConfigError
 from mixtura.moe import balanced_table, moe_layers
 from mixtura.train import Run, RunFolder, View, build_trainer, read_journal, train, train_in_turn
-from mixtura.train.recipe import first_difference
+from mixtura.train.recipe import differences
 
 ROUTERS = {
     "expert_threshold": ("model.moe.router={kind: expert_threshold}",),
@@ -51,7 +51,7 @@ def test_one_that_looks_ahead_in_training_is_refused_and_still_opens(
     assert recipe.model.build().eval()(torch.tensor([[1, 2, 3]])).logits_BSV.isfinite().all()
     # A run of before the option was there goes on once the option is given.
     accepting = make_recipe(f"model.moe.router={{kind: {kind}, accept_leak: true}}", top_k)
-    assert first_difference(accepting, recipe) is None
+    assert not list(differences(accepting, recipe))
     build_trainer(accepting, corpus)
 
 

@@ -57,7 +57,7 @@ def test_a_folder_that_does_not_fit(
     # 8 bits take 17/32 of bf16, 4 bits 9/32.
     with pytest.raises(ConfigError, match=r"free; 'mixtura pack .*hf OUT --bits 8' \(\d"):
         open_model(tmp_path / "hf")
-    free(2 * needed - 1)
+    free(weight_bytes(open_source(tmp_path / "hf"), torch.float32) - 1)
     with pytest.raises(ConfigError, match=r"free; compute with --dtype bfloat16 \(\d"):
         open_model(tmp_path / "hf", "float32")
     free(needed // 2)

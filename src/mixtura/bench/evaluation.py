@@ -16,7 +16,7 @@ from mixtura import __version__
 from mixtura.bench.likelihoods import Continued, Likelihoods
 from mixtura.bench.offline_tasks import GROUP, TASKS, OfflineTask
 from mixtura.data import Tokenizer
-from mixtura.data.prepare import Progress, silent
+from mixtura.data.preparation import Progress, silent
 from mixtura.engine.kv_cache import KVKind
 from mixtura.errors import ConfigError
 from mixtura.integrity import digest_of_bytes

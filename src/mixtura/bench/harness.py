@@ -17,7 +17,7 @@ from mixtura.bench.evaluation import Measured, WantedTasks
 from mixtura.bench.likelihoods import Continued, Likelihoods
 from mixtura.bench.offline_tasks import GROUP, TASKS
 from mixtura.data import CheckpointTokenizer
-from mixtura.data.prepare import Progress
+from mixtura.data.preparation import Progress
 from mixtura.engine.many import Many, Request
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import ConfigError, DataError, MixturaError

@@ -12,7 +12,6 @@ from mixtura.cli.arguments import KV, AsJson, DType, Model, at_least_one, check_
 from mixtura.cli.opening import opened
 from mixtura.cli.verification import Verify, checked
 from mixtura.errors import StorageError
-from mixtura.files import atomic_text
 
 if TYPE_CHECKING:
     from mixtura.bench.evaluation import Evaluation
@@ -76,6 +75,8 @@ def evaluate(
     with checked(loaded.check, verify=verify), choose_view() as view:
         found = bench_eval(loaded, wanted, progress=view.preparing)
     if out is not None:
+        from mixtura.files import atomic_text
+
         atomic_text(out, json.dumps(found.as_data(), indent=2) + "\n")
     _show(found)
     if as_json:

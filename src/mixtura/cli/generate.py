@@ -29,7 +29,6 @@ from mixtura.cli.sampling_options import (
     given_sampling,
 )
 from mixtura.cli.verification import Verify, checked
-from mixtura.engine.answers_file import kept_seed
 from mixtura.errors import ConfigError, DataError
 
 
@@ -93,6 +92,8 @@ def generate(
       mixtura generate runs/first --prompts questions.jsonl --out answers.jsonl
     """
     if seed is None and out is not None:
+        from mixtura.engine.answers_file import kept_seed
+
         seed = kept_seed(out)
     given = given_sampling(
         max_tokens,

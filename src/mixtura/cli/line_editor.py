@@ -9,7 +9,6 @@ from types import ModuleType
 
 from mixtura.cli.answers import note
 from mixtura.errors import MixturaError
-from mixtura.files import atomic_text
 
 QUOTES = '"""'
 _MOST_LINES = 1000
@@ -86,6 +85,8 @@ class _History:
         new = [edit.get_history_item(number) for number in numbers]
         if not new:
             return
+        from mixtura.files import atomic_text
+
         # The file is read again, since another chat may have written it in the meantime.
         lines = [*self._lines(), *new][-_MOST_LINES:]
         try:

@@ -17,11 +17,11 @@ from mixtura.cli.failures import INTERRUPTED
 from mixtura.cli.opening import opened
 from mixtura.cli.sampling_options import Given, Settled
 from mixtura.cli.verification import checked
-from mixtura.engine.answers_file import AnswersFile, check_free
-from mixtura.engine.prompt_lines import PromptLine, read_prompts, read_text
 
 if TYPE_CHECKING:
+    from mixtura.engine.answers_file import AnswersFile
     from mixtura.engine.many import Request
+    from mixtura.engine.prompt_lines import PromptLine
     from mixtura.train.opening import DTypeName, OpenModel
 
 
@@ -89,6 +89,8 @@ class _Tally:
 
 def answer_all(work: Prompts, *, as_json: bool) -> None:
     """Print each answer as it ends, or keep them in `work.out`; then what it took."""
+    from mixtura.engine.answers_file import AnswersFile, check_free
+
     lines = _read(work)
     if work.out is not None:
         check_free(work.out)
@@ -127,8 +129,10 @@ def answer_all(work: Prompts, *, as_json: bool) -> None:
         print(work.out)
 
 
-def _read(work: Prompts) -> list[PromptLine]:
+def _read(work: Prompts) -> list["PromptLine"]:
     """Raises DataError or ConfigError, naming the prompt, before a model is opened."""
+    from mixtura.engine.prompt_lines import read_prompts, read_text
+
     shown = "standard input" if work.name == "-" else work.name
     text = read_text(Path(work.name)) if work.text is None else work.text
     lines = read_prompts(text, shown)
@@ -137,7 +141,7 @@ def _read(work: Prompts) -> list[PromptLine]:
     return lines
 
 
-def _requests(lines: Sequence[PromptLine], work: Prompts, settled: Settled) -> list["Request"]:
+def _requests(lines: Sequence["PromptLine"], work: Prompts, settled: Settled) -> list["Request"]:
     from mixtura.engine.many import Request
 
     seed = work.by.given.sampling["seed"]
@@ -159,9 +163,9 @@ def _requests(lines: Sequence[PromptLine], work: Prompts, settled: Settled) -> l
 def _answers(
     work: Prompts,
     loaded: "OpenModel",
-    lines: Sequence[PromptLine],
+    lines: Sequence["PromptLine"],
     requests: Sequence["Request"],
-    kept: AnswersFile | None,
+    kept: "AnswersFile | None",
     tally: _Tally,
 ) -> Iterator[dict[str, Any]]:
     """What is not kept yet, as it ends."""

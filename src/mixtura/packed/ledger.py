@@ -23,7 +23,10 @@ def check_layers(file: PackedFile) -> None:
 
 
 def check_ledger(file: PackedFile, shape: ModelShape) -> None:
-    """Raises CheckpointError for a tensor that is missing, misshapen or unexpected, by name."""
+    """Raises CheckpointError for a weight that is missing or misshapen, by name.
+
+    What a ledger has not, such as a router's choosing bias, is held to the built model.
+    """
     left = dict(file.entries)
     for weight in shape.weights():
         entry = left.pop(weight.name, None)
@@ -37,11 +40,6 @@ def check_ledger(file: PackedFile, shape: ModelShape) -> None:
                 f"{file.path}: {weight.name} is {'absent' if found is None else found} there, and "
                 f"the model that its header describes has {weight.shape}; pack the model again"
             )
-    if left:
-        raise CheckpointError(
-            f"{file.path}: {min(left)} has no place in the model that its header describes; pack "
-            "the model again"
-        )
 
 
 def _matrix(entry: Entry, leaf: str, dims: int) -> tuple[int, ...] | None:

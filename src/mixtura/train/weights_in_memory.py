@@ -47,8 +47,10 @@ def _smaller_ways(source: Source, dtype: torch.dtype | None) -> Iterator[tuple[s
         size = sum(n * _OF_WEIGHT[source.stored_bits(name)] for name, n in count.items())
         yield "without --dtype it runs from packed weights", size
     total = sum(count.values())
-    if any((dtype or source.dtype_of(name)).itemsize > 2 for name in count):
-        yield "compute with --dtype bfloat16", 2 * total
+    # A gate that is stored in fp32 beside other weights stays so.
+    in_bf16 = weight_bytes(source, torch.bfloat16)
+    if in_bf16 < 0.75 * weight_bytes(source, dtype):
+        yield "compute with --dtype bfloat16", in_bf16
     for bits, of_weight in reversed(_OF_WEIGHT.items()):
         yield f"'mixtura pack {source.path} OUT --bits {bits}'", of_weight * total
 

@@ -16,8 +16,7 @@ from mixtura.interop.decoder_source import DecoderSource
 from mixtura.interop.gguf import GGUFSource
 from mixtura.interop.gguf.header import read_header
 from mixtura.interop.gguf.writing import write_gguf
-from mixtura.interop.loading import load_source
-from mixtura.interop.loading import load_model
+from mixtura.interop.loading import load_model, load_source
 from mixtura.kernels.groups import dequantise
 
 Write = Callable[..., Path]

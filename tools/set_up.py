@@ -42,7 +42,6 @@ def set_up(
     lock: Path = LOCK,
     *,
     torch_index: str = "",
-    extra: str = "dev",
     build_dir: Path | None = None,
 ) -> None:
     """Bring `venv` to the versions of `lock`, with PyTorch from `torch_index` where one is given.
@@ -78,7 +77,7 @@ def set_up(
             build = ["--build-constraint", str(lock)]
             if build_dir is not None:
                 build += ["--config-settings", f"build-dir={build_dir}"]
-            what = ["--editable", f"{REPOSITORY}[{extra}]"]
+            what = ["--editable", f"{REPOSITORY}[dev]"]
             step.run_pip(python, ["install", "-v", *RAW, *with_lock, *build, *what], log, torn)
         check(python, versions)
     except subprocess.CalledProcessError as error:

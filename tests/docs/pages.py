@@ -117,7 +117,9 @@ def _check_yaml(text: str) -> None:
 def _query(text: str) -> None:
     import duckdb
 
-    assert duckdb.sql(text).fetchall(), "the query finds something"
+    found = duckdb.sql(text)
+    assert found is not None
+    assert found.fetchall(), "the query finds something"
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_what_longrope_reads_again_is_recorded_once(path: Path) -> None:
 
     def generated() -> None:
         cache = KVCache.empty(decoder.config, 2, 9)
-        decoder(tokens_BS[:, :5], valid_BS, cache)
+        output = decoder(tokens_BS[:, :5], valid_BS, cache)
         for part in tokens_BS[:, 5:].split(1, 1):
             output = decoder(part, cache=cache)
             routed.append(output.moe[1].routing.chosen_N.view(2, -1, 2)[:, -1])

@@ -33,6 +33,11 @@ def row_linear(x_TD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) ->
     return _in_blocks(x_TD, lambda block_TD: F.linear(block_TD, weight_ND, bias_N))
 
 
+def row_sigmoid(x_TN: Tensor) -> Tensor:
+    """Of each number; torch's vector loop and its remainder differ in the last bit."""
+    return _in_blocks(x_TN, torch.sigmoid)
+
+
 def row_linear_of_heads(x_TAD: Tensor, weight_AND: Tensor) -> Tensor:
     """x W^T for each head by itself, (T, A, N)."""
 

@@ -13,7 +13,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from mixtura.errors import ConfigError
-from mixtura.kernels.row_linear import row_linear
+from mixtura.kernels.row_linear import row_linear, row_sigmoid
 from mixtura.moe.balance import BalanceConfig, Balancer
 from mixtura.moe.capacity import Capacity, CapacityConfig
 from mixtura.moe.dispatch import Dispatcher, dispatch_local
@@ -211,7 +211,7 @@ class MoE(nn.Module):
 
     def _shared(self, x_TD: Tensor, shared: DenseFFN) -> Tensor:
         out_TD = shared(x_TD)
-        return out_TD if self.shared_gate is None else self.shared_gate(x_TD).sigmoid() * out_TD
+        return out_TD if self.shared_gate is None else row_sigmoid(self.shared_gate(x_TD)) * out_TD
 
 
 def policy_losses(

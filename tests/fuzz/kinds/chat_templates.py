@@ -13,7 +13,7 @@ from tiny_models import tiny_tokenizer
 
 sys.path.append(str(Path(__file__).parents[2] / "engine"))
 
-from published_templates import FAMILIES
+from published_templates import FAMILIES  # pyright: ignore[reportMissingImports]
 
 _TEMPLATE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _PIECE = re.compile(r"(\{[{%#].*?[}%#]\})", re.DOTALL)

@@ -69,7 +69,11 @@ def olmoe(folder: Path) -> None:
     from mixtura.data.exported_tokenizer import as_checkpoint
 
     sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 320}
-    counts: dict[str, Any] = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
+    counts: dict[str, Any] = {
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
     experts: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2}
     config = OlmoeConfig(**sizes, **counts, **experts, max_position_embeddings=4096)
     OlmoeForCausalLM(config).bfloat16().save_pretrained(folder)
@@ -80,8 +84,17 @@ def qwen3(folder: Path) -> None:
     """A folder with Qwen3-MoE's layout."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    sizes: dict[str, Any] = {"hidden_size": 32, "moe_intermediate_size": 32, "vocab_size": 320, "head_dim": 16}
-    counts: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "moe_intermediate_size": 32,
+        "vocab_size": 320,
+        "head_dim": 16,
+    }
+    counts: dict[str, Any] = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     experts: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2}
     Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **counts, **experts)).save_pretrained(folder)
 

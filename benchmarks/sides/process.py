@@ -66,7 +66,7 @@ class Worker:
         """
         time.sleep(_SETTLING)
         self._count_idleness()
-        began, own, busy = self._moment(), time.process_time(), _busy_seconds()
+        began, own, busy = self._moment(), time.process_time(), busy_seconds()
         if self._urgent:
             self._schedule(os.SCHED_FIFO, 1)
         self._put({"do": do, "with": values})
@@ -77,7 +77,7 @@ class Worker:
         spent = ended.cpu - began.cpu + time.process_time() - own
         wall = max(ended.wall - began.wall, 1e-3)
         self._idle_since = ended
-        return Answer(value, max(0.0, (_busy_seconds() - busy - spent) / wall))
+        return Answer(value, max(0.0, (busy_seconds() - busy - spent) / wall))
 
     def idle_cores(self) -> float:
         """Cores that it kept busy while it was not asked anything; 0 if it only ever waited."""
@@ -169,7 +169,7 @@ def _cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """Of all processors, what hypervisors gave to others included."""
     fields = [int(one) for one in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     user, nice, system, _idle, _waiting, *others = fields

@@ -61,23 +61,23 @@ def left_in(folder: Path) -> list[str]:
     ],
 )
 def test_a_bad_recipe(
-    mixtura: Mixtura, tiny_recipe: Path, tmp_path: Path, override: str, said: list[str]
+    inside: Mixtura, tiny_recipe: Path, tmp_path: Path, override: str, said: list[str]
 ) -> None:
-    done = mixtura("train", tiny_recipe, "--out", "run", "--set", override)
+    done = inside("train", tiny_recipe, "--out", "run", "--set", override)
     refused(done, tiny_recipe, *said)
     assert left_in(tmp_path) == []
 
 
-def test_a_folder_without_text(mixtura: Mixtura, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_folder_without_text(inside: Mixtura, tiny_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    done = mixtura("train", tiny_recipe, "--out", "run", "--set", "data.source.paths=[empty]")
+    done = inside("train", tiny_recipe, "--out", "run", "--set", "data.source.paths=[empty]")
     refused(done, "data.source", "no text", "empty: a folder without files")
     assert left_in(tmp_path) == ["empty"]
 
 
-def test_a_binary_file(mixtura: Mixtura, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_binary_file(inside: Mixtura, tiny_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    done = mixtura("train", tiny_recipe, "--out", "run", "--set", "data.source.paths=[image.png]")
+    done = inside("train", tiny_recipe, "--out", "run", "--set", "data.source.paths=[image.png]")
     refused(done, "data.source", "no text", "image.png: not UTF-8 (0x89 at byte 0)")
     assert left_in(tmp_path) == ["image.png"]
 
@@ -88,32 +88,32 @@ def own_run(tiny_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_run, tmp_path / "own")
 
 
-def test_a_missing_run(mixtura: Mixtura) -> None:
-    refused(mixtura("generate", "./none"), "./none: no such file or folder", "a hub id")
-    refused(mixtura("generate", "runs/none"), "runs/none: no such folder", "HF_HUB_OFFLINE")
+def test_a_missing_run(inside: Mixtura) -> None:
+    refused(inside("generate", "./none"), "./none: no such file or folder", "a hub id")
+    refused(inside("generate", "runs/none"), "runs/none: no such folder", "HF_HUB_OFFLINE")
 
 
-def test_a_missing_checkpoint(mixtura: Mixtura, own_run: Path) -> None:
+def test_a_missing_checkpoint(inside: Mixtura, own_run: Path) -> None:
     shutil.rmtree(own_run / "checkpoints")
-    refused(mixtura("generate", "own"), "own: has no checkpoint yet", "--resume")
+    refused(inside("generate", "own"), "own: has no checkpoint yet", "--resume")
 
 
-def test_a_truncated_checkpoint(mixtura: Mixtura, own_run: Path) -> None:
+def test_a_truncated_checkpoint(inside: Mixtura, own_run: Path) -> None:
     newest = "checkpoints/step-00000040"
     os.truncate(own_run / newest / "model.safetensors", 1000)
     refused(
-        mixtura("generate", "own"),
+        inside("generate", "own"),
         f"own/{newest}/model.safetensors: not a whole safetensors file",
         f"remove own/{newest} to go on from step-00000020",
     )
 
 
-def test_a_checkpoint_of_another_model(mixtura: Mixtura, own_run: Path) -> None:
+def test_a_checkpoint_of_another_model(inside: Mixtura, own_run: Path) -> None:
     recipe = own_run / "recipe.yaml"
     text = recipe.read_text(encoding="utf-8")
     recipe.write_text(text.replace("width: 32", "width: 48"), encoding="utf-8")
     refused(
-        mixtura("generate", "own"),
+        inside("generate", "own"),
         "of another model",
         "blocks.0.attention_norm.weight is [32] there",
         "[48] in the recipe's model",
@@ -121,10 +121,10 @@ def test_a_checkpoint_of_another_model(mixtura: Mixtura, own_run: Path) -> None:
 
 
 def test_a_folder_that_holds_a_different_run(
-    mixtura: Mixtura, tiny_recipe: Path, own_run: Path
+    inside: Mixtura, tiny_recipe: Path, own_run: Path
 ) -> None:
     before = {path: path.read_bytes() for path in own_run.rglob("*") if path.is_file()}
-    done = mixtura("train", tiny_recipe, "--out", "own", "--set", "train.lr=0.5")
+    done = inside("train", tiny_recipe, "--out", "own", "--set", "train.lr=0.5")
     refused(
         done, "own: already holds a different run", "train.lr is 0.01 there and 0.5 here", "--out"
     )
@@ -132,9 +132,9 @@ def test_a_folder_that_holds_a_different_run(
     assert after == before
 
 
-def test_a_prompt_longer_than_the_context(mixtura: Mixtura, tiny_run: Path) -> None:
+def test_a_prompt_longer_than_the_context(inside: Mixtura, tiny_run: Path) -> None:
     refused(
-        mixtura("generate", tiny_run, "--prompt", "x" * 65),
+        inside("generate", tiny_run, "--prompt", "x" * 65),
         "prompt of 65 tokens exceeds the model's context of 64; shorten it",
     )
 

@@ -52,25 +52,25 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
 
 
 def test_a_run_goes_on_with_more_steps_and_begins_another(
-    mixtura: Mixtura, tiny_recipe: Path, tmp_path: Path
+    inside: Mixtura, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     arguments = ["--set=train.steps=4", "--set=train.warmup=2"]
-    assert mixtura("train", tiny_recipe, "--out", "run", *arguments).returncode == 0
-    more = mixtura(
+    assert inside("train", tiny_recipe, "--out", "run", *arguments).returncode == 0
+    more = inside(
         "train", tiny_recipe, "--out", "run", arguments[1], "--set=train.steps=6", "--resume"
     )
     assert more.returncode == 0, more.stderr
     assert "train.steps: 4 -> 6, from step 5" in more.stderr
     now = [arguments[1], "--set=train.steps=6"]
-    wider = mixtura("train", tiny_recipe, "--out", "run", *now, "--resume", "--set=train.batch=2")
+    wider = inside("train", tiny_recipe, "--out", "run", *now, "--resume", "--set=train.batch=2")
     assert wider.returncode == 2
     assert "train.batch is 8 there and 2 here" in wider.stderr
-    begun = mixtura("train", tiny_recipe, "--from", "run", "--out", "second", *arguments, "--json")
+    begun = inside("train", tiny_recipe, "--from", "run", "--out", "second", *arguments, "--json")
     assert begun.returncode == 0, begun.stderr
     assert json.loads(begun.stdout)["steps"] == 4
     origin = json.loads((tmp_path / "second" / "origin.json").read_text())
     assert (origin["model"], origin["step"]) == ("run", 6)
-    missing = mixtura("train", tiny_recipe, "--from", "nowhere", "--out", "third")
+    missing = inside("train", tiny_recipe, "--from", "nowhere", "--out", "third")
     assert (missing.returncode, (tmp_path / "third").exists()) == (2, False)
     assert "nowhere" in missing.stderr
 

@@ -1,9 +1,7 @@
 """Many sequences at once: each writes what it would write alone, whoever comes or goes."""
 
-import sys
-from pathlib import Path
-
 import pytest
+from tests.engine.tiny_families import build, long_context, tokens
 from torch import Tensor
 
 from mixtura.data.tokenizers import ByteTokenizer
@@ -15,10 +13,6 @@ from mixtura.engine.sampling import Sampling
 from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import Phase
 from mixtura.models import Decoder
-
-sys.path.append(str(Path(__file__).parent))
-
-from tiny_families import build, long_context, tokens
 
 GREEDY = Sampling(temperature=0)
 

@@ -1,20 +1,15 @@
 """Chat templates render as transformers renders them, and their mistakes are one line."""
 
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from pathlib import Path
 
 import pytest
+from tests.engine.published_templates import CHATML, FAMILIES
 
 from mixtura.engine.chat_template import MOST_SOURCE, ChatTemplate, message
 from mixtura.engine.template_process import TEMPLATES
 from mixtura.errors import ConfigError
-
-sys.path.append(str(Path(__file__).parent))
-
-from published_templates import CHATML, FAMILIES
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 TALK = [message("system", "Be brief."), message("user", "Häl<l>o"), message("assistant", "Hi.")]

@@ -3,23 +3,18 @@
 V vocabulary.
 """
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from tests.engine.tiny_families import build as tiny
+from tests.engine.tiny_families import leaky
 from torch import Tensor
 
 from mixtura.engine.context import Context
 from mixtura.engine.kv_cache import KVKind
 from mixtura.errors import ConfigError
 from mixtura.models import Decoder
-
-sys.path.append(str(Path(__file__).parent))
-
-from tiny_families import build as tiny
-from tiny_families import leaky
 
 PROMPT = list(b"def f(x):")
 

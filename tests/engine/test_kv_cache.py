@@ -1,18 +1,13 @@
 """The engine's cache: how large it will be, before it is; and what is refused."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
+from tests.engine.tiny_families import build
 
 from mixtura.engine.kv_cache import CachePlan, KVKind
 from mixtura.errors import ConfigError
 from mixtura.memory import free_bytes, in_words
-
-sys.path.append(str(Path(__file__).parent))
-
-from tiny_families import build
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 R rows, V vocabulary.
 """
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from tests.engine.packed_families import packed
+from tests.engine.tiny_families import build, tokens
 from torch import Tensor
 
 from mixtura.data.tokenizers import ByteTokenizer
@@ -22,11 +22,6 @@ from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import Phase
 from mixtura.kernels.native import native
 from mixtura.models import Decoder
-
-sys.path.append(str(Path(__file__).parent))
-
-from packed_families import packed
-from tiny_families import build, tokens
 
 GREEDY = Sampling(temperature=0)
 FAMILIES = ["llama3_tied", "gemma3", "qwen2_moe", "gpt_oss", "phimoe", "deepseek_v3"]

@@ -3,7 +3,6 @@
 R rows, N rows asked for, V vocabulary.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+from tests.engine.packed_families import packed
+from tests.engine.tiny_families import BASE, FAMILIES, HEADS, MOE, built
 from torch import Tensor
 
 from mixtura.engine.angles import AngleTables
@@ -24,11 +25,6 @@ from mixtura.kernels.native import InstructionSet, instruction_sets, native, set
 from mixtura.kernels.packed_linear import Phase
 from mixtura.models import Decoder
 from mixtura.moe.routers import LinearRouter
-
-sys.path.append(str(Path(__file__).parent))
-
-from packed_families import packed
-from tiny_families import BASE, FAMILIES, HEADS, MOE, built
 
 pytestmark = pytest.mark.skipif(native() is None, reason="no compiled kernels here")
 

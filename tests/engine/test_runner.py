@@ -3,12 +3,11 @@
 R rows, S positions, V vocabulary.
 """
 
-import sys
 from itertools import accumulate, pairwise
-from pathlib import Path
 
 import pytest
 import torch
+from tests.engine.tiny_families import FAMILIES, build, leaky, tokens
 from torch import Tensor
 
 from mixtura.engine.kv_cache import KVKind
@@ -16,10 +15,6 @@ from mixtura.engine.runner import Runner
 from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import Phase
 from mixtura.models import Decoder, LstmMoE, LstmMoEConfig
-
-sys.path.append(str(Path(__file__).parent))
-
-from tiny_families import FAMILIES, build, leaky, tokens
 
 LSTM = {"vocabulary": 9, "width": 8, "context": 8, "hidden": [4]}
 # A slot that is not the first, so that nothing is right by accident.

@@ -3,7 +3,6 @@
 B sequences, S positions, V vocabulary, K choices at most.
 """
 
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,21 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-from mixtura.models import KVCache, LstmMoEConfig
-from mixtura.models.tracing import replay
-from mixtura.moe import MoE, MoEConfig
-from mixtura.moe.layer import moe_layers
-from mixtura.moe.record import Recorder
-from mixtura.moe.replay import replay as replay_layers
-from mixtura.moe.routers import RouterConfig
-from mixtura.trace import TracedLayer, TraceMeta, TraceReader, write_trace
-
-sys.path.append(str(Path(__file__).parent))
-
-from traced_models import (
+from tests.models.traced_models import (
     ANY_ORDER,
     CHOOSE_ALONE,
     ROUTERS,
@@ -38,6 +23,17 @@ from traced_models import (
     text,
     whole,
 )
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mixtura.models import KVCache, LstmMoEConfig
+from mixtura.models.tracing import replay
+from mixtura.moe import MoE, MoEConfig
+from mixtura.moe.layer import moe_layers
+from mixtura.moe.record import Recorder
+from mixtura.moe.replay import replay as replay_layers
+from mixtura.moe.routers import RouterConfig
+from mixtura.trace import TracedLayer, TraceMeta, TraceReader, write_trace
 
 
 def test_the_table_names_every_kind() -> None:

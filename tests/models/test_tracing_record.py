@@ -3,21 +3,25 @@
 B sequences, S positions, V vocabulary, K choices at most.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from tests.models.traced_models import (
+    decoder_of,
+    forget_how_to_route,
+    moe_of,
+    padded,
+    recorded,
+    text,
+    whole,
+)
 from torch import Tensor
 
 from mixtura.models import KVCache
 from mixtura.models.tracing import replay, trace_meta
 from mixtura.moe.record import Recorder
 from mixtura.trace import TraceReader, write_trace
-
-sys.path.append(str(Path(__file__).parent))
-
-from traced_models import decoder_of, forget_how_to_route, moe_of, padded, recorded, text, whole
 
 
 def test_positions_go_on_in_generation(path: Path) -> None:

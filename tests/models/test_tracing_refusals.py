@@ -3,22 +3,26 @@
 B sequences, S positions, V vocabulary, K choices at most.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tests.models.traced_models import (
+    CHOOSE_ALONE,
+    VOCABULARY,
+    decoder_of,
+    moe_of,
+    recorded,
+    text,
+    whole,
+)
 
 from mixtura.errors import ConfigError, DataError
 from mixtura.models import Decoder, KVCache
 from mixtura.models.tracing import replay, trace_meta
 from mixtura.moe.record import Recorder
 from mixtura.trace import TraceReader, write_trace
-
-sys.path.append(str(Path(__file__).parent))
-
-from traced_models import CHOOSE_ALONE, VOCABULARY, decoder_of, moe_of, recorded, text, whole
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,16 @@
 """The small model and its file; and kernels as they are without a compiler."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tests.packed.packed_files import Model, write_file
 
 from mixtura.kernels import packed_experts, packed_linear
 from mixtura.kernels.groups import Bits
 from mixtura.packed.file import PackedFile
 from mixtura.packed.folder import FILE
-
-# Tests are no packages; this is how they find what some of them share.
-sys.path.append(str(Path(__file__).parent))
-
-from packed_files import Model, write_file
 
 
 @pytest.fixture

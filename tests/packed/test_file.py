@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.packed.packed_files import Model
 
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.kernels.groups import Bits, quantise
@@ -17,11 +18,6 @@ from mixtura.kernels.tiles import tile
 from mixtura.packed.file import PackedFile, PackedWriter
 from mixtura.packed.folder import FILE, is_packed
 from mixtura.packed.header import Entry, Header, encoded, placed
-
-# Tests are no packages; this is how they find what some of them share.
-sys.path.append(str(Path(__file__).parent))
-
-from packed_files import Model
 
 Write = Callable[..., PackedFile]
 

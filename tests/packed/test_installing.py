@@ -1,11 +1,10 @@
 """What of a model is packed, and packed modules in its places."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from tests.packed.packed_files import Attention, Model
 from torch import nn
 
 from mixtura.errors import CheckpointError, ConfigError
@@ -21,11 +20,6 @@ from mixtura.packed.modules import (
     dispatch_packed,
 )
 from mixtura.packed.plan import Planned, plan
-
-# Tests are no packages; this is how they find what some of them share.
-sys.path.append(str(Path(__file__).parent))
-
-from packed_files import Attention, Model
 
 Write = Callable[..., PackedFile]
 

@@ -3,7 +3,6 @@
 V vocabulary, D width.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -26,8 +25,6 @@ Write = Callable[..., Path]
 Tiny = Callable[[str], DecoderSource]
 Tensors = dict[str, NDArray[np.float32]]
 
-# What several tests import.
-sys.path.append(str(Path(__file__).parent))
 
 SIZES = {
     "block_count": 2,
@@ -276,7 +273,7 @@ TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 @pytest.fixture
 def peer() -> Iterator[Callable[[Path], Any]]:
     """Opens a file in llama.cpp, and closes it after the test."""
-    from llama_cpp_peer import Peer
+    from tests.interop.gguf.llama_cpp_peer import Peer
 
     opened: list[Peer] = []
 

@@ -14,7 +14,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from torch import Tensor
 
 pytest.importorskip("xllamacpp", reason="the extra `peers` brings it")
-from llama_cpp_peer import Peer
+from tests.interop.gguf.llama_cpp_peer import Peer
 
 from mixtura.data import CheckpointTokenizer, SubwordTokenizer, TokenFacts
 from mixtura.data.byte_level import SPLITTINGS, ByteLevelVocabulary, byte_level_tokenizer

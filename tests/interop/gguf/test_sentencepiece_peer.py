@@ -12,7 +12,7 @@ import torch
 import yaml
 
 pytest.importorskip("xllamacpp", reason="the extra `peers` brings it")
-from llama_cpp_peer import Peer
+from tests.interop.gguf.llama_cpp_peer import Peer
 
 from mixtura.cli.app import run
 from mixtura.data import CheckpointTokenizer, load_tokenizer

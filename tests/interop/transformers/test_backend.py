@@ -4,14 +4,13 @@ T tokens, D width, K experts per token.
 """
 
 import importlib.metadata
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.interop.transformers.experts_classes import carrying_the_interface, decorated, tiny
 from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -24,10 +23,6 @@ from mixtura.interop.transformers.expert_ops import (
     segment_rows,
     swiglu_tokens_operator,
 )
-
-sys.path.append(str(Path(__file__).parent))
-
-from experts_classes import carrying_the_interface, decorated, tiny
 
 CLASSES = decorated()
 MIXTRAL = "mixtral.modeling_mixtral.MixtralExperts"

@@ -1,12 +1,17 @@
 """Balancing in plain transformers training. T tokens, E experts, K experts per token."""
 
 import copy
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.interop.transformers.small_moes import (
+    batch,
+    checkpoint_activations,
+    collapse,
+    gradients,
+    mixtral,
+)
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -16,10 +21,6 @@ from mixtura.interop.transformers.balancing import attach_balancing
 from mixtura.interop.transformers.observe import observe_routing
 from mixtura.moe.balance import balance_loss
 from mixtura.moe.routing import Routing
-
-sys.path.append(str(Path(__file__).parent))
-
-from small_moes import batch, checkpoint_activations, collapse, gradients, mixtral
 
 
 def hooks(model: nn.Module) -> int:

@@ -1,6 +1,5 @@
 """Balancing over micro-batches and optimizer steps: loops, accelerate, Trainer, LoRA."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +7,21 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
+from tests.interop.transformers.small_moes import (
+    SHAPE,
+    batch,
+    checkpointing,
+    collapse,
+    gradients,
+    mixtral,
+    qwen,
+)
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, Trainer, TrainingArguments
 
 from mixtura.errors import ConfigError
 from mixtura.interop.transformers.balancing import attach_balancing
-
-sys.path.append(str(Path(__file__).parent))
-
-from small_moes import SHAPE, batch, checkpointing, collapse, gradients, mixtral, qwen
 
 
 def test_accumulation_in_a_loop_equals_one_batch() -> None:

@@ -5,11 +5,11 @@ T tokens, E experts, K experts per token, B sequences of S tokens.
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.interop.transformers.small_moes import checkpoint_activations
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -30,10 +30,6 @@ from mixtura.interop.transformers.routers import REFUSED, FoundRouter
 from mixtura.interop.transformers.scores import score_behind
 from mixtura.moe.load import load
 from mixtura.moe.routing import Routing
-
-sys.path.append(str(Path(__file__).parent))
-
-from small_moes import checkpoint_activations
 
 # Values that a config of any family is given where it has the key.
 TINY: dict[str, Any] = {

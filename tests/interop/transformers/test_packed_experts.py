@@ -3,20 +3,15 @@
 T tokens, D width, K experts per token.
 """
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.interop.transformers.experts_classes import decorated, tiny
 from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig
 
 from mixtura.errors import ConfigError
 from mixtura.interop.transformers import pack_experts, register
-
-sys.path.append(str(Path(__file__).parent))
-
-from experts_classes import decorated, tiny
 
 # Plain; transposed, biased and interleaved; without a gate of SiLU.
 PACKED = ["mixtral.modeling_mixtral.MixtralExperts", "gpt_oss.modeling_gpt_oss.GptOssExperts"]

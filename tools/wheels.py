@@ -95,7 +95,8 @@ def test(wheel: Path, python: str, torch_index: str) -> str:
         run(*pip, wheel)
         command = python_of(venv).with_name("mixtura")
         trained = Path(folder) / "run"
-        run(command, "train", "stdlib-bytes", "--out", trained, "--set", "train.steps=20")
+        short = ("--set", "train.steps=20", "--set", "train.warmup=2")
+        run(command, "train", "stdlib-bytes", "--out", trained, *short)
         run(command, "pack", trained, Path(folder) / "packed")
         return run(
             command, "generate", Path(folder) / "packed", "--prompt", "def ", "--max-tokens", "8"

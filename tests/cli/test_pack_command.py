@@ -51,6 +51,15 @@ def test_a_packed_folder_generates(inside: Mixtura, packed: Path, tiny_run: Path
     assert len(said["tokens"]) == len(before["tokens"]) == 8
 
 
+def test_generate_of_a_packed_folder_ends_without_a_word_of_the_library(
+    mixtura: Mixtura, packed: Path
+) -> None:
+    done = mixtura("generate", packed, "--prompt", "1 + 1 =", "--max-tokens", "8")
+    assert done.returncode == 0
+    (remark,) = done.stderr.splitlines()
+    assert remark.startswith("[8 tokens, ")
+
+
 def test_a_packed_folder_is_traced(inside: Mixtura, packed: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("1 + 1 = 2", encoding="utf-8")
     done = inside("trace", packed, "--text", "text.txt", "--out", "one.parquet", "--json")

@@ -156,7 +156,7 @@ def smollm2() -> Path:
     """The GGUF file of a real model: SmolLM2-135M-Instruct in 4 bits."""
     stated = os.environ.get("MIXTURA_SMOLLM2")
     if not stated:
-        pytest.skip("MIXTURA_SMOLLM2 names no file; `python examples/fetch_smollm2.py` fetches it")
+        pytest.skip("MIXTURA_SMOLLM2 names no file; `mixtura models pull smollm2` prints one")
     return Path(stated)
 
 

@@ -69,13 +69,13 @@ class FolderCache:
         self.root, self._most = root, most
 
     def entries(self) -> list[CacheEntry]:
-        """Those that are whole, the least recently used first."""
+        """All that are there, damaged ones too, the least recently used first."""
         found: list[CacheEntry] = []
         for path in sorted(self.root.glob("[!.]*/")) if self.root.is_dir() else []:
-            # Another process may remove it at any moment.
+            # A link leads out of the cache. Another process may remove a folder at any moment.
             with suppress(FileNotFoundError):
-                size = sum(file.stat().st_size for file in path.iterdir())
-                found.append(CacheEntry(path, size, (path / USED).stat().st_mtime))
+                if not path.is_symlink():
+                    found.append(_entry(path))
         return sorted(found, key=lambda entry: entry.used)
 
     def opened(self, name: str) -> Lease | None:
@@ -91,7 +91,7 @@ class FolderCache:
             if path.stat().st_ino != os.fstat(descriptor).st_ino:
                 raise FileNotFoundError
             with suppress(PermissionError):
-                os.utime(path / USED)
+                (path / USED).touch()
         except FileNotFoundError:
             os.close(descriptor)
             return None
@@ -166,6 +166,12 @@ class FolderCache:
             yield
         finally:
             os.close(descriptor)
+
+
+def _entry(path: Path) -> CacheEntry:
+    files = {file.name: file.lstat() for file in path.iterdir()}
+    used = files.get(USED) or path.stat()
+    return CacheEntry(path, sum(file.st_size for file in files.values()), used.st_mtime)
 
 
 def _lock(descriptor: int, how: int) -> None:

@@ -17,7 +17,7 @@ from mixtura.cli.app import run
 heavy = ("torch", "transformers", "pyarrow", "plotly", "tensorboard", "datasets", "jinja2")
 found = {}
 for model in sys.argv[1:]:
-    status = run(["inspect", model])
+    status = run(model.split() if model == "models list" else ["inspect", model])
     found[model] = [status, [name for name in heavy if name in sys.modules]]
 print(json.dumps(found))
 """
@@ -40,14 +40,14 @@ def run(program: str, *arguments: str | Path) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def test_inspection_imports_no_torch(
+def test_inspection_and_lists_import_no_torch(
     tiny_run: Path, gguf_of_kinds: MakeGGUF, tmp_path: Path
 ) -> None:
     from mixtura.train.conversion import convert_model
 
     file = gguf_of_kinds("Q4_0", "Q8_0")
     convert_model(file, tmp_path / "hf")
-    models = ["olmoe-1b-7b", tiny_run, tmp_path / "hf", file]
+    models = ["models list", "olmoe-1b-7b", tiny_run, tmp_path / "hf", file]
     assert json.loads(run(PROGRAM, *models)) == {str(model): [0, []] for model in models}
 
 

@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct, a real model: greedy tokens beside transformers', and many at once.
 
-MIXTURA_SMOLLM2 says where its GGUF file is; examples/fetch_smollm2.py fetches it. V vocabulary.
+MIXTURA_SMOLLM2 says where its GGUF file is; `mixtura models pull smollm2` prints it. V vocabulary.
 """
 
 from collections.abc import Callable, Sequence

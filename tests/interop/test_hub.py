@@ -11,9 +11,9 @@ from mixtura.interop.hub import folder_of, is_hub_id
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub library's cache, offline, with one snapshot of one model."""
-    hub = pytest.importorskip("huggingface_hub", reason="the extra `hf` brings it")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    constants = pytest.importorskip("huggingface_hub.constants", reason="the extra `hf` brings it")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     model = tmp_path / "models--somebody--tiny"
     (model / "refs").mkdir(parents=True)
     (model / "refs" / "main").write_text("a" * 40)

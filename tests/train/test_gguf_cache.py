@@ -276,3 +276,27 @@ def test_an_entry_in_use_is_not_removed(file: Path) -> None:
     assert packed_cache().remove(name)
     assert not packed_cache().remove(name)
     assert not cached.lease.path.exists()
+
+
+@pytest.mark.parametrize("content", ["{", '{"file": 1}', "[" * 100_000, None])
+def test_an_entry_without_its_origin_is_packed_again(
+    file: Path, cache_folder: Path, content: str | None
+) -> None:
+    origin = opened(file) / "origin.json"
+    whole = origin.read_text(encoding="utf-8")
+    if content is None:
+        origin.unlink()
+    else:
+        origin.write_text(content, encoding="utf-8")
+    assert opened(file) == origin.parent
+    assert origin.read_text(encoding="utf-8") == whole
+    assert entries(cache_folder) == [origin.parent.name]
+
+
+def test_an_entry_whose_date_is_missing_is_listed_and_used(file: Path) -> None:
+    folder = opened(file)
+    (folder / "used").unlink()
+    (entry,) = packed_cache().entries()
+    assert (entry.path, entry.used > 0) == (folder, True)
+    assert opened(file) == folder
+    assert (folder / "used").exists()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mixtura.config import Tree, with_overrides
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.train import RunFolder, Summary, load_run, recipe_and_origin, train
 from mixtura.train.conversion import convert_model
+from mixtura.train.opening import open_model
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,14 @@ def test_a_start_killed_before_its_first_checkpoint_begins_with_the_origin_again
     begun(other_text, None, out, cache, resume=True)
     again = load_run(out).decoder.state_dict()
     assert all(whole[name].equal(again[name]) for name in whole | again)
+
+
+def test_from_a_quantised_file_begins_with_its_own_numbers(
+    gguf_of_kinds: Callable[[str, str], Path], other_text: Tree, cache: Path, tmp_path: Path
+) -> None:
+    file = gguf_of_kinds("Q4_0", "Q4_1")
+    still = with_overrides(other_text, ["train.steps=1", "train.warmup=0", "train.lr=1e-30"])
+    begun(still, str(file), tmp_path / "run", cache)
+    weights = open_model(file, "float32").decoder.state_dict()
+    for name, weight in load_run(tmp_path / "run").decoder.state_dict().items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-6, atol=1e-6)

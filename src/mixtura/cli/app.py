@@ -14,6 +14,7 @@ from mixtura.cli.demo import demo
 from mixtura.cli.failures import INTERRUPTED, mistake, status_of
 from mixtura.cli.generate import generate
 from mixtura.cli.inspect import inspect
+from mixtura.cli.models import models
 from mixtura.cli.pack import pack
 from mixtura.cli.report import report
 from mixtura.cli.streams import open_closed_streams
@@ -36,13 +37,14 @@ COMMANDS = {
 app = typer.Typer(
     # Plain help wraps well at any width, keeps examples as they are, and needs no colours.
     rich_markup_mode=None,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 for name, command in COMMANDS.items():
     app.command(name)(command)
-app.add_typer(bench, name="bench")
+GROUPS = {"bench": bench, "models": models}
+for name, group in GROUPS.items():
+    app.add_typer(group, name=name)
 
 
 def _show_version(wanted: bool) -> None:
@@ -70,6 +72,8 @@ def mixtura(
       mixtura train recipes/stdlib-bytes.yaml --out runs/first
       mixtura generate runs/first --prompt "def main():"
       mixtura chat runs/first
+      mixtura models pull smollm2
+      mixtura chat smollm2
       mixtura report runs/first
       mixtura inspect runs/first
       mixtura convert runs/first first-hf --to hf
@@ -110,7 +114,7 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except typer.TyperException as error:
         command = " ".join(
-            ["mixtura", *(name for name in arguments[:1] if name in {*COMMANDS, "bench"})]
+            ["mixtura", *(name for name in arguments[:1] if name in {*COMMANDS, *GROUPS})]
         )
         return mistake(f"{error.format_message().rstrip('.')}; see '{command} --help'")
     except (MixturaError, OSError) as error:

@@ -1,12 +1,15 @@
 """Arguments that several commands share."""
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from mixtura.cli import completion
 from mixtura.errors import CheckpointError
 from mixtura.interop.hub import is_hub_id
+from mixtura.interop.pulled_models import NAMED, is_named, pulled_path
 
 
 def at_least_one(given: int | None) -> int | None:
@@ -20,8 +23,9 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A run's folder, a packed folder, a Hugging Face folder, a GGUF file, or a hub id "
-        "(OWNER/NAME).",
+        help="A run's folder, a packed folder, a Hugging Face folder, a GGUF file, a pulled "
+        "model's name ('mixtura models'), or a hub id (OWNER/NAME).",
+        autocompletion=completion.models,
     ),
 ]
 DType = Annotated[
@@ -53,9 +57,12 @@ def check_run(run: Path) -> None:
 
 def check_model(model: str) -> None:
     """Raises CheckpointError before any torch is loaded, where there is nothing to load."""
-    if Path(model).exists() or is_hub_id(model):
-        return
-    raise CheckpointError(
-        f"{model}: no such file or folder; give a run's folder, a packed folder, a Hugging Face "
-        "folder, a GGUF file, or a hub id (OWNER/NAME)"
-    )
+    if is_named(model):
+        pulled_path(model)
+    elif not Path(model).exists() and not is_hub_id(model):
+        near = difflib.get_close_matches(model, NAMED, n=1)
+        hint = f"; the nearest name is {near[0]}" if near else ""
+        raise CheckpointError(
+            f"{model}: no such file or folder{hint}; give a run's folder, a packed folder, a "
+            "Hugging Face folder, a GGUF file, a hub id (OWNER/NAME), or a name of 'mixtura models'"
+        )

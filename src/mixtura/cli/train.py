@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mixtura.cli import completion
 from mixtura.cli.answers import plural
 from mixtura.cli.arguments import AsJson
 from mixtura.cli.failures import INTERRUPTED
@@ -16,7 +17,11 @@ from mixtura.errors import ConfigError
 def train(
     recipe: Annotated[
         Path,
-        typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe in Mixtura."),
+        typer.Argument(
+            metavar="RECIPE",
+            help="A YAML file, or the name of a recipe in Mixtura.",
+            autocompletion=completion.recipes,
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -35,7 +40,8 @@ def train(
             "--from",
             metavar="MODEL",
             help="Begin with the weights, the shape and the tokenizer of a run, a Hugging Face "
-            "folder, a GGUF file, or a hub id.",
+            "folder, a GGUF file, a pulled model's name, or a hub id.",
+            autocompletion=completion.models,
         ),
     ] = None,
     as_json: AsJson = False,

@@ -6,7 +6,6 @@ device, inode, size, times of modification and change, and of its first and last
 """
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +13,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+from mixtura.config import Config
 from mixtura.data.preparation import Progress, silent
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.files import atomic_text
-from mixtura.kernels.groups import GROUP
+from mixtura.json_reader import read_object
+from mixtura.shapes.storage import GROUP
 from mixtura.user_cache import FolderCache, Lease, most_bytes, user_cache
 
 ORIGIN = "origin.json"
@@ -39,6 +40,15 @@ class PackedGGUF:
     remarks: tuple[str, ...]
 
 
+class CacheOrigin(Config):
+    """The content of an entry's origin.json: where it came from."""
+
+    file: str
+    """the GGUF file, as it was named when it was packed"""
+    sha256: str
+    remarks: tuple[str, ...]
+
+
 def packed_cache() -> FolderCache:
     """Where packed weights of GGUF files are kept."""
     return FolderCache(user_cache() / "packed", most_bytes())
@@ -55,17 +65,18 @@ def packed_gguf(path: Path, progress: Progress = silent) -> PackedGGUF | None:
     cache, identity = packed_cache(), _identity(path)
     known = cache.root / ".known" / identity
     with suppress(OSError):
-        lease = cache.opened(known.read_text(encoding="utf-8"))
-        if lease is not None:
-            return _of(lease)
+        found = _whole(cache, cache.opened(known.read_text(encoding="utf-8")))
+        if found is not None:
+            return found
     if not _can_be_packed(path):
         return None
     digest = _digest(path, progress)
     name = f"{digest[:32]}-{_RULE}"
-    lease = cache.made(name, partial(_write, path, identity, digest, progress))
+    write = partial(_write, path, identity, digest, progress)
+    found = _whole(cache, cache.made(name, write)) or _of(cache.made(name, write))
     if time.time() - path.stat().st_ctime > _SETTLED_SECONDS:
         atomic_text(known, name)
-    return _of(lease)
+    return found
 
 
 def forget(cached: PackedGGUF) -> None:
@@ -74,9 +85,33 @@ def forget(cached: PackedGGUF) -> None:
     packed_cache().remove(cached.lease.path.name)
 
 
+def origin_of(entry: Path) -> CacheOrigin:
+    """What an entry says of itself. Raises CheckpointError where it is damaged."""
+    path = entry / ORIGIN
+    try:
+        tree = read_object(path, CheckpointError)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: is missing; remove the folder {entry.name}") from error
+    try:
+        return CacheOrigin.parse(tree, str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
 def _of(lease: Lease) -> PackedGGUF:
-    origin: dict[str, Any] = json.loads((lease.path / ORIGIN).read_text(encoding="utf-8"))
-    return PackedGGUF(lease, tuple(origin["remarks"]))
+    return PackedGGUF(lease, origin_of(lease.path).remarks)
+
+
+def _whole(cache: FolderCache, lease: Lease | None) -> PackedGGUF | None:
+    """The entry; None where it is damaged, which removes it, or is not there."""
+    if lease is None:
+        return None
+    try:
+        return _of(lease)
+    except CheckpointError:
+        lease.release()
+        cache.remove(lease.path.name)
+        return None
 
 
 def _can_be_packed(path: Path) -> bool:
@@ -115,8 +150,8 @@ def _write(
         raise ConfigError(f"{error}; --dtype float32 computes from the file as it is") from error
     if _identity(path) != identity:
         raise CheckpointError(f"{path}: was changed while it was read; start again")
-    origin = {"file": str(path.resolve()), "sha256": digest, "remarks": packed.remarks}
-    (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+    origin = CacheOrigin(file=str(path.resolve()), sha256=digest, remarks=tuple(packed.remarks))
+    (folder / ORIGIN).write_text(origin.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _identity(path: Path) -> str:

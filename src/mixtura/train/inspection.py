@@ -13,6 +13,7 @@ from mixtura.errors import CheckpointError, ConfigError, reading
 from mixtura.integrity import Check
 from mixtura.interop.hub import folder_of
 from mixtura.interop.inspection import Inspection, inspect_packed, inspect_source
+from mixtura.interop.pulled_models import is_named
 from mixtura.packed.folder import FILE, is_packed
 from mixtura.shapes import ModelShape
 from mixtura.shapes.families import shape_of
@@ -32,7 +33,7 @@ def inspect_model(model: str | Path, *, verify: bool = False) -> Inspection:
     Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used.
     """
     name = str(model)
-    if not Path(name).exists() and "/" not in name:
+    if not Path(name).exists() and "/" not in name and not is_named(name):
         # Of no such name either, the error lists the nearest.
         family = known_config(name)["model_type"]
         return Inspection(name, family, known_shape(name))

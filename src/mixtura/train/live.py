@@ -2,6 +2,7 @@
 
 from collections import deque
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -11,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mixtura.terminal_text import visible_line
-from mixtura.train.step_report import StepReport
 from mixtura.train.view import Pace, PlainView, RunFacts, View, duration, opening
+
+if TYPE_CHECKING:
+    from mixtura.train.step_report import StepReport
 
 BARS = "▁▂▃▄▅▆▇█"
 _REFRESH_SECONDS = 0.2
@@ -84,7 +87,7 @@ class LiveView(View):
         assert self._pace is not None, "a run starts before it is corrected"
         self._pace.replan(steps)
 
-    def stepped(self, report: StepReport, *, logged: bool) -> None:
+    def stepped(self, report: "StepReport", *, logged: bool) -> None:
         assert self._pace is not None, "a run starts before it steps"
         self._losses.append(report.loss)
         self._speeds.append((report.tokens, report.seconds))
@@ -106,7 +109,7 @@ class LiveView(View):
             self._preparing.stop()
             self._preparing = None
 
-    def _screen(self, report: StepReport, pace: Pace) -> RenderableType:
+    def _screen(self, report: "StepReport", pace: Pace) -> RenderableType:
         tokens, seconds = map(sum, zip(*self._speeds, strict=True))
         line = Table.grid(padding=(0, 2))
         line.add_row(
@@ -118,7 +121,7 @@ class LiveView(View):
         )
         return Group(line, self._loads(report, pace.facts.moe_layers), Text(self._heldout))
 
-    def _loads(self, report: StepReport, layers: list[int]) -> RenderableType:
+    def _loads(self, report: "StepReport", layers: list[int]) -> RenderableType:
         """The layers that fit on the screen: the least even ones, in their order."""
         table = Table.grid(padding=(0, 2))
         busiest = report.max_over_mean

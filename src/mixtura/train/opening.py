@@ -62,6 +62,11 @@ class OpenModel:
         return name if self.step is None else f"{name}, step {self.step}"
 
 
+def is_gguf(model: str) -> bool:
+    """Whether the name leads to a GGUF file. Raises CheckpointError as `folder_of` does."""
+    return folder_of(model).suffix == GGUF
+
+
 def open_model(
     model: str | Path,
     dtype: DTypeName | None = None,

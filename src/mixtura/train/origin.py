@@ -16,7 +16,7 @@ from mixtura.errors import CheckpointError, ConfigError
 from mixtura.interop.hf_folder import read_json
 from mixtura.models import LanguageModel
 from mixtura.train.checkpoint import check_fits
-from mixtura.train.opening import OpenModel, open_model
+from mixtura.train.opening import OpenModel, is_gguf, open_model
 from mixtura.train.recipe import Recipe, differences
 from mixtura.train.run_folder import RunFolder
 
@@ -47,7 +47,8 @@ class Origin:
     @classmethod
     def open(cls, model: str) -> "Origin":
         """Any model but a packed one. Raises as `open_model` does."""
-        found: OpenModel = open_model(model)
+        # A quantised file would be packed, and its weights rounded once more.
+        found: OpenModel = open_model(model, "float32" if is_gguf(model) else None)
         if found.packed is not None:
             raise CheckpointError(
                 f"{model}: is packed, and rounded weights are a poor start for training; begin "

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
 from mixtura.terminal_text import visible_line
-from mixtura.train.step_report import StepReport
+
+if TYPE_CHECKING:
+    from mixtura.train.step_report import StepReport
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -51,7 +53,7 @@ class View:
     def replanned(self, steps: int) -> None:
         """The run takes another number of steps than it started with."""
 
-    def stepped(self, report: StepReport, *, logged: bool) -> None: ...
+    def stepped(self, report: "StepReport", *, logged: bool) -> None: ...
 
     def evaluated(self, step: int, bits_per_byte: float) -> None: ...
 
@@ -146,7 +148,7 @@ class PlainView(View):
         assert self._pace is not None, "a run starts before it is corrected"
         self._pace.replan(steps)
 
-    def stepped(self, report: StepReport, *, logged: bool) -> None:
+    def stepped(self, report: "StepReport", *, logged: bool) -> None:
         assert self._pace is not None, "a run starts before it steps"
         if logged:
             busiest = f"  load max/mean {max(report.max_over_mean):.2f}" if report.load else ""

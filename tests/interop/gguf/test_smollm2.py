@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct, a real file of 4 bits, beside transformers' own reading of it.
 
-MIXTURA_SMOLLM2 says where it is; examples/fetch_smollm2.py fetches it.
+MIXTURA_SMOLLM2 says where it is; `mixtura models pull smollm2` fetches it.
 """
 
 import math

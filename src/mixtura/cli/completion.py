@@ -1,0 +1,82 @@
+"""What a shell completes in place of a MODEL, a RECIPE or a NAME.
+
+Typer prints what these give. A shell completes paths by itself only where they give nothing, so
+paths stand beside the names. Nothing here loads torch, or says a word of its own.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mixtura.errors import MixturaError
+
+
+def models(incomplete: str) -> list[str]:
+    """Pulled models and paths."""
+    return _with_paths(_pulled, incomplete)
+
+
+def models_and_shapes(incomplete: str) -> list[str]:
+    """What `inspect` takes: known shapes and recipes too."""
+    return _with_paths(lambda: [*_pulled(), *_shapes(), *_recipes()], incomplete)
+
+
+def recipes(incomplete: str) -> list[str]:
+    """The recipes that are installed with Mixtura, and paths."""
+    return _with_paths(_recipes, incomplete)
+
+
+def names_to_pull(incomplete: str) -> list[str]:
+    """The models that have a name."""
+    from mixtura.interop.pulled_models import NAMED
+
+    return _begun(lambda: NAMED, incomplete)
+
+
+def kept_names(incomplete: str) -> list[str]:
+    """What `models remove` takes."""
+    return _begun(_kept, incomplete)
+
+
+def _kept() -> list[str]:
+    from mixtura.train.kept_models import kept_models
+
+    return [model.name for model in kept_models().models]
+
+
+def _pulled() -> list[str]:
+    from mixtura.interop.pulled_models import pulled_names
+
+    return pulled_names()
+
+
+def _shapes() -> Iterable[str]:
+    from mixtura.shapes.known import KNOWN
+
+    return KNOWN
+
+
+def _recipes() -> Iterable[str]:
+    from mixtura.config import own_recipes
+
+    return own_recipes()
+
+
+def _begun(names: Callable[[], Iterable[str]], incomplete: str) -> list[str]:
+    try:
+        return [name for name in names() if name.startswith(incomplete)]
+    except (MixturaError, OSError):
+        # The command itself says what is wrong.
+        return []
+
+
+def _with_paths(names: Callable[[], Iterable[str]], incomplete: str) -> list[str]:
+    begun = _begun(names, incomplete)
+    # Without a name the shell completes paths, and better.
+    return [*begun, *_paths(incomplete)] if begun else []
+
+
+def _paths(incomplete: str) -> list[str]:
+    """Paths of the working folder; a name that has begun names no other folder."""
+    shown = (path for path in Path().iterdir() if not path.name.startswith("."))
+    begun = (path for path in shown if path.name.startswith(incomplete))
+    return sorted(f"{path}/" if path.is_dir() else str(path) for path in begun)

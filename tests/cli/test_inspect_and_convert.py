@@ -35,6 +35,36 @@ def test_an_unknown_name_suggests_the_nearest(inside: Mixtura) -> None:
     assert "the nearest are mixtral-8x7b" in done.stderr
 
 
+def test_a_recipe_gives_its_model_and_its_run(inside: Mixtura) -> None:
+    shown = inside("inspect", "stdlib-bytes", "--set", "train.steps=100").stdout.splitlines()
+    assert shown[0].startswith("stdlib-bytes: decoder, 4 layers of width 128, 4 heads, vocabulary")
+    assert shown[0].endswith("8 experts of 128, top-2, in 4 of 4 layers, router softmax_topk")
+    # Steps of 16 * 256 tokens; four bytes a weight, and two moments of four.
+    assert shown[-3:] == [
+        "tokens                 409,600  100 steps of 4,096",
+        "weights              7,362,048  bytes, in fp32",
+        "optimizer           14,724,096  bytes, AdamW's two moments in fp32",
+    ]
+    found = json.loads(inside("inspect", "stdlib-bytes", "--json").stdout)
+    assert found["parameters"]["total"] * 4 == found["training"]["weight_bytes"] == 7_362_048
+    assert found["training"]["tokens"] == 2_457_600
+    assert found["flops_per_token"] == 1_253_632
+    twins = inside("inspect", "lstm-moe").stdout
+    assert "lstm-moe: lstm_moe, width 64, vocabulary 257, router noisy_topk" in twins
+
+
+def test_what_a_recipe_cannot_say_is_refused(inside: Mixtura, tmp_path: Path) -> None:
+    (tmp_path / "tuned.yaml").write_text("name: tuned\n", encoding="utf-8")
+    for arguments, problem in {
+        ("stdlib-bytes", "--verify"): "stdlib-bytes is a recipe, and holds no weights to verify",
+        ("olmoe-1b-7b", "--set", "a=1"): "--set a=1: olmoe-1b-7b is no recipe, so it has no key",
+        ("tuned.yaml",): "tuned.yaml: has no section 'model'; it goes on from the model of --from",
+        ("mine.yaml",): "mine.yaml: no such file; give the path of a YAML recipe, or one of lstm",
+    }.items():
+        done = inside("inspect", *arguments)
+        assert (done.returncode, problem in done.stderr) == (2, True), done.stderr
+
+
 def test_a_run_becomes_a_folder_that_says_the_same(
     inside: Mixtura, tiny_run: Path, tmp_path: Path
 ) -> None:

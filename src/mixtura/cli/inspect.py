@@ -1,11 +1,16 @@
 """`mixtura inspect`: what is in a model."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
-from mixtura.cli.arguments import AsJson, Model
+import typer
+
+from mixtura.cli import completion
+from mixtura.cli.arguments import MODEL_HELP, AsJson
 from mixtura.cli.startup import without_collection
 from mixtura.cli.verification import Verify, note_unchecked
+from mixtura.errors import ConfigError
 from mixtura.shapes import DecoderShape
 from mixtura.terminal_text import visible_line
 
@@ -13,7 +18,22 @@ if TYPE_CHECKING:
     from mixtura.interop.inspection import Inspection
 
 
-def inspect(model: Model, verify: Verify = False, as_json: AsJson = False) -> None:
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help=f"{MODEL_HELP} Or a known shape, or a RECIPE.",
+            autocompletion=completion.models_and_shapes,
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of a recipe; repeatable."),
+    ] = None,
+    verify: Verify = False,
+    as_json: AsJson = False,
+) -> None:
     """Say what is in a model, without reading its weights, but a packed model's, or to --verify.
 
     Its family and shape, its parameters (all of them, and those that one token uses), and every
@@ -23,13 +43,24 @@ def inspect(model: Model, verify: Verify = False, as_json: AsJson = False) -> No
     Active parameters come in two conventions: A counts every weight that one token uses, B leaves
     out an input embedding that is not also the head.
 
+    Of a recipe, by its file or its name: the model that it would train, the tokens that the run
+    reads, and the bytes of weights and of the optimizer's state. 'mixtura train' checks the rest.
+
     \b
       mixtura inspect runs/first
       mixtura inspect ./OLMoE-1B-7B
       mixtura inspect SmolLM2-135M-Instruct.Q4_1.gguf
       mixtura inspect olmoe-4bit
       mixtura inspect deepseek-v3 --json
+      mixtura inspect stdlib-bytes --set model.moe.num_experts=64
     """
+    from mixtura.train.inspection import is_recipe
+
+    if is_recipe(model):
+        _show_recipe(model, overrides or (), verify=verify, as_json=as_json)
+        return
+    if overrides:
+        raise ConfigError(f"--set {overrides[0]}: {model} is no recipe, so it has no key to set")
     with without_collection():
         from mixtura.train.inspection import inspect_model
 
@@ -40,6 +71,33 @@ def inspect(model: Model, verify: Verify = False, as_json: AsJson = False) -> No
         print(json.dumps(_data(found)))
     else:
         print("\n".join(map(visible_line, _lines(found))))
+
+
+def _show_recipe(recipe: str, overrides: Sequence[str], *, verify: bool, as_json: bool) -> None:
+    from mixtura.train.inspection import inspect_recipe
+
+    if verify:
+        raise ConfigError(f"--verify: {recipe} is a recipe, and holds no weights to verify")
+    with without_collection():
+        found = inspect_recipe(recipe, overrides)
+    if as_json:
+        training = {
+            "steps": found.steps,
+            "tokens_per_step": found.tokens_per_step,
+            "tokens": found.tokens,
+            "weight_bytes": found.weight_bytes,
+            "optimizer_bytes": found.optimizer_bytes,
+        }
+        print(json.dumps({**_data(found.model), "router": found.router, "training": training}))
+        return
+    first, *rest = _lines(found.model)
+    lines = [first if found.router is None else f"{first}, router {found.router}", *rest, ""]
+    lines += [
+        f"tokens      {found.tokens:>18,}  {found.steps:,} steps of {found.tokens_per_step:,}",
+        f"weights     {found.weight_bytes:>18,}  bytes, in fp32",
+        f"optimizer   {found.optimizer_bytes:>18,}  bytes, AdamW's two moments in fp32",
+    ]
+    print("\n".join(map(visible_line, lines)))
 
 
 def _data(found: "Inspection") -> dict[str, Any]:

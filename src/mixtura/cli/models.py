@@ -143,7 +143,7 @@ def remove(
 
 
 def _by_name(name: str) -> tuple[Path, bool]:
-    from mixtura.interop.pulled_models import pull
+    from mixtura.interop.model_fetch import pull
     from mixtura.train.live import choose_view
 
     with choose_view() as view:

@@ -12,7 +12,8 @@ from mixtura.lazy_names import at_first_use
 if TYPE_CHECKING:
     from mixtura.train.building import build_decoder, build_trainer
     from mixtura.train.changes import ChangedKeys
-    from mixtura.train.config import TrainConfig, choose_device
+    from mixtura.train.config import TrainConfig
+    from mixtura.train.device import choose_device
     from mixtura.train.journal import read_journal
     from mixtura.train.launch import corpus_cache, opened_run, prepare_corpus, train
     from mixtura.train.live import LiveView, choose_view
@@ -79,7 +80,7 @@ _HOMES = {
     "View": "mixtura.train.view",
     "build_decoder": "mixtura.train.building",
     "build_trainer": "mixtura.train.building",
-    "choose_device": "mixtura.train.config",
+    "choose_device": "mixtura.train.device",
     "choose_view": "mixtura.train.live",
     "corpus_cache": "mixtura.train.launch",
     "load_recipe": "mixtura.train.recipe",

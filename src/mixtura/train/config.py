@@ -1,12 +1,10 @@
-"""How a run trains: steps, batch, optimizer, precision, and what it writes when."""
+"""How a run trains: steps, batch, optimizer, precision, and what it writes when. No torch."""
 
 from typing import Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from mixtura.config import Config
-from mixtura.errors import ConfigError
 from mixtura.train.schedule import CosineConfig, ScheduleConfig, share_of_peak
 
 
@@ -64,22 +62,3 @@ class TrainConfig(Config):
     def learning_rate(self, step: float) -> float:
         """The rate of optimizer step `step`, which counts from 1; see `StepPlan.place`."""
         return self.lr * share_of_peak(self.schedule, step, self.warmup, self.steps)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU where there is none; another name is taken or refused."""
-    has_gpu = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if has_gpu else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"train.device={name} is not a device; choose auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if has_gpu else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(
-            f"train.device={name}: torch sees {count} GPUs here; set train.device=auto or cpu"
-        )
-    return device

@@ -12,7 +12,7 @@ from mixtura.train.allocator import keep_freed_memory
 from mixtura.train.building import build_trainer, check_model
 from mixtura.train.changes import ChangedKeys
 from mixtura.train.checkpoint import MODEL, check_fits, read
-from mixtura.train.config import choose_device
+from mixtura.train.device import choose_device
 from mixtura.train.environment import changes, environment
 from mixtura.train.journal import cut
 from mixtura.train.origin import Origin, reopened_origin

@@ -1,56 +1,26 @@
 """A recipe: one YAML file that says everything about a run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import model_validator
 
-from mixtura.config import Config, Tree, read_yaml, with_overrides
-from mixtura.data import (
-    BpeConfig,
-    BytesConfig,
-    ByteTokenizer,
-    DataConfig,
-    FileConfig,
-    GivenConfig,
-)
+from mixtura.config import Tree, read_yaml, with_overrides
 from mixtura.errors import ConfigError
 from mixtura.models import ModelConfig
-from mixtura.train.config import TrainConfig
+from mixtura.train.recipe_sections import RecipeSections
 
 
-class Recipe(Config):
+class Recipe(RecipeSections):
     """Model, data and training. `model.vocabulary` may be left out: it is the tokenizer's."""
 
-    name: str = Field(default="run", min_length=1)
     model: ModelConfig
-    data: DataConfig = DataConfig()
-    train: TrainConfig
-
-    @model_validator(mode="before")
-    @classmethod
-    def _vocabulary_from_tokenizer(cls, tree: Any) -> Any:
-        if not isinstance(tree, Mapping):
-            return tree
-        model = tree.get("model")
-        if not isinstance(model, Mapping) or "vocabulary" in model:
-            return tree
-        try:
-            vocabulary = _vocabulary(DataConfig.model_validate(tree.get("data", {})))
-        except ValidationError:
-            # The data section is refused in its turn, and that is the error to show.
-            vocabulary = 1
-        return {**tree, "model": {**model, "vocabulary": vocabulary}}
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        if self.train.length > self.model.context:
-            raise ValueError(
-                f"train.length={self.train.length} is longer than the model's "
-                f"context={self.model.context}; lower train.length or raise model.context"
-            )
+        self.check_context(self.model.context)
         return self
 
     def tree(self) -> Tree:
@@ -92,16 +62,3 @@ def check_vocabulary(recipe: Recipe, vocabulary: int) -> None:
             f"model.vocabulary={recipe.model.vocabulary} is less than the tokenizer's "
             f"{vocabulary} tokens; raise it, or leave it out"
         )
-
-
-def _vocabulary(data: DataConfig) -> int:
-    match data.tokenizer:
-        case BytesConfig():
-            return ByteTokenizer.vocabulary
-        case BpeConfig() as bpe:
-            return bpe.vocabulary
-        case FileConfig() as file:
-            # A tokenizer from a file needs no text to train on.
-            return file.build(lambda _: ()).vocabulary
-        case GivenConfig() as given:
-            return given.vocabulary

@@ -18,7 +18,8 @@ from mixtura.errors import NonFiniteError
 from mixtura.models import DecoderOutput, LanguageModel
 from mixtura.moe import end_micro_step, end_step, policy_losses
 from mixtura.train import nonfinite
-from mixtura.train.config import TrainConfig, choose_device
+from mixtura.train.config import TrainConfig
+from mixtura.train.device import choose_device
 from mixtura.train.load_watch import LoadWatch
 from mixtura.train.optimizer import (
     build_optimizer,

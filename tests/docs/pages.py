@@ -4,10 +4,12 @@
 
 runs each block of the page in FOLDER, from the first to the last. Commands run in bash, which stops
 at the first that fails. The Python blocks of a page are one program. A recipe is checked, and saved
-under its own name, as the page says; parts of a recipe are checked. A block that a page marks with
-`<!-- not run: REASON -->` in the line before it is passed over.
+under its own name, as the page says; parts of a recipe are checked. A block with a `title` is a
+file, and saved under that name. A block of `text` without a title shows what a command printed, and
+is passed over, as is one that a page marks with `<!-- not run: REASON -->` in the line before it.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -19,7 +21,8 @@ from typing import Any
 
 _BLOCK = re.compile(
     r"^(?P<mark><!-- not run: (?P<reason>[^>]+) -->\n)?"
-    r"(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
+    r"(?P<indent> *)```(?P<language>\w*)(?: title=\"(?P<title>[\w.]+)\")?\n"
+    r"(?P<text>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
 # What makes a block's run shorter and changes nothing else that it shows.
@@ -29,7 +32,9 @@ _SHORTER = (
         re.compile(r"(mixtura train (?![^\n]*train\.steps)[^\n#]*[^\s#])"),
         r"\1 --set train.steps=6 --set train.warmup=2 --set train.eval_tokens=4096",
     ),
-    (re.compile(r"(mixtura (?:generate|chat) [^\n#]*[^\s#])"), r"\1 --max-tokens 8"),
+    (re.compile(r"(mixtura (?:generate|chat) [^\n#>]*[^\s#>])"), r"\1 --max-tokens 8"),
+    (re.compile(r"(mixtura bench quality [^\n#]*[^\s#])"), r"\1 --tokens 256"),
+    (re.compile(r"(mixtura bench eval [^\n#]*[^\s#])"), r"\1 --limit 2"),
 )
 
 
@@ -39,6 +44,8 @@ class Block:
 
     line: int
     language: str
+    title: str | None
+    """the name of the file that it is"""
     text: str
     not_run: str | None
     """why it is passed over"""
@@ -50,6 +57,7 @@ def blocks(page: Path) -> list[Block]:
         Block(
             line=text[: found.start("text")].count("\n"),
             language=found["language"],
+            title=found["title"],
             text=found["text"],
             not_run=found["reason"],
         )
@@ -64,6 +72,8 @@ def follow(page: Path) -> None:
         if block.not_run is not None:
             continue
         print(f"{page.name}:{block.line}", flush=True)
+        if block.title is not None:
+            Path(block.title).write_text(block.text, encoding="utf-8")
         match block.language:
             case "" | "bash":
                 _run(block.text)
@@ -75,6 +85,11 @@ def follow(page: Path) -> None:
                 _check_yaml(block.text)
             case "sql":
                 _query(block.text)
+            case "json":
+                for line in block.text.splitlines():
+                    json.loads(line)
+            case "text":
+                continue
             case language:
                 raise AssertionError(f"{page}:{block.line}: a block of unknown kind {language!r}")
 

@@ -16,19 +16,21 @@ FOLLOWED = Path(__file__).with_name("pages.py")
 Bring = Callable[[str, Path], None]
 """bring(name, folder) puts a thing there that pages take for granted"""
 
+RUN, OLMOE, QWEN3 = "runs/first", "OLMoE-1B-7B-0924", "Qwen3-30B-A3B"
+SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 # What each page says that a reader has at hand. A page that is not listed needs nothing.
 NEEDS = {
-    "README.md": ("OLMoE-1B-7B-0924",),
-    "balancing-in-transformers.md": ("Qwen3-30B-A3B",),
-    "checkpoints.md": ("runs/first", "OLMoE-1B-7B-0924"),
-    "engine.md": ("OLMoE-1B-7B-0924",),
-    "eval.md": ("runs/first",),
-    "gguf.md": ("runs/first", "OLMoE-1B-7B-0924"),
-    "packed.md": ("runs/first", "OLMoE-1B-7B-0924"),
-    "quality.md": ("runs/first",),
-    "report.md": ("runs/first",),
-    "traces.md": ("runs/first", "OLMoE-1B-7B-0924"),
-    "transformers-backend.md": ("OLMoE-1B-7B-0924",),
+    "balancing-in-transformers.md": (QWEN3,),
+    "checkpoints.md": (RUN, OLMOE),
+    "engine.md": (RUN, OLMOE),
+    "eval.md": (RUN,),
+    "generate.md": (RUN, SMOLLM2),
+    "gguf.md": (RUN, OLMOE),
+    "packed.md": (RUN, OLMOE, SMOLLM2),
+    "quality.md": (RUN, SMOLLM2),
+    "report.md": (RUN,),
+    "traces.md": (RUN, OLMOE),
+    "transformers-backend.md": (OLMOE,),
 }
 FAST = {"moe-layer.md", "local-experts.md"}
 
@@ -48,7 +50,7 @@ def bring(tmp_path_factory: pytest.TempPathFactory) -> Bring:
             MAKERS[name](made / name)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         # Copied, as a page may write there.
-        shutil.copytree(made / name, folder / name)
+        _copy(made / name, folder / name)
 
     return brought
 
@@ -99,11 +101,30 @@ def qwen3(folder: Path) -> None:
     Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **counts, **experts)).save_pretrained(folder)
 
 
+def smollm2(path: Path) -> None:
+    """The real file: MIXTURA_SMOLLM2, or else by pip, which needs a network."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stated = os.environ.get("MIXTURA_SMOLLM2")
+    if stated:
+        shutil.copy(stated, path)
+    else:
+        script = REPOSITORY / "examples" / "fetch_smollm2.py"
+        subprocess.run([sys.executable, str(script), str(path.parent)], check=True)
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
-    "runs/first": first_run,
-    "OLMoE-1B-7B-0924": olmoe,
-    "Qwen3-30B-A3B": qwen3,
+    RUN: first_run,
+    OLMOE: olmoe,
+    QWEN3: qwen3,
+    SMOLLM2: smollm2,
 }
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy(source, target)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +135,9 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     ],
 )
 def test_every_block_of_the_page_runs(page: Path, bring: Bring, tmp_path: Path) -> None:
-    shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
-    # The README's commands stand in a clone that is set up.
+    # Commands stand in a clone that is set up.
+    for name in ("README.md", "recipes", "examples", "experiments"):
+        _copy(REPOSITORY / name, tmp_path / name)
     (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
     for name in NEEDS.get(page.name, ()):
         bring(name, tmp_path)

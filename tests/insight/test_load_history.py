@@ -29,6 +29,15 @@ def test_lines_are_summed_into_columns() -> None:
     np.testing.assert_allclose(history.layers[0].max_over_mean_X, [1.0, 1.5])
 
 
+def test_top_lies_above_the_largest_load_of_any_layer() -> None:
+    # Even loads need an axis too: 1.5. In the second layer the busiest of four has all of 60 in
+    # one column of 40, 60 over 15 = 4, and the axis ends at 1.08 * 4.
+    even = np.full((40, 4), 15)
+    peak = np.where(np.arange(40)[:, None] == 7, [60, 0, 0, 0], even)
+    assert load_history(curves_of(even), top_k=1, columns=40).top == 1.5
+    assert load_history(curves_of(even, peak), top_k=1, columns=40).top == pytest.approx(4.32)
+
+
 def test_only_the_last_hundred_steps_are_judged() -> None:
     # Logged every 50 steps: 50 and 100 lie within the last 100 of 150 only as 100 and 150.
     load = np.array([[100, 0], [3, 1], [5, 1]])

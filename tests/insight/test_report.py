@@ -77,6 +77,7 @@ def test_load_is_the_logs(data: Tree, pair: Path) -> None:
         shown = [relative[-1] for relative in layer["relative"]]
         np.testing.assert_allclose(shown, load_E / load_E.mean(), atol=1e-3)
         assert layer["max"][-1] == pytest.approx(load_E.max() / load_E.mean(), abs=1e-3)
+    assert data["load"]["top"] > max(max(layer["max"]) for layer in data["load"]["layers"])
 
 
 def test_tokens_have_the_routers_choices(data: Tree, pair: Path, open_subject: Open) -> None:

@@ -108,15 +108,10 @@ function drawLearning() {
 
 // ---- load
 
-function loadTop() {
-  const all = D.load.layers.flatMap((one) => one.max).sort((a, b) => a - b);
-  return Math.max(1.5, all[Math.floor(0.97 * (all.length - 1))]);
-}
-
 const ticks = (tickvals, text) => ({ tickvals, ticktext: tickvals.map(text) });
 const LOAD_STOPS = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1];
 
-function drawLoad(one, chart, top) {
+function drawLoad(one, chart) {
   const experts = one.relative.length;
   const log2 = one.relative.map((row) => row.map((ratio) => Math.max(-FULL, Math.min(FULL, Math.log2(Math.max(ratio, 1e-9))))));
   const steps = D.load.last.map((last, x) => (D.load.first[x] === last ? `step ${last}` : `steps ${D.load.first[x]}–${last}`));
@@ -138,7 +133,8 @@ function drawLoad(one, chart, top) {
     hovermode: "closest", margin: { l: 24 + 7 * `E${experts - 1}`.length, r: 8, t: 6, b: 30 }, shapes: strip,
     xaxis: { fixedrange: true, nticks: 5, tickformat: "~s", title: { text: "step", standoff: 2, font: { size: 12.5 } }, showline: false, zeroline: false },
     yaxis: { fixedrange: true, domain: [0, 0.7], autorange: "reversed", showgrid: false, ticklabelstandoff: 8, ...ticks([...new Set([0, Math.floor(experts / 2), experts - 1])], (e) => `E${e}`), automargin: false },
-    yaxis2: { domain: [0.76, 1], range: [1, top], ...ticks([...new Set([1, Math.floor(top)])], (v) => `${v}×`), gridcolor: rgb("var(--line)"), zeroline: false, fixedrange: true, anchor: "x" },
+    // By its logarithm, as the colours: an early peak leaves later differences to be seen.
+    yaxis2: { domain: [0.76, 1], type: "log", range: [0, Math.log10(D.load.top)], ...ticks([...new Set([1, Math.floor(D.load.top)])], (v) => `${v}×`), gridcolor: rgb("var(--line)"), zeroline: false, fixedrange: true, anchor: "x" },
   });
   Plotly.react(chart, [heat, busiest], layout, PLOT);
 }
@@ -160,7 +156,7 @@ function drawLoads() {
       el("h3", {}, `Layer ${one.layer}`, el("span", { class: "note" }, `max/mean now ${fixed(one.recent, 2)}`)), judged(one), chart));
     return chart;
   });
-  const draw = () => D.load.layers.forEach((one, index) => drawLoad(one, charts[index], loadTop()));
+  const draw = () => D.load.layers.forEach((one, index) => drawLoad(one, charts[index]));
   redraws.push(draw);
   draw();
 }

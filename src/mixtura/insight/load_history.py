@@ -41,6 +41,11 @@ class LoadHistory:
     last_step_X: NDArray[np.int64]
     layers: tuple[LayerHistory, ...]
 
+    @property
+    def top(self) -> float:
+        """Where the axis of every layer's max/mean load ends: above the largest value."""
+        return max(1.5, 1.08 * max(float(one.max_over_mean_X.max()) for one in self.layers))
+
 
 def load_history(curves: Curves, top_k: int, columns: int) -> LoadHistory:
     """Sum the logged load into at most `columns` columns of about as many log lines each.

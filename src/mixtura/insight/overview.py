@@ -144,6 +144,7 @@ def _load(run: Run) -> Tree | None:
         "last": listed(history.last_step_X),
         "top_k": run.model.moe.top_k,
         "recent": _recent(run),
+        "top": history.top,
         "layers": [
             {
                 "layer": layer,

@@ -64,13 +64,20 @@ def first_run(folder: Path) -> None:
 
 
 def olmoe(folder: Path) -> None:
-    """A folder with OLMoE's layout, a thousandth of its width, and bytes as tokens."""
+    """A folder with OLMoE's layout, a thirtieth of its width, and bytes as tokens."""
     from transformers import OlmoeConfig, OlmoeForCausalLM
 
     from mixtura.data import ByteTokenizer
     from mixtura.data.exported_tokenizer import as_checkpoint
 
-    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 320}
+    tokenizer = ByteTokenizer()
+    # No more: weights at random may choose any token, and each needs a text.
+    vocabulary: dict[str, Any] = {
+        "vocab_size": tokenizer.vocabulary,
+        "eos_token_id": tokenizer.end_of_document,
+        "pad_token_id": None,
+    }
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, **vocabulary}
     counts: dict[str, Any] = {
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
@@ -79,7 +86,7 @@ def olmoe(folder: Path) -> None:
     experts: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2}
     config = OlmoeConfig(**sizes, **counts, **experts, max_position_embeddings=4096)
     OlmoeForCausalLM(config).bfloat16().save_pretrained(folder)
-    as_checkpoint(ByteTokenizer()).save(folder)
+    as_checkpoint(tokenizer).save(folder)
 
 
 def qwen3(folder: Path) -> None:

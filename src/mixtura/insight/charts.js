@@ -129,12 +129,14 @@ function drawLoad(one, chart) {
   const strip = one.relative.map((_, expert) => ({
     type: "rect", xref: "paper", x0: -0.028, x1: -0.008, y0: expert - 0.5, y1: expert + 0.5, line: { width: 0 }, fillcolor: rgb(`var(--e${expert})`),
   }));
+  // Low enough that its label is not cut off above.
+  const power = 2 ** Math.floor(Math.log2(0.7 * D.load.top));
   const layout = frame({
     hovermode: "closest", margin: { l: 24 + 7 * `E${experts - 1}`.length, r: 8, t: 6, b: 30 }, shapes: strip,
     xaxis: { fixedrange: true, nticks: 5, tickformat: "~s", title: { text: "step", standoff: 2, font: { size: 12.5 } }, showline: false, zeroline: false },
     yaxis: { fixedrange: true, domain: [0, 0.7], autorange: "reversed", showgrid: false, ticklabelstandoff: 8, ...ticks([...new Set([0, Math.floor(experts / 2), experts - 1])], (e) => `E${e}`), automargin: false },
     // By its logarithm, as the colours: an early peak leaves later differences to be seen.
-    yaxis2: { domain: [0.76, 1], type: "log", range: [0, Math.log10(D.load.top)], ...ticks([...new Set([1, Math.floor(D.load.top)])], (v) => `${v}×`), gridcolor: rgb("var(--line)"), zeroline: false, fixedrange: true, anchor: "x" },
+    yaxis2: { domain: [0.76, 1], type: "log", range: [0, Math.log10(D.load.top)], ...ticks([...new Set([1, power])], (v) => `${v}×`), gridcolor: rgb("var(--line)"), zeroline: false, fixedrange: true, anchor: "x" },
   });
   Plotly.react(chart, [heat, busiest], layout, PLOT);
 }

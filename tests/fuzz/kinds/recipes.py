@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from kind import Kind
 from mutations import Raw, json_text, odd_value, spoilt_bytes, spoilt_tree
+from plain_yaml import plain_yaml
 
 _ROUTERS: list[dict[str, Any]] = [
     {"kind": "softmax_topk", "renormalise": True},
@@ -105,7 +106,7 @@ class Recipes(Kind):
         (case / "recipe.yaml").write_bytes(text)
 
     def parse(self, case: Path) -> None:
-        yaml.safe_load((case / "recipe.yaml").read_bytes())
+        plain_yaml((case / "recipe.yaml").read_bytes())
 
     def read(self, case: Path) -> None:
         from mixtura.models.blueprint import without_weights

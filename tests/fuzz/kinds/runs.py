@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
-import yaml
 from kind import Kind
 from mutations import json_text, spoilt_bytes, spoilt_tree
+from plain_yaml import parsed_once, plain_yaml
 
 _CHECKPOINT = "checkpoints/step-00000004"
 _JSON = (
@@ -63,7 +63,7 @@ class Runs(Kind):
                 _write(path, b"".join(lines))
             case 6:
                 path = run / "recipe.yaml"
-                tree = yaml.safe_load((run.parents[1] / "valid/run/recipe.yaml").read_bytes())
+                tree = plain_yaml((run.parents[1] / "valid/run/recipe.yaml").read_bytes())
                 _write(path, json_text(spoilt_tree(rng, tree), rng).encode())
             case 7:
                 path = run / _CHECKPOINT / rng.choice(_TENSORS)
@@ -78,7 +78,7 @@ class Runs(Kind):
 
     def parse(self, case: Path) -> None:
         run = case / "run"
-        yaml.safe_load((run / "recipe.yaml").read_bytes())
+        plain_yaml((run / "recipe.yaml").read_bytes())
         for name in _JSON:
             json.loads((run / name).read_bytes())
         for name in _LINES:
@@ -96,6 +96,7 @@ class Runs(Kind):
         from mixtura.train.run_folder import RunFolder
 
         run = case / "run"
+        parsed_once()
         inspect_model(run)
         # As a report reads it, then as generate does, then as --resume does.
         shown = Run.read(run)

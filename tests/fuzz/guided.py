@@ -7,6 +7,7 @@ belongs into the parser's own tests once it is mended.
 """
 
 import importlib
+import struct
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,15 +16,32 @@ from typing import Any
 
 # By name, since no list of ours installs it.
 atheris: Any = importlib.import_module("atheris")
+# atheris cannot see into what the finder of an editable install loads.
+sys.meta_path = [one for one in sys.meta_path if "editable" not in type(one).__module__]
+sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 with atheris.instrument_imports(include=["mixtura", "yaml", "json"]):
+    from signing import signed
+
     from mixtura.config import with_overrides
+    from mixtura.data.charsmap import Charsmap
+    from mixtura.data.sentencepiece_file import read_sentencepiece
     from mixtura.errors import ConfigError, MixturaError, UnexpectedError
+    from mixtura.interop.gguf import header as gguf_header
+    from mixtura.interop.safetensors_header import read_header
     from mixtura.json_reader import parse_json, read_lines
+    from mixtura.packed import header as packed_header
     from mixtura.shapes.families import family_of, shape_of
     from mixtura.terminal_text import LINE, one_line
     from mixtura.yaml_reader import parse_yaml
 
 _SECONDS = 120
+
+
+def _sized(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+_SAFETENSORS = b'{"a": {"dtype": "F16", "shape": [2, 1], "data_offsets": [0, 4]}}'
 _SEEDS = {
     "json": b'{"model_type": "llama", "a": [1, -2.5e3, null, true, "\\ud83d\\ude42"]}',
     "yaml": b"a: &a [1, 2.5, yes]\nb: {<<: {x: 1}, y: *a}\nc: |\n  text\n",
@@ -32,6 +50,27 @@ _SEEDS = {
     b'"max_position_embeddings": 64, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}',
     "lines": b'{"step": 1}\n{"step": 2, "load": [[1, 2]]}\n',
     "override": b"model.moe.top_k=2",
+    # A text, an array of numbers and one of texts; one tensor of two fp32 numbers.
+    "gguf": b"GGUF"
+    + struct.pack("<IQQ", 3, 1, 3)
+    + _sized(b"a")
+    + struct.pack("<I", 8)
+    + _sized(b"llama")
+    + _sized(b"b")
+    + struct.pack("<IIQ2i", 9, 5, 2, 1, -1)
+    + _sized(b"c")
+    + struct.pack("<IIQ", 9, 8, 1)
+    + _sized(b"x")
+    + _sized(b"t")
+    + struct.pack("<IQIQ", 1, 2, 0, 0)
+    + bytes(64),
+    "safetensors": _sized(_SAFETENSORS) + bytes(4),
+    # The JSON alone, which is signed below.
+    "packed": b'{"writer": "x", "family": "llama", "bits": 4, "config": {}, "tensors": [{"name": '
+    b'"a", "format": "float32", "shape": [2], "offset": 0, "bytes": 8, "sha256": ["0"]}]}',
+    # Two pieces, one with a score and a kind; a trainer of BPE; rules with a map of one unit.
+    "sentencepiece": b"\x0a\x0a\x0a\x05<unk>\x18\x02\x0a\x08\x0a\x01a\x15\0\0\x80\xbf"
+    b"\x12\x02\x18\x02\x1a\x0c\x12\x0a\x04\0\0\0\0\0\0\0x\0",
 }
 
 
@@ -49,6 +88,28 @@ def _config(data: bytes) -> None:
         shape_of(family_of(tree).read(tree)).total_parameters()
 
 
+def _gguf(data: bytes) -> None:
+    _SCRATCH.write_bytes(data)
+    gguf_header.read_header(_SCRATCH)
+
+
+def _safetensors(data: bytes) -> None:
+    _SCRATCH.write_bytes(data)
+    read_header(_SCRATCH)
+
+
+def _packed(data: bytes) -> None:
+    _SCRATCH.write_bytes(signed(data, bytes(64)))
+    packed_header.read_header(_SCRATCH)
+
+
+def _sentencepiece(data: bytes) -> None:
+    _SCRATCH.write_bytes(data)
+    read = read_sentencepiece(_SCRATCH)
+    if read.charsmap:
+        Charsmap(read.charsmap)("a b\u00fc")
+
+
 def _lines(data: bytes) -> None:
     _SCRATCH.write_bytes(data)
     list(read_lines(_SCRATCH, ConfigError))
@@ -64,8 +125,12 @@ _PARSERS: dict[str, Callable[[bytes], None]] = {
     "config": _config,
     "lines": _lines,
     "override": _override,
+    "gguf": _gguf,
+    "safetensors": _safetensors,
+    "packed": _packed,
+    "sentencepiece": _sentencepiece,
 }
-_SCRATCH = Path(tempfile.mkdtemp(prefix="guided-")) / "lines"
+_SCRATCH = Path(tempfile.mkdtemp(prefix="guided-")) / "file"
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from kind import Kind
 from mutations import ESCAPES, spoilt_bytes
+from usage import continued
 
 T = TypeVar("T")
 
@@ -139,7 +140,7 @@ class GGUFFiles(Kind):
             loaded = load_source(source)
             tokenizer = gguf_tokenizer(source.metadata)
             check_vocabulary(path, tokenizer, loaded.decoder.config)
-            tokenizer.decode(tokenizer.encode("the cat 22"))
+            continued(loaded.decoder, tokenizer, path)
 
 
 def _taken_apart(raw: bytes) -> Parts:

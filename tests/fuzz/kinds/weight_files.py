@@ -15,6 +15,7 @@ from kind import Kind
 from mutations import json_text, spoilt_bytes, spoilt_tree
 from signing import header_of, laid_out, signed
 from tiny_models import tiny_models, tiny_tokenizer
+from usage import continued
 
 MUST_REFUSE = "a byte of a tensor was changed"
 _DTYPES = [
@@ -46,7 +47,7 @@ _FORMATS = [
 
 
 class WeightFiles(Kind):
-    """What is read of each is what `inspect`, `convert` and loading read."""
+    """What is read of each is what `inspect`, `convert` and `generate` read."""
 
     def read(self, case: Path) -> None:
         for own in _folders(case):
@@ -58,7 +59,8 @@ class WeightFiles(Kind):
         from mixtura.train.opening import open_model
 
         inspect_model(own, verify=True)
-        open_model(own)
+        loaded = open_model(own)
+        continued(loaded.decoder, loaded.tokenizer, own)
 
 
 class Safetensors(WeightFiles):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from kind import Kind
 from mutations import ESCAPES, spoilt_bytes
-from usage import continued
+from usage import continued, continued_together
 
 T = TypeVar("T")
 
@@ -141,6 +141,7 @@ class GGUFFiles(Kind):
             tokenizer = gguf_tokenizer(source.metadata)
             check_vocabulary(path, tokenizer, loaded.decoder.config)
             continued(loaded.decoder, tokenizer, path)
+            continued_together(loaded.decoder, tokenizer, path)
 
 
 def _taken_apart(raw: bytes) -> Parts:

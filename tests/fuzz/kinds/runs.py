@@ -5,10 +5,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from kind import Kind
 from mutations import json_text, spoilt_bytes, spoilt_tree
 from plain_yaml import parsed_once, plain_yaml
+from usage import continued
 
 _CHECKPOINT = "checkpoints/step-00000004"
 _JSON = (
@@ -18,6 +20,8 @@ _JSON = (
     f"{_CHECKPOINT}/state.json",
     "tokenizer/tokenizer.mixtura.json",
 )
+# Beside the folders of cases: a corpus that is packed once.
+_FEW = "few-tokens"
 _LINES = ("log.jsonl", "eval.jsonl")
 _TENSORS = ("model.safetensors", "optimizer.safetensors", "state.safetensors")
 
@@ -30,6 +34,7 @@ class Runs(Kind):
     def make_valid(self, folder: Path) -> None:
         import torch
 
+        from mixtura.data import DataConfig, prepare
         from mixtura.train import Recipe, train
 
         torch.set_num_threads(1)
@@ -41,6 +46,12 @@ class Runs(Kind):
         run = folder.parent / "run"
         train(Recipe.parse(_recipe(text)), run, cache=folder.parent / "cache")
         shutil.copytree(run, folder / "run")
+        # So little that a report on it takes milliseconds.
+        few = folder.parent / "few"
+        few.mkdir()
+        for number in range(4):
+            (few / f"{number}.txt").write_text(f"{number} cat")
+        prepare(DataConfig.parse(_data(few)), folder.parent / _FEW)
 
     def mutate(self, rng: Random, valid: Path, case: Path) -> None:
         run = case / "run"
@@ -86,8 +97,10 @@ class Runs(Kind):
                 json.loads(line)
 
     def read(self, case: Path) -> None:
-        from mixtura.insight.overview import overview
-        from mixtura.insight.run import Run, find_twin
+        from mixtura.data import Corpus
+        from mixtura.insight import Subject
+        from mixtura.insight.page import embedded
+        from mixtura.insight.report import report_data
         from mixtura.train.checkpoint import read
         from mixtura.train.environment import changes
         from mixtura.train.inspection import inspect_model
@@ -98,11 +111,12 @@ class Runs(Kind):
         run = case / "run"
         parsed_once()
         inspect_model(run)
-        # As a report reads it, then as generate does, then as --resume does.
-        shown = Run.read(run)
-        find_twin(shown)
-        overview(shown, None)
-        load_run(run)
+        # As generate reads it, then as a report does, then as --resume does.
+        loaded = load_run(run)
+        continued(loaded.decoder, loaded.tokenizer, run, tokens=1)
+        (few,) = (case.parent / _FEW).iterdir()
+        subject = Subject(loaded.decoder, Corpus.open(few), loaded.step)
+        embedded(report_data(run, None, lambda _: subject))
         folder = RunFolder(run)
         newest = folder.checkpoints().newest()
         assert newest is not None, "load_run has found it"
@@ -113,7 +127,7 @@ class Runs(Kind):
         changes(folder.write_environment({"threads": 1}), {"threads": 1})
 
 
-def _recipe(text: Path) -> dict:
+def _recipe(text: Path) -> dict[str, Any]:
     return {
         "name": "tiny",
         "model": {
@@ -123,7 +137,7 @@ def _recipe(text: Path) -> dict:
             "attention": {"heads": 2, "kv_heads": 1, "head_dim": 8},
             "moe": {"num_experts": 4, "top_k": 2, "expert_width": 8},
         },
-        "data": {"source": {"kind": "text", "paths": [str(text)]}, "heldout": 0.4},
+        "data": _data(text),
         "train": {
             "steps": 4,
             "batch": 2,
@@ -135,6 +149,10 @@ def _recipe(text: Path) -> dict:
             "threads": 1,
         },
     }
+
+
+def _data(text: Path) -> dict[str, Any]:
+    return {"source": {"kind": "text", "paths": [str(text)]}, "heldout": 0.4}
 
 
 def _spoilt_text(rng: Random, data: bytes) -> bytes:

@@ -15,7 +15,7 @@ from kind import Kind
 from mutations import json_text, spoilt_bytes, spoilt_tree
 from signing import header_of, laid_out, signed
 from tiny_models import tiny_models, tiny_tokenizer
-from usage import continued
+from usage import continued, continued_together
 
 MUST_REFUSE = "a byte of a tensor was changed"
 _DTYPES = [
@@ -61,6 +61,7 @@ class WeightFiles(Kind):
         inspect_model(own, verify=True)
         loaded = open_model(own)
         continued(loaded.decoder, loaded.tokenizer, own)
+        continued_together(loaded.decoder, loaded.tokenizer, own)
 
 
 class Safetensors(WeightFiles):

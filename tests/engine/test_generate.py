@@ -9,6 +9,7 @@ import torch
 from mixtura.data.tokenizers import ByteTokenizer
 from mixtura.engine.context import Context
 from mixtura.engine.generate import Writer, generate
+from mixtura.engine.many import Many, Request
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.stopping import StopText
 from mixtura.errors import ConfigError, NonFiniteError
@@ -173,6 +174,21 @@ def test_broken_weights_are_refused(build: Callable[[str], Decoder]) -> None:
         model.head.weight[3] = torch.nan
     with pytest.raises(NonFiniteError):
         next(generate(model, TOKENIZER, "a", GREEDY, 5))
+
+
+def test_tokens_without_a_text_are_never_chosen(build: Callable[[str], Decoder]) -> None:
+    """Of a padded model: the likeliest after `a` is token 122, and the tokenizer has 100."""
+    tokenizer = ByteTokenizer()
+    tokenizer.vocabulary = 100
+    model = repeating(build("moe"), b"az")
+    stream = generate(model, tokenizer, "a", GREEDY, 3, logprobs=100)
+    list(stream)
+    many = Many(model, tokenizer, [Request("a", GREEDY, 3, logprobs=100)] * 2, 2)
+    for result in [stream.result, *(one.result for one in many.run())]:
+        assert result.logprobs is not None
+        assert [len(place.top) for place in result.logprobs] == [100] * 3
+        assert max(likely.token for place in result.logprobs for likely in place.top) == 99
+        assert max(result.tokens) < 100
 
 
 def test_nothing_is_left_behind_in_a_model_in_training(build: Callable[[str], Decoder]) -> None:

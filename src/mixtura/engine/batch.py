@@ -66,10 +66,13 @@ class _Part(NamedTuple):
 
 
 class Batch:
-    """Sequences over one runner: `add` them, and `advance` all until each has its `finish`."""
+    """Sequences over one runner: `add` them, and `advance` all until each has its `finish`.
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+    Answers are of tokens below `known`, such as the tokenizer's vocabulary; by default of all.
+    """
+
+    def __init__(self, runner: Runner, known: int | None = None) -> None:
+        self.runner, self._known = runner, known
         self.running: list[Running] = []
         self._free = list(reversed(range(runner.plan.slots)))
         self._read_last = False
@@ -151,7 +154,8 @@ class Batch:
             torch.tensor(asked_N, dtype=torch.int64),
         )
         moved = [part.of for part in parts if part.of.answers]
-        tokens = choose(logits_NV, [one.chooser for one in moved]) if moved else []
+        choosers = [one.chooser for one in moved]
+        tokens = choose(logits_NV, choosers, self._known) if moved else []
         for part in parts:
             if not part.of.answers:
                 part.of.chunks_read += len(part.tokens)

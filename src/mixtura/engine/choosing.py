@@ -46,8 +46,16 @@ class Chooser:
         return penalised(logits_V, self.sampling, self._prompt_N, self._answer)
 
 
-def choose(logits_NV: Tensor, choosers: Sequence[Chooser]) -> list[int]:
-    """As `sample` of its penalised logits for each by itself. Raises NonFiniteError."""
+def choose(logits_NV: Tensor, choosers: Sequence[Chooser], known: int | None = None) -> list[int]:
+    """As `sample` of its penalised logits for each by itself. Raises NonFiniteError.
+
+    A padded model has more tokens than its tokenizer: those from `known` on are never chosen, and
+    their logits become -inf.
+    """
+    if known is not None and known < logits_NV.shape[1]:
+        # A model computes in inference mode, and what it gives is changed in no other.
+        with torch.inference_mode():
+            logits_NV[:, known:] = -torch.inf
     if any(chooser.penalises for chooser in choosers):
         rows = zip(logits_NV, choosers, strict=True)
         logits_NV = torch.stack(

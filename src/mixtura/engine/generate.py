@@ -193,7 +193,8 @@ class Stream:
             began = perf_counter()
             if self._tokens:
                 logits_V = context.read(self._tokens[-1:])
-            (token,) = choose(logits_V[None], [self._chooser])
+            known = self._writer.tokenizer.vocabulary
+            (token,) = choose(logits_V[None], [self._chooser], known)
             self._decode_seconds += perf_counter() - began
             if token in self._ends:
                 self._finish = "end"

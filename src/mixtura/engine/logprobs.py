@@ -30,7 +30,7 @@ class Logprobs:
 
 
 def logprobs_of(logits_V: Tensor, token: int, count: int) -> Logprobs:
-    """The model's own, of all its tokens at temperature 1, before any option of `Sampling`."""
+    """The model's own, of all tokens with a text, at temperature 1, before any `Sampling`."""
     logprobs_V = logits_V.double().log_softmax(-1)
     best = logprobs_V.topk(min(count, len(logprobs_V)))
     top = zip(best.indices.tolist(), best.values.tolist(), strict=True)

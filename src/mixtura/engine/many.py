@@ -120,7 +120,8 @@ class Many:
         batch = Batch(
             Runner.of(
                 self._decoder, self._together, self._context, self._kv or own_kv(self._decoder)
-            )
+            ),
+            self._tokenizer.vocabulary,
         )
         waiting = list(enumerate(zip(self._requests, self._prompts, strict=True)))[::-1]
         answers: dict[int, _Answer] = {}

@@ -346,6 +346,24 @@ def test_the_hubs_snapshots_are_listed_and_removed(
     assert not entries(tmp_path)
 
 
+def test_a_hub_id_is_fetched_into_the_hubs_cache(
+    inside: Mixtura, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = hub / "models--somebody--small"
+    snapshot = model / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("a" * 40)
+    (snapshot / "config.json").write_bytes(b"x" * 10)
+    done = inside("models", "pull", "somebody/small", "--json")
+    found = {"model": "somebody/small", "path": str(snapshot), "bytes": 10, "fetched": False}
+    assert (json.loads(done.stdout), done.returncode) == (found, 0)
+    done = inside("models", "pull", "somebody/other")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "somebody/other: no such folder, and not in the hub's cache" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -11,7 +11,6 @@ from mixtura.cli.arguments import MODEL_HELP, AsJson
 from mixtura.cli.startup import without_collection
 from mixtura.cli.verification import Verify, note_unchecked
 from mixtura.errors import ConfigError
-from mixtura.shapes import DecoderShape
 from mixtura.terminal_text import visible_line
 
 if TYPE_CHECKING:
@@ -166,6 +165,8 @@ def _lines(found: "Inspection") -> list[str]:
 
 
 def _described(found: "Inspection") -> str:
+    from mixtura.shapes import DecoderShape
+
     shape = found.shape
     if not isinstance(shape, DecoderShape):
         return f"width {shape.width}, vocabulary {shape.vocabulary}"

@@ -19,10 +19,7 @@ from mixtura.terminal_text import visible_line
 if TYPE_CHECKING:
     from mixtura.train.kept_models import KeptModel, KeptModels, Removed
 
-_DOES = "Say which models are on this machine, fetch one by its name, or remove some."
-
 models = typer.Typer(
-    help=_DOES,
     rich_markup_mode=None,
     add_completion=False,
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -102,7 +99,7 @@ def remove(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME...", help="As 'mixtura models' lists them.", autocompletion=kept_names
+            metavar="NAME", help="As 'mixtura models' lists them.", autocompletion=kept_names
         ),
     ] = None,
     all_packed: Annotated[

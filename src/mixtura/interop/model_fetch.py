@@ -145,11 +145,12 @@ def _is_right(path: Path, model: NamedModel) -> bool:
 
 
 def _bytes_below(folder: Path) -> int:
+    """pip renames and removes files and folders meanwhile; `os.walk` passes over those, too."""
     found = 0
-    for path in folder.rglob("*"):
-        # pip renames and removes meanwhile.
-        with suppress(FileNotFoundError):
-            found += path.lstat().st_size if path.is_file() else 0
+    for here, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found += Path(here, name).lstat().st_size
     return found
 
 

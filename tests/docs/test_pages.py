@@ -71,7 +71,7 @@ def first_run(folder: Path) -> None:
     """What the quickstart trains, after a few steps."""
     from mixtura.train import load_recipe, train
 
-    short = ["train.steps=6", "train.warmup=2", "train.eval_tokens=4096"]
+    short = ["train.steps=4", "train.warmup=2", "train.eval_tokens=1024"]
     train(load_recipe(REPOSITORY / "recipes" / "stdlib-bytes.yaml", short), folder)
 
 

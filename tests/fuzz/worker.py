@@ -98,16 +98,19 @@ def run_case(kind: Kind, folder: Path, seed: int, noise: int) -> Outcome:
 
 def _judged(error: BaseException, case: Path) -> tuple[Literal["refused", "bug"], str]:
     """A refusal is a MixturaError that names a file of the case, and no memory ran out for it."""
-    whole = "".join(traceback.format_exception(error))[-4000:]
     if not isinstance(error, MixturaError) or isinstance(error, UnexpectedError):
-        return "bug", whole
+        return "bug", _traceback(error)
     line = one_line(str(error))
     if _for_want_of_memory(error):
-        return "bug", f"ran out of memory before it said: {line}\n{whole}"
+        return "bug", f"ran out of memory before it said: {line}\n{_traceback(error)}"
     names = {case.name, *(path.name for path in case.rglob("*"))}
     if not any(one_line(name) in line for name in names):
-        return "bug", f"names no file: {line}\n{whole}"
+        return "bug", f"names no file: {line}\n{_traceback(error)}"
     return "refused", line
+
+
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-4000:]
 
 
 def _for_want_of_memory(error: BaseException | None) -> bool:

@@ -1,5 +1,6 @@
 """SentencePiece's files give SentencePiece's own tokens and texts, on odd text too."""
 
+import base64
 import json
 import textwrap
 from collections.abc import Callable
@@ -299,6 +300,17 @@ def test_a_damaged_charsmap_is_named(sentencepiece_model: Model, tmp_path: Path)
     size = int.from_bytes(raw[:4], "little")
     with pytest.raises(DataError, match="points behind its texts"):
         Charsmap(raw[: 4 + size])("\uff21")
+    # The same in a folder that we saved, which a text is the first to notice.
+    (tmp_path / "tokenizer.model").write_bytes(path.read_bytes())
+    own = tmp_path / "own"
+    own.mkdir()
+    load_tokenizer(tmp_path).save(own)
+    tree = json.loads((own / "tokenizer.json").read_bytes())
+    (step,) = (one for one in tree["normalizer"]["normalizers"] if one["type"] == "Precompiled")
+    step["precompiled_charsmap"] = base64.b64encode(raw[: 4 + size]).decode()
+    (own / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"own/tokenizer\.json: .*points behind its texts"):
+        load_tokenizer(own).encode("\uff21")
 
 
 def test_the_names_of_marks_stay_text(llama: CheckpointTokenizer) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 
 from mixtura.errors import DataError
 
-_DAMAGED = "the tokenizer's precompiled_charsmap is damaged"
 # SentencePiece's own nmt_nfkc_cf has 260 KB.
 _LARGEST = 8 * 2**20
 # Characters of the longest text that is looked for; those of SentencePiece have 18.
@@ -26,13 +25,15 @@ class _Found(NamedTuple):
 class Charsmap:
     """Replaces, from left to right, the longest text that has a replacement.
 
-    Raises DataError for bytes that hold no such map, some of them only when text leads there.
+    Raises DataError for bytes that hold no such map, some of them only when text leads there;
+    `origin` opens its line.
     """
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, origin: str = "the tokenizer") -> None:
+        self._damaged = f"{origin}: the precompiled_charsmap is damaged"
         size = struct.unpack("<I", raw[:4])[0] if len(raw) >= 4 else 0
         if len(raw) > _LARGEST or not 4 <= size <= len(raw) - 4 or size % 4:
-            raise DataError(f"{_DAMAGED}: the trie of {size} bytes does not fit in {len(raw)}")
+            raise DataError(f"{self._damaged}: the trie of {size} bytes does not fit in {len(raw)}")
         self._units: list[int] = np.frombuffer(raw, "<u4", size // 4, 4).tolist()
         self._texts = raw[4 + size :]
 
@@ -62,17 +63,17 @@ class Charsmap:
 
     def _unit(self, place: int) -> int:
         if place >= len(self._units):
-            raise DataError(f"{_DAMAGED}: the trie points behind its end")
+            raise DataError(f"{self._damaged}: the trie points behind its end")
         return self._units[place]
 
     def _text(self, start: int) -> str:
         end = self._texts.find(b"\0", start)
         if start >= len(self._texts) or end < 0:
-            raise DataError(f"{_DAMAGED}: it points behind its texts")
+            raise DataError(f"{self._damaged}: it points behind its texts")
         try:
             return self._texts[start:end].decode("utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"{_DAMAGED}: a replacement is no UTF-8 text") from error
+            raise DataError(f"{self._damaged}: a replacement is no UTF-8 text") from error
 
 
 def _offset(unit: int) -> int:

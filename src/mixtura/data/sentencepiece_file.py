@@ -87,7 +87,7 @@ def _parsed(raw: bytes) -> SentencePieceFile:
     pieces = Pieces(_ALGORITHMS[kind], texts, scores, kinds, training.flag(35, False))
     charsmap = rules.raw(2)
     if charsmap:
-        Charsmap(charsmap)
+        Charsmap(charsmap, "its rules")
     return SentencePieceFile(
         pieces,
         charsmap,

@@ -37,11 +37,11 @@ def sentencepiece_json(
     return json.dumps(tree, ensure_ascii=False)
 
 
-def charsmap_of(tree: Tree) -> Charsmap | None:
-    """What `sentencepiece_json` put in. Raises DataError where it is damaged."""
+def charsmap_of(tree: Tree, origin: str = "the tokenizer") -> Charsmap | None:
+    """What `sentencepiece_json` put in. Raises DataError, naming `origin`, where it is damaged."""
     for one in (tree["normalizer"] or {}).get("normalizers", []):
         if one["type"] == "Precompiled":
-            return Charsmap(base64.b64decode(one["precompiled_charsmap"]))
+            return Charsmap(base64.b64decode(one["precompiled_charsmap"]), origin)
     return None
 
 

@@ -58,7 +58,7 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         try:
             tree = parse_object(text, origin, DataError)
             special = {one["content"]: bool(one["special"]) for one in tree["added_tokens"]}
-            self._charsmap = charsmap_of(tree)
+            self._charsmap = charsmap_of(tree, origin)
             plain = json.dumps(plain_of(tree))
             is_unigram = tree["model"]["type"] == "Unigram"
             lattice = backend_of(json.dumps(lattice_of(tree)), origin) if is_unigram else None

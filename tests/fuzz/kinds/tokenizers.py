@@ -1,26 +1,29 @@
-"""tokenizer.json, and the files beside it that say what its tokens are for."""
+"""tokenizer.json and tokenizer.model, and the files beside them that say what tokens are for."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from kind import Kind
 from mutations import json_text, near, odd_value, spoilt_bytes, spoilt_tree
+from sentencepiece_models import small_model, spoilt_model, written
 
 _TEXT = "def main(x1):\n    return 'Grüße, 木 🙂' <|im_end|> 12345\n"
 _TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "config.json",
-)
+# Of SentencePiece, by the number of its kind.
+_PIECES = {"unigram": 1, "pieces": 2}
+_PIECES_CONFIG = {
+    "add_bos_token": True,
+    "legacy": False,
+    "eos_token": "</s>",
+    "added_tokens_decoder": {"1": {"content": "<s>", "special": True}},
+}
 
 
 class Tokenizers(Kind):
-    """Byte-level BPE of a few hundred tokens, in a folder as Hugging Face has it, or as we do."""
+    """Byte-level BPE and scored pieces, in a folder as Hugging Face has it, or as we do."""
 
     name = "tokenizers"
 
@@ -32,9 +35,15 @@ class Tokenizers(Kind):
         for name, tree in _trees().items():
             (hf / name).write_text(json.dumps(tree))
         load_tokenizer(hf).save(folder / "ours")
+        for name, number in _PIECES.items():
+            own = folder / name
+            own.mkdir()
+            (own / "tokenizer.model").write_bytes(written(small_model(number)))
+            (own / "tokenizer_config.json").write_text(json.dumps(_PIECES_CONFIG))
+            load_tokenizer(own).save(folder / f"{name}-ours")
 
     def mutate(self, rng: Random, valid: Path, case: Path) -> None:
-        layout = rng.choice(["hf", "hf", "ours"])
+        layout = rng.choice(["hf", "hf", "ours", *_PIECES, *(f"{name}-ours" for name in _PIECES)])
         own = case / layout
         own.mkdir()
         for path in (valid / layout).iterdir():
@@ -42,7 +51,9 @@ class Tokenizers(Kind):
         for _ in range(rng.choice([1, 1, 2])):
             path = own / rng.choice(sorted(path.name for path in own.iterdir()))
             data = path.read_bytes()
-            if path.suffix != ".json" or rng.randrange(6) == 0:
+            if path.suffix == ".model" and rng.randrange(3):
+                path.write_bytes(written(spoilt_model(rng, small_model(_PIECES[layout]))))
+            elif path.suffix != ".json" or rng.randrange(6) == 0:
                 path.write_bytes(spoilt_bytes(rng, data))
             else:
                 tree = self._spoilt(rng, path.name, data)
@@ -72,31 +83,20 @@ class Tokenizers(Kind):
 
     def read(self, case: Path) -> None:
         from mixtura.data import load_tokenizer
-        from mixtura.data.byte_level_parts import byte_level_parts
         from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer
-        from mixtura.errors import reading
+        from mixtura.errors import DataError, reading
+        from mixtura.interop.gguf.tokenizer_keys import tokenizer_keys
 
         for own in case.iterdir():
             with reading(own):
                 tokenizer = load_tokenizer(own)
-            tokens = tokenizer.encode(_TEXT)
-            tokenizer.decode(tokens)
+            tokenizer.decode(tokenizer.encode(_TEXT))
+            tokenizer.encode(_TEXT, continues=True)
             if isinstance(tokenizer, CheckpointTokenizer):
                 tokenizer.decode(tokenizer.encode_with_marks(_TEXT))
-                # As `convert --to gguf` takes it apart; its line has no file to name.
-                with reading(own):
-                    _taken_apart(byte_level_parts, tokenizer, own)
-
-
-def _taken_apart(take: Any, tokenizer: Any, own: Path) -> None:
-    from mixtura.errors import DataError, UnexpectedError
-
-    try:
-        take(tokenizer)
-    except UnexpectedError:
-        raise
-    except DataError as error:
-        raise DataError(f"{own}: {error}") from error
+                # As `convert --to gguf` takes it apart; a format that cannot hold it is no bug.
+                with reading(own), suppress(DataError):
+                    tokenizer_keys(tokenizer, tokenizer.vocabulary)
 
 
 def _trees() -> dict[str, Any]:

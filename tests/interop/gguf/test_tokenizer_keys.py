@@ -61,6 +61,15 @@ def test_what_is_stated() -> None:
     assert keys["tokenizer.chat_template"] == "{{ messages[0].content }}"
 
 
+def test_a_name_without_a_token_is_left_out() -> None:
+    whole = chatty()
+    names = {**whole.facts.names, "pad_token": "<none>", "unk_token": "<none>"}
+    facts = whole.facts.model_copy(update={"names": names})
+    keys = tokenizer_keys(CheckpointTokenizer(whole.to_json(), facts), 266)
+    assert keys["tokenizer.ggml.eos_token_id"] == 2
+    assert not {f"tokenizer.ggml.{part}_token_id" for part in ("padding", "unknown")} & set(keys)
+
+
 @pytest.mark.parametrize("begins", [False, True])
 def test_it_is_read_as_it_was(begins: bool, tiny: Tiny, tmp_path: Path) -> None:
     before = chatty(begins)

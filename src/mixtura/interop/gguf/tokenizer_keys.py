@@ -95,7 +95,12 @@ def _ids(tokenizer: CheckpointTokenizer, tokens: list[str]) -> dict[str, int]:
     """Tokens with a part to play, by that part."""
     number_of = {token: number for number, token in enumerate(tokens)}
     names = tokenizer.facts.names
-    found = {part: number_of[names[name]] for name, part in _NAMES.items() if name in names}
+    # A file may name a token that the vocabulary lacks; it has no number to write.
+    found = {
+        part: number_of[names[name]]
+        for name, part in _NAMES.items()
+        if names.get(name) in number_of
+    }
     if tokenizer.begin:
         found["bos"] = tokenizer.begin[0]
     named = number_of.get(names["eos_token"]) if "eos_token" in names else None

@@ -53,6 +53,15 @@ def test_chat_and_trace_run_from_packed_weights_too(inside: Mixtura, file: Path)
     assert (plain.returncode, "packed" in plain.stderr) == (0, False)
 
 
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_the_end_of_a_process_leaves_nothing_native(
+    mixtura: Mixtura, file: Path, command: str
+) -> None:
+    # nanobind lists on stderr what of its objects outlives the process.
+    done = mixtura(command, file, "--max-tokens", "2", given="a\n")
+    assert (done.returncode, "nanobind" in done.stderr) == (0, False), done.stderr
+
+
 def test_a_full_disk_is_one_line(mixtura: Mixtura, file: Path, tmp_path: Path) -> None:
     full = ["prlimit", "--fsize=40000"]
     own = {"MIXTURA_CACHE": str(tmp_path / "cache")}

@@ -163,7 +163,7 @@ def test_every_block_of_the_page_runs(page: Path, bring: Bring, tmp_path: Path) 
         [sys.executable, str(FOLLOWED), str(page), str(tmp_path)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={"OMP_NUM_THREADS": "2", **os.environ},
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"[-6000:]

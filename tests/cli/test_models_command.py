@@ -139,6 +139,31 @@ def test_what_is_pulled_goes_by_its_name(
     assert json.loads(inside("inspect", "tiny", "--json").stdout)["family"] == "mixtral"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("chat", "tiny"),
+        ("inspect", "tiny"),
+        ("pack", "tiny", "out"),
+        ("convert", "tiny", "out"),
+        ("trace", "tiny", "--prompt", "a", "--out", "out"),
+        ("bench", "quality", "tiny"),
+        ("bench", "eval", "tiny"),
+        ("train", "stdlib-bytes", "--from", "tiny", "--out", "out"),
+    ],
+    ids=" ".join,
+)
+def test_every_command_names_the_pull_that_is_missing(
+    tiny: NamedModel, inside: Mixtura, arguments: tuple[str, ...]
+) -> None:
+    done = inside(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    size = f"{tiny.bytes / 1e3:.2f} kB"
+    assert done.stderr == (
+        f"mixtura: tiny: is not pulled yet; 'mixtura models pull tiny' fetches it ({size})\n"
+    )
+
+
 @pytest.mark.skipif(native() is None, reason="nothing is packed without compiled kernels")
 def test_removal_takes_what_was_packed_from_it_too(
     tiny: NamedModel, inside: Mixtura, tmp_path: Path

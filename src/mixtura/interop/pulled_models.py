@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtura.errors import CheckpointError
+from mixtura.memory import in_words
 from mixtura.user_cache import FolderCache, Lease, user_cache
 
 
@@ -77,7 +78,7 @@ def pulled_path(name: str) -> Path:
     if lease is None or lease.path.parent != pulled_cache().root:
         lease = pulled_cache().opened(name)
     if lease is None:
-        raise CheckpointError(f"{name}: is not pulled yet; {remedy} ({model.bytes / 1e6:.0f} MB)")
+        raise CheckpointError(f"{name}: is not pulled yet; {remedy} ({in_words(model.bytes)})")
     _in_use[name] = lease
     path = lease.path / model.file
     if not path.is_file() or path.stat().st_size != model.bytes:

@@ -15,7 +15,7 @@ class Kind(ABC):
     name: ClassVar[str]
     seconds: ClassVar[float] = 10.0
     """that one case may take"""
-    fast_cases: ClassVar[int] = 300
+    fast_cases: ClassVar[int] = 80
     """in the default tests"""
 
     @abstractmethod

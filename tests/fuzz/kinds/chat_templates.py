@@ -94,7 +94,7 @@ class ChatTemplates(Kind):
     """What is read is what `chat` reads: the tokenizer, the template, and the prompts of turns."""
 
     name = "templates"
-    fast_cases = 200
+    fast_cases = 40
 
     def make_valid(self, folder: Path) -> None:
         from mixtura.data import Tokenizer

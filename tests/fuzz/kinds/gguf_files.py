@@ -89,6 +89,7 @@ class GGUFFiles(Kind):
     """A key or a tensor is changed in most cases; else bytes of the whole."""
 
     name = "gguf"
+    fast_cases = 40
 
     def __init__(self) -> None:
         self._parts: dict[Path, Parts] = {}

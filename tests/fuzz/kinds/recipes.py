@@ -81,6 +81,7 @@ _PIECES = [
 
 class Recipes(Kind):
     name = "recipes"
+    fast_cases = 40
 
     def make_valid(self, folder: Path) -> None:
         (folder / "recipe.yaml").write_text(yaml.safe_dump(_RECIPE))

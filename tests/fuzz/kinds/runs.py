@@ -30,6 +30,7 @@ class Runs(Kind):
     """A log's lines and objects with changes; the bytes of any file; a step's folder renamed."""
 
     name = "runs"
+    fast_cases = 30
 
     def make_valid(self, folder: Path) -> None:
         import torch

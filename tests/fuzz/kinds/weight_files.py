@@ -184,6 +184,7 @@ class SignedAnew(Packed):
     """A header changed, and every digest put right again."""
 
     name = "signed-anew"
+    fast_cases = 40
 
     def mutate(self, rng: Random, valid: Path, case: Path) -> None:
         path = _linked(rng.choice(_folders(valid)), case)

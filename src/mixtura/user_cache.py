@@ -5,7 +5,6 @@ ROOT/NAME/used       its time of modification says when the entry was last opene
 ROOT/.making         the lock of whoever makes or removes entries
 """
 
-import fcntl
 import os
 import shutil
 import weakref
@@ -86,7 +85,7 @@ class FolderCache:
         except FileNotFoundError:
             return None
         try:
-            _lock(descriptor, fcntl.LOCK_SH)
+            _lock(descriptor, shared=True)
             # It may have been removed before the lock was ours.
             if path.stat().st_ino != os.fstat(descriptor).st_ino:
                 raise FileNotFoundError
@@ -140,7 +139,7 @@ class FolderCache:
         except FileNotFoundError:
             return False
         try:
-            _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, wait=False)
             # Out of sight at once: a process killed in the middle leaves no half entry.
             doomed = partial_beside(path)
             path.rename(doomed)
@@ -162,7 +161,7 @@ class FolderCache:
                 "MIXTURA_CACHE"
             ) from error
         try:
-            _lock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor)
             yield
         finally:
             os.close(descriptor)
@@ -174,8 +173,12 @@ def _entry(path: Path) -> CacheEntry:
     return CacheEntry(path, sum(file.st_size for file in files.values()), used.st_mtime)
 
 
-def _lock(descriptor: int, how: int) -> None:
+def _lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> None:
     """Raises BlockingIOError where another holds it; a file system without locks has none."""
+    # Not at the top: the command line imports this file, and reports a missing fcntl in one line.
+    from mixtura.posix import fcntl
+
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         fcntl.flock(descriptor, how)
     except BlockingIOError:

@@ -53,12 +53,12 @@ def test_chat_and_trace_run_from_packed_weights_too(inside: Mixtura, file: Path)
     assert (plain.returncode, "packed" in plain.stderr) == (0, False)
 
 
-@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize("name", ["generate", "chat"])
 def test_the_end_of_a_process_leaves_nothing_native(
-    mixtura: Mixtura, file: Path, command: str
+    mixtura: Mixtura, file: Path, name: str
 ) -> None:
     # nanobind lists on stderr what of its objects outlives the process.
-    done = mixtura(command, file, "--max-tokens", "2", given="a\n")
+    done = mixtura(name, file, "--max-tokens", "2", given="a\n")
     assert (done.returncode, "nanobind" in done.stderr) == (0, False), done.stderr
 
 

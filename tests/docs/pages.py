@@ -29,7 +29,7 @@ _BLOCK = re.compile(
 KINDS = frozenset({"", "bash", "python", "yaml", "sql", "json", "text"})
 # What makes a block's run shorter and changes nothing else that it shows.
 _SHORTER = (
-    (re.compile(r"--set train\.steps=\d+"), "--set train.steps=6"),
+    (re.compile(r"--set train\.steps=\d+"), "--set train.steps=6 --set train.warmup=2"),
     (
         re.compile(r"(mixtura train [^\n#]*[^\s#])"),
         r"\1 --set train.warmup=2 --set train.eval_tokens=1024",

@@ -126,7 +126,11 @@ def pull_smollm2() -> None:
     if stated is None:
         pull(SMOLLM2, silent)
         return
-    pulled_cache().made(SMOLLM2, lambda folder, _: shutil.copy(stated, folder)).release()
+
+    def write(folder: Path, _: Callable[[int], None]) -> None:
+        shutil.copy(stated, folder)
+
+    pulled_cache().made(SMOLLM2, write).release()
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {

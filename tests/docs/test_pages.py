@@ -12,7 +12,8 @@ import pytest
 from tests.docs.pages import KINDS, blocks
 
 from mixtura.data.preparation import silent
-from mixtura.interop.pulled_models import pull, pulled_cache
+from mixtura.interop.model_fetch import pull
+from mixtura.interop.pulled_models import pulled_cache
 
 REPOSITORY = Path(__file__).parents[2]
 FOLLOWED = Path(__file__).with_name("pages.py")

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtura.errors import CheckpointError, DataError
-from mixtura.json_reader import DEPTH, DIGITS, parse_json, parse_object, read_lines, read_object
+from mixtura.json_reader import (
+    DEPTH,
+    DIGITS,
+    VALUES,
+    parse_json,
+    parse_object,
+    read_lines,
+    read_object,
+)
 
 PLAIN = st.recursive(
     st.none()
@@ -43,6 +51,7 @@ def test_parse_json_reads_what_json_writes(tree: object) -> None:
         (b"[\xff]", r"not UTF-8 \(0xFF at byte 1\)"),
         ('{"a": }', r"is not JSON \(Expecting value at line 1, column 7\)"),
         ("", "is not JSON"),
+        ("[" + "{}," * (VALUES // 2) + "0]", "holds more than 4,194,304 values"),
     ],
 )
 def test_parse_json_refuses(text: str | bytes, said: str) -> None:

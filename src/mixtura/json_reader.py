@@ -22,6 +22,8 @@ MOST_BYTES_LISTED = 48 << 20
 DEPTH = 64
 DIGITS = 100
 """of a whole number; tokenizer_config.json says 10^30 where it means no bound"""
+VALUES = 1 << 22
+"""in all; twice what lists 150,000 tensors, and so many take two or three seconds"""
 
 _SHOWN = 40
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
@@ -34,6 +36,9 @@ class _Unfit(ValueError):
 def parse_json(data: bytes | str, origin: object, refusal: type[MixturaError]) -> Any:
     """The value of a JSON text; `origin` (a file's name) opens the error's line."""
     text = data if isinstance(data, str) else decoded(data, origin, refusal)
+    # Of `{},` again and again, 48 MiB would become 1.3 GB of objects.
+    if sum(map(text.count, ",[{")) > VALUES:
+        raise refusal(f"{origin}: holds more than {VALUES:,} values; no file of this kind does")
     try:
         tree = _DECODER.decode(text)
         _check_depth(tree)

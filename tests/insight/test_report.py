@@ -15,12 +15,21 @@ import yaml
 
 from mixtura.config import read_yaml
 from mixtura.data import DataConfig, prepare
-from mixtura.errors import CheckpointError, DataError
+from mixtura.errors import CheckpointError, DataError, UnexpectedError
 from mixtura.insight import Subject, report_data, write_report
 from mixtura.train import load_run, read_journal
 
 Open = Callable[[Path], Subject]
 Tree = dict[str, Any]
+
+
+def test_what_no_reader_sees_is_one_line_about_the_run(moe_run: Path, tmp_path: Path) -> None:
+    def damaged(run: Path) -> Subject:
+        raise KeyError(run.name)
+
+    with pytest.raises(UnexpectedError, match=f"^{moe_run}: cannot be read"):
+        write_report(moe_run, tmp_path / "report.html", subject=damaged)
+    assert not (tmp_path / "report.html").exists()
 
 
 def refuse(run: Path) -> Subject:

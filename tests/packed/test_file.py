@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import struct
 import sys
 from collections.abc import Callable
@@ -147,6 +148,16 @@ def test_a_file_that_grew_is_refused(write: Write) -> None:
     path = write().path
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(CheckpointError, match="truncated or added to"):
+        PackedFile(path)
+
+
+def test_a_header_of_gigabytes_is_refused_unread(write: Write) -> None:
+    path = write().path
+    raw = path.read_bytes()
+    # Of zeros that take no place on the disk; the length stands behind 16 bytes.
+    path.write_bytes(raw[:16] + (5 << 30).to_bytes(8, "little"))
+    os.truncate(path, 6 << 30)
+    with pytest.raises(CheckpointError, match="header of 5,368,709,120 bytes, where 50,331,648"):
         PackedFile(path)
 
 

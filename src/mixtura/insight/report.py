@@ -7,7 +7,7 @@ from typing import Any
 
 from mixtura.data import Progress
 from mixtura.data.preparation import silent
-from mixtura.errors import DataError
+from mixtura.errors import DataError, reading
 from mixtura.files import atomic_text
 from mixtura.insight.overview import overview
 from mixtura.insight.page import render
@@ -34,7 +34,9 @@ def write_report(
     shown as far as they are. Raises CheckpointError where there is no run or no checkpoint,
     DataError for a damaged log or a twin on other text, StorageError where the disk refuses.
     """
-    data = report_data(run, twin, subject, progress)
+    # A run may be of an earlier version, or damaged where no reader looks.
+    with reading(run):
+        data = report_data(run, twin, subject, progress)
     experts = data["text"]["experts"] if data["text"] else 0
     atomic_text(out, render(data, f"{data['name']} · Mixtura", experts))
     return out

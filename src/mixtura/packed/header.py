@@ -12,7 +12,7 @@ from pydantic import Field
 
 from mixtura.config import Config
 from mixtura.errors import CheckpointError
-from mixtura.json_reader import parse_object
+from mixtura.json_reader import MOST_BYTES_LISTED, parse_object
 from mixtura.kernels.groups import Bits
 from mixtura.kernels.tiles import ALIGNMENT, PAGE, expert_bytes, tiled_bytes, up
 from mixtura.regular_files import open_regular
@@ -150,6 +150,11 @@ def _checked_length(path: Path, prefix: bytes, size: int) -> int:
         raise CheckpointError(
             f"{path}: is {size:,} bytes long and has a header of {length:,}; it was truncated: "
             "copy it again"
+        )
+    if length > MOST_BYTES_LISTED:
+        raise CheckpointError(
+            f"{path}: has a header of {length:,} bytes, where {MOST_BYTES_LISTED:,} are allowed; "
+            "it is damaged: copy it again"
         )
     return length
 

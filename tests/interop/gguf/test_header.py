@@ -86,6 +86,17 @@ def test_what_is_no_such_file_is_named(tmp_path: Path, content: bytes, problem: 
     assert problem in str(caught.value)
 
 
+def test_a_head_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "long.gguf"
+    # A key "a" that holds a text of zeros, which take no place on the disk.
+    path.write_bytes(
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IQ", 8, 5 << 30)
+    )
+    os.truncate(path, 6 << 30)
+    with pytest.raises(CheckpointError, match=r"long\.gguf: a would end at byte 5368709165, where"):
+        read_header(path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.gguf: cannot be read \(No such file"):
         read_header(tmp_path / "none.gguf")

@@ -38,6 +38,8 @@ _LEAST_OF_TENSOR, _LEAST_OF_KEY = 8 + 4 + 4 + 8, 8 + 4 + 1
 # The largest vocabularies have 262,144 tokens. A text takes six times its bytes once it is read.
 _MOST_TEXTS = 1 << 22
 _MOST_ALIGNMENT = 1 << 20
+# Gemma's 262,144 tokens and their merges take some 16 MiB.
+_MOST_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +230,11 @@ class _Reader:
         if self._at + size > len(self._data):
             raise self._error(
                 f"ends at byte {len(self._data)}, within {what}; it is cut short: fetch it again"
+            )
+        if self._at + size > _MOST_BYTES:
+            raise self._error(
+                f"{what} would end at byte {self._at + size}, where a head has at most "
+                f"{_MOST_BYTES}; it is damaged: fetch it again"
             )
 
     def _error(self, problem: str) -> CheckpointError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from mixtura.errors import ConfigError, StorageError
 from mixtura.files import atomic_folder, partial_beside, remove_left_overs
 from mixtura.memory import in_words
+from mixtura.posix import fcntl
 
 USED = "used"
 MOST_GB = 50.0
@@ -175,9 +176,6 @@ def _entry(path: Path) -> CacheEntry:
 
 def _lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> None:
     """Raises BlockingIOError where another holds it; a file system without locks has none."""
-    # Not at the top: the command line imports this file, and reports a missing fcntl in one line.
-    from mixtura.posix import fcntl
-
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         fcntl.flock(descriptor, how)

@@ -7,10 +7,13 @@ pulled, it lies in a folder of the user's cache that is called as the model is.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mixtura.errors import CheckpointError
 from mixtura.memory import in_words
-from mixtura.user_cache import FolderCache, Lease, user_cache
+
+if TYPE_CHECKING:
+    from mixtura.user_cache import FolderCache, Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ NAMED = {
 }
 
 # An entry that this process has found by its name stays until the process ends.
-_in_use: dict[str, Lease] = {}
+_in_use: "dict[str, Lease]" = {}
 
 
 def is_named(model: str) -> bool:
@@ -56,8 +59,12 @@ def is_named(model: str) -> bool:
     return model in NAMED and not Path(model).exists()
 
 
-def pulled_cache() -> FolderCache:
+def pulled_cache() -> "FolderCache":
     """Where pulled models are kept. None is removed to make room for another."""
+    # Not at the top: every command imports this file, and the cache cannot be imported on Windows,
+    # where each command says so in one line.
+    from mixtura.user_cache import FolderCache, user_cache
+
     return FolderCache(user_cache() / "models", sys.maxsize)
 
 

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import torch
 
-from mixtura.interop.digests import FILE as DIGESTS
-from mixtura.interop.loading import load_model
-from mixtura.interop.saving import save_model
+from mixtura.checkpoints.hf.saving import save_model
+from mixtura.checkpoints.loading import load_model
 from mixtura.models import Decoder, DecoderConfig, KVCache
 from mixtura.models.blueprint import without_weights
 from mixtura.shapes.families import family_named
+from mixtura.tensor_files.digests import FILE as DIGESTS
 
 OLMOE = {
     "model_type": "olmoe",

@@ -25,8 +25,8 @@ import transformers
 from transformers import DynamicCache, OlmoeConfig, OlmoeForCausalLM
 from transformers.initialization import no_init_weights
 
-from mixtura.interop.transformers import pack_experts, register
-from mixtura.interop.transformers.packed_experts import NAMES
+from mixtura.hf_models import pack_experts, register
+from mixtura.hf_models.packed_experts import NAMES
 
 PEERS = ["eager", "grouped_mm", "batched_mm"]
 OURS = ["mixtura", "mixtura-8bit", "mixtura-4bit"]

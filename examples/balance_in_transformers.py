@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
 
-from mixtura.interop.transformers import attach_balancing
+from mixtura.hf_models import attach_balancing
 
 
 class Rows(Dataset[dict[str, Tensor]]):

@@ -5,8 +5,8 @@ B cases, E experts.
 
 import torch
 
-from mixtura.models import LocalExperts, LocalExpertsConfig
-from mixtura.models.local_experts import ERRORS
+from mixtura.models.historic import LocalExperts, LocalExpertsConfig
+from mixtura.models.historic.local_experts import ERRORS
 
 x_B1 = torch.linspace(-1, 1, 101)[:, None]
 # Scaled, so that the two halves lie some standard deviations of the experts' Gaussians apart.

@@ -23,8 +23,8 @@ from findings import BITS, found, lower, names, over_seeds, print_table, worst_l
 from sweep import Options, Row, Variant, options_for, record, settings, sweep
 
 from mixtura.config import Tree
-from mixtura.models import LstmMoEConfig
-from mixtura.models.shazeer_2017 import two_levels
+from mixtura.models.historic import LstmMoEConfig
+from mixtura.models.historic.shazeer_2017 import two_levels
 
 BASE = Path(__file__).resolve().parents[1] / "recipes" / "lstm-moe.yaml"
 EXPERTS = {"4 experts": 4, "32 experts": 32, "256 experts": 256}

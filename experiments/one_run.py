@@ -31,7 +31,8 @@ from mixtura.files import atomic_text
 from mixtura.moe import Dropless, Routing, moe_layers
 from mixtura.moe.load import coefficient_of_variation, dropped_share, importance, load
 from mixtura.moe.load import max_over_mean as busiest_over_mean
-from mixtura.train import Recipe, Trainer, View, build_trainer, prepare_corpus
+from mixtura.runs import Recipe
+from mixtura.train import Trainer, View, build_trainer, prepare_corpus
 
 WINDOW = 100
 _SECONDS_BETWEEN_LINES = 5.0

@@ -37,8 +37,9 @@ from mixtura.data.synthetic import Composition, CompositionConfig, Recall, Recal
 from mixtura.errors import MixturaError
 from mixtura.files import atomic_text
 from mixtura.models import DecoderConfig, LanguageModel
+from mixtura.runs import TrainConfig
 from mixtura.shapes import dense_of_total, dense_twin
-from mixtura.train import TrainConfig, Trainer, build_decoder
+from mixtura.train import Trainer, build_decoder
 
 RESULTS = Path(__file__).parent / "results" / "recall_or_reasoning.json"
 TASKS = ("recall", "composition")

@@ -24,7 +24,7 @@ import torch
 
 from mixtura.config import Tree, with_overrides
 from mixtura.files import atomic_text
-from mixtura.train import Recipe, load_recipe
+from mixtura.runs import Recipe, load_recipe
 from mixtura.train.view import duration
 
 HERE = Path(__file__).resolve().parent

@@ -33,7 +33,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from mixtura.errors import MixturaError
 from mixtura.files import atomic_text
-from mixtura.models.local_experts import (
+from mixtura.models.historic.local_experts import (
     ERRORS,
     LocalExperts,
     LocalExpertsConfig,

@@ -3,9 +3,11 @@
 import inspect
 import io
 import os
+import resource
 import signal
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 import yaml
 
 from mixtura.config import Tree
-from mixtura.data import CheckpointTokenizer
+from mixtura.tokenizers import BpeConfig, CheckpointTokenizer, SubwordTokenizer
 
 # Tiny tensors, and often several test runs on the same few cores: threads only wait for each other.
 torch.set_num_threads(1)
@@ -92,7 +94,8 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, tiny_cache: Path) -> Path:
     """The folder of a run trained by the tiny recipe. Shared: copy it before changing anything."""
-    from mixtura.train import load_recipe, train
+    from mixtura.runs import load_recipe
+    from mixtura.train import train
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     train(load_recipe(tiny_recipe), folder, cache=tiny_cache / "corpora")
@@ -162,7 +165,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer(smollm2: Path) -> CheckpointTokenizer:
-    from mixtura.interop.gguf import GGUFSource, gguf_tokenizer
+    from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
 
     return gguf_tokenizer(GGUFSource(smollm2).metadata)
 
@@ -176,11 +179,11 @@ def gguf_of_kinds(tmp_path_factory: pytest.TempPathFactory) -> MakeGGUF:
     import gguf
     import numpy as np
 
-    from mixtura.data import BpeConfig
-    from mixtura.interop.decoder_source import DecoderSource
-    from mixtura.interop.gguf.writing import write_gguf
+    from mixtura.checkpoints.decoder_source import DecoderSource
+    from mixtura.checkpoints.gguf.writing import write_gguf
     from mixtura.models import DecoderConfig
     from mixtura.shapes.families import family_named
+    from mixtura.tokenizers import BpeConfig
 
     folder, bpe = tmp_path_factory.mktemp("gguf"), BpeConfig(kind="bpe", vocabulary=264)
     tokenizer = bpe.build(lambda _: ["1 + 1 = 2, 2 + 2 = 4, and so on " * 4])
@@ -214,3 +217,29 @@ def gguf_of_kinds(tmp_path_factory: pytest.TempPathFactory) -> MakeGGUF:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bpe() -> SubwordTokenizer:
+    """Byte-level BPE of 300 tokens: 256 bytes, the end, and 43 merges."""
+    text = ["the cat sat on the mat, the hat and the bat " * 4, "naïve café über, naïve café " * 4]
+    return BpeConfig(kind="bpe", vocabulary=300).build(lambda _: text)
+
+
+FullDisk = Callable[[int], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session")
+def full_disk() -> FullDisk:
+    """full_disk(n): inside, as on a full disk, no file takes a byte beyond its n-th."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

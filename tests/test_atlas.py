@@ -15,7 +15,7 @@ from mixtura.data import prepare
 from mixtura.errors import ConfigError
 from mixtura.moe import MoE, MoEConfig
 from mixtura.moe.routers import RouterConfig
-from mixtura.train import Recipe, load_recipe
+from mixtura.runs import Recipe, load_recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = DOCS / "routers"

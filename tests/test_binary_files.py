@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from mixtura.checkpoints.gguf.header import read_header as read_gguf
+from mixtura.checkpoints.hf.folder import HFFolder
 from mixtura.data import Corpus
 from mixtura.errors import CheckpointError, DataError, MixturaError
-from mixtura.interop.gguf.header import read_header as read_gguf
-from mixtura.interop.hf_folder import HFFolder
 from mixtura.packed.file import PackedFile
+from mixtura.runs.checkpoint import read_tensors
 from mixtura.trace import TraceReader
-from mixtura.train.checkpoint import read_tensors
 
 Put = Callable[[Path], None]
 

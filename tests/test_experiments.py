@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mixtura.train import load_recipe
+from mixtura.runs import load_recipe
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SWEEPS = [

@@ -150,7 +150,9 @@ def test_version_is_the_one_in_pyproject() -> None:
     assert mixtura.__version__ == project["version"]
 
 
-@pytest.mark.parametrize("name", ["data", "interop.gguf", "packed", "train"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints.gguf", "data", "packed", "runs", "tokenizers", "train"]
+)
 def test_names_offered_at_first_use_are_there_and_no_modules(name: str) -> None:
     # A module of the same name would stand in its place once it is imported.
     package = import_module(f"mixtura.{name}")

@@ -8,11 +8,11 @@ import time
 import torch
 
 from mixtura import __version__
+from mixtura.checkpoints.opening import open_model
 from mixtura.engine.batch import Batch
 from mixtura.engine.runner import Runner
 from mixtura.engine.sampling import Sampling
 from mixtura.kernels.native import instruction_sets, set_threads
-from mixtura.train.opening import open_model
 from sides.side import CAPACITY, PROMPT, SLOTS, TEMPERATURE, Setting, packed_folder
 
 

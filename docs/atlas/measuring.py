@@ -15,7 +15,8 @@ from atlas.measured import LayerRouting, Measured, Setting
 from mixtura.data import Corpus
 from mixtura.moe import Routing, moe_layers
 from mixtura.moe.load import load
-from mixtura.train import Recipe, Trainer, build_trainer
+from mixtura.runs import Recipe
+from mixtura.train import Trainer, build_trainer
 
 # The beginning of a method in a file that is held out under every version of Python.
 FILE = "asyncio/queues.py"

@@ -15,14 +15,14 @@ from lm_eval.api.instance import Instance
 
 from mixtura.bench.evaluation import WantedTasks, bench_eval
 from mixtura.bench.harness import EngineLM
-from mixtura.data import BpeConfig
-from mixtura.data.exported_tokenizer import as_checkpoint
-from mixtura.data.preparation import silent
+from mixtura.checkpoints.hf.saving import save_model
+from mixtura.checkpoints.opening import OpenModel, open_model
 from mixtura.errors import ConfigError, DataError
-from mixtura.interop.saving import save_model
 from mixtura.models import DecoderConfig
+from mixtura.progress import silent
 from mixtura.shapes.families import family_named
-from mixtura.train.opening import OpenModel, open_model
+from mixtura.tokenizers import BpeConfig
+from mixtura.tokenizers.exported_tokenizer import as_checkpoint
 
 TEXT = textwrap.wrap.__doc__ or ""
 CONTEXTS = ("Wrap a single paragraph", "Wrap a single paragraph of text, ", "", "returning")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from mixtura.bench import Wanted, bench_quality
+from mixtura.checkpoints.packing import pack_model
+from mixtura.checkpoints.run import load_run
 from mixtura.errors import ConfigError, DataError
 from mixtura.kernels.packed_linear import arithmetic_of
-from mixtura.train import load_run
-from mixtura.train.packing import pack_model
 
 
 def test_eight_bits_cost_less_than_four(tiny_run: Path) -> None:

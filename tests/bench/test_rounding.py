@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from mixtura.bench.rounding import round_by_llama_cpp, unpack_into
-from mixtura.interop.gguf.rules import llama_cpp_groups
+from mixtura.checkpoints.gguf.rules import llama_cpp_groups
+from mixtura.checkpoints.opening import open_model
+from mixtura.checkpoints.packing import pack_model
 from mixtura.kernels.groups import dequantise
-from mixtura.train.opening import open_model
-from mixtura.train.packing import pack_model
 
 
 def test_four_bits_of_llama_cpp_send_the_largest_weight_to_the_end_of_the_range() -> None:

@@ -3,8 +3,9 @@
 import pytest
 
 from mixtura.bench.windows import windows
-from mixtura.data import ByteTokenizer, Document, Skipped
+from mixtura.data import Document, Skipped
 from mixtura.errors import DataError
+from mixtura.tokenizers import ByteTokenizer
 
 
 class BeginsWithNine(ByteTokenizer):

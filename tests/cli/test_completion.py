@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtura.interop.pulled_models import NAMED
+from mixtura.checkpoints.pulled_models import NAMED
 
 Complete = Callable[..., list[str]]
 

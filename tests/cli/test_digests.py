@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mixtura.interop.safetensors_header import read_header
 from mixtura.packed.file import PackedFile
 from mixtura.packed.folder import FILE
 from mixtura.packed.header import read_header as read_packed_header
+from mixtura.tensor_files.header import read_header
 
 Done = subprocess.CompletedProcess[str]
 Mixtura = Callable[..., Done]
@@ -33,8 +33,8 @@ KINDS = ("run", "hf", "packed")
 @pytest.fixture(scope="session")
 def models(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny run, and what is made of it. Shared: copy before changing anything."""
-    from mixtura.train.conversion import convert_model
-    from mixtura.train.packing import pack_model
+    from mixtura.checkpoints.conversion import convert_model
+    from mixtura.checkpoints.packing import pack_model
 
     folder = tmp_path_factory.mktemp("models")
     convert_model(tiny_run, folder / "hf")

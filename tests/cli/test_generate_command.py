@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from mixtura.checkpoints.run import load_run
 from mixtura.engine.generate import generate
 from mixtura.engine.sampling import Sampling
-from mixtura.train import load_run
 
 Mixtura = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]

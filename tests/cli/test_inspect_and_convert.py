@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtura.interop.loading import load_model
-from mixtura.train import load_run
-from mixtura.train.opening import open_model
+from mixtura.checkpoints.loading import load_model
+from mixtura.checkpoints.opening import open_model
+from mixtura.checkpoints.run import load_run
 
 Mixtura = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mixtura.interop import model_fetch, pulled_models
-from mixtura.interop.model_fetch import pull
-from mixtura.interop.pulled_models import NAMED, NamedModel, release
+from mixtura.checkpoints import model_fetch, pulled_models
+from mixtura.checkpoints.model_fetch import pull
+from mixtura.checkpoints.pulled_models import NAMED, NamedModel, release
 from mixtura.kernels.native import native
 
 Mixtura = Callable[..., subprocess.CompletedProcess[str]]
@@ -311,7 +311,7 @@ def test_a_damaged_packed_entry_is_listed_and_can_go(
 
 
 HOLDS = """
-from mixtura.interop.pulled_models import pulled_cache
+from mixtura.checkpoints.pulled_models import pulled_cache
 lease = pulled_cache().opened("tiny")
 print("held", flush=True)
 input()

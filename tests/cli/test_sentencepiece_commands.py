@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtura.data import load_tokenizer
-from mixtura.interop.saving import save_model
+from mixtura.checkpoints.hf.saving import save_model
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import family_named
+from mixtura.tokenizers import load_tokenizer
 
 Mixtura = Callable[..., subprocess.CompletedProcess[str]]
 PROMPT = "The  naïve 木 is"

@@ -43,7 +43,7 @@ def run(program: str, *arguments: str | Path) -> str:
 def test_inspection_and_lists_import_no_torch(
     tiny_run: Path, gguf_of_kinds: MakeGGUF, tmp_path: Path
 ) -> None:
-    from mixtura.train.conversion import convert_model
+    from mixtura.checkpoints.conversion import convert_model
 
     file = gguf_of_kinds("Q4_0", "Q8_0")
     convert_model(file, tmp_path / "hf")
@@ -52,7 +52,7 @@ def test_inspection_and_lists_import_no_torch(
 
 
 def test_generation_imports_what_it_needs_alone(tiny_run: Path, tmp_path: Path) -> None:
-    from mixtura.train.packing import pack_model
+    from mixtura.checkpoints.packing import pack_model
 
     pack_model(tiny_run, tmp_path / "packed", 8)
     assert run(GENERATES, tmp_path / "packed") == "[]"

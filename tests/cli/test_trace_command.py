@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtura.models.tracing import replay
+from mixtura.checkpoints.run import load_run
 from mixtura.trace import TraceBatch, TraceReader
-from mixtura.train import load_run
+from mixtura.tracing.model_trace import replay
 
 Mixtura = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]

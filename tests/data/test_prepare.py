@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mixtura.data import Corpus, DataConfig, TokenFile, prepare
-from mixtura.data.preparation import Progress
 from mixtura.errors import DataError, StorageError
+from mixtura.progress import Progress
 
 
 def config(*paths: Path, tokenizer: str = "bytes", **source: str) -> DataConfig:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from mixtura.demo.pacer import Pacer
+from mixtura.runs.step_plan import Correction, StepPlan
 from mixtura.train import Run
-from mixtura.train.step_plan import Correction, StepPlan
 
 
 @dataclass

@@ -13,7 +13,8 @@ from mixtura.cli.app import run
 from mixtura.demo import free_folder, run_demo
 from mixtura.demo.recipes import twin_recipes
 from mixtura.demo.run import LIMIT_SECONDS
-from mixtura.train import RunFolder, StepReport, View, read_journal
+from mixtura.runs import RunFolder, read_journal
+from mixtura.train import StepReport, View
 
 SMALL = [
     "data.source.limit_mb=0.3",

@@ -120,7 +120,7 @@ def _check_yaml(text: str) -> None:
     import yaml
 
     from mixtura.data import DataConfig
-    from mixtura.train import Recipe
+    from mixtura.runs import Recipe
 
     tree = yaml.safe_load(text)
     if "name" in tree:

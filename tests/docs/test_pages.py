@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from tests.docs.pages import KINDS, blocks
 
-from mixtura.data.preparation import silent
-from mixtura.interop.model_fetch import pull
-from mixtura.interop.pulled_models import pulled_cache
+from mixtura.checkpoints.model_fetch import pull
+from mixtura.checkpoints.pulled_models import pulled_cache
+from mixtura.progress import silent
 
 REPOSITORY = Path(__file__).parents[2]
 FOLLOWED = Path(__file__).with_name("pages.py")
@@ -70,7 +70,8 @@ def bring(tmp_path_factory: pytest.TempPathFactory) -> Bring:
 
 def first_run(folder: Path) -> None:
     """What the quickstart trains, after a few steps."""
-    from mixtura.train import load_recipe, train
+    from mixtura.runs import load_recipe
+    from mixtura.train import train
 
     short = ["train.steps=4", "train.warmup=2", "train.eval_tokens=1024"]
     train(load_recipe(REPOSITORY / "recipes" / "stdlib-bytes.yaml", short), folder)
@@ -80,8 +81,8 @@ def olmoe(folder: Path) -> None:
     """A folder with OLMoE's layout, a thirtieth of its width, and bytes as tokens."""
     from transformers import OlmoeConfig, OlmoeForCausalLM
 
-    from mixtura.data import ByteTokenizer
-    from mixtura.data.exported_tokenizer import as_checkpoint
+    from mixtura.tokenizers import ByteTokenizer
+    from mixtura.tokenizers.exported_tokenizer import as_checkpoint
 
     tokenizer = ByteTokenizer()
     # No more: weights at random may choose any token, and each needs a text.

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixtura.interop.packing import Precision, write_packed
-from mixtura.interop.quantising import GroupReader
-from mixtura.interop.source import Source, StoredTensor
+from mixtura.checkpoints.packed.packing import Precision, write_packed
+from mixtura.checkpoints.packed.quantised_pieces import GroupReader
+from mixtura.checkpoints.source import Source, StoredTensor
 from mixtura.kernels.groups import Bits
 from mixtura.models import Decoder
 from mixtura.models.packed_decoder import packed_decoder

@@ -4,7 +4,6 @@ import pytest
 from tests.engine.tiny_families import build, long_context, tokens
 from torch import Tensor
 
-from mixtura.data.tokenizers import ByteTokenizer
 from mixtura.engine.batch import Batch, Running
 from mixtura.engine.generate import Writer
 from mixtura.engine.kv_cache import CachePlan
@@ -13,6 +12,7 @@ from mixtura.engine.sampling import Sampling
 from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import Phase
 from mixtura.models import Decoder
+from mixtura.tokenizers.tokenizer import ByteTokenizer
 
 GREEDY = Sampling(temperature=0)
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mixtura.data import CheckpointTokenizer, TokenFacts
-from mixtura.data.byte_level import ByteLevelVocabulary, byte_level_tokenizer, splitting_of
-from mixtura.data.tokenizers import ByteTokenizer
 from mixtura.engine.conversation import Conversation, Turn
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.script import Exchange, script_for
 from mixtura.errors import ConfigError
 from mixtura.models import Decoder, DecoderConfig, DecoderOutput
+from mixtura.tokenizers import CheckpointTokenizer, TokenFacts
+from mixtura.tokenizers.byte_level import ByteLevelVocabulary, byte_level_tokenizer, splitting_of
+from mixtura.tokenizers.tokenizer import ByteTokenizer
 
 GREEDY = Sampling(temperature=0)
 TOKENIZER = ByteTokenizer()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mixtura.data.tokenizers import ByteTokenizer
 from mixtura.engine.context import Context
 from mixtura.engine.generate import Writer, generate
 from mixtura.engine.many import Many, Request
@@ -15,6 +14,7 @@ from mixtura.engine.stopping import StopText
 from mixtura.errors import ConfigError, NonFiniteError
 from mixtura.models import Decoder
 from mixtura.moe import moe_layers
+from mixtura.tokenizers.tokenizer import ByteTokenizer
 
 GREEDY = Sampling(temperature=0)
 TOKENIZER = ByteTokenizer()

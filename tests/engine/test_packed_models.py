@@ -11,7 +11,6 @@ from tests.engine.packed_families import packed
 from tests.engine.tiny_families import build, tokens
 from torch import Tensor
 
-from mixtura.data.tokenizers import ByteTokenizer
 from mixtura.engine.batch import Batch, Running
 from mixtura.engine.context import Context
 from mixtura.engine.generate import Writer
@@ -22,6 +21,7 @@ from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import Phase
 from mixtura.kernels.native import native
 from mixtura.models import Decoder
+from mixtura.tokenizers.tokenizer import ByteTokenizer
 
 GREEDY = Sampling(temperature=0)
 FAMILIES = ["llama3_tied", "gemma3", "qwen2_moe", "gpt_oss", "phimoe", "deepseek_v3"]

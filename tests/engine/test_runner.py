@@ -14,7 +14,8 @@ from mixtura.engine.kv_cache import KVKind
 from mixtura.engine.runner import Runner
 from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import Phase
-from mixtura.models import Decoder, LstmMoE, LstmMoEConfig
+from mixtura.models import Decoder
+from mixtura.models.historic import LstmMoE, LstmMoEConfig
 
 LSTM = {"vocabulary": 9, "width": 8, "context": 8, "hidden": [4]}
 # A slot that is not the first, so that nothing is right by accident.

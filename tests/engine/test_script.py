@@ -3,10 +3,10 @@
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mixtura.data import ByteTokenizer, CheckpointTokenizer, TokenFacts
-from mixtura.data.byte_level import ByteLevelVocabulary, byte_level_tokenizer, splitting_of
 from mixtura.engine.script import Exchange, PlainText, Roles, script_for
 from mixtura.errors import ConfigError, DataError
+from mixtura.tokenizers import ByteTokenizer, CheckpointTokenizer, TokenFacts
+from mixtura.tokenizers.byte_level import ByteLevelVocabulary, byte_level_tokenizer, splitting_of
 
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT_END, START, END = 256, 257, 258

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixtura.data import CheckpointTokenizer
+from mixtura.checkpoints.loading import load_model
+from mixtura.checkpoints.packing import pack_model
 from mixtura.engine.batch import Batch
 from mixtura.engine.context import Context
 from mixtura.engine.runner import Runner
 from mixtura.engine.sampling import Sampling
-from mixtura.interop.loading import load_model
 from mixtura.models import Decoder, KVCache
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed import PackedFFN, PackedFile, PackedLinear
 from mixtura.packed.folder import FILE
-from mixtura.train.packing import pack_model
+from mixtura.tokenizers import CheckpointTokenizer
 
 pytestmark = pytest.mark.slow
 TOKENS = 64

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mixtura.checkpoints.opening import open_model
 from mixtura.cli.app import run
 from mixtura.trace import TraceReader
-from mixtura.train.opening import open_model
 
 KEPT = Path(__file__).with_name("step_5")
 EXPECTED = json.loads((KEPT / "expected.json").read_text(encoding="utf-8"))

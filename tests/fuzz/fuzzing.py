@@ -19,7 +19,13 @@ from worker import VALID, Outcome
 
 _FOLDER = Path(__file__).parent
 # One process imports what is slow to import, and every worker is a fork of it.
-_PRELOADED = ["worker", "mixtura.train.opening", "mixtura.engine.conversation", "yaml", "gguf"]
+_PRELOADED = [
+    "worker",
+    "mixtura.checkpoints.opening",
+    "mixtura.engine.conversation",
+    "yaml",
+    "gguf",
+]
 _PREPARE_SECONDS = 300
 _MOST_BUGS = 20
 

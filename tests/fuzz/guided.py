@@ -22,16 +22,16 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 with atheris.instrument_imports(include=["mixtura", "yaml", "json"]):
     from signing import signed
 
+    from mixtura.checkpoints.gguf import header as gguf_header
     from mixtura.config import with_overrides
-    from mixtura.data.charsmap import Charsmap
-    from mixtura.data.sentencepiece_file import read_sentencepiece
     from mixtura.errors import ConfigError, MixturaError, UnexpectedError
-    from mixtura.interop.gguf import header as gguf_header
-    from mixtura.interop.safetensors_header import read_header
     from mixtura.json_reader import parse_json, read_lines
     from mixtura.packed import header as packed_header
     from mixtura.shapes.families import family_of, shape_of
+    from mixtura.tensor_files.header import read_header
     from mixtura.terminal_text import LINE, one_line
+    from mixtura.tokenizers.charsmap import Charsmap
+    from mixtura.tokenizers.sentencepiece_file import read_sentencepiece
     from mixtura.yaml_reader import parse_yaml
 
 _SECONDS = 120

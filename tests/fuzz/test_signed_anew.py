@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from signing import entry_of, sign_anew
 
+from mixtura.checkpoints.contents import inspect_packed
+from mixtura.checkpoints.decoder_source import DecoderSource
+from mixtura.checkpoints.packed.packing import Precision, write_packed
+from mixtura.checkpoints.packed.quantised_pieces import GroupReader
+from mixtura.checkpoints.packed.source import PackedSource
 from mixtura.errors import CheckpointError, ConfigError
-from mixtura.interop.decoder_source import DecoderSource
-from mixtura.interop.inspection import inspect_packed
-from mixtura.interop.packed_source import PackedSource
-from mixtura.interop.packing import Precision, write_packed
-from mixtura.interop.quantising import GroupReader
 from mixtura.models import DecoderConfig
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed.file import PackedFile

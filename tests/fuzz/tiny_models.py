@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixtura.data import SubwordTokenizer
     from mixtura.models import Decoder
+    from mixtura.tokenizers import SubwordTokenizer
 
 VOCABULARY = 288
 _DENSE: dict[str, Any] = {
@@ -57,7 +57,7 @@ def tiny_models() -> "Iterator[tuple[str, Decoder]]":
 
 def tiny_tokenizer() -> "SubwordTokenizer":
     """Byte-level BPE of at most 288 tokens."""
-    from mixtura.data import BpeConfig
+    from mixtura.tokenizers import BpeConfig
 
     line = "the cat sat on the mat, the hat and the bat 1 22 333 "
     return BpeConfig(kind="bpe", vocabulary=VOCABULARY).build(lambda _: [line * 4])

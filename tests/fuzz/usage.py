@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mixtura.data import Tokenizer
     from mixtura.models import LanguageModel
+    from mixtura.tokenizers import Tokenizer
 
 _PROMPT = "the cat 22"
 

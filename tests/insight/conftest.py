@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from mixtura.checkpoints.run import load_run
 from mixtura.data import prepare
 from mixtura.insight import Subject
 from mixtura.models import DecoderConfig
+from mixtura.runs import Recipe, load_recipe
 from mixtura.shapes import dense_twin
-from mixtura.train import Recipe, load_recipe, load_run, train
+from mixtura.train import train
 
 Open = Callable[[Path], Subject]
 

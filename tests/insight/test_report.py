@@ -13,11 +13,12 @@ import pytest
 import torch
 import yaml
 
+from mixtura.checkpoints.run import load_run
 from mixtura.config import read_yaml
 from mixtura.data import DataConfig, prepare
 from mixtura.errors import CheckpointError, DataError, UnexpectedError
 from mixtura.insight import Subject, report_data, write_report
-from mixtura.train import load_run, read_journal
+from mixtura.runs import read_journal
 
 Open = Callable[[Path], Subject]
 Tree = dict[str, Any]

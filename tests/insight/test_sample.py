@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from mixtura.data import ByteTokenizer
 from mixtura.insight.sample import choices_of, pieces, read, spread_windows
 from mixtura.insight.specialisation import specialisation
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.moe import Routing
-from mixtura.moe.record import layer_rows
+from mixtura.tokenizers import ByteTokenizer
+from mixtura.tracing.record import layer_rows
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import ConfigError
-from mixtura.models import Decoder, DecoderConfig, KVCache, LstmMoE, LstmMoEConfig
+from mixtura.models import Decoder, DecoderConfig, KVCache
+from mixtura.models.historic import LstmMoE, LstmMoEConfig
 from mixtura.moe import end_step, moe_layers, set_token_counts
 from mixtura.moe.routers import HashConfig
 

@@ -10,7 +10,7 @@ from mixtura.moe import MoE, MoEConfig
 from mixtura.moe.experts import DenseFFN
 from mixtura.packed.file import PackedFile, PackedWriter
 from mixtura.packed.header import Entry, Header
-from mixtura.packed.plan import plan
+from mixtura.packed.packable import plan
 
 WIDTH, VOCABULARY = 32, 40
 MOE = MoEConfig(num_experts=3, top_k=2, expert_width=24, shared_width=40)

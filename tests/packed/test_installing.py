@@ -19,7 +19,7 @@ from mixtura.packed.modules import (
     PackedLinear,
     dispatch_packed,
 )
-from mixtura.packed.plan import Planned, plan
+from mixtura.packed.packable import Planned, plan
 
 Write = Callable[..., PackedFile]
 

@@ -1,8 +1,5 @@
 """Runs of a second or less: width 16, two layers, four experts, bytes of the tiny corpus."""
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +7,7 @@ import pytest
 
 from mixtura.config import Tree, with_overrides
 from mixtura.data import Corpus, prepare
-from mixtura.train import Recipe
+from mixtura.runs import Recipe
 
 
 class MakeRecipe(Protocol):
@@ -61,22 +58,3 @@ def cache(tiny_cache: Path) -> Path:
 @pytest.fixture(scope="session")
 def corpus(make_recipe: MakeRecipe, cache: Path) -> Corpus:
     return prepare(make_recipe().data, cache)
-
-
-FullDisk = Callable[[int], AbstractContextManager[None]]
-
-
-@pytest.fixture(scope="session")
-def full_disk() -> FullDisk:
-    """full_disk(n): inside, as on a full disk, no file takes a byte beyond its n-th."""
-
-    @contextmanager
-    def limited(size: int) -> Iterator[None]:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return limited

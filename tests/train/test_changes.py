@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mixtura.errors import CheckpointError, ConfigError
-from mixtura.train import ChangedKeys, Recipe, RunFolder, Summary, View, read_journal, train
+from mixtura.runs import ChangedKeys, Recipe, RunFolder, read_journal
+from mixtura.train import Summary, View, train
 
 
 class Told(View):

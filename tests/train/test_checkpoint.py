@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from mixtura.data import Corpus
 from mixtura.errors import CheckpointError, StorageError
+from mixtura.runs.checkpoint import Checkpoints, check_fits, read
 from mixtura.train import Trainer, build_trainer
-from mixtura.train.checkpoint import Checkpoints, check_fits, read
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.safetensors", "state.json"]
 

@@ -6,7 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mixtura.errors import StorageError
-from mixtura.train import StepReport, View, read_journal, train
+from mixtura.runs import read_journal
+from mixtura.train import StepReport, View, train
 
 
 class StopAt(View):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mixtura.errors import StorageError
-from mixtura.train.journal import Journal, cut, read_journal
+from mixtura.runs.journal import Journal, cut, read_journal
 
 
 def test_floats_come_back_bit_for_bit(tmp_path: Path) -> None:

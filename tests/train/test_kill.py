@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mixtura.train import RunFolder, read_journal, train
+from mixtura.runs import RunFolder, read_journal
+from mixtura.train import train
 
 # A fork server that has imported torch starts a process in milliseconds, not seconds; torch's
 # optimizers import torch._dynamo at their first use, and a child imports our caller, pytest.
@@ -68,7 +69,8 @@ def test_three_kills(make_recipe, cache: Path, tmp_path: Path) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from mixtura.train import load_recipe, train
+from mixtura.runs import load_recipe
+from mixtura.train import train
 recipe, out, cache = map(Path, sys.argv[1:])
 train(load_recipe(recipe), out, resume=True, cache=cache)
 """

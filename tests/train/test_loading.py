@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixtura.checkpoints.run import load_run
 from mixtura.errors import CheckpointError
-from mixtura.train import RunFolder, load_run, train
+from mixtura.runs import RunFolder
+from mixtura.train import train
 
 
 @pytest.fixture(scope="module")

@@ -6,23 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixtura.checkpoints.run import load_run
 from mixtura.config import Tree
 from mixtura.data import Corpus, prepare
 from mixtura.engine.generate import generate
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import ConfigError, NonFiniteError
 from mixtura.insight import Subject, report_data
-from mixtura.models import LstmMoE, LstmMoEConfig
-from mixtura.train import (
-    Recipe,
-    RunFolder,
-    build_trainer,
-    load_recipe,
-    load_run,
-    read_journal,
-    train,
-)
-from mixtura.train.checkpoint import read
+from mixtura.models.historic import LstmMoE, LstmMoEConfig
+from mixtura.runs import Recipe, RunFolder, load_recipe, read_journal
+from mixtura.runs.checkpoint import read
+from mixtura.train import build_trainer, train
 
 MOE = {"num_experts": 4, "top_k": 2, "expert_width": 16, "router": {"kind": "noisy_topk"}}
 MODEL = {"kind": "lstm_moe", "width": 16, "context": 32, "units": 24, "dropout": 0.1, "moe": MOE}

@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mixtura.checkpoints.conversion import convert_model
+from mixtura.checkpoints.opening import open_model
+from mixtura.checkpoints.run import load_run
 from mixtura.config import Tree, with_overrides
 from mixtura.errors import CheckpointError, ConfigError
-from mixtura.train import RunFolder, Summary, load_run, recipe_and_origin, train
-from mixtura.train.conversion import convert_model
-from mixtura.train.opening import open_model
+from mixtura.runs import RunFolder
+from mixtura.train import Summary, recipe_and_origin, train
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mixtura.checkpoints.run import load_run
 from mixtura.data import Corpus, prepare
 from mixtura.insight import Subject, report_data, write_report
-from mixtura.train import Recipe, RunFolder, build_trainer, load_run, read_journal, train
-from mixtura.train.checkpoint import read
+from mixtura.runs import Recipe, RunFolder, read_journal
+from mixtura.runs.checkpoint import read
+from mixtura.train import build_trainer, train
 
 PYRAMID = "model.moe.pyramid=[{from_layer: 1, num_experts: 8}]"
 

@@ -6,8 +6,9 @@ import torch
 from mixtura.config import Tree, with_overrides
 from mixtura.data import Corpus
 from mixtura.errors import ConfigError
-from mixtura.train import Recipe, build_trainer, choose_device, load_recipe
-from mixtura.train.recipe import differences
+from mixtura.runs import Recipe, load_recipe
+from mixtura.runs.recipe import differences
+from mixtura.train import build_trainer, choose_device
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -26,7 +27,7 @@ def test_vocabulary_comes_from_the_tokenizer(make_recipe) -> None:
 
 
 def test_vocabulary_comes_from_a_tokenizer_in_a_file(make_recipe, tmp_path: Path) -> None:
-    from mixtura.data import BpeConfig
+    from mixtura.tokenizers import BpeConfig
 
     # One word has too few pairs for 300 tokens; the file has what it has.
     tokenizer = BpeConfig(kind="bpe", vocabulary=300).build(lambda _: ["expert"])

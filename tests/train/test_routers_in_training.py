@@ -10,8 +10,9 @@ import torch
 from mixtura.data import Corpus
 from mixtura.errors import ConfigError
 from mixtura.moe import balanced_table, moe_layers
-from mixtura.train import Run, RunFolder, View, build_trainer, read_journal, train, train_in_turn
-from mixtura.train.recipe import differences
+from mixtura.runs import RunFolder, read_journal
+from mixtura.runs.recipe import differences
+from mixtura.train import Run, View, build_trainer, train, train_in_turn
 
 ROUTERS = {
     "expert_threshold": ("model.moe.router={kind: expert_threshold}",),

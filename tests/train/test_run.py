@@ -12,17 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from mixtura.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StorageError
-from mixtura.train import (
-    Recipe,
-    RunFacts,
-    RunFolder,
-    StepReport,
-    Summary,
-    View,
-    load_recipe,
-    read_journal,
-    train,
-)
+from mixtura.runs import Recipe, RunFolder, load_recipe, read_journal
+from mixtura.train import RunFacts, StepReport, Summary, View, train
 
 TIMES = {"seconds", "tokens_per_second"}
 

@@ -10,19 +10,10 @@ from hypothesis import strategies as st
 from mixtura.data import Corpus
 from mixtura.errors import CheckpointError
 from mixtura.insight.run import Run as ReadRun
-from mixtura.train import (
-    ChangedKeys,
-    Recipe,
-    RunFolder,
-    Summary,
-    View,
-    opened_run,
-    read_journal,
-    train,
-    train_in_turn,
-)
-from mixtura.train.config import TrainConfig
-from mixtura.train.step_plan import Correction, StepPlan
+from mixtura.runs import ChangedKeys, Recipe, RunFolder, read_journal
+from mixtura.runs.step_plan import Correction, StepPlan
+from mixtura.runs.train_config import TrainConfig
+from mixtura.train import Summary, View, opened_run, train, train_in_turn
 
 
 def corrected(steps: int, *corrections: tuple[int, int]) -> StepPlan:

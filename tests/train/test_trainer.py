@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from mixtura.data import Batch, Batches, Corpus
-from mixtura.train import Recipe, Trainer, build_decoder, build_trainer
+from mixtura.runs import Recipe
+from mixtura.train import Trainer, build_decoder, build_trainer
 
 
 def losses_of(trainer: Trainer, steps: int) -> list[float]:

@@ -15,15 +15,15 @@ import torch
 from mixtura import __version__
 from mixtura.bench.likelihoods import Continued, Likelihoods
 from mixtura.bench.offline_tasks import GROUP, TASKS, OfflineTask
-from mixtura.data import Tokenizer
-from mixtura.data.preparation import Progress, silent
+from mixtura.checkpoints.hub import folder_of
+from mixtura.checkpoints.opening import OpenModel, is_run
 from mixtura.engine.kv_cache import KVKind
 from mixtura.errors import ConfigError
 from mixtura.integrity import digest_of_bytes
-from mixtura.interop.hub import folder_of
 from mixtura.models import LanguageModel
-from mixtura.train.opening import OpenModel, is_run
-from mixtura.train.run_folder import RunFolder
+from mixtura.progress import Progress, silent
+from mixtura.runs.folder import RunFolder
+from mixtura.tokenizers import Tokenizer
 
 EXTRA = "lm-evaluation-harness is not installed; pip install 'mixtura[eval]' brings its tasks"
 _WEIGHTS = {".safetensors", ".gguf", ".mixtura"}

@@ -16,12 +16,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from mixtura.bench.evaluation import Measured, WantedTasks
 from mixtura.bench.likelihoods import Continued, Likelihoods
 from mixtura.bench.offline_tasks import GROUP, TASKS
-from mixtura.data import CheckpointTokenizer
-from mixtura.data.preparation import Progress
+from mixtura.checkpoints.opening import OpenModel
 from mixtura.engine.many import Many, Request
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import ConfigError, DataError, MixturaError
-from mixtura.train.opening import OpenModel
+from mixtura.progress import Progress
+from mixtura.tokenizers import CheckpointTokenizer
 
 VERSION = version("lm_eval")
 _MAX_TOKENS = 256

@@ -10,20 +10,20 @@ from typing import Any, Literal
 from mixtura.bench.rounding import round_by_llama_cpp, unpack_into
 from mixtura.bench.scoring import Score, score
 from mixtura.bench.windows import Windows, windows
-from mixtura.data import Document, Progress, Skipped, StdlibSource, TextSource
-from mixtura.data.preparation import silent
+from mixtura.checkpoints.hub import folder_of
+from mixtura.checkpoints.opening import open_model
+from mixtura.checkpoints.packing import pack_model
+from mixtura.data import Document, Skipped, StdlibSource, TextSource
 from mixtura.data.split import split
 from mixtura.errors import ConfigError
-from mixtura.interop.hub import folder_of
 from mixtura.kernels.groups import Bits
 from mixtura.kernels.packed_linear import Arithmetic, Phase, arithmetic_of
 from mixtura.models import LanguageModel
 from mixtura.packed import is_packed
 from mixtura.packed.phase import in_phase
-from mixtura.train.opening import open_model
-from mixtura.train.packing import pack_model
-from mixtura.train.run_files import is_run
-from mixtura.train.run_folder import RunFolder
+from mixtura.progress import Progress, silent
+from mixtura.runs.file_names import is_run
+from mixtura.runs.folder import RunFolder
 
 Precision = Literal[16, 8, 4]
 _PHASES: tuple[Phase, ...] = ("prefill", "decode")

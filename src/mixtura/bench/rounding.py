@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtura.interop.gguf.rules import llama_cpp_groups
+from mixtura.checkpoints.gguf.rules import llama_cpp_groups
 from mixtura.kernels.groups import GROUP, Bits, dequantise
 from mixtura.packed import PackedEmbedding, PackedExperts, PackedLinear
-from mixtura.packed.plan import Planned, plan
+from mixtura.packed.packable import Planned, plan
 
 
 @torch.no_grad()

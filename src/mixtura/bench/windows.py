@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixtura.data import Document, Skipped, Tokenizer
+from mixtura.data import Document, Skipped
 from mixtura.data.split import share
 from mixtura.errors import DataError
+from mixtura.tokenizers import Tokenizer
 
 # So that a few long files are not all of the text.
 _PER_DOCUMENT = 8

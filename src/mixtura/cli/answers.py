@@ -9,8 +9,8 @@ from mixtura.errors import MixturaError
 from mixtura.terminal_text import visible, visible_line
 
 if TYPE_CHECKING:
-    from mixtura.data import Tokenizer
     from mixtura.engine.generate import FinishReason, Generation
+    from mixtura.tokenizers import Tokenizer
 
 _ENDINGS: "dict[FinishReason, str]" = {
     "end": "the model ended its text",

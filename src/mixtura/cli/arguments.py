@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from mixtura.checkpoints.hub import is_hub_id
+from mixtura.checkpoints.pulled_models import NAMED, is_named, pulled_path
 from mixtura.cli import completion
 from mixtura.errors import CheckpointError
-from mixtura.interop.hub import is_hub_id
-from mixtura.interop.pulled_models import NAMED, is_named, pulled_path
 
 
 def at_least_one(given: int | None) -> int | None:

@@ -26,8 +26,8 @@ from mixtura.cli.sampling_options import (
 from mixtura.cli.verification import Verify, checked
 
 if TYPE_CHECKING:
-    from mixtura.data import Tokenizer
     from mixtura.engine.conversation import Turn
+    from mixtura.tokenizers import Tokenizer
 
 
 def chat(
@@ -102,8 +102,9 @@ def chat(
     check_model(model)
     loaded = opened(model, dtype, verify=verify)
     from mixtura.engine.conversation import Conversation
+    from mixtura.engine.model_defaults import ModelDefaults
 
-    settled = given.under(loaded.defaults)
+    settled = given.under(ModelDefaults.of(loaded.folder))
     sampling = settled.sampling
     conversation = Conversation(
         loaded.decoder, loaded.tokenizer, sampling, settled.max_tokens, system, context, kv

@@ -27,7 +27,7 @@ def recipes(incomplete: str) -> list[str]:
 
 def names_to_pull(incomplete: str) -> list[str]:
     """The models that have a name."""
-    from mixtura.interop.pulled_models import NAMED
+    from mixtura.checkpoints.pulled_models import NAMED
 
     return _begun(lambda: NAMED, incomplete)
 
@@ -38,13 +38,13 @@ def kept_names(incomplete: str) -> list[str]:
 
 
 def _kept() -> list[str]:
-    from mixtura.train.kept_models import kept_models
+    from mixtura.checkpoints.kept_models import kept_models
 
     return [model.name for model in kept_models().models]
 
 
 def _pulled() -> list[str]:
-    from mixtura.interop.pulled_models import pulled_names
+    from mixtura.checkpoints.pulled_models import pulled_names
 
     return pulled_names()
 

@@ -13,8 +13,8 @@ from mixtura.cli.verification import Verify
 from mixtura.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mixtura.train.conversion import Converted
-    from mixtura.train.gguf_conversion import ConvertedToGGUF
+    from mixtura.checkpoints.conversion import Converted
+    from mixtura.checkpoints.gguf_conversion import ConvertedToGGUF
 
 Kind = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 _SHARD_GB = 5.0
@@ -112,8 +112,8 @@ def _to_hf(
     shard_gb: float,
     verify: bool,
 ) -> "Converted":
+    from mixtura.checkpoints.conversion import convert_model
     from mixtura.train import choose_view
-    from mixtura.train.conversion import convert_model
 
     with choose_view() as view:
         return convert_model(
@@ -130,8 +130,8 @@ def _to_hf(
 def _to_gguf(
     model: str, out: Path, family: str | None, kind: Kind | None, verify: bool
 ) -> "ConvertedToGGUF":
+    from mixtura.checkpoints.gguf_conversion import convert_to_gguf
     from mixtura.train import choose_view
-    from mixtura.train.gguf_conversion import convert_to_gguf
 
     with choose_view() as view:
         return convert_to_gguf(

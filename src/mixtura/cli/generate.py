@@ -121,8 +121,9 @@ def generate(
 def _continue(text: str, asked: Asked, *, as_json: bool) -> None:
     loaded = opened(asked.model, asked.dtype, verify=asked.verify)
     from mixtura.engine.generate import generate as continue_text
+    from mixtura.engine.model_defaults import ModelDefaults
 
-    settled = asked.given.under(loaded.defaults)
+    settled = asked.given.under(ModelDefaults.of(loaded.folder))
     with checked(loaded.check, verify=asked.verify):
         stream = continue_text(
             loaded.decoder,

@@ -14,7 +14,7 @@ from mixtura.errors import ConfigError
 from mixtura.terminal_text import visible_line
 
 if TYPE_CHECKING:
-    from mixtura.interop.inspection import Inspection
+    from mixtura.checkpoints.contents import Inspection
 
 
 def inspect(
@@ -53,7 +53,7 @@ def inspect(
       mixtura inspect deepseek-v3 --json
       mixtura inspect stdlib-bytes --set model.moe.num_experts=64
     """
-    from mixtura.train.inspection import is_recipe
+    from mixtura.checkpoints.inspection import is_recipe
 
     if is_recipe(model):
         _show_recipe(model, overrides or (), verify=verify, as_json=as_json)
@@ -61,7 +61,7 @@ def inspect(
     if overrides:
         raise ConfigError(f"--set {overrides[0]}: {model} is no recipe, so it has no key to set")
     with without_collection():
-        from mixtura.train.inspection import inspect_model
+        from mixtura.checkpoints.inspection import inspect_model
 
         found = inspect_model(model, verify=verify)
     if verify:
@@ -73,7 +73,7 @@ def inspect(
 
 
 def _show_recipe(recipe: str, overrides: Sequence[str], *, verify: bool, as_json: bool) -> None:
-    from mixtura.train.inspection import inspect_recipe
+    from mixtura.checkpoints.inspection import inspect_recipe
 
     if verify:
         raise ConfigError(f"--verify: {recipe} is a recipe, and holds no weights to verify")
@@ -136,7 +136,7 @@ def _parameters(found: "Inspection") -> dict[str, int]:
 
 
 def _lines(found: "Inspection") -> list[str]:
-    from mixtura.interop.accounting import described
+    from mixtura.checkpoints.accounting import described
 
     counts, shape = _parameters(found), found.shape
     lines = [f"{found.model}: {found.family}, {_described(found)}", ""]

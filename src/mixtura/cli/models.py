@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixtura.checkpoints.pulled_models import NAMED
 from mixtura.cli.answers import note, plural
 from mixtura.cli.arguments import AsJson
 from mixtura.cli.completion import kept_names, names_to_pull
 from mixtura.errors import ConfigError
-from mixtura.interop.pulled_models import NAMED
 from mixtura.memory import in_words
 from mixtura.terminal_text import visible_line
 
 if TYPE_CHECKING:
-    from mixtura.train.kept_models import KeptModel, KeptModels, Removed
+    from mixtura.checkpoints.kept_models import KeptModel, KeptModels, Removed
 
 models = typer.Typer(
     rich_markup_mode=None,
@@ -81,7 +81,7 @@ def pull(
       mixtura models pull smollm2
       mixtura models pull HuggingFaceTB/SmolLM2-135M-Instruct
     """
-    from mixtura.interop.hub import is_hub_id
+    from mixtura.checkpoints.hub import is_hub_id
 
     path, fetched = _from_hub(model) if is_hub_id(model) else _by_name(model)
     size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else 0
@@ -119,7 +119,7 @@ def remove(
       mixtura models remove OLMoE-1B-7B.Q4_0.gguf allenai/OLMoE-1B-7B-0924
       mixtura models remove --all-packed
     """
-    from mixtura.train.kept_models import kept_models, remove_model
+    from mixtura.checkpoints.kept_models import kept_models, remove_model
 
     kept = kept_models()
     chosen = {kept.named(name): None for name in names or ()}
@@ -140,7 +140,7 @@ def remove(
 
 
 def _by_name(name: str) -> tuple[Path, bool]:
-    from mixtura.interop.model_fetch import pull
+    from mixtura.checkpoints.model_fetch import pull
     from mixtura.train.live import choose_view
 
     with choose_view() as view:
@@ -150,7 +150,7 @@ def _by_name(name: str) -> tuple[Path, bool]:
 
 def _from_hub(model: str) -> tuple[Path, bool]:
     """The hub's library shows the progress of its own downloads."""
-    from mixtura.interop.hub import folder_of, hub_models
+    from mixtura.checkpoints.hub import folder_of, hub_models
 
     def held() -> int:
         return sum(one.bytes for one in hub_models()[0] if one.name == model.partition("@")[0])
@@ -167,7 +167,7 @@ def _gone(removed: "Removed") -> str:
 
 
 def _list(*, as_json: bool) -> None:
-    from mixtura.train.kept_models import kept_models
+    from mixtura.checkpoints.kept_models import kept_models
 
     kept = kept_models()
     for line in kept.unreadable:

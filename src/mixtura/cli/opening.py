@@ -6,7 +6,7 @@ from mixtura.cli.answers import note
 from mixtura.cli.startup import without_collection
 
 if TYPE_CHECKING:
-    from mixtura.train.opening import DTypeName, OpenModel
+    from mixtura.checkpoints.opening import DTypeName, OpenModel
 
 
 def opened(model: str, dtype: "DTypeName | None", *, verify: bool) -> "OpenModel":
@@ -15,8 +15,8 @@ def opened(model: str, dtype: "DTypeName | None", *, verify: bool) -> "OpenModel
     Raises as `open_model` does.
     """
     with without_collection():
+        from mixtura.checkpoints.opening import open_model
         from mixtura.train.live import choose_view
-        from mixtura.train.opening import open_model
 
         with choose_view() as view:
             found = open_model(model, dtype, progress=view.preparing, wait=verify)

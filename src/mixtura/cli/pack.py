@@ -54,8 +54,8 @@ def pack(
       mixtura chat olmoe-4bit
     """
     check_model(model)
+    from mixtura.checkpoints.packing import pack_model
     from mixtura.train import choose_view
-    from mixtura.train.packing import pack_model
 
     with choose_view() as view:
         packed = pack_model(

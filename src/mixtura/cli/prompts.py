@@ -19,10 +19,10 @@ from mixtura.cli.sampling_options import Given, Settled
 from mixtura.cli.verification import checked
 
 if TYPE_CHECKING:
+    from mixtura.checkpoints.opening import DTypeName, OpenModel
     from mixtura.engine.answers_file import AnswersFile
     from mixtura.engine.many import Request
     from mixtura.engine.prompt_lines import PromptLine
-    from mixtura.train.opening import DTypeName, OpenModel
 
 
 PromptsFile = Annotated[
@@ -95,7 +95,10 @@ def answer_all(work: Prompts, *, as_json: bool) -> None:
     if work.out is not None:
         check_free(work.out)
     loaded = opened(work.by.model, work.by.dtype, verify=work.by.verify)
-    requests = _requests(lines, work, work.by.given.under(loaded.defaults))
+    from mixtura.engine.model_defaults import ModelDefaults
+
+    settled = work.by.given.under(ModelDefaults.of(loaded.folder))
+    requests = _requests(lines, work, settled)
     tally = _Tally()
     with ExitStack() as stack:
         kept = None

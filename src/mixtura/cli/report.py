@@ -42,9 +42,10 @@ def report(
 
 def _open(run: Path) -> "Subject":
     """A run's newest checkpoint, and the text that it was trained on."""
+    from mixtura.checkpoints.run import load_run
     from mixtura.data import prepare
     from mixtura.insight import Subject
-    from mixtura.train import choose_view, corpus_cache, load_run
+    from mixtura.train import choose_view, corpus_cache
 
     loaded = load_run(run)
     with choose_view() as view:

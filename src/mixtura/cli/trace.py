@@ -13,7 +13,7 @@ from mixtura.cli.verification import Verify, note_unchecked
 from mixtura.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from mixtura.insight.tracing import Texts
+    from mixtura.tracing.text_trace import Texts
 
 
 def trace(
@@ -61,8 +61,8 @@ def trace(
     _check_text(text, prompt)
     numbers = _numbers(layers)
     check_model(model)
-    from mixtura.insight.tracing import digest_of, trace_texts
-    from mixtura.models.tracing import trace_meta
+    from mixtura.tracing.model_trace import trace_meta
+    from mixtura.tracing.text_trace import digest_of, trace_texts
     from mixtura.train import choose_view
 
     loaded = opened(model, dtype, verify=verify)
@@ -133,7 +133,7 @@ def _numbers(layers: str | None) -> list[int] | None:
 
 def _texts(text: Path | None, prompt: str | None) -> "Texts":
     from mixtura.data import Document, TextSource
-    from mixtura.insight.tracing import Texts
+    from mixtura.tracing.text_trace import Texts
 
     if text is None:
         assert prompt is not None, "checked before"

@@ -70,7 +70,8 @@ def train(
     """
     # What is wrong with the file itself shows before torch is loaded.
     tree = with_overrides(read_yaml(recipe), overrides or ())
-    from mixtura.train import ChangedKeys, Recipe, RunFolder, choose_view, recipe_and_origin
+    from mixtura.runs import ChangedKeys, Recipe, RunFolder
+    from mixtura.train import choose_view, recipe_and_origin
     from mixtura.train import train as train_recipe
 
     folder = out or _own_folder(str(tree.get("name", Recipe.model_fields["name"].default)))

@@ -1,4 +1,4 @@
-"""Text in, batches of tokens out; knows nothing of models.
+"""Corpora: text in, batches of tokens out; knows nothing of models.
 
 `prepare` reads a source (`stdlib`, `text` or `huggingface`), leaves out what it cannot read and
 what it has read before, splits documents into train and held-out, encodes them, and packs tokens
@@ -26,47 +26,29 @@ from mixtura.lazy_names import at_first_use
 
 if TYPE_CHECKING:
     from mixtura.data.batches import Batch, Batches, heldout_batches
-    from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer, TokenFacts
     from mixtura.data.config import DataConfig
     from mixtura.data.documents import Document, Skipped, Source, Span
     from mixtura.data.huggingface import HuggingFaceSource
-    from mixtura.data.loading import load_tokenizer
-    from mixtura.data.packed import Corpus, TokenFile
-    from mixtura.data.preparation import Progress, prepare
+    from mixtura.data.preparation import prepare
     from mixtura.data.python_domains import python_spans
     from mixtura.data.stdlib import StdlibSource
-    from mixtura.data.streaming import TextStream
-    from mixtura.data.subwords import BpeConfig, FileConfig, SubwordTokenizer
     from mixtura.data.text import TextSource
-    from mixtura.data.tokenizers import BytesConfig, ByteTokenizer, Encoded, GivenConfig, Tokenizer
+    from mixtura.data.token_file import Corpus, TokenFile
 
 __all__ = [
     "Batch",
     "Batches",
-    "BpeConfig",
-    "ByteTokenizer",
-    "BytesConfig",
-    "CheckpointTokenizer",
     "Corpus",
     "DataConfig",
     "Document",
-    "Encoded",
-    "FileConfig",
-    "GivenConfig",
     "HuggingFaceSource",
-    "Progress",
     "Skipped",
     "Source",
     "Span",
     "StdlibSource",
-    "SubwordTokenizer",
     "TextSource",
-    "TextStream",
-    "TokenFacts",
     "TokenFile",
-    "Tokenizer",
     "heldout_batches",
-    "load_tokenizer",
     "prepare",
     "python_spans",
 ]
@@ -74,30 +56,17 @@ __all__ = [
 _HOMES = {
     "Batch": "mixtura.data.batches",
     "Batches": "mixtura.data.batches",
-    "BpeConfig": "mixtura.data.subwords",
-    "ByteTokenizer": "mixtura.data.tokenizers",
-    "BytesConfig": "mixtura.data.tokenizers",
-    "CheckpointTokenizer": "mixtura.data.checkpoint_tokenizer",
-    "Corpus": "mixtura.data.packed",
+    "Corpus": "mixtura.data.token_file",
     "DataConfig": "mixtura.data.config",
     "Document": "mixtura.data.documents",
-    "Encoded": "mixtura.data.tokenizers",
-    "FileConfig": "mixtura.data.subwords",
-    "GivenConfig": "mixtura.data.tokenizers",
     "HuggingFaceSource": "mixtura.data.huggingface",
-    "Progress": "mixtura.data.preparation",
     "Skipped": "mixtura.data.documents",
     "Source": "mixtura.data.documents",
     "Span": "mixtura.data.documents",
     "StdlibSource": "mixtura.data.stdlib",
-    "SubwordTokenizer": "mixtura.data.subwords",
     "TextSource": "mixtura.data.text",
-    "TextStream": "mixtura.data.streaming",
-    "TokenFacts": "mixtura.data.checkpoint_tokenizer",
-    "TokenFile": "mixtura.data.packed",
-    "Tokenizer": "mixtura.data.tokenizers",
+    "TokenFile": "mixtura.data.token_file",
     "heldout_batches": "mixtura.data.batches",
-    "load_tokenizer": "mixtura.data.loading",
     "prepare": "mixtura.data.preparation",
     "python_spans": "mixtura.data.python_domains",
 }

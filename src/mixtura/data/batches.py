@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixtura.data.packed import TokenFile
+from mixtura.data.token_file import TokenFile
 from mixtura.errors import DataError
 
 

@@ -7,9 +7,9 @@ from pydantic import Field
 from mixtura.config import Config
 from mixtura.data.huggingface import HuggingFaceSource
 from mixtura.data.stdlib import StdlibSource
-from mixtura.data.subwords import BpeConfig, FileConfig
 from mixtura.data.text import TextSource
-from mixtura.data.tokenizers import BytesConfig, GivenConfig
+from mixtura.tokenizers.subwords import BpeConfig, FileConfig
+from mixtura.tokenizers.tokenizer import BytesConfig, GivenConfig
 
 SourceConfig = Annotated[StdlibSource | TextSource | HuggingFaceSource, Field(discriminator="kind")]
 TokenizerConfig = Annotated[

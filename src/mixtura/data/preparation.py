@@ -2,32 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from heapq import heappop, heappush
 from pathlib import Path
 
 from mixtura.data.config import DataConfig
 from mixtura.data.documents import Document, Skipped, Source
-from mixtura.data.packed import FORMAT, META, Corpus, CorpusMeta
-from mixtura.data.packing import DomainNumbers, SideWriter
 from mixtura.data.split import SIDES, Side, share, split
-from mixtura.data.tokenizers import GivenConfig, Tokenizer
+from mixtura.data.token_file import FORMAT, META, Corpus, CorpusMeta
+from mixtura.data.token_packing import DomainNumbers, SideWriter
 from mixtura.errors import DataError, StorageError
 from mixtura.files import atomic_folder
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage, how much is done, and how much there is (0 where nobody knows)."""
+from mixtura.progress import Progress, silent
+from mixtura.tokenizers.tokenizer import GivenConfig, Tokenizer
 
 # Enough for all cores of an encoder, and little beside a corpus.
 _CHUNK_CHARACTERS = 2**20
 _CHUNK_DOCUMENTS = 1024
 # A dataset may have millions of empty rows.
 _NAMED = 1000
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A Progress that shows nothing."""
 
 
 def prepare(

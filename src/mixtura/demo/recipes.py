@@ -5,8 +5,8 @@ from importlib.resources import files
 from mixtura.config import Config, Tree, with_overrides
 from mixtura.errors import ConfigError
 from mixtura.models import DecoderConfig
+from mixtura.runs import Recipe
 from mixtura.shapes import dense_twin
-from mixtura.train import Recipe
 from mixtura.yaml_reader import parse_yaml
 
 EVALUATIONS = 10

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
+from mixtura.checkpoints.run import load_run
 from mixtura.data import Corpus
 from mixtura.demo.outcome import Outcome, TwinOutcome, seconds_to_reach
 from mixtura.demo.pacer import Pacer
@@ -14,21 +15,10 @@ from mixtura.engine.generate import generate
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import CheckpointError
 from mixtura.insight import Subject, write_report
-from mixtura.train import (
-    Recipe,
-    Run,
-    RunFolder,
-    StepReport,
-    Summary,
-    View,
-    load_run,
-    opened_run,
-    prepare_corpus,
-    read_journal,
-    train_in_turn,
-)
+from mixtura.runs import Recipe, RunFolder, read_journal
+from mixtura.runs.step_plan import StepPlan
+from mixtura.train import Run, StepReport, Summary, View, opened_run, prepare_corpus, train_in_turn
 from mixtura.train.building import build_trainer
-from mixtura.train.step_plan import StepPlan
 
 # The promise: all of the demo, but its set-up.
 LIMIT_SECONDS = 360.0

@@ -1,7 +1,7 @@
 """An answer's text, from its tokens as they come."""
 
-from mixtura.data import TextStream
 from mixtura.engine.stopping import StopText
+from mixtura.tokenizers import TextStream
 
 
 class AnswerText:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixtura.data import Tokenizer
 from mixtura.engine.generate import Stream, Writer
 from mixtura.engine.kv_cache import KVKind
 from mixtura.engine.sampling import Sampling
@@ -11,6 +10,7 @@ from mixtura.engine.script import Exchange, script_for
 from mixtura.engine.stopping import StopText
 from mixtura.errors import ConfigError, MixturaError
 from mixtura.models import LanguageModel
+from mixtura.tokenizers import Tokenizer
 
 # A model made for 128k positions would take gigabytes for a chat that rarely needs them.
 USUAL_CONTEXT = 8192

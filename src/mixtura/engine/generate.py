@@ -11,7 +11,6 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from mixtura.data import Tokenizer
 from mixtura.engine.answer_text import AnswerText
 from mixtura.engine.choosing import Chooser, choose
 from mixtura.engine.context import Context
@@ -21,6 +20,7 @@ from mixtura.engine.sampling import Sampling
 from mixtura.engine.stopping import StopText
 from mixtura.errors import ConfigError
 from mixtura.models import LanguageModel
+from mixtura.tokenizers import Tokenizer
 
 FinishReason = Literal["end", "stop", "max_tokens", "length", "interrupted"]
 """The model ended its document or its turn; the stop text came; as many tokens as asked for; the

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mixtura.data import Tokenizer
 from mixtura.engine.answer_text import AnswerText
 from mixtura.engine.batch import Batch, Running
 from mixtura.engine.generate import FinishReason, Generation, generate, prompt_tokens
@@ -19,6 +18,7 @@ from mixtura.engine.sampling import Sampling
 from mixtura.engine.stopping import StopText
 from mixtura.errors import ConfigError
 from mixtura.models import Decoder, LanguageModel
+from mixtura.tokenizers import Tokenizer
 
 Progress = Callable[[int, int], None]
 """Called with tokens done and in all, answers that ended early counted as whole."""

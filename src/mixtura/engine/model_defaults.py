@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mixtura.checkpoints.hf.folder import GENERATION, read_json
 from mixtura.config import Tree
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import CheckpointError, ConfigError
-from mixtura.interop.hf_folder import read_json
 
-FILE = "generation_config.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -22,10 +21,10 @@ class ModelDefaults:
     max_tokens: int | None = None
 
     @classmethod
-    def of(cls, folder: Path) -> "ModelDefaults":
+    def of(cls, folder: Path | None) -> "ModelDefaults":
         """None are stated where there is no such file. Raises CheckpointError for a damaged one."""
-        path = folder / FILE
-        if not path.is_file():
+        path = None if folder is None else folder / GENERATION
+        if path is None or not path.is_file():
             return cls()
         return _parsed(read_json(path, "how its model generates"), str(path))
 

@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mixtura.data import CheckpointTokenizer, Tokenizer
-from mixtura.data.tokenizers import to_utf8
 from mixtura.engine.chat_template import ChatTemplate, Message, message
 from mixtura.errors import ConfigError
+from mixtura.tokenizers import CheckpointTokenizer, Tokenizer
+from mixtura.tokenizers.tokenizer import to_utf8
 
 BLANK_LINE = "\n\n"
 # One of Unicode's noncharacters, which no text holds. It is set behind the first letter of what a

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from mixtura.errors import DataError
 from mixtura.json_reader import read_lines
+from mixtura.runs.folder import RunFolder
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
-LOG = "log.jsonl"
 # Of any number in a log: sums of such numbers and their digits stay within fp64.
 _MOST = 1e18
 
@@ -47,25 +47,26 @@ class Curves:
             raise
         except (TypeError, ValueError, OverflowError) as error:
             raise DataError(
-                f"{run / LOG}: a line of it, or of eval.jsonl, has no number where one belongs "
-                f"({error}); the logs were changed: remove the line"
+                f"{RunFolder(run).log}: a line of it, or of eval.jsonl, has no number where one "
+                f"belongs ({error}); the logs were changed: remove the line"
             ) from error
 
     @classmethod
     def _read(cls, run: Path) -> Self:
+        folder = RunFolder(run)
         # As arrays at once: of a long run's load, numbers as objects would fill the memory.
         log = [
             {**row, "load": [_counts(load_E) for load_E in row.get("load", [])]}
-            for _, row in read_lines(run / LOG, DataError)
+            for _, row in read_lines(folder.log, DataError)
         ]
-        evals = [row for _, row in read_lines(run / "eval.jsonl", DataError)]
+        evals = [row for _, row in read_lines(folder.evaluations, DataError)]
         return cls(
             step_I=_column(log, "step", np.int64),
             tokens_I=_column(log, "tokens", np.int64),
             seconds_I=_column(log, "seconds", np.float64),
             loss_I=_column(log, "loss", np.float64),
             tokens_per_second_I=_column(log, "tokens_per_second", np.float64),
-            loads=_loads(log, run / LOG),
+            loads=_loads(log, folder.log),
             eval_tokens_J=_column(evals, "tokens", np.int64),
             bits_per_byte_J=_column(evals, "heldout_bits_per_byte", np.float64),
         )

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixtura.errors import DataError
-from mixtura.insight.curves import LOG, reached, running_mean
+from mixtura.insight.curves import reached, running_mean
 from mixtura.insight.load_history import JUDGED_STEPS, load_history
 from mixtura.insight.run import Run
+from mixtura.runs.folder import RunFolder
 
 Tree = dict[str, Any]
 
@@ -128,8 +129,8 @@ def _load(run: Run) -> Tree | None:
     logged, built = len(run.curves.loads), len(run.moe_layers)
     if logged != built:
         raise DataError(
-            f"{run.folder / LOG}: tells of {logged} MoE layers, and the recipe has {built}; "
-            "is it another run's?"
+            f"{RunFolder(run.folder).log}: tells of {logged} MoE layers, and the recipe has "
+            f"{built}; is it another run's?"
         )
     history = load_history(run.curves, run.model.moe.top_k, _COLUMNS)
     # The run itself counted every step; the log may hold one in ten of them.

@@ -5,15 +5,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mixtura.data import Progress
-from mixtura.data.preparation import silent
 from mixtura.errors import DataError, reading
 from mixtura.files import atomic_text
 from mixtura.insight.overview import overview
 from mixtura.insight.page import render
 from mixtura.insight.run import Run, find_twin
 from mixtura.insight.texts import Subject, texts
-from mixtura.models import DecoderConfig, LstmMoEConfig, ModelConfig
+from mixtura.models import DecoderConfig, ModelConfig
+from mixtura.models.historic import LstmMoEConfig
+from mixtura.progress import Progress, silent
 
 Tree = dict[str, Any]
 

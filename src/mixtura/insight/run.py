@@ -10,8 +10,9 @@ from mixtura.errors import CheckpointError, ConfigError, DataError, reading
 from mixtura.insight.curves import Curves
 from mixtura.json_reader import read_object
 from mixtura.models import ModelConfig
+from mixtura.runs.file_names import RECIPE
+from mixtura.runs.folder import RunFolder
 
-RECIPE = "recipe.yaml"
 TWIN = "dense"
 
 
@@ -61,7 +62,7 @@ class Run:
                 steps=_steps(folder, tree),
                 length=int(tree["train"]["length"]),
                 source=str(tree["data"]["source"]["kind"]),
-                corpus=_json(folder / "corpus.json").get("digest"),
+                corpus=_json(RunFolder(folder).corpus).get("digest"),
                 recent_max_over_mean=_recent(folder),
                 curves=Curves.read(folder),
             )
@@ -85,12 +86,12 @@ class Run:
 
 
 def _steps(folder: Path, recipe: Mapping[str, Any]) -> int:
-    corrections = _json(folder / "steps.json").get("corrections")
+    corrections = _json(RunFolder(folder).steps).get("corrections")
     return int(corrections[-1]["steps"] if corrections else recipe["train"]["steps"])
 
 
 def _recent(folder: Path) -> tuple[float, ...] | None:
-    path = folder / "summary.json"
+    path = RunFolder(folder).summary
     found = _json(path).get("load_max_over_mean")
     if found is None:
         return None
@@ -114,4 +115,4 @@ def find_twin(run: Run) -> Path | None:
     beside = run.folder.resolve().parent / TWIN
     if not run.moe_layers or not (beside / RECIPE).is_file():
         return None
-    return beside if _json(beside / "corpus.json").get("digest") == run.corpus else None
+    return beside if _json(RunFolder(beside).corpus).get("digest") == run.corpus else None

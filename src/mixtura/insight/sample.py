@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mixtura.data import Progress, Tokenizer
-from mixtura.data.preparation import silent
 from mixtura.models import DecoderOutput, LanguageModel
-from mixtura.moe.record import layer_rows
+from mixtura.progress import Progress, silent
+from mixtura.tokenizers import Tokenizer
 from mixtura.trace import NOBODY, LayerRows
+from mixtura.tracing.record import layer_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixtura.data import Corpus, Progress, TokenFile
+from mixtura.data import Corpus, TokenFile
 from mixtura.insight.sample import NOBODY, Choices, Reading, pieces, read, spread_windows
 from mixtura.insight.specialisation import Specialisation, specialisation, telling_tokens
 from mixtura.models import LanguageModel
+from mixtura.progress import Progress
 
 Tree = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Language models and their parts: one decoder, and an MoE between LSTMs. Local experts."""
+"""Language models and their parts: one decoder, and in `historic` the early systems."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -7,9 +7,8 @@ from pydantic import Discriminator, Tag
 
 from mixtura.models.cache import KVCache
 from mixtura.models.decoder import Decoder, DecoderConfig
+from mixtura.models.historic.lstm_moe import LstmMoEConfig
 from mixtura.models.language_model import DecoderOutput, LanguageModel
-from mixtura.models.local_experts import LocalExperts, LocalExpertsConfig, LocalExpertsOutput
-from mixtura.models.lstm_moe import LstmMoE, LstmMoEConfig
 
 
 def _kind(tree: object) -> str | None:
@@ -34,10 +33,5 @@ __all__ = [
     "DecoderOutput",
     "KVCache",
     "LanguageModel",
-    "LocalExperts",
-    "LocalExpertsConfig",
-    "LocalExpertsOutput",
-    "LstmMoE",
-    "LstmMoEConfig",
     "ModelConfig",
 ]

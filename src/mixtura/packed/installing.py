@@ -15,7 +15,7 @@ from mixtura.packed.modules import (
     PackedLinear,
     dispatch_packed,
 )
-from mixtura.packed.plan import plan
+from mixtura.packed.packable import plan
 
 
 def install(model: nn.Module, file: PackedFile) -> None:

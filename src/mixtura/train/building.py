@@ -11,9 +11,9 @@ from mixtura.errors import ConfigError
 from mixtura.memory import free_bytes, in_words
 from mixtura.models import LanguageModel, ModelConfig
 from mixtura.moe import needs_token_counts, set_token_counts
+from mixtura.runs.recipe import Recipe, check_vocabulary
 from mixtura.train.device import choose_device
 from mixtura.train.randomness import randomness_of, seeded
-from mixtura.train.recipe import Recipe, check_vocabulary
 from mixtura.train.trainer import Trainer
 
 _COUNTED_AT_ONCE = 2**22

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import torch
 
-from mixtura.data import Corpus, GivenConfig, Tokenizer, load_tokenizer, prepare
+from mixtura.data import Corpus, prepare
 from mixtura.errors import CheckpointError, ConfigError
+from mixtura.runs.changes import ChangedKeys
+from mixtura.runs.checkpoint import MODEL, check_fits, read
+from mixtura.runs.folder import RunFolder
+from mixtura.runs.journal import cut
+from mixtura.runs.recipe import Recipe
+from mixtura.runs.step_plan import StepPlan
+from mixtura.tokenizers import GivenConfig, Tokenizer, load_tokenizer
 from mixtura.train.allocator import keep_freed_memory
 from mixtura.train.building import build_trainer, check_model
-from mixtura.train.changes import ChangedKeys
-from mixtura.train.checkpoint import MODEL, check_fits, read
 from mixtura.train.device import choose_device
 from mixtura.train.environment import changes, environment
-from mixtura.train.journal import cut
 from mixtura.train.origin import Origin, reopened_origin
-from mixtura.train.recipe import Recipe
 from mixtura.train.run import Run, Summary, train_in_turn
-from mixtura.train.run_folder import RunFolder
-from mixtura.train.step_plan import StepPlan
 from mixtura.train.trainer import Trainer
 from mixtura.train.view import View
 from mixtura.user_cache import user_cache

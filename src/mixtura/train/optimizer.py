@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mixtura.models import LanguageModel
+from mixtura.runs.train_config import TrainConfig
 from mixtura.shapes import Role
-from mixtura.train.config import TrainConfig
 
 # Norms scale, and pulling a scale to 0 silences its layer. A token's row of the embedding gets no
 # gradient in most steps, so decay alone would shrink rare tokens. A gate's logits are kept small by

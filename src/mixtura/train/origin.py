@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixtura.checkpoints.hf.folder import read_json
+from mixtura.checkpoints.opening import OpenModel, is_gguf, open_model
 from mixtura.config import Config, Tree
-from mixtura.data import GivenConfig, Tokenizer
 from mixtura.errors import CheckpointError, ConfigError
-from mixtura.interop.hf_folder import read_json
 from mixtura.models import LanguageModel
-from mixtura.train.checkpoint import check_fits
-from mixtura.train.opening import OpenModel, is_gguf, open_model
-from mixtura.train.recipe import Recipe, differences
-from mixtura.train.run_folder import RunFolder
+from mixtura.runs.checkpoint import check_fits
+from mixtura.runs.folder import RunFolder
+from mixtura.runs.recipe import Recipe, differences
+from mixtura.tokenizers import GivenConfig, Tokenizer
 
 # These say how a model is trained: its weights and what it computes from them stay the same.
 _OF_TRAINING = ("model.moe.balance.", "model.moe.capacity.", "model.moe.backend")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mixtura.errors import NonFiniteError
+from mixtura.runs.folder import RunFolder
+from mixtura.runs.journal import Journal, read_journal
+from mixtura.runs.recipe import Recipe
+from mixtura.runs.step_plan import Correction, StepPlan
 from mixtura.train.environment import versions
 from mixtura.train.interrupt import deferred_interrupts
-from mixtura.train.journal import Journal, read_journal
-from mixtura.train.recipe import Recipe
-from mixtura.train.run_folder import RunFolder
-from mixtura.train.step_plan import Correction, StepPlan
 from mixtura.train.step_report import StepReport, busiest_over_mean
 from mixtura.train.trainer import Trainer
 from mixtura.train.view import RunFacts, View

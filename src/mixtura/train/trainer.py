@@ -4,7 +4,7 @@ B sequences, S tokens, T = B*S, V vocabulary, E experts, X experts of all MoE la
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isfinite, log
 from time import perf_counter
 from typing import NoReturn, Protocol
@@ -17,8 +17,10 @@ from mixtura.data import Batch
 from mixtura.errors import NonFiniteError
 from mixtura.models import DecoderOutput, LanguageModel
 from mixtura.moe import end_micro_step, end_step, policy_losses
+from mixtura.runs.checkpoint import TrainerState
+from mixtura.runs.step_plan import StepPlan
+from mixtura.runs.train_config import TrainConfig
 from mixtura.train import nonfinite
-from mixtura.train.config import TrainConfig
 from mixtura.train.device import choose_device
 from mixtura.train.load_watch import LoadWatch
 from mixtura.train.optimizer import (
@@ -27,8 +29,7 @@ from mixtura.train.optimizer import (
     restore_optimizer,
     set_rate,
 )
-from mixtura.train.randomness import RandomState, randomness_of, seeded
-from mixtura.train.step_plan import StepPlan
+from mixtura.train.randomness import randomness_of, seeded
 from mixtura.train.step_report import StepMeans, StepReport, Tally
 
 
@@ -36,19 +37,6 @@ class BatchSource(Protocol):
     """Where training batches come from: a pure function of their number, so resuming is exact."""
 
     def at(self, step: int) -> Batch: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerState:
-    """All that a step depends on, but the plan of steps; tensors are the trainer's, not copies."""
-
-    step: int
-    tokens: int
-    seconds: float
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    random: RandomState
-    watch: dict[str, Tensor]
 
 
 class Trainer:

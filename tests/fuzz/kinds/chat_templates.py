@@ -97,8 +97,8 @@ class ChatTemplates(Kind):
     fast_cases = 40
 
     def make_valid(self, folder: Path) -> None:
-        from mixtura.data import Tokenizer
-        from mixtura.train.conversion import write_tokenizer
+        from mixtura.checkpoints.conversion import write_tokenizer
+        from mixtura.tokenizers import Tokenizer
 
         tokenizer: Tokenizer = tiny_tokenizer()
         for family, source in FAMILIES.items():
@@ -134,8 +134,8 @@ class ChatTemplates(Kind):
             json.loads(path.read_bytes())
 
     def read(self, case: Path) -> None:
-        from mixtura.data import CheckpointTokenizer, load_tokenizer
         from mixtura.engine.script import Exchange, script_for
+        from mixtura.tokenizers import CheckpointTokenizer, load_tokenizer
 
         folders = [case] if (case / _CONFIG).exists() else sorted(case.iterdir())
         for folder in folders:

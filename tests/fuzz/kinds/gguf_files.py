@@ -97,8 +97,8 @@ class GGUFFiles(Kind):
     def make_valid(self, folder: Path) -> None:
         from tiny_models import tiny_models, tiny_tokenizer
 
-        from mixtura.interop.decoder_source import DecoderSource
-        from mixtura.interop.gguf.writing import write_gguf
+        from mixtura.checkpoints.decoder_source import DecoderSource
+        from mixtura.checkpoints.gguf.writing import write_gguf
         from mixtura.shapes.families import family_named
 
         kinds = ("q4_0", "q8_0", "f32", "f16", "bf16")
@@ -124,16 +124,16 @@ class GGUFFiles(Kind):
         (case / path.name).write_bytes(spoilt)
 
     def parse(self, case: Path) -> None:
-        from mixtura.interop.gguf.header import read_header
+        from mixtura.checkpoints.gguf.header import read_header
 
         for path in case.iterdir():
             read_header(path)
 
     def read(self, case: Path) -> None:
-        from mixtura.interop.gguf import GGUFSource, gguf_tokenizer
-        from mixtura.interop.loading import load_source
-        from mixtura.train.inspection import inspect_model
-        from mixtura.train.opening import check_vocabulary
+        from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
+        from mixtura.checkpoints.inspection import inspect_model
+        from mixtura.checkpoints.loading import load_source
+        from mixtura.checkpoints.opening import check_vocabulary
 
         for path in case.iterdir():
             inspect_model(path)

@@ -151,10 +151,10 @@ class ModelConfigs(Kind):
             json.loads((own / "config.json").read_bytes())
 
     def read(self, case: Path) -> None:
-        from mixtura.interop.loading import decoder_config, open_source
+        from mixtura.checkpoints.inspection import inspect_model
+        from mixtura.checkpoints.loading import decoder_config, open_source
         from mixtura.models.blueprint import without_weights
         from mixtura.shapes.families import family_of
-        from mixtura.train.inspection import inspect_model
 
         for own in case.iterdir():
             inspect_model(own)

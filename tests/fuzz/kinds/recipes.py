@@ -111,7 +111,7 @@ class Recipes(Kind):
 
     def read(self, case: Path) -> None:
         from mixtura.models.blueprint import without_weights
-        from mixtura.train import load_recipe
+        from mixtura.runs import load_recipe
 
         recipe = load_recipe(case / "recipe.yaml")
         recipe.to_yaml()

@@ -36,7 +36,8 @@ class Runs(Kind):
         import torch
 
         from mixtura.data import DataConfig, prepare
-        from mixtura.train import Recipe, train
+        from mixtura.runs import Recipe
+        from mixtura.train import train
 
         torch.set_num_threads(1)
         text = folder.parent / "text"
@@ -98,16 +99,16 @@ class Runs(Kind):
                 json.loads(line)
 
     def read(self, case: Path) -> None:
+        from mixtura.checkpoints.inspection import inspect_model
+        from mixtura.checkpoints.run import load_run
         from mixtura.data import Corpus
         from mixtura.insight import Subject
         from mixtura.insight.page import embedded
         from mixtura.insight.report import report_data
-        from mixtura.train.checkpoint import read
+        from mixtura.runs.checkpoint import read
+        from mixtura.runs.folder import RunFolder
+        from mixtura.runs.journal import cut, read_journal
         from mixtura.train.environment import changes
-        from mixtura.train.inspection import inspect_model
-        from mixtura.train.journal import cut, read_journal
-        from mixtura.train.loading import load_run
-        from mixtura.train.run_folder import RunFolder
 
         run = case / "run"
         parsed_once()

@@ -28,7 +28,7 @@ class Tokenizers(Kind):
     name = "tokenizers"
 
     def make_valid(self, folder: Path) -> None:
-        from mixtura.data.loading import load_tokenizer
+        from mixtura.tokenizers.saved_tokenizer import load_tokenizer
 
         hf = folder / "hf"
         hf.mkdir()
@@ -82,10 +82,10 @@ class Tokenizers(Kind):
                 json.loads(path.read_bytes())
 
     def read(self, case: Path) -> None:
-        from mixtura.data import load_tokenizer
-        from mixtura.data.checkpoint_tokenizer import CheckpointTokenizer
+        from mixtura.checkpoints.gguf.tokenizer_writing import tokenizer_keys
         from mixtura.errors import DataError, reading
-        from mixtura.interop.gguf.tokenizer_keys import tokenizer_keys
+        from mixtura.tokenizers import load_tokenizer
+        from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer
 
         for own in case.iterdir():
             with reading(own):

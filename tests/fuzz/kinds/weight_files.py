@@ -55,8 +55,8 @@ class WeightFiles(Kind):
             assert not (own / MUST_REFUSE).exists(), MUST_REFUSE
 
     def read_folder(self, own: Path) -> None:
-        from mixtura.train.inspection import inspect_model
-        from mixtura.train.opening import open_model
+        from mixtura.checkpoints.inspection import inspect_model
+        from mixtura.checkpoints.opening import open_model
 
         inspect_model(own, verify=True)
         loaded = open_model(own)
@@ -70,9 +70,9 @@ class Safetensors(WeightFiles):
     name = "safetensors"
 
     def make_valid(self, folder: Path) -> None:
-        from mixtura.interop.saving import save_model
+        from mixtura.checkpoints.conversion import write_tokenizer
+        from mixtura.checkpoints.hf.saving import save_model
         from mixtura.shapes.families import family_named
-        from mixtura.train.conversion import write_tokenizer
 
         for model_type, decoder in tiny_models():
             save_model(
@@ -137,10 +137,10 @@ class Packed(WeightFiles):
     name = "packed"
 
     def make_valid(self, folder: Path) -> None:
-        from mixtura.interop.saving import save_model
+        from mixtura.checkpoints.conversion import write_tokenizer
+        from mixtura.checkpoints.hf.saving import save_model
+        from mixtura.checkpoints.packing import pack_model
         from mixtura.shapes.families import family_named
-        from mixtura.train.conversion import write_tokenizer
-        from mixtura.train.packing import pack_model
 
         for (model_type, decoder), bits in zip(tiny_models(), (4, 8, 4, 8, 4), strict=True):
             save_model(
@@ -173,8 +173,8 @@ class Packed(WeightFiles):
             read_header(path)
 
     def read_folder(self, own: Path) -> None:
-        from mixtura.interop.loading import load_source
-        from mixtura.train.conversion import packed_source
+        from mixtura.checkpoints.conversion import packed_source
+        from mixtura.checkpoints.loading import load_source
 
         super().read_folder(own)
         load_source(packed_source(own, None))

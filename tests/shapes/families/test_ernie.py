@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from mixtura.checkpoints.piece_views import taken
 from mixtura.errors import ConfigError
-from mixtura.interop.piece_views import taken
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import FAMILIES
 

@@ -1,0 +1,89 @@
+"""Whether a checkpoint holds each tensor that its config asks for, and no other."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from mixtura.checkpoints.source import Source
+from mixtura.errors import CheckpointError
+from mixtura.shapes.families import Family, Piece
+
+_SHOWN = 4
+_MOST_MISSING = 1000
+
+
+def check_tensors(
+    source: Source, family: Family, pieces: Iterable[Piece], *, values: bool = True
+) -> dict[str, str]:
+    """Raises CheckpointError for missing, misshapen and unexpected tensors, by name.
+
+    Gives the names of those that the family knows and leaves out, and what they are. One that is
+    another once more is read and compared with it, unless `values` is false.
+    """
+    expected: dict[str, tuple[int, ...]] = {}
+    missing: dict[str, None] = {}
+    ours: dict[str, str] = {}
+    for piece in pieces:
+        expected[piece.stored], ours[piece.stored] = piece.shape, piece.ours
+        if piece.stored not in source.tensors:
+            missing[piece.stored] = None
+            # A config may ask for any number of layers and experts; its files are finite.
+            if len(missing) > _MOST_MISSING:
+                break
+    if missing:
+        raise CheckpointError(
+            f"{source.path}: {_listed(list(missing))} missing; the config of this "
+            f"{family.model_type} model asks for more than the files hold"
+        )
+    for name, shape in expected.items():
+        if source.tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{source.path}: {name} is of shape {source.tensors[name].shape} where the config "
+                f"asks for {shape}; config and weights are of different models"
+            )
+    spare = [name for name in source.tensors if name not in expected]
+    left_out = {
+        name: word
+        for name in spare
+        for pattern, word in family.left_out.items()
+        if re.fullmatch(pattern, name)
+    }
+    for name, of in family.copies(ours).items():
+        if name in spare:
+            if values:
+                _check_copy(source, name, of)
+            left_out[name] = f"{of} once more"
+    unexpected = sorted(set(spare) - set(left_out))
+    if unexpected:
+        raise CheckpointError(
+            f"{source.path}: {_listed(unexpected)} unexpected; no part of a {family.model_type} "
+            "model of this config has a place for them"
+        )
+    return left_out
+
+
+def _check_copy(source: Source, name: str, of: str) -> None:
+    own, other = source.read(name), source.read(of)
+    if own.dtype != other.dtype or not own.equal(other):
+        raise CheckpointError(
+            f"{source.path}: {name} differs from {of}, and tie_word_embeddings=true makes the two "
+            "one; set it to false in config.json, or take out the tensor that is not meant"
+        )
+
+
+def described(left_out: Mapping[str, str]) -> list[str]:
+    """A line for each reason why tensors are left out, with how many and one of them."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, word in left_out.items():
+        names[word].append(name)
+    return [
+        f"{len(found)} tensors left out, such as {found[0]}: {word}"
+        for word, found in names.items()
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    least = "at least " if len(names) > _MOST_MISSING else ""
+    more = f" and {least}{len(names) - _SHOWN} more are" if len(names) > _SHOWN else ""
+    verb = "" if more else (" is" if len(names) == 1 else " are")
+    return ", ".join(names[:_SHOWN]) + (more or verb)

@@ -1,0 +1,126 @@
+"""What is in a checkpoint, from its config and its tensors' names and shapes.
+
+Reads no weight, unless they are to be compared with their digests.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mixtura.checkpoints.accounting import check_tensors
+from mixtura.checkpoints.source import Source, StoredTensor
+from mixtura.checkpoints.weight_check import check_of
+from mixtura.integrity import Check
+from mixtura.shapes import DecoderShape, ModelShape, Role
+from mixtura.shapes.families import family_of, shape_of
+
+if TYPE_CHECKING:
+    from mixtura.packed.file import PackedFile
+
+# Of a layer or an expert; the 1 of w1 is a name's own.
+_NUMBER = re.compile(r"(?<=\.)(\d{1,9})(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorGroup:
+    """Tensors that differ in numbers of their names alone: layers, experts."""
+
+    pattern: str
+    """with the numbers' ranges in braces"""
+    shape: tuple[int, ...]
+    dtype: str
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `mixtura inspect` says."""
+
+    model: str
+    family: str
+    shape: ModelShape
+    groups: tuple[TensorGroup, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """stored tensors that Mixtura knows and does without, and what each is"""
+    check: Check = field(default_factory=Check)
+    """of its weights by their digests"""
+    config: Mapping[str, Any] | None = None
+    """all that is recorded of the model, where that is more than its shape"""
+    verified: bool = False
+    """whether all of the weights were read just now, and are what was written"""
+
+    @property
+    def bytes(self) -> int:
+        return sum(group.bytes for group in self.groups)
+
+    @property
+    def parameters_by_role(self) -> Mapping[Role, int]:
+        found: dict[Role, int] = defaultdict(int)
+        for weight in self.shape.weights():
+            found[weight.role] += weight.parameters
+        return dict(found)
+
+
+def inspect_source(source: Source) -> Inspection:
+    """Every tensor is accounted for, as in loading; raises what loading raises."""
+    family = family_of(source.config)
+    shape: DecoderShape = shape_of(family.read(source.config))
+    left_out = check_tensors(source, family, family.pieces(shape), values=False)
+    return Inspection(
+        str(source.path),
+        family.model_type,
+        shape,
+        grouped(source.tensors.values()),
+        left_out,
+        check_of(source, list(family.pieces(shape)), shape),
+    )
+
+
+def inspect_packed(file: "PackedFile") -> Inspection:
+    """From its header. Raises as opening it does."""
+    from mixtura.models.packed_decoder import packed_blueprint
+
+    header = file.header
+    shape = packed_blueprint(file).config
+    return Inspection(
+        str(file.path.parent),
+        f"{header.family}, packed in {header.bits} bits by {header.writer}",
+        shape,
+        grouped(
+            StoredTensor(entry.name, entry.shape, entry.format, file.path, entry.bytes)
+            for entry in header.tensors
+        ),
+        check=file.check(shape.roles()),
+        config=header.config,
+    )
+
+
+def grouped(tensors: Iterable[StoredTensor]) -> tuple[TensorGroup, ...]:
+    """Tensors of one shape and dtype whose names differ in numbers alone, as one line."""
+    found: dict[tuple[str, tuple[int, ...], str], list[StoredTensor]] = defaultdict(list)
+    for tensor in tensors:
+        found[(_NUMBER.sub("#", tensor.name), tensor.shape, tensor.dtype)].append(tensor)
+    return tuple(
+        TensorGroup(
+            _pattern([tensor.name for tensor in group]),
+            shape,
+            dtype,
+            len(group),
+            sum(tensor.bytes for tensor in group),
+        )
+        for (_, shape, dtype), group in found.items()
+    )
+
+
+def _pattern(names: list[str]) -> str:
+    """The names as one, each number that varies as {least..most}."""
+    pieces = [_NUMBER.split(name) for name in names]
+    shown: list[str] = []
+    for place, piece in enumerate(pieces[0]):
+        numbers = sorted({int(of[place]) for of in pieces}) if place % 2 else []
+        whole = len(numbers) > 1
+        shown.append(f"{{{numbers[0]}..{numbers[-1]}}}" if whole else piece)
+    return "".join(shown)

@@ -1,0 +1,92 @@
+"""Architectures of llama.cpp, by `general.architecture`, and the families that each one holds."""
+
+import difflib
+from collections.abc import Mapping
+
+from mixtura.checkpoints.gguf.architectures.architecture import (
+    EMBEDDING,
+    HEAD,
+    HF_EMBEDDING,
+    Architecture,
+)
+from mixtura.checkpoints.gguf.architectures.dbrx import Dbrx
+from mixtura.checkpoints.gguf.architectures.deepseek2 import Deepseek2
+from mixtura.checkpoints.gguf.architectures.ernie import Ernie45Moe
+from mixtura.checkpoints.gguf.architectures.gpt_oss import GptOss
+from mixtura.checkpoints.gguf.architectures.granite import GraniteMoe
+from mixtura.checkpoints.gguf.architectures.llama import (
+    Llama,
+    Olmoe,
+    Qwen2,
+    Qwen2Moe,
+    Qwen3,
+    Qwen3Moe,
+)
+from mixtura.checkpoints.gguf.metadata import Metadata
+from mixtura.errors import ConfigError
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    one.name: one
+    for one in (
+        Llama(),
+        Qwen2(),
+        Qwen3(),
+        Olmoe(),
+        Qwen2Moe(),
+        Qwen3Moe(),
+        Deepseek2(),
+        Dbrx(),
+        GraniteMoe(),
+        Ernie45Moe(),
+        GptOss(),
+    )
+}
+OF_FAMILY: Mapping[str, str] = {
+    "llama": "llama",
+    "mistral": "llama",
+    "mixtral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "olmoe": "olmoe",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+    "dbrx": "dbrx",
+    "granitemoe": "granitemoe",
+    "granitemoeshared": "granitemoe",
+    "ernie4_5_moe": "ernie4_5-moe",
+    "gpt_oss": "gpt-oss",
+}
+"""which architecture a model of an HF family is written as, by `model_type`"""
+
+
+def architecture_of(metadata: Metadata) -> Architecture:
+    """Raises CheckpointError for one that is not read."""
+    name = metadata.architecture
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    near = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.5)
+    hint = f"the nearest that is read is {near[0]!r}, of" if near else "these are read:"
+    raise metadata.error("general.architecture", f"{name!r}; {hint} {', '.join(ARCHITECTURES)}")
+
+
+def architecture_for(model_type: str) -> Architecture:
+    """Raises ConfigError for a family that is not written."""
+    if model_type in OF_FAMILY:
+        return ARCHITECTURES[OF_FAMILY[model_type]]
+    raise ConfigError(
+        f"a {model_type} model is not written as GGUF; these families are: {', '.join(OF_FAMILY)}"
+    )
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "EMBEDDING",
+    "HEAD",
+    "HF_EMBEDDING",
+    "OF_FAMILY",
+    "Architecture",
+    "architecture_for",
+    "architecture_of",
+]

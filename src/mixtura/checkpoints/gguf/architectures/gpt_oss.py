@@ -1,0 +1,95 @@
+"""gpt-oss: sinks, windows in every other layer, biases, and experts that HF stores on their side.
+
+E experts, D width, F expert width.
+"""
+
+from collections.abc import Container, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixtura.checkpoints.gguf.architectures.architecture import NAMES, Architecture
+from mixtura.checkpoints.gguf.architectures.llama import expert_counts, expert_width
+from mixtura.checkpoints.gguf.links import EVERY, Named, same
+from mixtura.checkpoints.gguf.metadata import Metadata
+from mixtura.config import Tree
+from mixtura.shapes import DecoderShape
+from mixtura.shapes.families import Piece
+
+_WINDOW = ".attention.sliding_window"
+_TYPES = ("sliding_attention", "full_attention")
+
+
+class GptOss(Architecture):
+    """The k largest logits, then a softmax; an MoE in every layer, its experts mostly MXFP4."""
+
+    name = "gpt-oss"
+    needs_head = True
+    names = MappingProxyType(
+        {
+            **NAMES,
+            "post_attention_layernorm": "post_attention_norm",
+            "mlp.router": "ffn_gate_inp",
+        }
+    )
+
+    def model_type(self, metadata: Metadata) -> str:
+        return "gpt_oss"
+
+    def config(
+        self, metadata: Metadata, names: Container[str], factors_P: NDArray[np.float32] | None
+    ) -> Tree:
+        config = super().config(metadata, names, factors_P)
+        return {
+            **config,
+            **expert_counts(metadata, "num_local_experts"),
+            "intermediate_size": expert_width(metadata, config["intermediate_size"]),
+            "attention_bias": True,
+            "sliding_window": metadata.count(_WINDOW),
+            "layer_types": [_TYPES[layer % 2] for layer in range(config["num_hidden_layers"])],
+            "swiglu_limit": 7.0,
+        }
+
+    def rope(self, metadata: Metadata, turning: int, factors_P: NDArray[np.float32] | None) -> Tree:
+        rope = super().rope(metadata, turning, factors_P)
+        # As published; GGUF has no word for it.
+        return {**rope, "truncate": False} if rope["rope_type"] == "yarn" else rope
+
+    def keys(self, decoder: Mapping[str, Any]) -> Tree:
+        local = decoder["attention"]["local"]
+        return {**super().keys(decoder), _WINDOW: local["window"] if local else 0}
+
+    def in_block(
+        self, one: Named, block: str, rest: str, shape: DecoderShape, present: Container[str]
+    ) -> Iterator[Piece]:
+        match rest:
+            case "self_attn.sinks":
+                yield from same(one, f"{block}attn_sinks.weight")
+            case "mlp.experts.gate_up_proj":
+                experts, width, both = one.shape
+                size = (experts, both // 2, width)
+                for name, columns in _gate_and_up():
+                    stack = f"{block}ffn_{name}_exps.weight"
+                    at = (EVERY, EVERY, columns)
+                    yield Piece(stack, size, one.name, at=at, transposed=True)
+            case "mlp.experts.gate_up_proj_bias":
+                experts, both = one.shape
+                for name, columns in _gate_and_up():
+                    stack = f"{block}ffn_{name}_exps.bias"
+                    yield Piece(stack, (experts, both // 2), one.name, at=(EVERY, columns))
+            case "mlp.experts.down_proj":
+                experts, hidden, width = one.shape
+                stack, size = f"{block}ffn_down_exps.weight", (experts, width, hidden)
+                yield Piece(stack, size, one.name, transposed=True)
+            case "mlp.experts.down_proj_bias":
+                yield from same(one, f"{block}ffn_down_exps.bias")
+            case _:
+                yield from super().in_block(one, block, rest, shape, present)
+
+
+def _gate_and_up() -> Iterator[tuple[str, slice]]:
+    """Of each hidden unit HF has the gate's column, then the other one."""
+    yield "gate", slice(0, None, 2)
+    yield "up", slice(1, None, 2)

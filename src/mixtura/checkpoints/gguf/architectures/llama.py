@@ -1,0 +1,158 @@
+"""Llama and Mixtral, which llama.cpp holds to be one architecture, and the families near them."""
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixtura.checkpoints.gguf.architectures.architecture import Architecture
+from mixtura.checkpoints.gguf.metadata import Metadata
+from mixtura.config import Tree
+from mixtura.errors import ConfigError
+from mixtura.shapes import AttentionShape, DecoderShape
+
+
+class Llama(Architecture):
+    """Dense, or with an MoE in every layer, as Mixtral."""
+
+    name = "llama"
+    interleaved = True
+    experts_in_ffn = True
+
+    def model_type(self, metadata: Metadata) -> str:
+        return "mixtral" if has_experts(metadata) else "llama"
+
+    def config(
+        self, metadata: Metadata, names: Container[str], factors_P: NDArray[np.float32] | None
+    ) -> Tree:
+        config = super().config(metadata, names, factors_P)
+        config["attention_bias"] = "blk.0.attn_q.bias" in names
+        if has_experts(metadata):
+            return config | expert_counts(metadata, "num_local_experts")
+        return {**config, "mlp_bias": "blk.0.ffn_gate.bias" in names}
+
+
+class Qwen2(Architecture):
+    name = "qwen2"
+
+    def model_type(self, metadata: Metadata) -> str:
+        return "qwen2"
+
+
+class Qwen3(Architecture):
+    name = "qwen3"
+
+    def model_type(self, metadata: Metadata) -> str:
+        return "qwen3"
+
+
+class Olmoe(Architecture):
+    """Queries and keys are normed over all heads, of which llama.cpp wants as many of each."""
+
+    name = "olmoe"
+    needs_head = True
+    experts_in_ffn = True
+
+    def model_type(self, metadata: Metadata) -> str:
+        return "olmoe"
+
+    def config(
+        self, metadata: Metadata, names: Container[str], factors_P: NDArray[np.float32] | None
+    ) -> Tree:
+        config = super().config(metadata, names, factors_P)
+        return config | expert_counts(metadata, "num_experts") | {"norm_topk_prob": False}
+
+    def check(self, shape: DecoderShape) -> None:
+        super().check(shape)
+        check_head_width(shape, self.name)
+        attention = shape.attention
+        assert isinstance(attention, AttentionShape), "this family has no other"
+        if attention.kv_heads != attention.heads:
+            raise ConfigError(
+                f"attention.kv_heads={attention.kv_heads} of heads={attention.heads}: llama.cpp "
+                f"runs {self.name} with as many of each alone; write it as another family"
+            )
+
+
+class Qwen2Moe(Architecture):
+    """Shared experts behind a sigmoid; an MoE in every layer."""
+
+    name = "qwen2moe"
+    needs_head = True
+
+    def model_type(self, metadata: Metadata) -> str:
+        return "qwen2_moe"
+
+    def config(
+        self, metadata: Metadata, names: Container[str], factors_P: NDArray[np.float32] | None
+    ) -> Tree:
+        config = super().config(metadata, names, factors_P)
+        ffn_width = config["intermediate_size"]
+        shared = metadata.count(".expert_shared_feed_forward_length", ffn_width)
+        return {
+            **config,
+            **expert_counts(metadata, "num_experts"),
+            "moe_intermediate_size": expert_width(metadata, ffn_width),
+            "shared_expert_intermediate_size": shared,
+            "qkv_bias": "blk.0.attn_q.bias" in names,
+            "norm_topk_prob": False,
+        }
+
+    def keys(self, decoder: Mapping[str, Any]) -> Tree:
+        shared = decoder["moe"]["shared_width"]
+        return {**super().keys(decoder), ".expert_shared_feed_forward_length": shared}
+
+    def check(self, shape: DecoderShape) -> None:
+        super().check(shape)
+        check_head_width(shape, self.name)
+
+
+class Qwen3Moe(Architecture):
+    """Weights of the chosen experts renormalised; an MoE in every layer."""
+
+    name = "qwen3moe"
+
+    def model_type(self, metadata: Metadata) -> str:
+        return "qwen3_moe"
+
+    def config(
+        self, metadata: Metadata, names: Container[str], factors_P: NDArray[np.float32] | None
+    ) -> Tree:
+        config = super().config(metadata, names, factors_P)
+        return {
+            **config,
+            **expert_counts(metadata, "num_experts"),
+            "moe_intermediate_size": expert_width(metadata, config["intermediate_size"]),
+            "norm_topk_prob": True,
+        }
+
+
+def has_experts(metadata: Metadata) -> bool:
+    return ".expert_count" in metadata and metadata.number(".expert_count") > 0
+
+
+def expert_counts(metadata: Metadata, key: str) -> Tree:
+    """How many there are, under the family's own `key`, and how many a token goes to."""
+    experts = metadata.count(".expert_count")
+    used = metadata.count(".expert_used_count")
+    if used > experts:
+        raise metadata.error(".expert_used_count", f"{used}, expected at most {experts}, all")
+    return {key: experts, "num_experts_per_tok": used}
+
+
+def expert_width(metadata: Metadata, ffn_width: int) -> int:
+    """Older files have the width of the experts that a token goes to, taken together."""
+    together = max(1, ffn_width // metadata.count(".expert_used_count"))
+    return metadata.count(".expert_feed_forward_length", together)
+
+
+def check_head_width(shape: DecoderShape, name: str) -> None:
+    """Raises ConfigError where the heads together are not as wide as the model."""
+    attention = shape.attention
+    assert isinstance(attention, AttentionShape), "this family has no other"
+    if attention.heads * attention.head_dim != shape.width:
+        raise ConfigError(
+            f"attention.head_dim={attention.head_dim} times heads={attention.heads} is not "
+            f"width={shape.width}, as llama.cpp has it in {name}; write it as another family"
+        )

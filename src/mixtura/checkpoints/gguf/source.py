@@ -1,0 +1,243 @@
+"""A GGUF file as a Source: config.json's words, Hugging Face's tensor names, shapes and order."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from mixtura.checkpoints.gguf.architectures import architecture_of
+from mixtura.checkpoints.gguf.blocks import BITS, groups_bits, unpacked
+from mixtura.checkpoints.gguf.counts import check_counts
+from mixtura.checkpoints.gguf.header import TensorPlace, read_header
+from mixtura.checkpoints.gguf.links import narrowed
+from mixtura.checkpoints.gguf.metadata import Metadata, nearest
+from mixtura.checkpoints.piece_views import in_groups, is_whole, taken
+from mixtura.checkpoints.source import Place, Source, StoredTensor
+from mixtura.config import Tree
+from mixtura.errors import CheckpointError, ConfigError
+from mixtura.shapes import DecoderShape
+from mixtura.shapes.families import Family, Piece, family_of, shape_of
+from mixtura.shapes.storage import GROUP, Bits
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mixtura.kernels.groups import Groups
+
+ROPE_FACTORS = "rope_freqs.weight"
+GATE = "ffn_gate_inp.weight"
+# Stored as numbers, so that a tensor can be a view of the file.
+_PLAIN: Mapping[GGMLQuantizationType, tuple[str, str]] = {
+    GGMLQuantizationType.F32: ("<f4", "float32"),
+    GGMLQuantizationType.F16: ("<f2", "float16"),
+    GGMLQuantizationType.BF16: ("<i2", "bfloat16"),
+}
+Part = tuple[TensorPlace, Piece]
+"""where a part of an HF tensor lies in the file, and how it fills it"""
+
+
+class GGUFSource(Source):
+    """A model of an architecture that is read; only the file's head is read at once.
+
+    Raises CheckpointError, naming the key or the tensor and what was expected of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        header = read_header(path)
+        self.path = path
+        self.metadata = Metadata(header.metadata, path)
+        places = {place.name: place for place in header.tensors}
+        architecture = architecture_of(self.metadata)
+        check_counts(self.metadata, header.tensors)
+        factors = places.pop(ROPE_FACTORS, None)
+        factors_P = None if factors is None else self._numbers(factors)
+        config = architecture.config(self.metadata, frozenset(places), factors_P)
+        family, shape = _read_as(path, config)
+        self._shapes = {piece.stored: piece.shape for piece in family.pieces(shape)}
+        links = list(architecture.links(self._shapes, shape, places))
+        self._check(links, places)
+        self._parts: dict[str, list[Part]] = defaultdict(list)
+        for link in links:
+            self._parts[link.ours].append(_part(places[link.stored], link))
+        self._dtype_name = _common_dtype(places.values())
+        self.config = {**config, "dtype": self._dtype_name}
+
+    @cached_property
+    def tensors(self) -> Mapping[str, StoredTensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return {name: self._stored(name, parts) for name, parts in self._parts.items()}
+
+    def read(self, name: str) -> "Tensor":
+        """All in one dtype: that of the file's matrices where it has one, else fp32; gates in fp32.
+
+        A tensor stored in it is a view of the file, mapped copy-on-write, but for those whose rows
+        are put in order, or whose parts lie apart. Raises CheckpointError for a name or a type that
+        is not known.
+        """
+        import torch
+
+        parts, dtype = self._parts_of(name), self.dtype_of(name)
+        if len(parts) == 1 and is_whole(parts[0][1]):
+            return self._tensor(parts[0][0]).view(self._shapes[name]).to(dtype)
+        whole, unpacked_parts = torch.empty(self._shapes[name], dtype=dtype), {}
+        for place, piece in parts:
+            if place.start not in unpacked_parts:
+                unpacked_parts[place.start] = self._tensor(place)
+            target, part = taken(whole, unpacked_parts[place.start], piece)
+            target.copy_(part)
+        return whole
+
+    def dtype_of(self, name: str) -> "torch.dtype":
+        """The same for every tensor but gates, which are stored in fp32 and not rounded."""
+        import torch
+
+        return getattr(torch, self._dtype_name_of(name))
+
+    def _dtype_name_of(self, name: str) -> str:
+        gate = all(place.name.endswith(GATE) for place, _ in self._parts_of(name))
+        return "float32" if gate else self._dtype_name
+
+    def place_of(self, name: str) -> Place | None:
+        (place, piece), *others = self._parts_of(name)
+        plain = _PLAIN.get(place.kind)
+        if others or not is_whole(piece) or plain is None or plain[1] != self._dtype_name_of(name):
+            return None
+        return Place(self.path, place.start)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any matrix is stored in fewer bits than a float."""
+        return any(place.kind not in _PLAIN for parts in self._parts.values() for place, _ in parts)
+
+    def stored_bits(self, name: str) -> Bits:
+        return max(groups_bits(place.kind) for place, _ in self._parts_of(name))
+
+    def groups(self, name: str) -> "Groups | None":
+        """Rows of Q4_0 or Q8_0 blocks, put into HF's order; those of a stack one after another."""
+        import torch
+
+        from mixtura.kernels.groups import Groups
+
+        parts = self._parts_of(name)
+        kinds, rows = {place.kind for place, _ in parts}, self._shapes[name]
+        pieces = [in_groups(piece) for _, piece in parts]
+        if len(kinds) > 1 or not kinds <= set(BITS) or None in pieces:
+            return None
+        q = torch.empty(rows, dtype=torch.int8)
+        scale = torch.empty(*rows[:-1], rows[-1] // GROUP, dtype=torch.float16)
+        for (place, _), piece in zip(parts, pieces, strict=True):
+            stored = unpacked(self._raw(place).reshape(-1, place.bytes_of_row), place.kind)
+            if stored is None or piece is None:
+                return None
+            for whole, part in ((q, stored.q_NK), (scale, stored.scale_NG)):
+                own = part.view(*place.shape[:-1], -1)
+                target, filling = taken(whole, own, piece)
+                target.copy_(filling)
+        return Groups(q.flatten(0, -2), scale.flatten(0, -2), BITS[kinds.pop()])
+
+    def _parts_of(self, name: str) -> list[Part]:
+        if name not in self._parts:
+            raise nearest(name, self._parts)
+        return self._parts[name]
+
+    def _stored(self, name: str, parts: list[Part]) -> StoredTensor:
+        size = sum({place.start: place.bytes for place, _ in parts}.values())
+        kind = parts[0][0].kind.name
+        return StoredTensor(name, self._shapes[name], kind, self.path, size)
+
+    def _tensor(self, place: TensorPlace) -> "Tensor":
+        """In the dtype that it is stored in, and fp32 for what is unpacked."""
+        import torch
+
+        if place.kind in _PLAIN:
+            dtype, name = _PLAIN[place.kind]
+            plain = torch.from_numpy(self._mapped(place, dtype, place.shape))
+            return plain.view(getattr(torch, name))
+        return torch.from_numpy(self._numbers(place))
+
+    def _numbers(self, place: TensorPlace) -> NDArray[np.float32]:
+        """Its values as fp32, in its shape."""
+        raw = self._raw(place).reshape(*place.shape[:-1], place.bytes_of_row)
+        try:
+            # Scales that are not finite are read as they are written, and warned of nowhere.
+            with np.errstate(all="ignore"):
+                return gguf.dequantize(raw, place.kind).reshape(place.shape)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{self.path}: tensor {place.name} is {place.kind.name}, which cannot be "
+                "dequantised; take a file of a common quantisation, such as Q4_K_M or Q8_0"
+            ) from error
+
+    def _raw(self, place: TensorPlace) -> NDArray[np.uint8]:
+        return self._mapped(place, "u1", (place.bytes,))
+
+    def _mapped(self, place: TensorPlace, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        # Mapped tensor by tensor, so that pages go when the tensor does. Copy-on-write: a view may
+        # be trained in place, and the file stays as it is.
+        try:
+            return np.memmap(self.path, dtype, "c", place.start, shape).view(np.ndarray)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path}: tensor {place.name} cannot be read ({error}); was the file "
+                "changed since it was opened?"
+            ) from error
+
+    def _check(self, expected: Iterable[Piece], places: Mapping[str, TensorPlace]) -> None:
+        """Every tensor is there in its shape, and no other."""
+        left = dict(places)
+        for name, shape in {one.stored: one.shape for one in expected}.items():
+            place = left.pop(name, None)
+            if place is None:
+                raise CheckpointError(
+                    f"{self.path}: lacks the tensor {name}, expected of shape {shape} by its "
+                    "metadata"
+                )
+            if place.shape != shape:
+                raise CheckpointError(
+                    f"{self.path}: tensor {name} has shape {place.shape}, expected {shape} by its "
+                    "metadata"
+                )
+        if left:
+            raise CheckpointError(
+                f"{self.path}: has {len(left)} tensors that a {self.metadata.architecture} model "
+                f"has no place for, the first being {min(left)}; its architecture is another"
+            )
+
+
+def _read_as(path: Path, config: Tree) -> tuple[Family, DecoderShape]:
+    """The family, and the model's shape. Raises ConfigError naming the file."""
+    try:
+        family = family_of(config)
+        return family, shape_of(family.read(config))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: its metadata, as {error}") from error
+
+
+def _part(place: TensorPlace, piece: Piece) -> Part:
+    """Of a stack, the one matrix that a piece takes."""
+    found = narrowed(piece)
+    if found is None:
+        return place, piece
+    number, within = found
+    size = place.bytes // place.shape[0]
+    own = replace(place, shape=place.shape[1:], start=place.start + number * size, bytes=size)
+    return own, within
+
+
+def _common_dtype(places: Iterable[TensorPlace]) -> str:
+    """llama.cpp keeps vectors, biases and routers in fp32 whatever the rest is in."""
+    kinds = {place.kind for place in places if in_asked_kind(place.name, place.shape)}
+    dtypes = {_PLAIN[kind][1] if kind in _PLAIN else "float32" for kind in kinds}
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
+
+
+def in_asked_kind(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is stored in the kind that is asked for, and not in fp32 in any case."""
+    return len(shape) > 1 and not name.endswith((".bias", GATE))

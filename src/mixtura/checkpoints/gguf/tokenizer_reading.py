@@ -1,0 +1,144 @@
+"""The tokenizer that a GGUF file holds."""
+
+from collections.abc import Callable, Mapping
+
+from mixtura.checkpoints.gguf.metadata import Metadata
+from mixtura.errors import DataError
+from mixtura.tokenizers.byte_level import ByteLevelVocabulary, byte_level_tokenizer, splitting_of
+from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer, Spelling, TokenFacts
+from mixtura.tokenizers.piece_text import SPACE
+from mixtura.tokenizers.pieces import PieceKind, Pieces
+from mixtura.tokenizers.sentencepiece_tokenizer import sentencepiece_tokenizer
+
+# Of an answer: eot is the end of a turn, eom that of a message to a tool.
+_ENDS = ("eos", "eot", "eom")
+_HF_NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+
+
+def gguf_tokenizer(metadata: Metadata) -> CheckpointTokenizer:
+    """Raises CheckpointError for a tokenizer that is missing, damaged, or of a kind not read."""
+    model = metadata.text("tokenizer.ggml.model")
+    if model not in _READERS:
+        raise metadata.error(
+            "tokenizer.ggml.model",
+            f"{model!r}, expected 'gpt2' (byte-level BPE) or 'llama' (SentencePiece's BPE); give "
+            "the model's Hugging Face folder, whose tokenizer.json is read",
+        )
+    tokens = metadata.texts("tokenizer.ggml.tokens")
+    try:
+        tokenizer = _READERS[model](metadata, tokens)
+    except DataError as error:
+        raise metadata.error("tokenizer.ggml.tokens", f"not usable: {error}") from error
+    tokenizer.template_origin = metadata.place("tokenizer.chat_template")
+    return tokenizer
+
+
+def _byte_level(metadata: Metadata, tokens: list[str]) -> CheckpointTokenizer:
+    named = _named(metadata, tokens)
+    try:
+        splitting = splitting_of(metadata.text("tokenizer.ggml.pre", "default"))
+    except DataError as error:
+        raise metadata.error("tokenizer.ggml.pre", str(error)) from error
+    begin = _begin(metadata, named, usual=splitting.begins and "bos" in named)
+    kinds = _kinds(metadata, tokens) if "tokenizer.ggml.token_type" in metadata else []
+    vocabulary = ByteLevelVocabulary(
+        tokens=tokens,
+        merges=_merges(metadata),
+        splitting=splitting,
+        special=_of_kind(tokens, kinds, {PieceKind.UNKNOWN, PieceKind.CONTROL}),
+        added=_of_kind(tokens, kinds, {PieceKind.USER_DEFINED}),
+        begin=begin,
+    )
+    return byte_level_tokenizer(vocabulary, _facts(metadata, named))
+
+
+def _scored_pieces(metadata: Metadata, tokens: list[str]) -> CheckpointTokenizer:
+    """As llama.cpp has it: a space is set before the text and behind every added token."""
+    kinds = _kinds(metadata, tokens)
+    named = {**_usual_names(tokens, kinds), **_named(metadata, tokens)}
+    pieces = Pieces(
+        "bpe",
+        [_spelt(token, kind) for token, kind in zip(tokens, kinds, strict=True)],
+        metadata.numbers("tokenizer.ggml.scores"),
+        kinds,
+        byte_fallback=PieceKind.BYTE in kinds,
+    )
+    prefix = metadata.flag("tokenizer.ggml.add_space_prefix", True)
+    facts = _facts(metadata, named, Spelling(prefix=prefix, prefix_after="added"))
+    begin = _begin(metadata, named, usual="bos" in named)
+    return sentencepiece_tokenizer(pieces, facts, begin=begin)
+
+
+_READERS: Mapping[str, Callable[[Metadata, list[str]], CheckpointTokenizer]] = {
+    "gpt2": _byte_level,
+    "llama": _scored_pieces,
+}
+
+
+def _begin(metadata: Metadata, named: Mapping[str, str], usual: bool) -> str | None:
+    """What every text begins with."""
+    if not metadata.flag("tokenizer.ggml.add_bos_token", usual):
+        return None
+    if "bos" not in named:
+        raise metadata.error("tokenizer.ggml.add_bos_token", "true, but no bos_token_id says which")
+    return named["bos"]
+
+
+def _facts(
+    metadata: Metadata, named: Mapping[str, str], spelling: Spelling | None = None
+) -> TokenFacts:
+    has_template = "tokenizer.chat_template" in metadata
+    return TokenFacts(
+        ends=tuple(named[name] for name in _ENDS if name in named),
+        names={hf: named[name] for name, hf in _HF_NAMES.items() if name in named},
+        chat_template=metadata.text("tokenizer.chat_template") if has_template else None,
+        spelling=spelling,
+    )
+
+
+def _usual_names(tokens: list[str], kinds: list[int]) -> dict[str, str]:
+    """What llama.cpp takes where a file of this kind names no tokens."""
+    marks = {PieceKind.UNKNOWN, PieceKind.CONTROL}
+    usual = enumerate(("unknown", "bos", "eos"))
+    return {name: tokens[at] for at, name in usual if at < len(tokens) and kinds[at] in marks}
+
+
+def _spelt(token: str, kind: int) -> str:
+    """llama.cpp has what the user defined as text spells it, and all else as pieces do."""
+    return token.replace(" ", SPACE) if kind == PieceKind.USER_DEFINED else token
+
+
+def _named(metadata: Metadata, tokens: list[str]) -> dict[str, str]:
+    """Tokens that the file gives a part to, by that part."""
+    numbers = {
+        name: metadata.token(f"tokenizer.ggml.{name}_token_id", len(tokens))
+        for name in (*_HF_NAMES, *_ENDS)
+    }
+    return {name: tokens[token] for name, token in numbers.items() if token is not None}
+
+
+def _merges(metadata: Metadata) -> list[tuple[str, str]]:
+    merges: list[tuple[str, str]] = []
+    for line in metadata.texts("tokenizer.ggml.merges"):
+        left, space, right = line.partition(" ")
+        if not (left and space and right) or " " in right:
+            raise metadata.error(
+                "tokenizer.ggml.merges", f"{line!r} in line {len(merges)}, expected two tokens"
+            )
+        merges.append((left, right))
+    return merges
+
+
+def _kinds(metadata: Metadata, tokens: list[str]) -> list[int]:
+    kinds = metadata.whole_numbers("tokenizer.ggml.token_type")
+    if len(kinds) != len(tokens):
+        raise metadata.error(
+            "tokenizer.ggml.token_type",
+            f"of {len(kinds)} tokens, expected {len(tokens)}, as tokenizer.ggml.tokens has",
+        )
+    return kinds
+
+
+def _of_kind(tokens: list[str], of_token: list[int], kinds: set[PieceKind]) -> list[str]:
+    # Without any kinds, all tokens are plain.
+    return [token for token, kind in zip(tokens, of_token, strict=False) if kind in kinds]

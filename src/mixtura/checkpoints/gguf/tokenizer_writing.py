@@ -1,0 +1,109 @@
+"""A tokenizer as the metadata of a GGUF file: what vocabulary.py reads."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mixtura.errors import CheckpointError
+from mixtura.tokenizers import CheckpointTokenizer, Tokenizer
+from mixtura.tokenizers.byte_level_parts import byte_level_parts
+from mixtura.tokenizers.exported_tokenizer import as_checkpoint
+from mixtura.tokenizers.piece_text import SPACE
+from mixtura.tokenizers.pieces import PieceKind
+from mixtura.tokenizers.sentencepiece_parts import is_scored_pieces, sentencepiece_parts
+
+_NAMES = {"bos_token": "bos", "unk_token": "unknown", "pad_token": "padding"}
+# Of an answer, beside eos.
+_FURTHER_ENDS = ("eot", "eom")
+
+
+@dataclass(frozen=True, slots=True)
+class _Vocabulary:
+    """What is written of each token, and what the kind of tokenizer has beside."""
+
+    tokens: list[str | None]
+    """None where a number stands for nothing"""
+    kinds: list[PieceKind]
+    scores: list[float] | None
+    further: dict[str, Any]
+
+
+def tokenizer_keys(tokenizer: Tokenizer, vocabulary: int) -> dict[str, Any]:
+    """`tokenizer.*`, for a model of this vocabulary.
+
+    Raises DataError for a tokenizer whose tokens llama.cpp would not make, and CheckpointError
+    where the model has fewer tokens.
+    """
+    own = as_checkpoint(tokenizer)
+    is_scored = is_scored_pieces(json.loads(own.to_json()))
+    held = _scored_pieces(own) if is_scored else _byte_level(own)
+    count = len(held.tokens)
+    if count > vocabulary:
+        raise CheckpointError(
+            f"the tokenizer has {count} tokens and the model {vocabulary}; they belong to "
+            "different models"
+        )
+    spare = vocabulary - count
+    tokens = [
+        f"[PAD{number}]" if token is None else token
+        for number, token in enumerate((*held.tokens, *[None] * spare))
+    ]
+    found: dict[str, Any] = {
+        "tokenizer.ggml.model": "llama" if is_scored else "gpt2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [*map(int, held.kinds), *[int(PieceKind.UNUSED)] * spare],
+        **{f"tokenizer.ggml.{key}": value for key, value in held.further.items()},
+        **{f"tokenizer.ggml.{name}_token_id": token for name, token in _ids(own, tokens).items()},
+        "tokenizer.ggml.add_bos_token": bool(own.begin),
+        "tokenizer.ggml.add_eos_token": False,
+    }
+    if held.scores is not None:
+        found["tokenizer.ggml.scores"] = held.scores + [0.0] * spare
+    if own.chat_template is not None:
+        found["tokenizer.chat_template"] = own.chat_template
+    return found
+
+
+def _byte_level(tokenizer: CheckpointTokenizer) -> _Vocabulary:
+    parts = byte_level_parts(tokenizer)
+
+    def kind(number: int, token: str | None) -> PieceKind:
+        if token is None:
+            return PieceKind.UNUSED
+        if number in parts.special:
+            return PieceKind.CONTROL
+        return PieceKind.USER_DEFINED if number in parts.added else PieceKind.NORMAL
+
+    kinds = [kind(number, token) for number, token in enumerate(parts.tokens)]
+    further = {"pre": parts.splitting, "merges": list(parts.merges)}
+    return _Vocabulary(list(parts.tokens), kinds, None, further)
+
+
+def _scored_pieces(tokenizer: CheckpointTokenizer) -> _Vocabulary:
+    parts = sentencepiece_parts(tokenizer)
+    kinds = [PieceKind(kind) for kind in parts.pieces.kinds]
+    # llama.cpp looks for what the user defined in the text as it is, where spaces are spaces.
+    tokens: list[str | None] = [
+        text.replace(SPACE, " ") if kind == PieceKind.USER_DEFINED else text
+        for text, kind in zip(parts.pieces.texts, kinds, strict=True)
+    ]
+    further = {"pre": "default", "add_space_prefix": parts.prefix}
+    return _Vocabulary(tokens, kinds, list(parts.pieces.scores), further)
+
+
+def _ids(tokenizer: CheckpointTokenizer, tokens: list[str]) -> dict[str, int]:
+    """Tokens with a part to play, by that part."""
+    number_of = {token: number for number, token in enumerate(tokens)}
+    names = tokenizer.facts.names
+    # A file may name a token that the vocabulary lacks; it has no number to write.
+    found = {
+        part: number_of[names[name]]
+        for name, part in _NAMES.items()
+        if names.get(name) in number_of
+    }
+    if tokenizer.begin:
+        found["bos"] = tokenizer.begin[0]
+    named = number_of.get(names["eos_token"]) if "eos_token" in names else None
+    end = tokenizer.end_of_document if named is None else named
+    further = sorted(tokenizer.ends - {end})
+    return {**found, "eos": end, **dict(zip(_FURTHER_ENDS, further, strict=False))}

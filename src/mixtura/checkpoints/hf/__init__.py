@@ -1,0 +1,1 @@
+"""Hugging Face folders: read without a copy, and written."""

@@ -1,0 +1,86 @@
+"""MXFP4 weights, as gpt-oss is published, unpacked where they are read.
+
+E experts, R rows, G groups of 32 along a row, B = 16 bytes a group, C = 32G columns, N = 16RG
+bytes of an expert.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from mixtura.checkpoints.source import Source, StoredTensor
+from mixtura.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCKS, SCALES = "_blocks", "_scales"
+GROUP = 32
+# e8m0 is a power of two and has no infinity; its last pattern is no number.
+_NAN = 255
+
+
+class MXFP4(Source):
+    """Every pair of `..._blocks` and `..._scales` as one bf16 tensor under its plain name.
+
+    Four-bit floats that share a power of two by groups (OCP Microscaling Formats 1.0, section 5):
+    each product is a bf16 number, so nothing is rounded. Raises CheckpointError for a half of a
+    pair and for sizes that do not belong together.
+    """
+
+    def __init__(self, packed: Source) -> None:
+        self.path, self.config = packed.path, packed.config
+        self._packed = packed
+        self.tensors = dict(_unpacked(packed.tensors))
+
+    def read(self, name: str) -> "Tensor":
+        from mixtura.checkpoints.hf.mxfp4_blocks import unpack
+
+        if name in self._packed.tensors:
+            return self._packed.read(name)
+        scale_ERG = self._packed.read(f"{name}{SCALES}")
+        if bool((scale_ERG == _NAN).any()):
+            raise CheckpointError(
+                f"{self.path}: {name}{SCALES} holds {_NAN}, which is no scale; the file is damaged"
+            )
+        # Stored a row for each output; the family's own layout has them in columns.
+        return unpack(self._packed.read(f"{name}{BLOCKS}"), scale_ERG).mT
+
+
+def _unpacked(stored: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """What the tensors of a file are once they are unpacked, by name."""
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        plain = name.removesuffix(BLOCKS)
+        if name.endswith(SCALES):
+            _partner(stored, tensor, name.removesuffix(SCALES) + BLOCKS)
+        elif plain == name:
+            found[name] = tensor
+        else:
+            scales = _partner(stored, tensor, plain + SCALES)
+            experts, rows, groups = _sizes(tensor, scales)
+            size = tensor.bytes + scales.bytes
+            shape = (experts, GROUP * groups, rows)
+            found[plain] = StoredTensor(plain, shape, "BF16", tensor.file, size)
+    return found
+
+
+def _partner(
+    stored: Mapping[str, StoredTensor], tensor: StoredTensor, partner: str
+) -> StoredTensor:
+    if partner not in stored:
+        raise CheckpointError(
+            f"{tensor.file}: holds {tensor.name} without {partner}; MXFP4 weights need both"
+        )
+    return stored[partner]
+
+
+def _sizes(blocks: StoredTensor, scales: StoredTensor) -> tuple[int, int, int]:
+    fits = len(blocks.shape) == 4 and blocks.shape == (*scales.shape, GROUP // 2)
+    if not fits or (blocks.dtype, scales.dtype) != ("U8", "U8"):
+        raise CheckpointError(
+            f"{blocks.file}: {blocks.name} is {blocks.dtype} of shape {blocks.shape} and "
+            f"{scales.name} is {scales.dtype} of shape {scales.shape}; MXFP4 weights are U8 of "
+            f"(experts, rows, groups, {GROUP // 2}) with a scale for each group"
+        )
+    experts, rows, groups = scales.shape
+    return experts, rows, groups

@@ -1,0 +1,249 @@
+"""A decoder of ours as a folder that transformers and its kin load."""
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixtura.checkpoints.coverage import check_stored
+from mixtura.checkpoints.hf.folder import CONFIG, INDEX, SINGLE
+from mixtura.checkpoints.piece_views import taken
+from mixtura.checkpoints.source import Source
+from mixtura.config import Tree
+from mixtura.errors import ConfigError
+from mixtura.files import atomic_folder
+from mixtura.integrity import Check
+from mixtura.models import Decoder, DecoderConfig
+from mixtura.models.precision import gate_names
+from mixtura.shapes.families import Family, Piece
+from mixtura.tensor_files.digests import Digests, digests_of, write_digests
+from mixtura.tensor_files.writing import write_tensors
+
+SHARD_BYTES = 5_000_000_000
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+"""files beside the weights that belong to the model"""
+# How a model is trained, which no config.json says and no output depends on.
+_EXPERTS = ".experts."
+_TRAINING = ("balance", "capacity", "backend")
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What was written."""
+
+    path: Path
+    files: tuple[str, ...]
+    bytes: int
+
+
+def save_model(
+    decoder: Decoder,
+    family: Family,
+    out: Path,
+    *,
+    like: Source | None = None,
+    dtype: torch.dtype | None = None,
+    companions: Callable[[Path], object] | None = None,
+    check: Check | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Saved:
+    """Write config, weights and their digests; `out` appears whole or not at all.
+
+    `like` is the checkpoint that the model came from: its config and its files beside the weights
+    are carried over; `companions` writes further ones into the folder, such as a tokenizer's, and
+    `check` has to end well before the folder appears. `dtype`, by default the head's, rounds no
+    gate. One shard is in memory at a time; `progress` is told the bytes written and the bytes in
+    all. Raises ConfigError where the family cannot say what this decoder computes, and StorageError
+    where the disk is full.
+    """
+    config = hf_config(decoder.config, family, like)
+    dtype = dtype or decoder.head.weight.dtype
+    config |= {"dtype": str(dtype).removeprefix("torch.")}
+    stored = _by_stored(family.pieces(decoder.config))
+    for pieces in stored.values():
+        check_stored(pieces)
+    ours = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
+    dtypes = _dtypes(ours, gate_names(decoder), dtype)
+    shards = _shards(stored, dtypes, shard_bytes)
+    names = [SINGLE] if len(shards) == 1 else _shard_names(len(shards))
+    total = sum(_bytes(pieces[0], dtypes) for pieces in stored.values())
+    digests: dict[str, Digests] = {}
+    done = 0
+    with atomic_folder(out) as folder:
+        for name, shard in zip(names, shards, strict=True):
+            tensors = {key: _stored_tensor(stored[key], ours, dtypes) for key in shard}
+            write_tensors(folder / name, tensors, out, {"format": "pt"})
+            # The library writes for the owner alone; let these be as readable as the others.
+            (folder / name).chmod(0o666 & ~_umask())
+            experts = {key: _experts_in(stored[key], ours) for key in shard}
+            digests[name] = digests_of(tensors, experts)
+            done += sum(tensor.nbytes for tensor in tensors.values())
+            if progress is not None:
+                progress(done, total)
+        _write_json(folder / CONFIG, config)
+        if len(shards) > 1:
+            _write_json(folder / INDEX, _index(names, shards, total))
+        write_digests(folder, digests)
+        _carry_over(folder, like)
+        if companions is not None:
+            companions(folder)
+        if check is not None:
+            check.finish()
+        files = tuple(sorted(path.name for path in folder.iterdir()))
+    return Saved(out, files, total)
+
+
+def hf_config(config: DecoderConfig, family: Family, like: Source | None = None) -> Tree:
+    """A config.json. Raises ConfigError for what the family has no words for, by key."""
+    try:
+        written = {**family.write(config.model_dump()), "use_cache": True}
+    except KeyError as error:
+        # A part of another kind, such as a router, has not the setting that this family writes.
+        raise ConfigError(
+            f"a {family.model_type} config states {error}, which this decoder's parts do not have; "
+            "save it as another family"
+        ) from error
+    again = DecoderConfig.parse(family.read(written), f"{family.model_type} config")
+    if difference := difference_of(function_of(again), function_of(config)):
+        key, theirs, ours = difference
+        raise ConfigError(
+            f"{key}={ours!r} has no place in a {family.model_type} config, which says {theirs!r}; "
+            "save it as another family"
+        )
+    if like is not None and like.config.get("model_type") == family.model_type:
+        before = DecoderConfig.parse(family.read(like.config))
+        if not difference_of(function_of(before), function_of(config)):
+            # The quantisation that it was stored in is gone.
+            kept = {k: v for k, v in like.config.items() if k != "quantization_config"}
+            kept |= {key: 0 for key in family.drafting_keys if key in kept}
+            return {key: value for key, value in kept.items() if key != "torch_dtype"}
+    return written
+
+
+def function_of(config: DecoderConfig) -> Tree:
+    """All of a config that its outputs depend on."""
+    tree = config.model_dump(mode="json")
+    if tree["moe"] is not None:
+        tree["moe"] = {k: v for k, v in tree["moe"].items() if k not in _TRAINING}
+    if len(config.moe_shapes) == config.layers:
+        # No layer has a dense FFN, whatever its width would be.
+        tree |= {"ffn_width": None, "activation": None}
+    return tree
+
+
+def difference_of(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """The first key whose values differ, and both."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in {**one, **other}:
+            inner = f"{path}.{key}" if path else key
+            if found := difference_of(one.get(key), other.get(key), inner):
+                return found
+        return None
+    return None if one == other else (path, one, other)
+
+
+def _by_stored(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
+    found: dict[str, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        found[piece.stored].append(piece)
+    return found
+
+
+def _experts_in(pieces: Sequence[Piece], ours: Mapping[str, Tensor]) -> int:
+    """How many experts lie one after another in a stored tensor; 1 in any other."""
+    if _EXPERTS not in pieces[0].ours:
+        return 1
+    held = {piece.at[0] if piece.at and isinstance(piece.at[0], int) else None for piece in pieces}
+    return len(ours[pieces[0].ours]) if None in held else len(held)
+
+
+def _dtypes(
+    ours: Mapping[str, Tensor], gates: Container[str], dtype: torch.dtype
+) -> Mapping[str, torch.dtype]:
+    """What each of our tensors is stored in."""
+    found: dict[str, torch.dtype] = {}
+    for name, kept in ours.items():
+        if not isinstance(kept, torch.nn.Parameter):
+            # A choosing bias stays in fp32: steps of 1e-3 vanish in bf16 beside a bias of 1.
+            found[name] = kept.dtype
+        else:
+            found[name] = torch.promote_types(kept.dtype, dtype) if name in gates else dtype
+    return found
+
+
+def _bytes(piece: Piece, dtypes: Mapping[str, torch.dtype]) -> int:
+    return prod(piece.shape) * dtypes[piece.ours].itemsize
+
+
+def _shards(
+    stored: Mapping[str, list[Piece]], dtypes: Mapping[str, torch.dtype], limit: int
+) -> list[list[str]]:
+    """Names in the order of the pieces; a shard is closed before it passes the limit."""
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, pieces in stored.items():
+        size = _bytes(pieces[0], dtypes)
+        if shards[-1] and held + size > limit:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
+
+
+def _shard_names(count: int) -> list[str]:
+    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def _stored_tensor(
+    pieces: list[Piece], ours: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
+) -> Tensor:
+    stored = torch.empty(pieces[0].shape, dtype=dtypes[pieces[0].ours])
+    for piece in pieces:
+        target, part = taken(ours[piece.ours].detach(), stored, piece)
+        part.copy_(target)
+    return stored
+
+
+def _index(names: list[str], shards: list[list[str]], total: int) -> Tree:
+    files = {key: name for name, shard in zip(names, shards, strict=True) for key in sorted(shard)}
+    return {"metadata": {"total_size": total}, "weight_map": files}
+
+
+def _carry_over(folder: Path, like: Source | None) -> None:
+    if like is None or not like.path.is_dir():
+        return
+    for name in COMPANIONS:
+        if (like.path / name).is_file():
+            shutil.copyfile(like.path / name, folder / name)
+
+
+def _umask() -> int:
+    """Python tells it only by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,119 @@
+"""A model's name to where it lies: a path, a pulled model, or an id of the Hugging Face hub.
+
+huggingface_hub is imported here alone in this folder, and only for an id, or to list its cache.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mixtura.checkpoints.pulled_models import is_named, pulled_path
+from mixtura.errors import CheckpointError, StorageError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HFCacheInfo
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+# Weights in other layouts, or in pickle, are not fetched at all.
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt"]
+_UNWANTED = ["original/*", "consolidated*", "onnx/*", "*.onnx*"]
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether it reads as OWNER/NAME, or OWNER/NAME@REVISION, and no such path exists."""
+    return _ID.fullmatch(model) is not None and not Path(model).exists()
+
+
+def folder_of(model: str) -> Path:
+    """The path itself, a pulled model's file, or the hub's snapshot.
+
+    A snapshot is fetched into the hub's cache where it is not there yet; HF_HUB_OFFLINE, HF_HOME
+    and a login are the hub library's own. Raises CheckpointError where nothing is found, or may
+    not be fetched.
+    """
+    if is_named(model):
+        return pulled_path(model)
+    if not is_hub_id(model):
+        return Path(model)
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError as error:
+        raise CheckpointError(
+            f"{model}: to fetch from the hub needs huggingface_hub; install mixtura[hf], or give "
+            "a folder"
+        ) from error
+    name, _, revision = model.partition("@")
+    try:
+        found = snapshot_download(
+            name, revision=revision or None, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+        )
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{model}: its owner asks readers to agree to terms first; do so on the hub, then log "
+            "in with 'hf auth login'"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{model}: no such folder, and not in the hub's cache, and the hub cannot be reached "
+            "(or HF_HUB_OFFLINE is set); give a folder, or fetch it once with a connection"
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{model}: cannot be fetched from the hub ({reason})") from error
+    return Path(found)
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A model in the hub's cache, all of its revisions together."""
+
+    name: str
+    path: Path
+    bytes: int
+    used: float
+    """seconds since the epoch"""
+
+
+def hub_models() -> tuple[list[HubModel], list[str]]:
+    """The models in the hub's cache, and a line about each folder that is damaged.
+
+    Nothing where huggingface_hub is not installed.
+    """
+    info = _hub_cache()
+    if info is None:
+        return [], []
+    models = [
+        HubModel(repo.repo_id, repo.repo_path, repo.size_on_disk, repo.last_accessed)
+        for repo in info.repos
+        if repo.repo_type == "model"
+    ]
+    return sorted(models, key=lambda model: model.used), [str(one) for one in info.warnings]
+
+
+def remove_hub_model(path: Path) -> int:
+    """The bytes of the model there, once all of its revisions are removed. Raises StorageError."""
+    info = _hub_cache()
+    held = () if info is None else (one for one in info.repos if one.repo_path == path)
+    repo = next(iter(held), None)
+    if info is None or repo is None:
+        return 0
+    # A repository that was renamed has the same revisions under both names: only this one's go.
+    revisions = [revision.commit_hash for revision in repo.revisions]
+    strategy = replace(info, repos=frozenset({repo})).delete_revisions(*revisions)
+    strategy.execute()
+    if path.exists():
+        raise StorageError(f"{path}: cannot be removed; ask for permission")
+    return strategy.expected_freed_size
+
+
+def _hub_cache() -> "HFCacheInfo | None":
+    try:
+        from huggingface_hub import constants, scan_cache_dir
+        from huggingface_hub.errors import CacheNotFound
+    except ImportError:
+        return None
+    try:
+        return scan_cache_dir(constants.HF_HUB_CACHE)
+    except (CacheNotFound, ValueError):
+        return None

@@ -1,0 +1,184 @@
+"""What is in any model, from what its files say of it.
+
+Torch is not imported, but for a packed folder, an `lstm_moe` run, and to compare digests of old.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mixtura.checkpoints.contents import Inspection, inspect_packed, inspect_source
+from mixtura.checkpoints.hub import folder_of
+from mixtura.checkpoints.pulled_models import is_named
+from mixtura.config import own_recipes, read_yaml, with_overrides
+from mixtura.errors import CheckpointError, ConfigError, reading
+from mixtura.integrity import Check
+from mixtura.packed.folder import FILE, is_packed
+from mixtura.runs.file_names import CHECKPOINTS, RECIPE, is_run
+from mixtura.shapes import DecoderShape, ModelShape
+from mixtura.shapes.families import shape_of
+from mixtura.shapes.known import known_config, known_shape
+from mixtura.shapes.moe import MoEShape
+
+GATES_OF_THEIR_OWN = frozenset({"batchwise", "hash", "hierarchical", "noisy_topk", "reinforce"})
+"""kinds of routers whose weights are more than one matrix, or other ones: their configs know"""
+DEFAULT_ROUTER = "softmax_topk"
+
+
+def inspect_model(model: str | Path, *, verify: bool = False) -> Inspection:
+    """What is in it; of a known name, such as mixtral-8x7b, the shape alone.
+
+    Reads no weight, but all of a packed folder, or to `verify`, and compares them with their
+    digests.
+
+    Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used.
+    """
+    name = str(model)
+    if not Path(name).exists() and "/" not in name and not is_named(name):
+        # Of no such name either, the error lists the nearest.
+        family = known_config(name)["model_type"]
+        return Inspection(name, family, known_shape(name))
+    with reading(name):
+        path = folder_of(name)
+        found = _inspected(path)
+        if not verify and not is_packed(path):
+            return found
+        found.check.finish()
+        return replace(found, verified=found.check.claims > 0)
+
+
+def _inspected(path: Path) -> Inspection:
+    if is_packed(path):
+        from mixtura.packed.file import PackedFile
+
+        return inspect_packed(PackedFile(path / FILE))
+    if is_run(path):
+        return _inspected_run(path)
+    from mixtura.checkpoints.sources import open_source
+
+    return inspect_source(open_source(path))
+
+
+def _inspected_run(path: Path) -> Inspection:
+    try:
+        model = model_of_recipe(path / RECIPE)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{error}; this run's recipe was changed, or written by another version of Mixtura"
+        ) from error
+    from mixtura.runs.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(path / CHECKPOINTS)
+    newest = checkpoints.newest()
+    check = Check() if newest is None else checkpoints.check(newest, model.shape)
+    return Inspection(str(path), model.kind, model.shape, check=check, config=model.config)
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeModel:
+    """The model that a recipe describes."""
+
+    kind: str
+    shape: ModelShape
+    config: Mapping[str, Any]
+    """as the recipe has it, or all of it where torch was needed to read it"""
+
+    @property
+    def router(self) -> str | None:
+        """The kind of router; None where no layer is an MoE."""
+        if not self.shape.moe_shapes:
+            return None
+        router = (self.config.get("moe") or {}).get("router") or {}
+        return str(router.get("kind", DEFAULT_ROUTER))
+
+
+def model_of_recipe(path: Path) -> RecipeModel:
+    """As `model_of`, of a file."""
+    return model_of(read_yaml(path), str(path))
+
+
+def model_of(recipe: Mapping[str, Any], origin: str) -> RecipeModel:
+    """How the model routes and trains is not checked here, as `mixtura train` does.
+
+    Raises ConfigError where it is no recipe or its model has no such shape.
+    """
+    config = recipe.get("model")
+    if not isinstance(config, Mapping):
+        raise ConfigError(
+            f"{origin}: has no section 'model'; give a recipe that 'mixtura train' takes"
+        )
+    if _is_of_a_shape(config):
+        return RecipeModel("decoder", shape_of(config, f"{origin}: model"), config)
+    from mixtura.runs.recipe import Recipe
+
+    model = Recipe.parse(recipe, origin).model
+    return RecipeModel(model.kind, model, model.model_dump(mode="json"))
+
+
+def _is_of_a_shape(config: Mapping[str, Any]) -> bool:
+    """Whether a decoder's shape says all of its weights, and knows all of its keys."""
+    moe = config.get("moe") or {}
+    if config.get("kind", "decoder") != "decoder" or not isinstance(moe, Mapping):
+        return False
+    router = moe.get("router")
+    own = isinstance(router, Mapping) and router.get("kind") in GATES_OF_THEIR_OWN
+    known = {"kind", *DecoderShape.model_fields}
+    known_of_moe = {"router", "capacity", "balance", "backend", *MoEShape.model_fields}
+    complete = "vocabulary" in config and not own
+    return complete and config.keys() <= known and moe.keys() <= known_of_moe
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeInspection:
+    """What a recipe would train, and what that takes."""
+
+    model: Inspection
+    router: str | None
+    """the kind of router; None where no layer is an MoE"""
+    steps: int
+    tokens_per_step: int
+    weight_bytes: int
+    optimizer_bytes: int
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.tokens_per_step
+
+
+def is_recipe(model: str | Path) -> bool:
+    """Whether it is a YAML file, or the name of a recipe that is installed with Mixtura."""
+    path = Path(model)
+    return path.suffix in {".yaml", ".yml"} or (not path.exists() and str(model) in own_recipes())
+
+
+def inspect_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeInspection:
+    """The model that a recipe describes, and what its run reads and holds; no text is read.
+
+    Raises ConfigError where `mixtura train` would refuse the recipe, but for how the model routes
+    and balances, which is not checked here.
+    """
+    from mixtura.runs.recipe_sections import RecipeSections
+
+    origin = str(recipe)
+    tree = with_overrides(read_yaml(Path(recipe)), overrides)
+    if "model" not in tree:
+        raise ConfigError(
+            f"{origin}: has no section 'model'; it goes on from the model of --from: inspect that"
+        )
+    sections = RecipeSections.parse(tree, origin)
+    found = model_of({**tree, "model": sections.model}, origin)
+    try:
+        sections.check_context(found.shape.context)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {error}") from error
+    parameters = found.shape.total_parameters()
+    return RecipeInspection(
+        Inspection(origin, found.kind, found.shape, config=found.config),
+        found.router,
+        sections.train.steps,
+        sections.train.tokens_per_step,
+        # Weights and AdamW's two moments are fp32, whatever is computed in.
+        weight_bytes=4 * parameters,
+        optimizer_bytes=2 * 4 * parameters,
+    )

@@ -1,0 +1,104 @@
+"""A checkpoint of somebody else's, as our decoder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixtura.checkpoints.accounting import check_tensors
+from mixtura.checkpoints.coverage import check_filled
+from mixtura.checkpoints.hf.folder import CONFIG
+from mixtura.checkpoints.source import Source
+from mixtura.checkpoints.sources import open_source
+from mixtura.checkpoints.weight_check import check_of
+from mixtura.checkpoints.weights import dtypes_of, read_weights
+from mixtura.integrity import Check
+from mixtura.models import Decoder, DecoderConfig
+from mixtura.models.blueprint import without_weights
+from mixtura.models.precision import gate_names
+from mixtura.moe.routers.token_choice import TokenChoiceRouter
+from mixtura.shapes.families import Family, family_of
+from mixtura.tokenizers import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A decoder in eval mode, and where it came from."""
+
+    decoder: Decoder
+    family: Family
+    source: Source
+    left_out: Mapping[str, str]
+    """stored tensors that the family knows and our decoder does without, and what each is"""
+    check: Check
+    """of its weights by their digests; begun, and over where it was waited for"""
+
+
+def tokenizer_of(source: Source) -> Tokenizer:
+    """The tokenizer that came with it. Raises DataError or CheckpointError where none did."""
+    if source.path.is_dir():
+        return load_tokenizer(source.path)
+    from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
+
+    assert isinstance(source, GGUFSource), "all others are folders"
+    return gguf_tokenizer(source.metadata)
+
+
+def load_model(
+    path: Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    wait: bool = True,
+) -> LoadedModel:
+    """Read a checkpoint, tensor by tensor; `dtype` None keeps the one it is stored in.
+
+    Gates are never rounded (see `dtypes_of`). Digests are compared before this returns, or with
+    `wait=False` in the background, where `check.finish()` waits for the result. Raises ConfigError
+    for a family or a key that is not known, and CheckpointError for files that are damaged or of
+    another model.
+    """
+    return load_source(open_source(path), dtype, device, wait=wait)
+
+
+def load_source(
+    source: Source,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    wait: bool = True,
+) -> LoadedModel:
+    """As `load_model`, from what is open already."""
+    family = family_of(source.config)
+    config = decoder_config(family, source)
+    left_out = check_tensors(source, family, family.pieces(config))
+    pieces = list(family.pieces(config))
+    with without_weights():
+        decoder = config.build()
+    shapes: dict[str, Any] = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
+    check_filled(source.path, pieces, shapes)
+    check = check_of(source, pieces, config)
+    dtypes = dtypes_of(
+        source,
+        pieces,
+        shapes,
+        gate_names(decoder),
+        dtype=dtype,
+        gate_dtype=torch.float32 if "gates" in family.in_fp32 else None,
+    )
+    decoder.load_state_dict(read_weights(source, pieces, shapes, dtypes), assign=True)
+    decoder.turns_in_fp32 = "turning" in family.in_fp32
+    for module in decoder.modules():
+        if isinstance(module, TokenChoiceRouter):
+            module.weighs_in_fp32 = "weights" in family.in_fp32
+    check.begin()
+    if wait:
+        check.finish()
+    return LoadedModel(decoder.to(device).eval(), family, source, left_out, check)
+
+
+def decoder_config(family: Family, source: Source) -> DecoderConfig:
+    """Raises ConfigError for a config that our decoder cannot follow."""
+    return DecoderConfig.parse(family.read(source.config), f"{source.path}: {CONFIG}")

@@ -1,0 +1,193 @@
+"""Any model that can be talked with: a run of ours, a checkpoint of others', a hub id."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mixtura.checkpoints.gguf_cache import PackedGGUF, forget, packed_gguf
+from mixtura.checkpoints.hub import folder_of
+from mixtura.checkpoints.loading import LoadedModel, load_source, open_source, tokenizer_of
+from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.weights_in_memory import check_weights_fit
+from mixtura.errors import CheckpointError, ConfigError, reading
+from mixtura.integrity import Check
+from mixtura.kernels.native import native
+from mixtura.models import LanguageModel
+from mixtura.models.packed_decoder import packed_decoder
+from mixtura.models.precision import cast
+from mixtura.packed.file import PackedFile, pack_again
+from mixtura.packed.folder import FILE, is_packed
+from mixtura.progress import Progress, silent
+from mixtura.runs.file_names import is_run
+from mixtura.shapes import ModelShape
+from mixtura.tokenizers import Tokenizer, load_tokenizer
+from mixtura.user_cache import Lease
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GGUF = ".gguf"
+DTypeName = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A model and its tokenizer, ready for use; `decoder` is in eval mode."""
+
+    name: str
+    decoder: LanguageModel
+    tokenizer: Tokenizer
+    origin: LoadedModel | None
+    """where somebody else's came from; None for a run and for a packed model"""
+    check: Check
+    """of its weights by their digests; begun, and over where it was waited for"""
+    step: int | None = None
+    """of a run: its newest checkpoint's"""
+    packed: PackedFile | None = None
+    """of a packed model: the file that its weights are mapped from"""
+    remarks: tuple[str, ...] = ()
+    """what a user should know of how it was opened"""
+    lease: Lease | None = None
+    """of packed weights in the user's cache: as long as it lives, they are not removed"""
+    folder: Path | None = None
+    """where the files beside its weights lie, such as generation_config.json; None for a run"""
+
+    @property
+    def title(self) -> str:
+        """The model's own name, and how far a run had come."""
+        name = Path(self.name).resolve().name if Path(self.name).exists() else self.name
+        return name if self.step is None else f"{name}, step {self.step}"
+
+
+def is_gguf(model: str) -> bool:
+    """Whether the name leads to a GGUF file. Raises CheckpointError as `folder_of` does."""
+    return folder_of(model).suffix == GGUF
+
+
+def open_model(
+    model: str | Path,
+    dtype: DTypeName | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    wait: bool = True,
+    progress: Progress = silent,
+) -> OpenModel:
+    """A run folder, a packed folder, a Hugging Face folder, a GGUF file, or a hub id, to be run.
+
+    A quantised GGUF file is packed at its first opening, and its packed weights are kept in the
+    user's cache; with a `dtype` its weights are unpacked in memory instead. `dtype` None keeps the
+    one that other weights are stored in; gates are never rounded. Digests are compared before this
+    returns, or with `wait=False` in the background, where `check.finish()` waits for the result.
+    Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used, and
+    ConfigError for weights that the memory that is free cannot hold.
+    """
+    with reading(model):
+        return _opened(model, dtype, device, wait, progress)
+
+
+def _opened(
+    model: str | Path,
+    dtype: DTypeName | None,
+    device: torch.device | str,
+    wait: bool,
+    progress: Progress,
+) -> OpenModel:
+    path = folder_of(str(model))
+    if path.suffix == GGUF and dtype is None and torch.device(device).type == "cpu":
+        opened = _open_gguf(str(model), path, progress, wait)
+        if opened is not None:
+            return opened
+    return _open(str(model), path, dtype, device, wait, to_run=True)
+
+
+def open_plain(model: str | Path, *, wait: bool = True) -> OpenModel:
+    """As `open_model`, but to be read tensor by tensor: nothing is packed, nor held in memory."""
+    return _open(str(model), folder_of(str(model)), None, "cpu", wait, to_run=False)
+
+
+def _open(
+    model: str,
+    path: Path,
+    dtype: DTypeName | None,
+    device: torch.device | str,
+    wait: bool,
+    *,
+    to_run: bool,
+) -> OpenModel:
+    if is_packed(path):
+        return _open_packed(model, path, dtype, device, wait)
+    if is_run(path):
+        run = load_run(path, device, wait=wait)
+        if dtype is not None:
+            cast(run.decoder, DTYPES[dtype])
+        return OpenModel(model, run.decoder, run.tokenizer, None, run.check, run.step)
+    source = open_source(path)
+    tokenizer = tokenizer_of(source)
+    if to_run:
+        check_weights_fit(source, None if dtype is None else DTYPES[dtype])
+    loaded = load_source(source, None if dtype is None else DTYPES[dtype], device, wait=wait)
+    check_vocabulary(path, tokenizer, loaded.decoder.config)
+    return OpenModel(model, loaded.decoder, tokenizer, loaded, loaded.check, folder=path)
+
+
+def _open_gguf(model: str, path: Path, progress: Progress, wait: bool) -> OpenModel | None:
+    """From packed weights in the cache; None where the file is better used as it is."""
+    # Without compiled kernels packed weights are unpacked at each use.
+    cached = None if native() is None else packed_gguf(path, progress)
+    if cached is None:
+        return None
+    try:
+        opened = _open_packed(model, cached.lease.path, None, "cpu", wait, partial(_again, cached))
+    except CheckpointError:
+        forget(cached)
+        cached = packed_gguf(path, progress)
+        assert cached is not None, "it was packed before"
+        opened = _open_packed(model, cached.lease.path, None, "cpu", wait, partial(_again, cached))
+    said = (
+        f"{path.name} runs from packed weights: {'; '.join(cached.remarks)}; --dtype float32 "
+        "computes from the file as it is"
+    )
+    return replace(opened, remarks=(said,), lease=cached.lease)
+
+
+def _again(cached: PackedGGUF) -> str:
+    """The remedy for an entry that is found to be damaged while it is in use."""
+    forget(cached)
+    return "it was removed from the cache, so run the command again"
+
+
+def _open_packed(
+    model: str,
+    path: Path,
+    dtype: DTypeName | None,
+    device: torch.device | str,
+    wait: bool,
+    remedy: Callable[[], str] = pack_again,
+) -> OpenModel:
+    if dtype is not None:
+        raise ConfigError(
+            f"{model}: is packed and computes in whole numbers and fp32, not in {dtype}; leave the "
+            "dtype out"
+        )
+    if torch.device(device).type != "cpu":
+        raise ConfigError(
+            f"{model}: is packed for CPUs, not for {device}; open the model that it was made from"
+        )
+    file = PackedFile(path / FILE)
+    decoder, tokenizer = packed_decoder(file), load_tokenizer(path)
+    check_vocabulary(path, tokenizer, decoder.config)
+    check = file.check(decoder.config.roles(), remedy).begin()
+    if wait:
+        check.finish()
+    return OpenModel(model, decoder, tokenizer, None, check, packed=file, folder=path)
+
+
+def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelShape) -> None:
+    """Raises CheckpointError for a tokenizer with more tokens than the model."""
+    if tokenizer.vocabulary > config.vocabulary:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocabulary} tokens and the model "
+            f"{config.vocabulary}; they belong to different models"
+        )

@@ -1,0 +1,1 @@
+"""Packed folders, as a source of weights and as what weights are packed into."""

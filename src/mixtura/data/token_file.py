@@ -1,0 +1,155 @@
+"""Packed corpora: token files that are mapped into memory, and the folder that holds them.
+
+Per side (train, heldout), little-endian, one entry a token unless said otherwise:
+
+* SIDE.tokens: uint16, or uint32 for vocabularies over 65,536; each document ends with its token;
+* SIDE.domains: uint8, an index into the corpus's domains;
+* SIDE.widths: uint8, the UTF-8 bytes of text that the token adds (0 for the end of a document);
+* SIDE.starts: int64, for each document the index of its first token.
+
+Beside them stand meta.json and the tokenizer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mixtura.config import Config
+from mixtura.data.documents import Skipped
+from mixtura.data.split import SIDES, Side
+from mixtura.errors import ConfigError, DataError
+from mixtura.json_reader import read_object
+from mixtura.regular_files import check_regular
+from mixtura.tokenizers.saved_tokenizer import load_tokenizer
+from mixtura.tokenizers.tokenizer import Tokenizer
+
+FORMAT = 1
+META = "meta.json"
+
+
+class SideMeta(Config):
+    """What one side's files hold."""
+
+    tokens: int
+    documents: int
+    domain_bytes: dict[str, int]
+
+
+class CorpusMeta(Config):
+    """The content of meta.json. `digest` is of the tokens, domains, starts and tokenizer."""
+
+    format: Literal[1]
+    digest: str
+    vocabulary: int
+    domains: tuple[str, ...]
+    train: SideMeta
+    heldout: SideMeta
+    duplicates: int
+    skipped_count: int
+    skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenFile:
+    """One side of a corpus: documents one after another, as N tokens mapped into memory."""
+
+    name: Side
+    tokens: NDArray[np.unsignedinteger]  # (N,)
+    domains: NDArray[np.uint8]  # (N,), indices into Corpus.domains
+    widths: NDArray[np.uint8]  # (N,), UTF-8 bytes that each token adds to the text
+    starts: NDArray[np.int64]  # (documents,), where each begins
+    domain_bytes: Mapping[str, int]  # UTF-8 bytes of text by domain
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def bytes_of_text(self) -> int:
+        """UTF-8 bytes of all documents together."""
+        return sum(self.domain_bytes.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Corpus:
+    """A prepared corpus. `digest` tells two corpora of different tokens or labels apart."""
+
+    folder: Path
+    train: TokenFile
+    heldout: TokenFile
+    tokenizer: Tokenizer
+    vocabulary: int
+    digest: str
+    domains: tuple[str, ...]
+    duplicates: int
+    skipped_count: int
+    skipped: tuple[Skipped, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Corpus":
+        """Raises DataError, naming the file, where one is missing, truncated or not ours."""
+        meta = _read_meta(folder)
+        train, heldout = (_map_side(folder, side, meta) for side in SIDES)
+        return cls(
+            folder=folder,
+            train=train,
+            heldout=heldout,
+            tokenizer=load_tokenizer(folder),
+            vocabulary=meta.vocabulary,
+            digest=meta.digest,
+            domains=meta.domains,
+            duplicates=meta.duplicates,
+            skipped_count=meta.skipped_count,
+            skipped=tuple(Skipped(*entry) for entry in meta.skipped),
+        )
+
+
+def token_dtype(vocabulary: int) -> np.dtype[np.unsignedinteger]:
+    return np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
+
+
+def _read_meta(folder: Path) -> CorpusMeta:
+    path = folder / META
+    try:
+        return CorpusMeta.parse(read_object(path, ConfigError), str(path))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no prepared corpus; {META} is missing") from None
+    except ConfigError as error:
+        raise DataError(f"{error}; {_remedy(folder)}") from error
+
+
+def _map_side(folder: Path, side: Side, meta: CorpusMeta) -> TokenFile:
+    described = meta.train if side == "train" else meta.heldout
+
+    def mapped(part: str, dtype: DTypeLike, count: int) -> NDArray:
+        return _map(folder / f"{side}.{part}", np.dtype(dtype), count)
+
+    return TokenFile(
+        name=side,
+        tokens=mapped("tokens", token_dtype(meta.vocabulary), described.tokens),
+        domains=mapped("domains", "u1", described.tokens),
+        widths=mapped("widths", "u1", described.tokens),
+        starts=mapped("starts", "<i8", described.documents),
+        domain_bytes=described.domain_bytes,
+    )
+
+
+def _map(path: Path, dtype: np.dtype, count: int) -> NDArray:
+    expected = count * dtype.itemsize
+    try:
+        check_regular(path, DataError)
+        found = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; {_remedy(path.parent)}") from error
+    if found != expected:
+        raise DataError(
+            f"{path}: {found} bytes where {expected} are expected; {_remedy(path.parent)}"
+        )
+    return np.memmap(path, dtype, mode="r", shape=(count,))
+
+
+def _remedy(folder: Path) -> str:
+    return f"remove {folder} and prepare it again"

@@ -1,0 +1,370 @@
+"""Balancing for any mixture-of-experts model of transformers, without editing it.
+
+E experts, K experts per token.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+from transformers.utils.generic import ModelOutput
+
+from mixtura.config import Config
+from mixtura.errors import ConfigError
+from mixtura.hf_models.choosing_bias import ChoosingBias, find_bias
+from mixtura.hf_models.layer_load import LayerLoad, LayerReport
+from mixtura.hf_models.observe import Observation, Through
+from mixtura.hf_models.own_loss import silenced
+from mixtura.hf_models.reentrant import gauge, hung_onto
+from mixtura.hf_models.routers import Decision, FoundRouter
+from mixtura.hf_models.scores import KNOWN, ScoreName
+from mixtura.hf_models.step_share import share_of_step
+from mixtura.moe.balance import BalanceConfig, Balancer
+from mixtura.moe.routers.softmax import SoftmaxTopKConfig
+from mixtura.moe.routing import Routing
+from mixtura.moe.shares import Scope
+
+if TYPE_CHECKING:
+    # It needs accelerate, and a loop of one's own does not.
+    from transformers import Trainer
+
+
+class BalancingConfig(Config):
+    """What is added to a model's loss, and what moves its choosing biases."""
+
+    balance: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    """weight of Switch's loss, E * sum f * P of each layer, averaged over layers; 1 when even"""
+    z_loss: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """weight of the mean squared logsumexp of the logits"""
+    bias_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """DeepSeek-V3's gamma, for models with a choosing bias"""
+    scope: Scope = "sequence"
+    """which tokens `balance` is taken over"""
+    scale: Literal["switch", "transformers"] = "switch"
+    """`transformers` multiplies `balance` by K, as its own loss is, for recipes that expect it"""
+    keep_own_loss: bool = False
+    """whether the model's own, pooled router loss stays beside ours"""
+    scores: Literal["auto"] | ScoreName = "auto"
+    """the function of the logits that weights follow; see `observe_routing`"""
+
+
+def attach_balancing(
+    model: nn.Module,
+    *,
+    balance: float = 0.01,
+    z_loss: float = 0.0,
+    bias_rate: float = 0.0,
+    scope: Scope = "sequence",
+    scale: Literal["switch", "transformers"] = "switch",
+    keep_own_loss: bool = False,
+    scores: Literal["auto"] | ScoreName = "auto",
+) -> "Balancing":
+    """Balance every MoE layer of `model` from now on; see `BalancingConfig` for the arguments.
+
+    In training, the loss that the model returns has the balancing losses in it, for Trainer,
+    accelerate or a loop of one's own; in evaluation nothing is added. Attach to the module that is
+    called: after `get_peft_model`. Choosing biases move after each step of an optimizer that holds
+    a parameter of the model. Raises ConfigError for a model or an argument that cannot be served.
+    """
+    config = BalancingConfig.parse(
+        {
+            "balance": balance,
+            "z_loss": z_loss,
+            "bias_rate": bias_rate,
+            "scope": scope,
+            "scale": scale,
+            "keep_own_loss": keep_own_loss,
+            "scores": scores,
+        },
+        origin="attach_balancing",
+    )
+    return Balancing(model, config)
+
+
+@dataclass(slots=True)
+class _Layer:
+    balancer: Balancer
+    load: LayerLoad
+    device: torch.device
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One forward pass of the whole model."""
+
+    counts: bool
+    """whether it trains"""
+    around: ExitStack
+    routings: list[tuple[FoundRouter, Routing]] = field(default_factory=list)
+    share: Tensor | float = 1.0
+    """of the optimizer step's loss"""
+    layers: int = 0
+    """those that gave a loss"""
+    awaited: dict[FoundRouter, Routing] = field(default_factory=dict)
+    """those whose gradients come when a backward pass runs them again"""
+    scale: Tensor | None = None
+    """the gradient of the whole loss by ours, once a backward pass has begun"""
+
+
+class Balancing:
+    """What `attach_balancing` gives: at work until `detach()`, or the end of a `with` block."""
+
+    def __init__(self, model: nn.Module, config: BalancingConfig) -> None:
+        self.config = config
+        self._model = model
+        self._layers: dict[FoundRouter, _Layer] = {}
+        self._pass: _Pass | None = None
+        self._in_backward: _Pass | None = None
+        self._untaken: Tensor | None = None
+        self._counted = 0
+        self._sums: dict[str, Tensor] = {}
+        self._summed = 0
+        self._observation = Observation(model, self._routed, config.scores, self._recomputed)
+        try:
+            self._biases = self._find_biases()
+            self._check_z_loss()
+        except ConfigError:
+            self._observation.detach()
+            raise
+        self._handles = [
+            *self._hook(model),
+            register_optimizer_step_post_hook(self._stepped),
+        ]
+
+    def detach(self) -> None:
+        """Remove every hook; the model is as it was, with the weights that it has now."""
+        self._observation.detach()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def take_loss(self) -> Tensor:
+        """The last pass's balancing loss, for a loop that computes its loss from logits.
+
+        Weighted, averaged over layers. Raises ConfigError where it is in the model's own already.
+        """
+        if self._untaken is None:
+            raise ConfigError(
+                "the balancing loss is in the loss that the model returned, or was taken before; "
+                "use output.loss, or call the model in training mode without labels"
+            )
+        taken, self._untaken = self._untaken, None
+        return taken
+
+    def end_step(self) -> None:
+        """Close an optimizer step: biases move, and load counts afresh.
+
+        Called by itself after each step of a torch optimizer with parameters of the model; call it
+        only where the optimizer is none, as DeepSpeed's.
+        """
+        # A second optimizer of the same step comes too late.
+        if not self._counted:
+            return
+        self._counted = 0
+        for router, layer in self._layers.items():
+            load_E = layer.balancer.end_step(layer.device)
+            layer.load.add(load_E)
+            if router in self._biases:
+                self._biases[router].step(load_E, self.config.bias_rate)
+
+    def report(self) -> tuple[LayerReport, ...]:
+        """Each layer's load over the last 100 optimizer steps; waits for the device."""
+        reports = (layer.load.report() for layer in self._layers.values())
+        return tuple(report for report in reports if report is not None)
+
+    def take_log(self) -> dict[str, float]:
+        """What happened since the last call, by name, for a logger; waits for the device.
+
+        `moe/balance_loss` (1 at even load) and `moe/z_loss` are means, without their weights;
+        `moe/layer_NN/max_over_mean` is that of the load since then; `moe/collapsed_layers` and
+        `moe/starving_experts` count over the last 100 steps.
+        """
+        log = {
+            f"moe/{name}_loss": total.item() / self._summed for name, total in self._sums.items()
+        }
+        self._sums, self._summed = {}, 0
+        for layer in self._layers.values():
+            busiest = layer.load.take_max_over_mean()
+            if busiest is not None:
+                log[f"moe/layer_{layer.load.layer:02d}/max_over_mean"] = busiest
+        reports = self.report()
+        log["moe/collapsed_layers"] = float(sum(report.collapsed for report in reports))
+        log["moe/starving_experts"] = float(sum(len(report.starving) for report in reports))
+        return log
+
+    def log_to(self, trainer: "Trainer") -> None:
+        """Add `take_log()` to each line that `trainer` logs of its training, wherever it logs."""
+        log = trainer.log
+
+        def with_balance(logs: dict[str, float], start_time: float | None = None) -> None:
+            # Evaluation is logged by other names; after `detach` there is nothing to add.
+            if "loss" in logs and self._handles:
+                logs.update(self.take_log())
+            log(logs, start_time)
+
+        # Not a callback: Trainer writes its history, and calls TensorBoard's, before a user's.
+        trainer.log = with_balance
+
+    def _find_biases(self) -> dict[FoundRouter, ChoosingBias]:
+        if not self.config.bias_rate:
+            return {}
+        modules = dict(self._model.named_modules())
+        chosen = [router for router in self._observation.routers if router.chooses]
+        return {router: find_bias(modules, router) for router in chosen}
+
+    def _check_z_loss(self) -> None:
+        for router in self._observation.routers:
+            if self.config.z_loss and KNOWN.get(router.kind) == "probabilities":
+                raise ConfigError(
+                    f"layer {router.layer}: router {router.name} gives probabilities and no "
+                    f"logits, so z_loss={self.config.z_loss} has no meaning; set z_loss=0"
+                )
+
+    def _hook(self, model: nn.Module) -> list[RemovableHandle]:
+        # Closures that name their module: a copied model carries them, and is not ours.
+        def begin(module: nn.Module, _: object) -> None:
+            if module is model:
+                self._begin()
+
+        def end(module: nn.Module, _: object, kwargs: dict[str, Any], output: Any) -> Any:
+            return self._end(kwargs, output) if module is model else None
+
+        return [
+            model.register_forward_pre_hook(begin),
+            model.register_forward_hook(end, with_kwargs=True, always_call=True),
+        ]
+
+    def _begin(self) -> None:
+        if self._untaken is not None:
+            self._untaken = None
+            raise ConfigError(
+                "the last training pass had no labels, so its balancing loss reached no loss; give "
+                "labels to the model, or add balancing.take_loss() to the loss that you compute"
+            )
+        around = ExitStack()
+        if not self.config.keep_own_loss:
+            around.enter_context(silenced(self._model))
+        self._pass = _Pass(self._model.training and torch.is_grad_enabled(), around)
+
+    def _routed(self, router: FoundRouter, routing: Routing) -> None:
+        if self._pass is not None:
+            self._pass.routings.append((router, routing))
+        elif router.owner.training and torch.is_grad_enabled():
+            raise ConfigError(
+                f"the model was called around the {type(self._model).__name__} that balancing is "
+                "attached to, so its losses would be lost; attach it to the module that is called"
+            )
+
+    def _end(self, kwargs: dict[str, Any], output: Any) -> Any:
+        done, self._pass = self._pass, None
+        if done is None:
+            return None
+        done.around.close()
+        if output is None or not done.counts or not done.routings:
+            return None
+        done.share = share_of_step(self._model, kwargs)
+        loss = self._loss(done)
+        self._counted += 1
+        if loss is None:
+            return None
+        if isinstance(output, ModelOutput) and output.get("loss") is not None:
+            output["loss"] = output["loss"] + loss.to(output["loss"].device)
+        elif isinstance(output, tuple) and kwargs.get("labels") is not None:
+            return (output[0] + loss.to(output[0].device), *output[1:])
+        else:
+            self._untaken = loss
+        return None
+
+    def _loss(self, done: _Pass) -> Tensor | None:
+        """The pass's losses, weighted, averaged over layers, and added up; None where none is."""
+        by_layer: list[dict[str, Tensor]] = []
+        for router, routing in done.routings:
+            layer = self._layer(router, routing)
+            # What a layer that is used twice saw before is of this step too.
+            layer.balancer.end_micro_step()
+            layer.balancer.observe(routing)
+            if routing.probs_TE is None:
+                continue
+            by_layer.append(layer.balancer.losses(routing))
+            if not routing.probs_TE.requires_grad:
+                done.awaited[router] = routing
+        done.layers = len(by_layer)
+        if not by_layer or not by_layer[0]:
+            return None
+        device = next(iter(by_layer[0].values())).device
+        means = {
+            name: torch.stack([losses[name].to(device) for losses in by_layer]).mean()
+            for name in by_layer[0]
+        }
+        self._note(means)
+        loss = done.share * torch.stack(list(means.values())).sum()
+        return loss + gauge(partial(self._backward_began, done), device) if done.awaited else loss
+
+    def _layer(self, router: FoundRouter, routing: Routing) -> _Layer:
+        if router not in self._layers:
+            assert routing.top_k is not None
+            factor = routing.top_k if self.config.scale == "transformers" else 1
+            config = BalanceConfig(
+                loss=self.config.balance * factor,
+                z_loss=self.config.z_loss,
+                scope=self.config.scope,
+            )
+            self._layers[router] = _Layer(
+                # The spec of any router with probabilities: weights are all given.
+                Balancer(config, SoftmaxTopKConfig(), routing.num_experts, _sum_over_ranks),
+                LayerLoad(router.layer, router.name, routing.top_k),
+                routing.chosen_N.device,
+            )
+        return self._layers[router]
+
+    def _note(self, means: dict[str, Tensor]) -> None:
+        weights = next(iter(self._layers.values())).balancer.weights
+        self._summed += 1
+        for name, mean in means.items():
+            value = mean.detach() / {str(key): weight for key, weight in weights.items()}[name]
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _backward_began(self, done: _Pass, scale: Tensor) -> None:
+        # Autograd runs the latest nodes first: of two passes in one backward, the second is through
+        # before the first begins.
+        done.scale, self._in_backward = scale, done
+
+    def _recomputed(self, router: FoundRouter, decision: Decision) -> Through | None:
+        done = self._in_backward
+        earlier = None if done is None else done.awaited.pop(router, None)
+        if done is None or earlier is None or done.scale is None:
+            return None
+        routing = self._observation.translation(
+            router, decision, earlier.num_sequences, earlier.valid_T
+        )
+        losses = self._layers[router].balancer.losses(routing)
+        loss = done.share * sum(losses.values(), torch.zeros(())) / done.layers
+        return partial(hung_onto, loss=loss, scale=done.scale)
+
+    def _stepped(self, optimizer: Optimizer, *_: object) -> None:
+        # A wrapper, as accelerate's, also steps without its optimizer, which speaks for itself.
+        if isinstance(vars(optimizer).get("optimizer"), Optimizer):
+            return
+        ours = {id(parameter) for parameter in self._model.parameters()}
+        if any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
+            self.end_step()
+
+
+def _sum_over_ranks(load_E: Tensor) -> Tensor:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return load_E
+    total_E = load_E.clone()
+    torch.distributed.all_reduce(total_E)
+    return total_E

@@ -1,0 +1,65 @@
+"""The bias that chooses experts and never weighs them, in transformers' models. E experts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mixtura.errors import ConfigError
+from mixtura.hf_models.routers import FoundRouter
+from mixtura.moe.bias import bias_step
+
+# What models call it; ones that count in the router's own weights are called otherwise.
+NAMES = ("e_score_correction_bias", "expert_bias")
+
+
+@dataclass(frozen=True, slots=True)
+class ChoosingBias:
+    """Where a router's bias is kept; looked up anew at each step, as `to` may replace it."""
+
+    holder: nn.Module
+    name: str
+
+    @property
+    def value(self) -> Tensor:
+        bias_E = getattr(self.holder, self.name)
+        assert isinstance(bias_E, Tensor)
+        return bias_E
+
+    def step(self, load_E: Tensor, rate: float) -> None:
+        """Move it after an optimizer step of that load."""
+        with torch.no_grad():
+            bias_E = self.value
+            bias_E.copy_(bias_step(bias_E.flatten(), load_E, rate).view_as(bias_E))
+
+
+def find_bias(modules: Mapping[str, nn.Module], router: FoundRouter) -> ChoosingBias:
+    """The bias of a router, in it or in its block.
+
+    Raises ConfigError where there is none, and for one that is too coarse for small steps.
+    """
+    places = list(router.module.modules())
+    outer = router.name
+    while outer := outer.rpartition(".")[0]:
+        if isinstance(modules[outer], nn.ModuleList):
+            break
+        places.append(modules[outer])
+    for place in places:
+        for name in NAMES:
+            if name in {**place._parameters, **place._buffers}:
+                bias = ChoosingBias(place, name)
+                _check(router, bias.value)
+                return bias
+    raise ConfigError(
+        f"layer {router.layer}: router {router.name} has no bias that chooses "
+        f"({' or '.join(NAMES)}), and nothing to move; set bias_rate=0, and balance above 0"
+    )
+
+
+def _check(router: FoundRouter, bias_E: Tensor) -> None:
+    if bias_E.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"layer {router.layer}: the bias of router {router.name} is in {bias_E.dtype}, where "
+            "steps of 0.001 vanish; keep it in torch.float32"
+        )

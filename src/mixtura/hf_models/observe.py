@@ -1,0 +1,204 @@
+"""The routing of a transformers model, as it happens, through hooks alone.
+
+T tokens, E experts, K experts per token, N = T*K routed rows, B sequences of S tokens.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from mixtura.errors import ConfigError
+from mixtura.hf_models.routers import Decision, FoundRouter, find_routers
+from mixtura.hf_models.scores import ScoreName
+from mixtura.hf_models.translation import Translation
+from mixtura.moe.routing import Routing
+
+Through = Callable[[Tensor], Tensor]
+OnRecomputed = Callable[[FoundRouter, Decision], Through | None]
+"""What a router gave while a backward pass runs its layer again, with gradients; it may answer with
+a function for the router's weights to pass through."""
+
+
+def observe_routing(
+    model: nn.Module,
+    on_routing: Callable[[int, Routing], None],
+    scores: Literal["auto"] | ScoreName = "auto",
+) -> "Observation":
+    """Call `on_routing(layer, routing)` for each MoE layer at the end of each forward pass.
+
+    `layer` is the block's number in the decoder; an encoder's blocks come first. Logits and
+    probabilities are in the autograd graph, but under reentrant checkpointing, whose forward pass
+    has none. What checkpointing computes again is not told again. Padding is what a 2-D
+    `attention_mask` says. `scores` names the function of the logits that the weights follow; `auto`
+    finds it by comparing the two. Raises ConfigError for a model that cannot be read.
+    """
+    return Observation(model, lambda router, routing: on_routing(router.layer, routing), scores)
+
+
+@dataclass(slots=True)
+class _Forward:
+    """A model's forward pass while it lasts."""
+
+    module: nn.Module
+    num_sequences: int
+    tokens: int
+    valid_T: Tensor | None
+    outputs: list[tuple[FoundRouter, tuple[Any, ...]]] = field(default_factory=list)
+
+
+class Observation:
+    """Hooks on a model, until `detach()` or the end of a `with` block."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        on_routing: Callable[[FoundRouter, Routing], None],
+        scores: Literal["auto"] | ScoreName = "auto",
+        on_recomputed: OnRecomputed | None = None,
+    ) -> None:
+        self.routers = find_routers(model)
+        self.translation = Translation(scores)
+        self._on_routing, self._on_recomputed = on_routing, on_recomputed
+        self._under_way: list[_Forward] = []
+        self._handles: list[RemovableHandle] = []
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                self._hook_model(module)
+        for router in self.routers:
+            self._hook_router(router)
+
+    def detach(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    # Hooks are closures that name their module: a copied model carries them, and must not report.
+
+    def _hook_model(self, model: PreTrainedModel) -> None:
+        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module is model:
+                self._begin(model, args, kwargs)
+
+        def end(module: nn.Module, _: object, output: object) -> None:
+            if module is model:
+                self._end(model, finished=output is not None)
+
+        self._handles += [
+            model.register_forward_pre_hook(begin, with_kwargs=True),
+            model.register_forward_hook(end, always_call=True),
+        ]
+
+    def _hook_router(self, router: FoundRouter) -> None:
+        logits: list[Tensor] = []
+
+        def called(module: nn.Module, _: object, output: Any) -> Any:
+            if module is not router.module:
+                return None
+            if router.experts is not None:
+                logits[:] = [output]
+                return None
+            through = self._arrived(router, output if isinstance(output, tuple) else (output,))
+            return None if through is None else _passed_through(router, output, through)
+
+        def handed(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if module is not router.experts:
+                return None
+            x_TD, chosen_TK, weight_TK = args
+            through = self._arrived(router, (logits.pop(), weight_TK, chosen_TK))
+            return None if through is None else (x_TD, chosen_TK, through(weight_TK))
+
+        self._handles.append(router.module.register_forward_hook(called))
+        if router.experts is not None:
+            self._handles.append(router.experts.register_forward_pre_hook(handed))
+
+    def _begin(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = inspect.signature(model.forward).parameters
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        ids = given.get("input_ids")
+        tokens = given.get("inputs_embeds") if ids is None else ids
+        num_sequences, length, valid_T = 1, 0, None
+        if isinstance(tokens, Tensor) and tokens.dim() >= 2:
+            num_sequences, length = tokens.shape[:2]
+            valid_T = self._valid(model, given.get("attention_mask"), num_sequences, length)
+        self._under_way.append(_Forward(model, num_sequences, num_sequences * length, valid_T))
+
+    def _valid(
+        self, model: PreTrainedModel, mask: object, num_sequences: int, length: int
+    ) -> Tensor | None:
+        """valid_T from a mask over (B, S), or over (B, past + S) while generating."""
+        if mask is None:
+            return None
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
+            return mask[:, mask.shape[1] - length :].reshape(-1).bool()
+        # A mask made ready by the model around this one, which was given the plain one.
+        tokens = num_sequences * length
+        for outer in reversed(self._under_way):
+            if outer.valid_T is not None and len(outer.valid_T) == tokens:
+                return outer.valid_T
+        found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ConfigError(
+            f"{type(model).__name__}: padding cannot be read from attention_mask={found}; give "
+            "one of shape (batch, sequence), or none"
+        )
+
+    def _end(self, model: PreTrainedModel, *, finished: bool) -> None:
+        # A forward pass that failed before it began is not there.
+        if not self._under_way or self._under_way[-1].module is not model:
+            return
+        forward = self._under_way.pop()
+        if not finished:
+            return
+        # Only now: within a checkpointed layer, what is computed here would be missed on the second
+        # run.
+        called = {router.layer for router, _ in forward.outputs}
+        for router in self.routers:
+            if router.owner is model and router.layer not in called:
+                raise ConfigError(
+                    f"layer {router.layer}: the forward pass ended, and router {router.name} was "
+                    "not called, so a fused kernel or a copy may stand in for it; switch kernels "
+                    "off, or attach after the model is in its final form"
+                )
+        for router, outputs in forward.outputs:
+            self._on_routing(router, self._routing(router, router.read(outputs), forward))
+
+    def _arrived(self, router: FoundRouter, outputs: tuple[Any, ...]) -> Through | None:
+        if self._under_way and self._under_way[-1].module is router.owner:
+            self._under_way[-1].outputs.append((router, outputs))
+        elif self._on_recomputed is not None and torch.is_grad_enabled():
+            return self._on_recomputed(router, router.read(outputs))
+        return None
+
+    def _routing(self, router: FoundRouter, decision: Decision, forward: _Forward) -> Routing:
+        tokens = len(decision.chosen_TK)
+        if tokens != forward.tokens:
+            raise ConfigError(
+                f"layer {router.layer}: router {router.name} was given {tokens} tokens of a batch "
+                f"of {forward.tokens}, so nobody knows which; give input_ids or inputs_embeds of "
+                "shape (batch, sequence, ...) to the model"
+            )
+        return self.translation(router, decision, forward.num_sequences, forward.valid_T)
+
+
+def _passed_through(router: FoundRouter, output: Any, through: Callable[[Tensor], Tensor]) -> Any:
+    """The output with the weights that experts will see passed through a function."""
+    if not isinstance(output, tuple):
+        return through(output)
+    weights_at = next(
+        at
+        for at, out in enumerate(output)
+        if at != router.logits_at and isinstance(out, Tensor) and out.is_floating_point()
+    )
+    return (*output[:weights_at], through(output[weights_at]), *output[weights_at + 1 :])

@@ -1,0 +1,99 @@
+"""The MoE rows of tables 7 and 8 of Shazeer et al. 2017 (arXiv 1701.06538), by name.
+
+`table_7["MoE-4096-h"].config(vocabulary=32_000, context=64)` gives a model to count or, if it is
+small enough, to train. A model of 137 billion parameters is counted without being built.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mixtura.models.historic.lstm_moe import LstmMoEConfig
+
+# Of every token, in all of the paper's language models.
+ACTIVE_EXPERTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A row: what the model is, and what the paper prints of it."""
+
+    operations: str
+    """ops/timestep, in millions, as printed"""
+    parameters: str
+    """without embedding and softmax, in millions, as printed"""
+    num_experts: int = 0
+    groups: int = 0
+    """branching of the first level; 0 for a flat gate"""
+    width: int = 512
+    expert_width: int = 1024
+    units: int | None = None
+    """of each LSTM, projected to `width`; None: as many as `width`"""
+    hidden: tuple[int, ...] = ()
+    """of the dense network where `num_experts` is 0"""
+    dropout: float = 0.1
+
+    def config(self, vocabulary: int, context: int) -> LstmMoEConfig:
+        """The model, for whatever words it is to read: embedding and softmax are not counted."""
+        return LstmMoEConfig.parse(
+            {
+                "width": self.width,
+                "units": self.units,
+                "vocabulary": vocabulary,
+                "context": context,
+                "moe": self._moe() if self.num_experts else None,
+                "hidden": self.hidden,
+                "dropout": self.dropout,
+            }
+        )
+
+    def _moe(self) -> dict[str, Any]:
+        return {
+            "num_experts": self.num_experts,
+            "top_k": ACTIVE_EXPERTS,
+            "expert_width": self.expert_width,
+            "router": two_levels(self.groups) if self.groups else {"kind": "noisy_topk"},
+        }
+
+
+def two_levels(groups: int) -> dict[str, Any]:
+    """The paper's hierarchical gate: two of the groups, and two experts in each of these."""
+    noisy = {"kind": "noisy_topk"}
+    return {
+        "kind": "hierarchical",
+        "groups": groups,
+        "outer_top_k": 2,
+        "outer": noisy,
+        "inner": noisy,
+    }
+
+
+# 1 billion words. The branching of the low-budget models is the paper's 16, the number of their
+# GPUs. It names none for MoE-34M and MoE-143M; 32, the number of theirs, gives the printed digits.
+table_7: Mapping[str, Published] = {
+    "MoE-1-Wide": Published("8.4", "8.4", hidden=(4096,)),
+    "MoE-1-Deep": Published("8.4", "8.4", hidden=(1024, 1024, 1024, 1024)),
+    "MoE-4": Published("8.4", "8.4", 4),
+    "MoE-32": Published("8.4", "37.8", 32),
+    "MoE-256": Published("8.6", "272.9", 256),
+    "MoE-256-h": Published("8.4", "272.9", 256, groups=16),
+    "MoE-1024-h": Published("8.5", "1079.0", 1024, groups=16, dropout=0.2),
+    "MoE-4096-h": Published("8.9", "4303.4", 4096, groups=16, dropout=0.2),
+    "MoE-34M": Published(
+        "33.8", "4313.9", 1024, groups=32, width=1024, expert_width=2048, dropout=0.3
+    ),
+    "MoE-143M": Published(
+        "142.7", "4371.1", 256, groups=32, width=1024, expert_width=8192, units=4096, dropout=0.4
+    ),
+}
+
+# 100 billion words, read once; the paper names no dropout here.
+table_8: Mapping[str, Published] = {
+    "MoE-32": Published("8.4", "37.8", 32, dropout=0.0),
+    "MoE-256-h": Published("8.4", "272.9", 256, groups=32, dropout=0.0),
+    "MoE-1024-h": Published("8.5", "1079.0", 1024, groups=32, dropout=0.0),
+    "MoE-4096-h": Published("8.6", "4303.4", 4096, groups=64, dropout=0.0),
+    "MoE-16384-h": Published("8.8", "17201.0", 16384, groups=128, dropout=0.0),
+    "MoE-65536-h": Published("9.2", "68791.0", 65536, groups=256, dropout=0.0),
+    "MoE-131072-h": Published("9.7", "137577.6", 131072, groups=256, dropout=0.0),
+}

@@ -1,0 +1,233 @@
+"""Checkpoints: one folder a step, whole or absent, no pickle.
+
+step-00000123/ holds model.safetensors (the decoder under its own names), optimizer.safetensors
+(AdamW's moments by parameter), state.safetensors (random state, and the window of expert load),
+state.json (step, tokens, seconds, and what the run was), and digests.json of every tensor.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pydantic import Field
+from safetensors import SafetensorError
+
+from mixtura.config import Config
+from mixtura.errors import CheckpointError, ConfigError
+from mixtura.files import atomic_folder
+from mixtura.integrity import Check
+from mixtura.json_reader import read_object
+from mixtura.shapes import ModelShape
+from mixtura.tensor_files.digests import digests_of, folder_claims, recorded_digests, write_digests
+from mixtura.tensor_files.header import read_header
+from mixtura.tensor_files.writing import write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+MODEL, OPTIMIZER, STATE, META = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.safetensors",
+    "state.json",
+)
+FILES = (MODEL, OPTIMIZER, STATE)
+T = TypeVar("T")
+
+_MOMENTS = frozenset({"exp_avg", "exp_avg_sq", "step"})
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """All that a step depends on, but the plan of steps; tensors are the trainer's, not copies."""
+
+    step: int
+    tokens: int
+    seconds: float
+    model: "dict[str, Tensor]"
+    optimizer: "dict[str, Tensor]"
+    random: "dict[str, Tensor]"
+    watch: "dict[str, Tensor]"
+
+
+class CheckpointMeta(Config):
+    """The content of state.json."""
+
+    format: Literal[1] = 1
+    step: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    recipe: str
+    """digest of the run's recipe.yaml"""
+    corpus: str
+    """digest of the corpus"""
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The checkpoints of one run; the newest `keep` stay."""
+
+    folder: Path
+    keep: int = 1
+
+    def all(self) -> list[Path]:
+        """Oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, key=step_of)
+
+    def newest(self) -> Path | None:
+        return next(reversed(self.all()), None)
+
+    def save(self, state: TrainerState, recipe: str, corpus: str, versions: dict[str, str]) -> Path:
+        """Write a checkpoint, then remove the oldest beyond `keep`. Raises StorageError."""
+        target = self.folder / f"step-{state.step:08d}"
+        meta = CheckpointMeta(
+            step=state.step,
+            tokens=state.tokens,
+            seconds=state.seconds,
+            recipe=recipe,
+            corpus=corpus,
+            versions=versions,
+        )
+        with atomic_folder(target) as partial:
+            files = {
+                MODEL: state.model,
+                OPTIMIZER: state.optimizer,
+                STATE: _joined(random=state.random, watch=state.watch),
+            }
+            for name, tensors in files.items():
+                write_tensors(partial / name, tensors, target)
+            write_digests(partial, {name: digests_of(files[name]) for name in files})
+            (partial / META).write_text(meta.model_dump_json(indent=1), encoding="utf-8")
+        for old in self.all()[: -self.keep]:
+            self._remove(old)
+        return target
+
+    def clean(self) -> None:
+        """Remove what a killed process left half-done. Only the run's one writer may ask."""
+        for partial in self.folder.glob(".*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def attempt(self, path: Path, read: Callable[[Path], T]) -> T:
+        """`read(path)`, its CheckpointError completed by what to do about the damage."""
+        try:
+            return read(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self._remedy(path)}") from error
+
+    def check(self, path: Path, model: ModelShape, files: Sequence[str] = FILES) -> Check:
+        """A check of a checkpoint's files by their digests, not yet begun.
+
+        Raises CheckpointError where digests were written and are not of these tensors.
+        """
+        recorded = self.attempt(path, recorded_digests)
+        if recorded is None:
+            return Check(unchecked=(f"{path}: no tensor has a digest",))
+        roles = model.roles()
+
+        def role_of(name: str) -> str | None:
+            stem, _, part = name.rpartition(".")
+            return "optimizer state" if stem in roles and part in _MOMENTS else roles.get(name)
+
+        chosen = {file: recorded.get(file, {}) for file in files}
+        claims = self.attempt(path, lambda path: list(folder_claims(path, chosen, role_of)))
+        return Check(claims, lambda: self._remedy(path))
+
+    def _remedy(self, damaged: Path) -> str:
+        for older in reversed(self.all()):
+            if step_of(older) < step_of(damaged) and is_whole(older):
+                return f"remove {damaged} to go on from {older.name}"
+        return "no older checkpoint is whole, so train again with another --out"
+
+    def _remove(self, path: Path) -> None:
+        # A kill in the middle must not leave a checkpoint that lacks a file.
+        doomed = path.rename(path.with_name(f".{path.name}.removed.partial"))
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def read(path: Path) -> tuple[TrainerState, CheckpointMeta]:
+    """A whole checkpoint, on the CPU. Raises CheckpointError where a file is missing or cut."""
+
+    meta = read_meta(path)
+    extra = read_tensors(path / STATE)
+    state = TrainerState(
+        step=meta.step,
+        tokens=meta.tokens,
+        seconds=meta.seconds,
+        model=read_tensors(path / MODEL),
+        optimizer=read_tensors(path / OPTIMIZER),
+        random=_part(extra, "random"),
+        watch=_part(extra, "watch"),
+    )
+    return state, meta
+
+
+def read_meta(path: Path) -> CheckpointMeta:
+    place = path / META
+    try:
+        return CheckpointMeta.parse(read_object(place, CheckpointError), str(place))
+    except FileNotFoundError:
+        raise CheckpointError(f"{place}: is missing") from None
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """Raises CheckpointError for a file that is missing or is not whole."""
+    from safetensors.torch import load_file
+
+    read_header(path)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every file is there and as long as it says."""
+    try:
+        read_meta(path)
+        for name in FILES:
+            read_header(path / name)
+    except CheckpointError:
+        return False
+    return True
+
+
+def check_fits(model: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path) -> None:
+    """Raises CheckpointError, naming the first tensor in which `tensors` is of another model."""
+    expected = model.state_dict()
+    for name in [*expected, *tensors]:
+        ours, theirs = (
+            None if found is None else list(found.shape)
+            for found in (expected.get(name), tensors.get(name))
+        )
+        if ours != theirs:
+            raise CheckpointError(
+                f"{path}: of another model: {name} is {theirs or 'absent'} there, "
+                f"and {ours or 'absent'} in the recipe's model"
+            )
+
+
+def _joined(random: "Mapping[str, Tensor]", watch: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    return {f"random.{name}": value for name, value in random.items()} | {
+        f"watch.{name}": value for name, value in watch.items()
+    }
+
+
+def _part(tensors: "Mapping[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
+    start = f"{prefix}."
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}

@@ -1,0 +1,56 @@
+"""The sections of a recipe, its model still plain data. No torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from mixtura.config import Config
+from mixtura.data import DataConfig
+from mixtura.runs.train_config import TrainConfig
+from mixtura.tokenizers import BpeConfig, BytesConfig, ByteTokenizer, FileConfig, GivenConfig
+
+
+class RecipeSections(Config):
+    """What a recipe says, `model` unread, but with the tokenizer's vocabulary."""
+
+    name: str = Field(default="run", min_length=1)
+    model: Any
+    data: DataConfig = DataConfig()
+    train: TrainConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _vocabulary_from_tokenizer(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        model = tree.get("model")
+        if not isinstance(model, Mapping) or "vocabulary" in model:
+            return tree
+        try:
+            vocabulary = _vocabulary(DataConfig.model_validate(tree.get("data", {})))
+        except ValidationError:
+            # The data section is refused in its turn, and that is the error to show.
+            vocabulary = 1
+        return {**tree, "model": {**model, "vocabulary": vocabulary}}
+
+    def check_context(self, context: int) -> None:
+        """Raises ValueError where the model's context is too short for the sequences."""
+        if self.train.length > context:
+            raise ValueError(
+                f"train.length={self.train.length} is longer than the model's "
+                f"context={context}; lower train.length or raise model.context"
+            )
+
+
+def _vocabulary(data: DataConfig) -> int:
+    match data.tokenizer:
+        case BytesConfig():
+            return ByteTokenizer.vocabulary
+        case BpeConfig() as bpe:
+            return bpe.vocabulary
+        case FileConfig() as file:
+            # A tokenizer from a file needs no text to train on.
+            return file.build(lambda _: ()).vocabulary
+        case GivenConfig() as given:
+            return given.vocabulary

@@ -1,0 +1,1 @@
+"""Safetensors files: their header, how they are written, and the digests of their tensors."""

@@ -1,0 +1,86 @@
+"""A byte-level tokenizer taken apart: its tokens, its merges, and how it cuts text before them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mixtura.errors import DataError
+from mixtura.json_reader import parse_object
+from mixtura.tokenizers.byte_level import SPLITTINGS, pre_tokenizer_of
+from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer
+from tokenizers import Tokenizer as Backend
+
+# What the known ways of cutting differ in: contractions in either case, runs of digits of several
+# scripts, spaces and line ends of all kinds, signs beside letters, scripts without spaces.
+_PROBES = (
+    "Don't DON'T we'Ll it's I'd  x1 12 123 1234 12345678  7\u0664\u0665\u0666\u0667 \u00bd\u00b2",
+    "a\tb\n\nc \n d\r\n\r\n  e   \n\t\tf(x)==[1,2];!!!\n...?? --__-- $9 #if <|x|> \u00a0\u3000y ",
+    "Ünï e\u0301 Straße Привет мир 日本語テスト 한국어 हिन्दी ภาษา עברית 🙂👩‍👩‍👧 ﬁ\u200b\u017f's",
+    "_snake CamelCASEWord /path/to.file don\u2019t (paren) «q» $\u20ac+=<>^~|`a`1a2 x²y",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ByteLevelParts:
+    """What `ByteLevelVocabulary` puts together, of any tokenizer that could be."""
+
+    tokens: tuple[str | None, ...]
+    """by number; None where a number stands for nothing"""
+    merges: tuple[str, ...]
+    """two tokens with a space between, the earlier ones first"""
+    splitting: str
+    """a name of SPLITTINGS"""
+    special: frozenset[int]
+    added: frozenset[int]
+    """found in any text before it is cut, and shown"""
+
+
+def byte_level_parts(tokenizer: CheckpointTokenizer) -> ByteLevelParts:
+    """Raises DataError for one that is no byte-level BPE, or that cuts text in a nameless way."""
+    text = tokenizer.to_json()
+    tree = parse_object(text, "the tokenizer", DataError)
+    model = tree["model"]
+    if model.get("type") != "BPE" or model.get("byte_fallback") or not _has_byte_level(tree):
+        raise DataError(
+            f"the tokenizer is {_described(model)}, and not byte-level BPE, the kind that is "
+            "taken apart; keep the model as a Hugging Face folder"
+        )
+    marks = {token["id"]: token for token in tree.get("added_tokens", [])}
+    of_token = {**model["vocab"], **{one["content"]: number for number, one in marks.items()}}
+    tokens: list[str | None] = [None] * (1 + max(of_token.values()))
+    for token, number in of_token.items():
+        tokens[number] = token
+    pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"])
+    return ByteLevelParts(
+        tuple(tokens),
+        tuple(" ".join(pair) for pair in pairs),
+        _splitting_of(Backend.from_str(text), bool(model.get("ignore_merges"))),
+        frozenset(number for number, one in marks.items() if one["special"]),
+        frozenset(number for number, one in marks.items() if not one["special"]),
+    )
+
+
+def _splitting_of(backend: Backend, whole_words: bool) -> str:
+    """The first known way that cuts these texts alike, and treats whole words alike."""
+    if backend.pre_tokenizer is not None:
+        cuts = [backend.pre_tokenizer.pre_tokenize_str(probe) for probe in _PROBES]
+        for name, splitting in SPLITTINGS.items():
+            cutter = pre_tokenizer_of(splitting)
+            if splitting.whole_words == whole_words and cuts == [
+                cutter.pre_tokenize_str(probe) for probe in _PROBES
+            ]:
+                return name
+    raise DataError(
+        "the tokenizer cuts text into words in none of the ways that have a name "
+        f"({', '.join(SPLITTINGS)}); keep the model as a Hugging Face folder"
+    )
+
+
+def _has_byte_level(tree: Mapping[str, Any]) -> bool:
+    decoder = tree.get("decoder") or {}
+    return any(one.get("type") == "ByteLevel" for one in (decoder, *decoder.get("decoders", [])))
+
+
+def _described(model: Mapping[str, Any]) -> str:
+    falls_back = " that falls back to bytes" if model.get("byte_fallback") else ""
+    return f"of the kind {model.get('type')}{falls_back}"

@@ -1,0 +1,146 @@
+"""The tokenizer that a model came with: its marks, what ends an answer, how it is talked with."""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from mixtura.config import Config
+from mixtura.errors import DataError
+from mixtura.files import atomic_text
+from mixtura.tokenizers.subwords import FILE, SubwordTokenizer, without_prefix
+from mixtura.tokenizers.tokenizer import DESCRIPTION
+from mixtura.tokenizers.tokenizer_library import checked, quietly
+from tokenizers import Tokenizer as Backend
+
+HF_CONFIG = "tokenizer_config.json"
+HF_TEMPLATE = "chat_template.jinja"
+
+
+class Spelling(Config):
+    """How SentencePiece or llama.cpp prepares text, beside what a tokenizer.json can say."""
+
+    prefix: bool = True
+    """whether a space is set before a text"""
+    prefix_after: Literal["nothing", "marks", "added"] = "nothing"
+    """what, within a text, a space is set behind as well: special tokens, or all added ones"""
+    collapse: bool = False
+    """whether spaces around a text go, and runs of them become one"""
+
+    @property
+    def strips(self) -> bool:
+        """Whether a decoded text loses the space in front."""
+        return self.prefix or self.collapse
+
+
+class TokenFacts(Config):
+    """What a checkpoint says of its tokens beside its tokenizer.json."""
+
+    end_of_document: str | None = None
+    """None: the usual one that the vocabulary holds, else the first of `ends`"""
+    ends: tuple[str | int, ...] = ()
+    """what ends an answer, by text or number; the end of a document does in any case"""
+    names: Mapping[str, str] = {}
+    """tokens by the names that chat templates know: bos_token, eos_token, ..."""
+    add_bos: bool | None = None
+    """whether every text begins with bos_token; None: as the tokenizer.json itself says"""
+    chat_template: str | None = None
+    """Jinja, as transformers has it; None where the model knows no roles"""
+    spelling: Spelling | None = None
+    """None: the tokenizer.json says all"""
+
+
+class CheckpointTokenizer(SubwordTokenizer):
+    """A tokenizer from the text of a `tokenizer.json`, and what the model's files say beside it.
+
+    Text never turns into special tokens but through `encode_with_marks`. Raises DataError as
+    SubwordTokenizer does, and where `facts` name what is no token.
+    """
+
+    template_origin = "the model's chat template"
+    """what an error about the template opens with; whoever knows its file says so"""
+
+    def __init__(self, text: str, facts: TokenFacts, origin: str = FILE) -> None:
+        self.facts = facts
+        super().__init__(text, facts.end_of_document, origin)
+        self.begin = self._find_begin(origin)
+        ends = {self._token(name, origin) for name in facts.ends}
+        self.ends = frozenset({self.end_of_document, *ends})
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.facts.chat_template
+
+    @cached_property
+    def special(self) -> Mapping[str, int]:
+        """Special tokens by their text, such as that of the end of a turn."""
+        added = self._backend.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
+
+    def encode_with_marks(self, text: str, continues: bool = False) -> list[int]:
+        """Tokens of a text in which the names of special tokens stand for them."""
+        with checked(self._origin):
+            backend = self._marking_on if continues else self._marking
+            return backend.encode(text, add_special_tokens=False).ids
+
+    def save(self, folder: Path) -> None:
+        """Write what `load_tokenizer` needs, and what transformers' AutoTokenizer does."""
+        facts = self.facts
+        description = {"kind": "checkpoint", **facts.model_dump(exclude={"chat_template"})}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **facts.names,
+        }
+        atomic_text(folder / FILE, self.to_json(pretty=True))
+        atomic_text(folder / HF_CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+        if facts.chat_template is not None:
+            atomic_text(folder / HF_TEMPLATE, facts.chat_template)
+        atomic_text(folder / DESCRIPTION, json.dumps(description, ensure_ascii=False) + "\n")
+
+    @cached_property
+    def _marking(self) -> Backend:
+        # Another one, because the setting belongs to the whole tokenizer, which threads share.
+        backend = Backend.from_str(self._backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
+
+    @cached_property
+    def _marking_on(self) -> Backend:
+        return without_prefix(self._marking)
+
+    def _find_end(self, end: str | None, origin: str) -> int:
+        try:
+            return super()._find_end(end, origin)
+        except DataError:
+            if end is not None or not self.facts.ends:
+                raise
+            return self._token(self.facts.ends[0], origin)
+
+    def _find_begin(self, origin: str) -> tuple[int, ...]:
+        if self.facts.add_bos is None:
+            return self._added_in_front()
+        if not self.facts.add_bos:
+            return ()
+        if "bos_token" not in self.facts.names:
+            raise DataError(f"{origin}: every text begins with bos_token, but none is named")
+        return (self._token(self.facts.names["bos_token"], origin),)
+
+    def _added_in_front(self) -> tuple[int, ...]:
+        """What the tokenizer.json's own post-processor sets before a text."""
+        with checked(self._origin), quietly():
+            plain = self._backend.encode("a", add_special_tokens=False).ids
+            full = self._backend.encode("a").ids
+        starts = range(len(full) - len(plain) + 1)
+        found = (full[:start] for start in starts if full[start : start + len(plain)] == plain)
+        return tuple(next(found, ()))
+
+    def _token(self, name: str | int, origin: str) -> int:
+        if isinstance(name, int):
+            token = name if 0 <= name < self.vocabulary else None
+        else:
+            token = self._backend.token_to_id(name)
+        if token is None:
+            raise DataError(f"{origin}: has no token {name!r}, which the model's files name")
+        return token

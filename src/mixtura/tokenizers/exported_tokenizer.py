@@ -1,0 +1,51 @@
+"""Any tokenizer of ours as one that transformers' AutoTokenizer reads."""
+
+from collections.abc import Iterator
+
+from mixtura.tokenizers.byte_level import SPLITTINGS, ByteLevelVocabulary, byte_level_tokenizer
+from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer, TokenFacts
+from mixtura.tokenizers.subwords import END_OF_DOCUMENT, SubwordTokenizer
+from mixtura.tokenizers.tokenizer import ByteTokenizer, Tokenizer
+
+# Bytes that GPT-2 spells as the characters of their number; the others follow from 256 on.
+_AS_THEY_ARE = (range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100))
+
+
+def as_checkpoint(tokenizer: Tokenizer) -> CheckpointTokenizer:
+    """The same tokens for every text, in a form whose `save` writes a tokenizer.json."""
+    match tokenizer:
+        case CheckpointTokenizer():
+            return tokenizer
+        case ByteTokenizer():
+            return _bytes_as_bpe()
+        case SubwordTokenizer():
+            end = tokenizer.token_text(tokenizer.end_of_document)
+            facts = TokenFacts(end_of_document=end, ends=(end,), names={"eos_token": end})
+            return CheckpointTokenizer(tokenizer.to_json(), facts)
+        case _:
+            raise AssertionError(f"{type(tokenizer).__name__} is no tokenizer of Mixtura's")
+
+
+def _bytes_as_bpe() -> CheckpointTokenizer:
+    """Byte-level BPE that never merges."""
+    vocabulary = ByteLevelVocabulary(
+        tokens=[*letters_of_bytes(), END_OF_DOCUMENT],
+        merges=[],
+        splitting=SPLITTINGS["gpt-2"],
+        special=[END_OF_DOCUMENT],
+        added=[],
+        begin=None,
+    )
+    ends = TokenFacts(ends=(END_OF_DOCUMENT,), names={"eos_token": END_OF_DOCUMENT})
+    return byte_level_tokenizer(vocabulary, ends)
+
+
+def letters_of_bytes() -> Iterator[str]:
+    """The letter that GPT-2 spells each byte with, from 0 on."""
+    spare = 0x100
+    for byte in range(0x100):
+        if any(byte in kept for kept in _AS_THEY_ARE):
+            yield chr(byte)
+        else:
+            yield chr(spare)
+            spare += 1

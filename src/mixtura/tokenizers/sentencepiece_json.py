@@ -1,0 +1,144 @@
+"""The tokenizer.json of scored pieces: written for other programs, and taken apart for our own."""
+
+import base64
+import json
+from typing import Any
+
+from mixtura.tokenizers.charsmap import Charsmap
+from mixtura.tokenizers.checkpoint_tokenizer import Spelling
+from mixtura.tokenizers.piece_text import SPACE, decoder_steps
+from mixtura.tokenizers.pieces import PieceKind, Pieces, byte_name, model_of
+
+Tree = dict[str, Any]
+
+
+def sentencepiece_json(
+    pieces: Pieces, spelling: Spelling, *, charsmap: bytes = b"", begin: str | None = None
+) -> str:
+    """As nearly as the format can say it; `begin` is the token that every text begins with.
+
+    Raises DataError for pieces that it cannot hold.
+    """
+    tree = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added(number, text, special=kind != PieceKind.USER_DEFINED)
+            for number, (text, kind) in enumerate(zip(pieces.texts, pieces.kinds, strict=True))
+            if _is_added(pieces, text, kind)
+        ],
+        "normalizer": _normalizer(spelling, charsmap),
+        "pre_tokenizer": _pre_tokenizer(spelling),
+        "post_processor": None if begin is None else _beginning(begin, pieces.texts.index(begin)),
+        "decoder": {"type": "Sequence", "decoders": decoder_steps(spelling.strips)},
+        "model": model_of(pieces),
+    }
+    return json.dumps(tree, ensure_ascii=False)
+
+
+def charsmap_of(tree: Tree, origin: str = "the tokenizer") -> Charsmap | None:
+    """What `sentencepiece_json` put in. Raises DataError, naming `origin`, where it is damaged."""
+    for one in (tree["normalizer"] or {}).get("normalizers", []):
+        if one["type"] == "Precompiled":
+            return Charsmap(base64.b64decode(one["precompiled_charsmap"]), origin)
+    return None
+
+
+def plain_of(tree: Tree) -> Tree:
+    """For text that is spelt as its pieces are."""
+    added = [{**one, "normalized": False} for one in tree["added_tokens"]]
+    return {**tree, "added_tokens": added, "normalizer": None, "pre_tokenizer": None}
+
+
+def lattice_of(tree: Tree) -> Tree:
+    """Of a unigram model, for text alone.
+
+    It finds every piece in a text, so those that no text becomes are renamed; characters that are
+    no piece stay unknown.
+    """
+    shown = {one["content"] for one in tree["added_tokens"] if not one["special"]}
+    never = {one["content"] for one in tree["added_tokens"]} - shown
+    if tree["model"]["byte_fallback"]:
+        never |= {byte_name(byte) for byte in range(256)}
+    vocabulary = tree["model"]["vocab"]
+    best = max((score for text, score in vocabulary if text not in never | shown), default=0.0)
+
+    def renamed(number: int, text: str, score: float) -> tuple[str, float]:
+        if text in never:
+            # Text is spelt without spaces, so that none holds this name.
+            return f" {number}", 0.0
+        # As SentencePiece weighs it, so that what the user defined is always found.
+        return text, len(text.encode()) * best - 0.1 if text in shown else score
+
+    of_number = [renamed(number, *entry) for number, entry in enumerate(vocabulary)]
+    model = {**tree["model"], "vocab": of_number, "byte_fallback": False}
+    return {**plain_of(tree), "added_tokens": [], "post_processor": None, "model": model}
+
+
+def unigram_bytes(tree: Tree) -> tuple[int, list[int]] | None:
+    """Of a unigram model that falls back to bytes: the unknown token, and each byte's."""
+    model = tree["model"]
+    if model["type"] != "Unigram" or not model["byte_fallback"]:
+        return None
+    number_of = {text: number for number, (text, _) in enumerate(model["vocab"])}
+    return model["unk_id"], [number_of[byte_name(byte)] for byte in range(256)]
+
+
+def _is_added(pieces: Pieces, text: str, kind: int) -> bool:
+    if kind == PieceKind.UNUSED:
+        # Joins never reach it, but a unigram model and one character alone would.
+        return pieces.algorithm == "unigram" or len(text) == 1
+    return kind in {PieceKind.CONTROL, PieceKind.UNKNOWN, PieceKind.USER_DEFINED}
+
+
+def _added(number: int, text: str, special: bool) -> Tree:
+    return {
+        "id": number,
+        "content": text,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        # A run of spaces is found once they are spelt as pieces spell them.
+        "normalized": SPACE in text and not special,
+        "special": special,
+    }
+
+
+def _normalizer(spelling: Spelling, charsmap: bytes) -> Tree | None:
+    steps: list[Tree] = []
+    if charsmap:
+        encoded = base64.b64encode(charsmap).decode("ascii")
+        steps.append({"type": "Precompiled", "precompiled_charsmap": encoded})
+    if spelling.collapse:
+        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    if spelling.prefix and spelling.prefix_after != "nothing":
+        steps.append({"type": "Prepend", "prepend": SPACE})
+    if not _by_first_word(spelling):
+        steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    return {"type": "Sequence", "normalizers": steps} if steps else None
+
+
+def _pre_tokenizer(spelling: Spelling) -> Tree | None:
+    if not _by_first_word(spelling):
+        return None
+    scheme = {"replacement": SPACE, "prepend_scheme": "first", "split": False}
+    return {"type": "Metaspace", **scheme}
+
+
+def _by_first_word(spelling: Spelling) -> bool:
+    """Only this form sets no space behind marks."""
+    return spelling.prefix and spelling.prefix_after == "nothing"
+
+
+def _beginning(begin: str, number: int) -> Tree:
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    mark = {"SpecialToken": {"id": begin, "type_id": 0}}
+    pair = {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [mark, text],
+        "pair": [mark, text, pair],
+        "special_tokens": {begin: {"id": begin, "ids": [number], "tokens": [begin]}},
+    }

@@ -1,0 +1,124 @@
+"""A tokenizer of scored pieces taken apart: its pieces, and whether a space is set in front."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mixtura.errors import DataError
+from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer
+from mixtura.tokenizers.piece_text import SPACE
+from mixtura.tokenizers.pieces import PieceKind, Pieces, byte_name, merges_of
+from mixtura.tokenizers.sentencepiece_json import charsmap_of
+
+_KEEP = "keep the model as a Hugging Face folder"
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+
+
+@dataclass(frozen=True, slots=True)
+class SentencePieceParts:
+    """What makes the same tokens in llama.cpp."""
+
+    pieces: Pieces
+    """scores are ranks, since a tokenizer.json keeps no others"""
+    prefix: bool
+
+
+def is_scored_pieces(tree: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json is of this kind, by its way back from bytes."""
+    return bool(tree["model"].get("byte_fallback")) or tree["model"].get("type") == "Unigram"
+
+
+def sentencepiece_parts(tokenizer: CheckpointTokenizer) -> SentencePieceParts:
+    """Raises DataError for a tokenizer whose tokens depend on more than pieces and their order."""
+    tree = json.loads(tokenizer.to_json())
+    if tree["model"]["type"] != "BPE":
+        raise DataError(
+            f"the tokenizer is of the kind {tree['model']['type']}, which llama.cpp's kinds of "
+            f"tokenizer do not hold exactly; {_KEEP}"
+        )
+    spelling = tokenizer.facts.spelling
+    if spelling is None:
+        prefix = _prefix_of(tree)
+    else:
+        prefix = spelling.prefix
+        if spelling.collapse or charsmap_of(tree) is not None:
+            raise DataError(
+                f"the tokenizer replaces characters or drops spaces, as llama.cpp does not; {_KEEP}"
+            )
+    pieces = _pieces(tree)
+    added = {one["content"] for one in tree["added_tokens"]}
+    # What was added is found before anything is joined, so merges to it do nothing.
+    stated = {(left, right) for left, right in _merges(tree) if left + right not in added}
+    if set(merges_of(pieces)) != stated:
+        raise DataError(
+            "the tokenizer's merges are not all the ways to make its pieces, which llama.cpp "
+            f"would use; {_KEEP}"
+        )
+    return SentencePieceParts(pieces, prefix)
+
+
+def _prefix_of(tree: Mapping[str, Any]) -> bool:
+    """Of a tokenizer.json of others'. Raises DataError for steps that are not SentencePiece's."""
+    prefix = False
+    for step in (*_steps(tree["normalizer"]), *_steps(tree["pre_tokenizer"])):
+        match step["type"]:
+            case "Prepend" if step["prepend"] == SPACE:
+                prefix = True
+            case "Metaspace" if step["replacement"] == SPACE and not step.get("split", True):
+                prefix = prefix or step["prepend_scheme"] != "never"
+            # Gemma's cuts at spaces, of which none are left by then.
+            case "Split" if step["pattern"] == {"String": " "}:
+                pass
+            case "Replace" if step == _REPLACE:
+                pass
+            case other:
+                raise DataError(
+                    f"the tokenizer has a step {other}, which llama.cpp has not; {_KEEP}"
+                )
+    return prefix
+
+
+def _steps(step: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    if step is None:
+        return
+    inner = step.get("normalizers", step.get("pretokenizers"))
+    if inner is None:
+        yield step
+        return
+    for one in inner:
+        yield from _steps(one)
+
+
+def _merges(tree: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    for pair in tree["model"]["merges"]:
+        yield pair.split(" ", 1) if isinstance(pair, str) else pair
+
+
+def _pieces(tree: Mapping[str, Any]) -> Pieces:
+    model = tree["model"]
+    special = {one["content"]: one["special"] for one in tree["added_tokens"]}
+    number_of: dict[str, int] = {
+        **model["vocab"],
+        **{one["content"]: one["id"] for one in tree["added_tokens"]},
+    }
+    # The first merge to a piece says when it is made.
+    made = dict.fromkeys(left + right for left, right in _merges(tree))
+    rank_of: dict[str, int] = {text: rank for rank, text in enumerate(made)}
+    bytes_of = {byte_name(byte) for byte in range(256)} if model["byte_fallback"] else set()
+
+    def kind(text: str) -> PieceKind:
+        if text == model["unk_token"]:
+            return PieceKind.UNKNOWN
+        if text in special:
+            return PieceKind.CONTROL if special[text] else PieceKind.USER_DEFINED
+        return PieceKind.BYTE if text in bytes_of else PieceKind.NORMAL
+
+    count = 1 + max(number_of.values())
+    texts = [f"[PAD{number}]" for number in range(count)]
+    kinds, scores = [int(PieceKind.UNUSED)] * count, [0.0] * count
+    for text, number in number_of.items():
+        texts[number], kinds[number] = text, kind(text)
+        if kinds[number] == PieceKind.NORMAL:
+            scores[number] = -float(rank_of.get(text, len(rank_of) + number))
+    return Pieces("bpe", texts, scores, kinds, model["byte_fallback"])

@@ -1,0 +1,260 @@
+"""Tokenizers of the package `tokenizers`: byte-level BPE trained here, or a given file."""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mixtura.config import Config
+from mixtura.errors import DataError
+from mixtura.files import atomic_text
+from mixtura.regular_files import decoded, read_bytes
+from mixtura.tokenizers.characters import byte_offsets
+from mixtura.tokenizers.piece_text import PieceText, strips_of
+from mixtura.tokenizers.text_stream import TextStream
+from mixtura.tokenizers.tokenizer import DESCRIPTION, Encoded, TrainingText, check_tokens, to_utf8
+from mixtura.tokenizers.tokenizer_library import backend_of, checked, quietly
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+FILE = "tokenizer.json"
+MODEL_FILE = "tokenizer.model"
+MOST_BYTES = 128 << 20
+"""of a tokenizer.json; the largest published ones have a third of that"""
+END_OF_DOCUMENT = "<|endoftext|>"
+# What published tokenizers call the end of a document; the first that a file has is it.
+_KNOWN_ENDS = (
+    END_OF_DOCUMENT,
+    "<|end_of_text|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "</s>",
+    "<eos>",
+)
+# Cases, accents, runs of spaces, line ends, a ligature, other scripts, an emoji.
+_PROBE = "If x==1:\n\tprint('Ünï-code')  # 2026\r\n Жук 木 🙂 ﬁn \n"
+
+
+class BpeConfig(Config):
+    """Byte-level BPE, trained on the training documents: `vocabulary` tokens with the end's.
+
+    Of a larger corpus a sample of `sample_mb` (10^6 bytes) is used. Little text yields fewer tokens
+    than asked for; the corpus says how many.
+    """
+
+    kind: Literal["bpe"]
+    vocabulary: int = Field(default=4096, ge=257, le=2**20)
+    sample_mb: float = Field(default=64.0, gt=0)
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def build(self, training_text: TrainingText) -> "SubwordTokenizer":
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocabulary,
+            special_tokens=[END_OF_DOCUMENT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            # A row of dashes, say, may be long and frequent; packed files count bytes up to 255.
+            max_token_length=128,
+            show_progress=False,
+        )
+        backend.train_from_iterator(training_text(self.sample_mb * 1e6), trainer)
+        return SubwordTokenizer(backend.to_str(), END_OF_DOCUMENT)
+
+
+class FileConfig(Config):
+    """A `tokenizer.json` or SentencePiece's `tokenizer.model`, or a folder that holds one.
+
+    `end_of_document` names the token that ends a document, where it is none of the usual ones.
+    """
+
+    kind: Literal["file"]
+    path: str = Field(min_length=1)
+    end_of_document: str | None = None
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._raw()).hexdigest()
+
+    def build(self, training_text: TrainingText) -> "SubwordTokenizer":
+        return self.load()
+
+    def load(self) -> "SubwordTokenizer":
+        """Raises DataError if the file is missing or cannot serve."""
+        if self._path.suffix == Path(MODEL_FILE).suffix:
+            from mixtura.tokenizers.hugging_face_tokenizer import sentencepiece_beside
+
+            return sentencepiece_beside(self._path, self.end_of_document)
+        text = decoded(self._raw(), self._path, DataError)
+        return SubwordTokenizer(text, self.end_of_document, origin=self.path)
+
+    @property
+    def _path(self) -> Path:
+        path = Path(self.path).expanduser()
+        if not path.is_dir():
+            return path
+        found = ((path / name) for name in (FILE, MODEL_FILE) if (path / name).exists())
+        return next(found, path / FILE)
+
+    def _raw(self) -> bytes:
+        try:
+            return read_bytes(self._path, DataError, MOST_BYTES)
+        except FileNotFoundError:
+            raise DataError(
+                f"{self._path}: no such file; give a {FILE}, a {MODEL_FILE} or their folder"
+            ) from None
+
+
+class SubwordTokenizer:
+    """A tokenizer from the text of a `tokenizer.json`, on all cores.
+
+    Raises DataError if the text is none, lacks the token that ends a document, or does not give
+    text back as it was (but for Unicode's canonical form, NFC, which many published ones apply).
+    """
+
+    def __init__(self, text: str, end: str | None = None, origin: str = FILE) -> None:
+        self._origin = origin
+        self._backend = backend_of(text, origin)
+        # A document that quotes the name of a special token must not turn into that token.
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.vocabulary = 1 + max(self._backend.get_vocab().values())
+        self.end_of_document = self._find_end(end, origin)
+        self.begin: tuple[int, ...] = ()
+        self.ends = frozenset({self.end_of_document})
+        with quietly():
+            self._check_text_comes_back(origin)
+
+    def _check_text_comes_back(self, origin: str) -> None:
+        back = self.decode(self.encode(_PROBE))
+        if unicodedata.normalize("NFC", back) != unicodedata.normalize("NFC", _PROBE):
+            raise DataError(
+                f"{origin}: does not give text back as it was (case, accents or spaces are lost), "
+                "so bits per byte would mean nothing; use a byte-level tokenizer"
+            )
+
+    def encode(self, text: str, continues: bool = False) -> list[int]:
+        to_utf8(text)
+        with checked(self._origin):
+            backend = self._continuing if continues else self._backend
+            return backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
+        with checked(self._origin):
+            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            Encoded(
+                np.array(one.ids, np.int64),
+                bytes_added(text, np.array([end for _, end in one.offsets], np.int64)),
+            )
+            for text, one in zip(texts, encodings, strict=True)
+        ]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        check_tokens(tokens, self.vocabulary)
+        if self._of_pieces is not None:
+            return self._of_pieces(tokens)
+        with checked(self._origin):
+            return self._backend.decode([t for t in tokens if t != self.end_of_document])
+
+    def byte_length(self, tokens: Sequence[int]) -> int:
+        return len(self.decode(tokens).encode())
+
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        return TextStream(self.decode, after)
+
+    def save(self, folder: Path) -> None:
+        end = self._backend.id_to_token(self.end_of_document)
+        atomic_text(folder / FILE, self.to_json(pretty=True))
+        atomic_text(folder / DESCRIPTION, json.dumps({"kind": "file", "end_of_document": end}))
+
+    def token_text(self, token: int) -> str:
+        """How the vocabulary spells a token."""
+        text = self._backend.id_to_token(token)
+        assert text is not None, "a token of the vocabulary"
+        return text
+
+    def to_json(self, pretty: bool = False) -> str:
+        """The text of a tokenizer.json."""
+        return self._backend.to_str(pretty=pretty)
+
+    @cached_property
+    def _of_pieces(self) -> PieceText | None:
+        """For a decoder of scored pieces; None for any other."""
+        decoder = self._backend.decoder
+        strips = None if decoder is None else strips_of(json.loads(decoder.__getstate__()))
+        if strips is None:
+            return None
+        added = self._backend.get_added_tokens_decoder()
+        hidden = {number for number, one in added.items() if one.special} | {self.end_of_document}
+
+        def piece_of(token: int) -> str | None:
+            return None if token in hidden else self._backend.id_to_token(token)
+
+        return PieceText(piece_of, strips)
+
+    @cached_property
+    def _continuing(self) -> Backend:
+        return without_prefix(self._backend)
+
+    def _find_end(self, end: str | None, origin: str) -> int:
+        for name in (end,) if end is not None else _KNOWN_ENDS:
+            found = self._backend.token_to_id(name)
+            if found is not None:
+                return found
+        missing = repr(end) if end is not None else f"none of {', '.join(_KNOWN_ENDS)}"
+        raise DataError(
+            f"{origin}: has {'no ' * (end is not None)}{missing} to end a document; "
+            "name its token with data.tokenizer.end_of_document"
+        )
+
+
+def without_prefix(backend: Backend) -> Backend:
+    """One that sets no space before a text; the same one where it never does."""
+    tree = json.loads(backend.to_str())
+    steps = {"type": "Sequence", "normalizers": [tree["normalizer"]] if tree["normalizer"] else []}
+    changed = [_drop_prefix(steps), _drop_prefix(tree["pre_tokenizer"])]
+    if not any(changed):
+        return backend
+    tree["normalizer"] = steps
+    other = Backend.from_str(json.dumps(tree))
+    other.encode_special_tokens = backend.encode_special_tokens
+    return other
+
+
+def _drop_prefix(step: Any) -> bool:
+    """Whether this step of a tokenizer.json, or one inside, set a space; it does no more then."""
+    if step is None:
+        return False
+    inner = [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
+    changed = [_drop_prefix(one) for one in inner]
+    if "normalizers" in step:
+        step["normalizers"] = [one for one in inner if one["type"] != "Prepend"]
+    if step.get("add_prefix_space"):
+        step["add_prefix_space"] = False
+        return True
+    if step.get("prepend_scheme", "never") != "never":
+        step["prepend_scheme"] = "never"
+        return True
+    return any(changed) or any(one["type"] == "Prepend" for one in inner)
+
+
+def bytes_added(text: str, end_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What each token adds to the text, in UTF-8 bytes, from the characters where it ends.
+
+    Of the tokens that share a character the first has all its bytes. What lies between tokens
+    (some leave out spaces there) goes to the next one, and at the end to the last.
+    """
+    if not len(end_N):
+        return np.zeros(0, np.int64)
+    end_N = np.append(end_N[:-1], len(text))
+    return np.diff(np.maximum.accumulate(byte_offsets(text)[end_N]), prepend=0)

@@ -1,0 +1,174 @@
+"""Tokenizers: what they promise, bytes as tokens, and how one is chosen, saved and loaded."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mixtura.config import Config
+from mixtura.errors import DataError
+from mixtura.files import atomic_text
+from mixtura.tokenizers.text_stream import TextStream
+
+DESCRIPTION = "tokenizer.mixtura.json"
+
+TrainingText = Callable[[float], Iterable[str]]
+"""Called with a number of bytes, gives about so much text to train a tokenizer on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """N tokens of a text, and the UTF-8 bytes that each adds to it; these sum to the text's."""
+
+    ids_N: NDArray[np.integer]
+    bytes_N: NDArray[np.integer]
+
+
+class Tokenizer(Protocol):
+    """Text to tokens and back, without loss: `decode(encode(text)) == text`."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens are 0..vocabulary-1, that of the end of a document included."""
+        ...
+
+    @property
+    def end_of_document(self) -> int: ...
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """What the model has every text begin with; `encode` does not add it."""
+        ...
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end what the model writes, that of the end of a document included."""
+        ...
+
+    def encode(self, text: str, continues: bool = False) -> list[int]:
+        """Tokens of a text; none is added, and none stands for special markers in the text.
+
+        Some set a space before a text, but not before one that `continues` other tokens. Raises
+        DataError if the text holds half a surrogate pair, which UTF-8 cannot write.
+        """
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]: ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without ends of documents; U+FFFD for bytes that are no character.
+
+        Raises DataError if a token is not in the vocabulary.
+        """
+        ...
+
+    def byte_length(self, tokens: Sequence[int]) -> int:
+        """UTF-8 bytes of the decoded text."""
+        ...
+
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        """For text that goes on behind these tokens, which is not shown again."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what `load_tokenizer` needs. Raises StorageError."""
+        ...
+
+
+class BytesConfig(Config):
+    """Bytes as tokens: nothing to train, a vocabulary of 257."""
+
+    kind: Literal["bytes"] = "bytes"
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def build(self, training_text: TrainingText) -> "ByteTokenizer":
+        return ByteTokenizer()
+
+
+class GivenConfig(Config):
+    """A tokenizer that the caller of `prepare` brings, such as that of the model to go on with.
+
+    `digest` says which one it is, so that a corpus packed with it is found again.
+    """
+
+    kind: Literal["given"]
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    vocabulary: int = Field(ge=1, le=2**31)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """The digest is of the files that `save` writes."""
+        digest = hashlib.sha256()
+        with TemporaryDirectory() as folder:
+            tokenizer.save(Path(folder))
+            for path in sorted(Path(folder).iterdir()):
+                digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return cls(kind="given", digest=digest.hexdigest(), vocabulary=tokenizer.vocabulary)
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def build(self, training_text: TrainingText) -> Tokenizer:
+        raise DataError(
+            "data.tokenizer.kind=given: the tokenizer of a model that training begins with; name "
+            "that model with --from, or choose bytes, bpe or file"
+        )
+
+
+class ByteTokenizer:
+    """Each UTF-8 byte is a token, 0..255; 256 ends a document."""
+
+    vocabulary = 257
+    end_of_document = 256
+    begin: tuple[int, ...] = ()
+    ends = frozenset({256})
+
+    def encode(self, text: str, continues: bool = False) -> list[int]:
+        return list(to_utf8(text))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
+        def encoded(text: str) -> Encoded:
+            ids_N = np.frombuffer(to_utf8(text), np.uint8)
+            return Encoded(ids_N, np.ones_like(ids_N))
+
+        return [encoded(text) for text in texts]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        check_tokens(tokens, self.vocabulary)
+        return bytes(t for t in tokens if t != self.end_of_document).decode("utf-8", "replace")
+
+    def byte_length(self, tokens: Sequence[int]) -> int:
+        return len(self.decode(tokens).encode())
+
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        return TextStream(self.decode, after)
+
+    def save(self, folder: Path) -> None:
+        atomic_text(folder / DESCRIPTION, json.dumps({"kind": "bytes"}) + "\n")
+
+
+def to_utf8(text: str) -> bytes:
+    """The text's bytes. Raises DataError at half a surrogate pair."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"character {error.start} of the text, {text[error.start]!r}, is half a surrogate "
+            "pair, which no UTF-8 text holds; was it read with another encoding?"
+        ) from error
+
+
+def check_tokens(tokens: Sequence[int], vocabulary: int) -> None:
+    """Raise DataError at a token outside 0..vocabulary-1."""
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise DataError(f"token {token} must lie in 0..{vocabulary - 1}, the vocabulary")

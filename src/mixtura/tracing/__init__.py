@@ -1,0 +1,1 @@
+"""Traces of routing: recorded from a model that runs, of texts, and replayed into a model."""

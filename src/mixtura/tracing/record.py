@@ -1,0 +1,131 @@
+"""From the routing of a forward pass to a trace.
+
+B sequences, S tokens of each in one pass, T = B*S, E experts, N routed rows.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixtura.errors import DataError
+from mixtura.moe.routing import Routing
+from mixtura.trace import NOBODY, LayerRows, TraceBatch, TraceWriter
+
+
+class Recorder:
+    """Writes forward passes into a trace: `begin`, then `take` and `end_pass` for each of them.
+
+    Passes that follow each other continue the same sequences, as in generation with a cache, until
+    the next `begin`. Padding is left out. Any source of routing will do: layers of ours (see
+    `mixtura.tracing.model_trace`), or hooks on another library's model.
+    """
+
+    def __init__(self, writer: TraceWriter) -> None:
+        self.writer = writer
+        self.domain = NOBODY
+        """the writer's number of the domain that tokens are of; -1 for none"""
+        # As arrays, so that neither graph nor device memory is held.
+        self._taken: dict[int, LayerRows] = {}
+        self._wanted = {layer.layer: layer for layer in writer.meta.layers}
+        self._sequence_B = np.arange(0)
+        self._position_B = np.arange(0)
+        self._begun = 0
+
+    def begin(self, sequences: int, position: int = 0) -> None:
+        """The next pass is of that many new sequences, whose first token is at `position`."""
+        self._sequence_B = np.arange(self._begun, self._begun + sequences)
+        self._position_B = np.full(sequences, position)
+        self._begun += sequences
+
+    def take(self, layer: int, routing: Routing) -> None:
+        """What one layer did in this pass; of layers that the trace is not of, nothing is kept.
+
+        Raises DataError where the layer has other experts than the trace says, gives no
+        probabilities though the trace is to have them, or was taken in this pass already.
+        """
+        wanted = self._wanted.get(layer)
+        if wanted is None:
+            return
+        if layer in self._taken:
+            raise DataError(
+                f"layer {layer} was recorded twice in one pass; end the pass before the next one, "
+                "and take no routing while checkpointing computes it again"
+            )
+        if routing.num_experts != wanted.num_experts:
+            raise DataError(
+                f"layer {layer} has {routing.num_experts} experts, and the trace is of "
+                f"{wanted.num_experts}"
+            )
+        try:
+            self._taken[layer] = layer_rows(routing, self.writer.meta.probabilities)
+        except DataError as error:
+            raise DataError(f"layer {layer}: {error}") from error
+
+    def end_pass(self, tokens_BS: Tensor, valid_BS: Tensor | None = None) -> None:
+        """Write the tokens of the pass; `valid_BS` is False for padding.
+
+        Raises DataError where a layer of the trace has told nothing, and for another number of
+        sequences than were begun.
+        """
+        taken, self._taken = self._taken, {}
+        missing = sorted(self._wanted.keys() - taken.keys())
+        if missing:
+            raise DataError(f"layer {missing[0]} told nothing of its routing in this pass")
+        if len(tokens_BS) != len(self._sequence_B):
+            raise DataError(
+                f"a pass of {len(tokens_BS)} sequences was recorded, and {len(self._sequence_B)} "
+                "were begun; call begin() with their number first"
+            )
+        valid_BS = torch.ones_like(tokens_BS, dtype=torch.bool) if valid_BS is None else valid_BS
+        kept_BS = _array(valid_BS.bool())
+        position_BS = self._position_B[:, None] + kept_BS.cumsum(1) - 1
+        sequence_BS = np.broadcast_to(self._sequence_B[:, None], kept_BS.shape)
+        kept_T = np.flatnonzero(kept_BS)
+        for layer, rows in taken.items():
+            if len(rows) != kept_BS.size:
+                raise DataError(
+                    f"layer {layer} routed {len(rows)} tokens in a pass of {kept_BS.size}"
+                )
+        self.writer.append(
+            TraceBatch(
+                id_T=_array(tokens_BS)[kept_BS],
+                position_T=position_BS[kept_BS].astype(np.int32),
+                sequence_T=sequence_BS[kept_BS].astype(np.int32),
+                domain_T=np.full(len(kept_T), self.domain, np.int32),
+                layers={layer: rows.take(kept_T) for layer, rows in taken.items()},
+            )
+        )
+        self._position_B = self._position_B + kept_BS.sum(1)
+
+
+def layer_rows(routing: Routing, probabilities: str | None = None) -> LayerRows:
+    """The rows of a Routing that wish for an expert, token by token and choice by choice.
+
+    `probabilities` is the dtype to keep them in; None leaves them out. Raises DataError where they
+    are asked for and the router gives none.
+    """
+    chosen_N, expert_N = _array(routing.chosen_N), _array(routing.expert_N)
+    token_N, choice_N = _array(routing.token_N), _array(routing.choice_N)
+    row_N = np.flatnonzero(chosen_N < routing.num_experts)
+    row_N = row_N[np.lexsort((choice_N[row_N], token_N[row_N]))]
+    computed_N = expert_N[row_N]
+    count_T = np.bincount(token_N[row_N], minlength=routing.num_tokens)
+    probs_TE: NDArray[np.floating] | None = None
+    if probabilities is not None:
+        if routing.probs_TE is None:
+            raise DataError(
+                "probabilities are to be recorded, and this router gives none; leave them out"
+            )
+        probs_TE = _array(routing.probs_TE.float()).astype(probabilities)
+    return LayerRows(
+        start_T1=np.concatenate([[0], np.cumsum(count_T)]),
+        chosen_N=chosen_N[row_N],
+        weight_N=_array(routing.weight_N.float())[row_N],
+        computed_N=np.where(computed_N == routing.num_experts, NOBODY, computed_N),
+        probs_TE=probs_TE,
+    )
+
+
+def _array(tensor: Tensor) -> NDArray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,145 @@
+"""The routing of texts, written to a trace. S tokens of a sequence."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import torch
+
+from mixtura.data import Document, Skipped
+from mixtura.errors import DataError
+from mixtura.integrity import Check
+from mixtura.models import LanguageModel
+from mixtura.progress import Progress, silent
+from mixtura.tokenizers import Tokenizer
+from mixtura.trace import NOBODY, TraceMeta, write_trace
+from mixtura.tracing.model_trace import record
+from mixtura.tracing.record import Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What is to be read; documents without a domain have an empty name for it."""
+
+    documents: Iterable[Document | Skipped]
+    bytes: int
+    """roughly, for progress"""
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What a trace came to hold."""
+
+    tokens: int
+    sequences: int
+    domains: tuple[str, ...]
+    bytes: int
+    """of the file"""
+    seconds: float
+    """reading, routing and writing"""
+    skipped: tuple[Skipped, ...]
+    """files that were left out"""
+
+
+def trace_texts(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    texts: Texts,
+    out: Path,
+    meta: TraceMeta,
+    limit: int | None = None,
+    progress: Progress = silent,
+    check: Check | None = None,
+) -> Traced:
+    """Run the model over the texts, and write what its routers did to `out`.
+
+    A document longer than the model's context is cut: each part is a sequence. With a `limit` the
+    reading stops after so many tokens. `out` appears whole or not at all, and not before `check`
+    has ended well. Raises DataError where no text is left, and StorageError where the disk refuses.
+    """
+    began = perf_counter()
+    reading = _Reading(model, tokenizer, texts, limit, progress)
+    was_training = model.training
+    model.eval()
+    try:
+        with write_trace(out, meta) as writer, record(model, writer) as recorder:
+            reading.run(recorder)
+            tokens, domains = writer.tokens, tuple(writer.domains)
+            if check is not None:
+                check.finish()
+    finally:
+        model.train(was_training)
+    return Traced(
+        tokens=tokens,
+        sequences=reading.sequences,
+        domains=domains,
+        bytes=out.stat().st_size,
+        seconds=perf_counter() - began,
+        skipped=tuple(reading.skipped),
+    )
+
+
+class _Reading:
+    """One pass over the texts."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        texts: Texts,
+        limit: int | None,
+        progress: Progress,
+    ) -> None:
+        self._model, self._tokenizer, self._texts = model, tokenizer, texts
+        self._left, self._limit, self._progress = limit, limit, progress
+        self.sequences = 0
+        self.skipped: list[Skipped] = []
+
+    def run(self, recorder: Recorder) -> None:
+        device = self._model.device
+        for domain, tokens in self._windows():
+            recorder.domain = recorder.writer.domain_number(domain) if domain else NOBODY
+            with torch.inference_mode():
+                self._model(torch.tensor([tokens], device=device))
+            self.sequences += 1
+        if self.sequences == 0:
+            first = f"; {self.skipped[0].name}: {self.skipped[0].reason}" if self.skipped else ""
+            raise DataError(f"there is no text to trace{first}")
+
+    def _windows(self) -> Iterator[tuple[str, list[int]]]:
+        """Domain and tokens of each sequence."""
+        window, done = self._model.config.context, 0
+        for document in self._texts.documents:
+            if isinstance(document, Skipped):
+                self.skipped.append(document)
+                continue
+            done += len(document.text.encode())
+            tokens = [*self._tokenizer.begin, *self._tokenizer.encode(document.text)]
+            for start in range(0, len(tokens), window):
+                part = tokens[start : start + window][: self._left]
+                if not part:
+                    return
+                yield document.domain, part
+                self._tell(len(part), done)
+
+    def _tell(self, tokens: int, done: int) -> None:
+        if self._left is None or self._limit is None:
+            self._progress("tracing", min(done, self._texts.bytes), self._texts.bytes)
+            return
+        self._left -= tokens
+        self._progress("tracing", self._limit - self._left, self._limit)
+
+
+def digest_of(tokenizer: Tokenizer) -> str:
+    """SHA-256 of what the tokenizer saves, which is all that it is."""
+    digest = hashlib.sha256()
+    with TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                content = hashlib.sha256(path.read_bytes()).digest()
+                digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
+    return digest.hexdigest()

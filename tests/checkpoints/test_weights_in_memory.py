@@ -1,0 +1,83 @@
+"""Weights that memory cannot hold are refused before they are read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixtura.checkpoints.conversion import convert_model
+from mixtura.checkpoints.loading import open_source
+from mixtura.checkpoints.opening import open_model
+from mixtura.checkpoints.weights_in_memory import weight_bytes
+from mixtura.errors import CheckpointError, ConfigError
+
+MakeGGUF = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """free(n): as on a machine with n bytes of free memory."""
+
+    def set_free(size: int) -> None:
+        monkeypatch.setattr("mixtura.checkpoints.weights_in_memory.free_bytes", lambda: size)
+
+    return set_free
+
+
+def test_bytes_of_a_model(gguf_of_kinds: MakeGGUF) -> None:
+    source = open_source(gguf_of_kinds("Q4_0", "Q4_0"))
+    # Vocabulary 264, width 32, two layers: q and out of 32 x 32, k and v of 16 x 32, a gate of
+    # 4 x 32, 4 experts of 3 x 64 x 32, two norms; embedding, head, the last norm.
+    layer = 2 * 32 * 32 + 2 * 16 * 32 + 4 * 32 + 4 * 3 * 64 * 32 + 2 * 32
+    parameters = 2 * layer + 2 * 264 * 32 + 32
+    assert weight_bytes(source, torch.float32) == weight_bytes(source, None) == 4 * parameters
+    assert weight_bytes(source, torch.bfloat16) == 2 * parameters
+
+
+def test_a_gguf_file_that_does_not_fit_unpacked(
+    gguf_of_kinds: MakeGGUF, free: Callable[[int], None]
+) -> None:
+    path = gguf_of_kinds("Q4_0", "Q4_0")
+    needed = weight_bytes(open_source(path), torch.float32)
+    free(needed)
+    open_model(path, "float32")
+    free(needed - 1)
+    with pytest.raises(ConfigError, match=r"weights take .* free; without --dtype it runs"):
+        open_model(path, "float32")
+
+
+def test_a_folder_that_does_not_fit(
+    gguf_of_kinds: MakeGGUF, free: Callable[[int], None], tmp_path: Path
+) -> None:
+    convert_model(gguf_of_kinds("Q4_0", "Q4_0"), tmp_path / "hf", dtype="bfloat16")
+    needed = weight_bytes(open_source(tmp_path / "hf"), None)
+    free(needed - 1)
+    # 8 bits take 17/32 of bf16, 4 bits 9/32.
+    with pytest.raises(ConfigError, match=r"free; 'mixtura pack .*hf OUT --bits 8' \(\d"):
+        open_model(tmp_path / "hf")
+    free(weight_bytes(open_source(tmp_path / "hf"), torch.float32) - 1)
+    with pytest.raises(ConfigError, match=r"free; compute with --dtype bfloat16 \(\d"):
+        open_model(tmp_path / "hf", "float32")
+    free(needed // 2)
+    with pytest.raises(ConfigError, match=r"free; 'mixtura pack .*hf OUT --bits 4' \(\d"):
+        open_model(tmp_path / "hf")
+    free(100)
+    with pytest.raises(ConfigError, match="which do not fit either: free some memory"):
+        open_model(tmp_path / "hf")
+    # Converting reads tensor by tensor.
+    convert_model(tmp_path / "hf", tmp_path / "again")
+
+
+def test_a_folder_without_the_layers_that_its_config_counts(
+    gguf_of_kinds: MakeGGUF, tmp_path: Path
+) -> None:
+    folder = tmp_path / "hf"
+    convert_model(gguf_of_kinds("Q4_0", "Q4_0"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_hidden_layers": 4096, "num_local_experts": 2**20, "num_experts": 2**20}
+    (folder / "config.json").write_text(json.dumps(config))
+    # 2^32 experts are not gone through, and what is missing is said rather than what memory lacks.
+    with pytest.raises(CheckpointError, match="and at least 997 more are missing"):
+        open_model(folder)

@@ -54,6 +54,7 @@ def press_ctrl_c_once_there_is(path: Path) -> threading.Thread:
     return watcher
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_where_it_stood(
     tmp_path: Path,
     runner: ModuleType,

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -30,12 +30,14 @@ def lines_of(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
-def nodes() -> Iterator[tuple[str, ast.AST]]:
+@cache
+def nodes() -> list[tuple[str, ast.AST]]:
     """Each node of the package's syntax, with the place where it stands."""
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            line = getattr(node, "lineno", 0)
-            yield f"{path.relative_to(REPOSITORY)}:{line}", node
+    return [
+        (f"{path.relative_to(REPOSITORY)}:{getattr(node, 'lineno', 0)}", node)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    ]
 
 
 def length(function: Function) -> int:

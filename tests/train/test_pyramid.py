@@ -61,6 +61,7 @@ def test_a_restored_trainer_goes_on_bit_for_bit(recipe: Recipe, run: Path, corpu
     ]
 
 
+@pytest.mark.slow
 def test_the_report_renders(run: Path, cache: Path, tmp_path: Path) -> None:
     def opened(folder: Path) -> Subject:
         loaded = load_run(folder)

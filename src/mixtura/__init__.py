@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from mixtura.lazy_names import at_first_use
 
 if TYPE_CHECKING:
+    from mixtura.engine.model import Model, load
     from mixtura.models import Decoder, DecoderConfig
     from mixtura.moe import MoE, MoEConfig, MoEOutput, Routing
 
@@ -16,8 +17,10 @@ __all__ = [
     "MoE",
     "MoEConfig",
     "MoEOutput",
+    "Model",
     "Routing",
     "__version__",
+    "load",
 ]
 
 _HOMES = {
@@ -26,7 +29,9 @@ _HOMES = {
     "MoE": "mixtura.moe",
     "MoEConfig": "mixtura.moe",
     "MoEOutput": "mixtura.moe",
+    "Model": "mixtura.engine.model",
     "Routing": "mixtura.moe",
+    "load": "mixtura.engine.model",
 }
 
 _of_homes = at_first_use(__name__, _HOMES)

@@ -9,13 +9,12 @@ import typer
 from mixtura.cli.answers import note
 from mixtura.cli.arguments import at_least_one
 from mixtura.config import Tree
-from mixtura.engine.sampling import Sampling
+from mixtura.engine.sampling import MAX_TOKENS, Sampling
 from mixtura.errors import ConfigError
 
 if TYPE_CHECKING:
     from mixtura.engine.model_defaults import ModelDefaults
 
-MAX_TOKENS = 256
 _DEFAULT = Sampling()
 
 

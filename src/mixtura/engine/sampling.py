@@ -31,6 +31,10 @@ _LEAST_PENALTY, _MOST_PENALTY = 0.01, 100.0
 _MOST_ADDED, _MOST_BIAS = 2.0, 100.0
 
 
+MAX_TOKENS = 256
+"""tokens of an answer where neither a user nor the model says"""
+
+
 class Sampling(Config):
     """How the next token is chosen; `temperature=0` takes the likeliest and draws nothing."""
 

@@ -1,0 +1,172 @@
+"""The front door: a model, opened and ready for use.
+
+model = mixtura.load("olmoe-4bit")
+print(model.generate("Once upon a time", sampling={"temperature": 0.6}))
+"""
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixtura.checkpoints.opening import DTypeName, OpenModel, open_model
+from mixtura.data import Document
+from mixtura.engine.batch import Batch
+from mixtura.engine.conversation import Conversation
+from mixtura.engine.generate import Stream, generate
+from mixtura.engine.kv_cache import KVKind
+from mixtura.engine.many import own_kv
+from mixtura.engine.model_defaults import ModelDefaults
+from mixtura.engine.runner import Runner, as_decoder
+from mixtura.engine.sampling import MAX_TOKENS, Sampling
+from mixtura.models import LanguageModel
+from mixtura.progress import Progress, silent
+from mixtura.shapes import ModelShape
+from mixtura.tokenizers import Tokenizer
+from mixtura.tracing.model_trace import trace_meta
+from mixtura.tracing.text_trace import Texts, Traced, digest_of, trace_texts
+
+Settings = Sampling | Mapping[str, Any] | None
+
+
+class Model:
+    """A language model with its tokenizer: text in, text out.
+
+    `sampling` states fields of `Sampling` by name, as in `{"temperature": 0}`. One that is left out
+    is the model's own, where it brought a generation_config.json; without a `seed` each call draws
+    another text. A `Sampling` is taken whole. All methods raise ConfigError, by name, for a setting
+    out of bounds, and for a model that cannot generate, such as an MoE between LSTMs.
+    """
+
+    def __init__(self, opened: OpenModel) -> None:
+        self.opened = opened
+        self._defaults = ModelDefaults.of(opened.folder)
+
+    def __repr__(self) -> str:
+        return f"<mixtura.Model {self.opened.title}>"
+
+    @property
+    def decoder(self) -> LanguageModel:
+        """The module, in eval mode."""
+        return self.opened.decoder
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.opened.tokenizer
+
+    @property
+    def config(self) -> ModelShape:
+        """The model's shape, with its counts of parameters and FLOPs."""
+        return self.opened.decoder.config
+
+    def generate(
+        self,
+        prompt: str,
+        max_tokens: int | None = None,
+        *,
+        stop: str | Sequence[str] = (),
+        sampling: Settings = None,
+    ) -> str:
+        """What follows `prompt`; an empty one begins a document. See `stream` for the rest."""
+        return "".join(self.stream(prompt, max_tokens, stop=stop, sampling=sampling))
+
+    def stream(
+        self,
+        prompt: str,
+        max_tokens: int | None = None,
+        *,
+        stop: str | Sequence[str] = (),
+        context: int | None = None,
+        kv: KVKind | None = None,
+        logprobs: int | None = None,
+        sampling: Settings = None,
+    ) -> Stream:
+        """Pieces of text as they come; the stream's `result` has tokens, times and the reason why
+        it ended.
+
+        It ends with the document, before a `stop` text, after `max_tokens` (by default the model's
+        own number, else 256), or where the context is full.
+        """
+        return generate(
+            self.decoder,
+            self.tokenizer,
+            prompt,
+            self._sampling(sampling),
+            self._max_tokens(max_tokens),
+            context,
+            kv,
+            stops=(stop,) if isinstance(stop, str) else stop,
+            logprobs=logprobs,
+        )
+
+    def chat(
+        self,
+        system: str = "",
+        max_tokens: int | None = None,
+        *,
+        context: int | None = None,
+        kv: KVKind | None = None,
+        sampling: Settings = None,
+    ) -> Conversation:
+        """A conversation that remembers: `"".join(chat.say("Hello").answer)`."""
+        most = self._max_tokens(max_tokens)
+        chosen = self._sampling(sampling)
+        return Conversation(self.decoder, self.tokenizer, chosen, most, system, context, kv)
+
+    def batch(self, slots: int, context: int | None = None, kv: KVKind | None = None) -> Batch:
+        """Room for `slots` sequences at a time, which come and go; see `Batch`."""
+        decoder = as_decoder(self.decoder)
+        runner = Runner.of(decoder, slots, context, kv or own_kv(decoder))
+        return Batch(runner, self.tokenizer.vocabulary)
+
+    def trace(
+        self,
+        texts: str | Iterable[str],
+        out: Path | str,
+        *,
+        layers: Sequence[int] | None = None,
+        max_tokens: int | None = None,
+        progress: Progress = silent,
+    ) -> Traced:
+        """Which experts the tokens of `texts` go to, written to `out` as a Parquet file.
+
+        Raises ConfigError for a dense model, and DataError where there is no text.
+        """
+        given = [texts] if isinstance(texts, str) else list(texts)
+        documents = [Document(f"text {n}", "", text) for n, text in enumerate(given)]
+        tokenizer = self.tokenizer
+        named = type(tokenizer).__name__, digest_of(tokenizer)
+        meta = trace_meta(self.decoder, self.opened.title, layers, None, *named)
+        size = sum(len(text.encode()) for text in given)
+        return trace_texts(
+            self.decoder, tokenizer, Texts(documents, size), Path(out), meta, max_tokens, progress
+        )
+
+    def _sampling(self, given: Settings) -> Sampling:
+        if isinstance(given, Sampling):
+            return given
+        seeded = {"seed": secrets.randbelow(2**31), **(given or {})}
+        return Sampling.parse({**self._defaults.sampling, **seeded}, "sampling")
+
+    def _max_tokens(self, given: int | None) -> int:
+        return given or self._defaults.max_tokens or MAX_TOKENS
+
+
+def load(
+    model: str | Path,
+    dtype: DTypeName | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    progress: Progress = silent,
+) -> Model:
+    """Open a run's folder, a packed folder, a Hugging Face folder, a GGUF file, the name of a
+    pulled model, or a hub id.
+
+    A quantised GGUF file is packed at its first opening, with `progress`, and mapped from then on;
+    `dtype` computes from its own numbers instead. Digests are compared before this returns. Raises
+    CheckpointError, ConfigError or DataError, by name, for what cannot be opened, and ConfigError
+    for weights that do not fit into the memory that is free.
+    """
+    return Model(open_model(model, dtype, device, progress=progress))

@@ -5,8 +5,8 @@
 Every command is a process of its own, from start to exit. They run in turn, each once unmeasured,
 so that the page cache is warm, and the table has medians. The run is a short training of
 recipes/stdlib-bytes.yaml. The Hugging Face folder has OLMoE's 16 layers of 64 experts (3,219
-tensors), narrow. The packed folder and the second start are of the GGUF file; `first start` packs
-that file into an empty cache.
+tensors), narrow. The packed folder and the second start are of the GGUF file, in 8 bits; `first
+start` packs that file into an empty cache. Last, both decode 128 tokens, in turn.
 
 A bar is 0.5 s for a name, 1 s for a model to inspect, torch's import and 0.7 s to generate from
 a packed folder, and 0.5 s more than that from a GGUF file. The result has the load of the machine,
@@ -72,7 +72,7 @@ def made(folder: Path, gguf: Path) -> dict[str, list[str]]:
     family = family_named("olmoe")
     decoder = DecoderConfig.parse(family.read(NARROW_OLMOE)).build().to(torch.bfloat16)
     save_model(decoder, family, checkpoint)
-    took(mixtura("pack", gguf, packed))
+    took(mixtura("pack", gguf, packed, "--bits", 8))
     generate = ("--prompt", "Once", "--max-tokens", 1, "--temperature", 0)
     return {
         PYTHON: [sys.executable, "-c", "pass"],
@@ -103,6 +103,16 @@ def _own() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
+def decode_rates(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
+    """Tokens a second after the first token, by command, in turn."""
+    rates: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds + 1):
+        for name, command in commands.items():
+            done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+            rates[name].append(json.loads(done.stdout.splitlines()[-1])["tokens_per_second"])
+    return {name: found[1:] for name, found in rates.items()}
+
+
 def bars(seconds: Mapping[str, float]) -> dict[str, float]:
     """What each command may take, of the medians of the same rounds."""
     return {
@@ -126,6 +136,11 @@ def main() -> None:
             {name: took(command) for name, command in commands.items()}
             for _ in range(options.rounds + 1)
         ][1:]
+        longer = {
+            name: ["128" if word == "1" else word for word in commands[name]]
+            for name in (PACKED, SECOND)
+        }
+        rates = decode_rates(longer, options.rounds)
     seconds = {name: statistics.median(one[name].seconds for one in rounds) for name in commands}
     elsewhere = {
         name: statistics.median(one[name].elsewhere for one in rounds) for name in commands
@@ -135,6 +150,8 @@ def main() -> None:
         stated = f"bar {bar[name]:5.2f} s" if name in bar else ""
         print(f"{name:<30}{found:7.2f} s  {stated:<14} others took {elsewhere[name]:.0%}")
     print(f"{FIRST:<30}{first.seconds:7.2f} s")
+    packed, gguf = (statistics.median(rates[name]) for name in (PACKED, SECOND))
+    print(f"decode: GGUF {gguf:.1f} of packed {packed:.1f} tokens/s, {gguf / packed:.3f}")
     result = {
         "benchmark": "startup",
         "torch": torch.__version__,
@@ -146,6 +163,8 @@ def main() -> None:
         "all": {name: [one[name].seconds for one in rounds] for name in commands},
         "elsewhere": elsewhere,
         "bars": bar,
+        "decode_tokens_per_second": rates,
+        "decode_ratio_of_packed": gguf / packed,
         "within": {name: seconds[name] <= most for name, most in bar.items()},
     }
     if options.out:

@@ -13,6 +13,7 @@ from typer.main import get_command
 
 import mixtura as package
 from mixtura.cli.app import COMMANDS, app
+from mixtura.cli.app import command as function_of
 
 Mixtura = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -40,7 +41,7 @@ def test_help_lists_the_commands(
 
 
 def examples(name: str) -> list[str]:
-    return re.findall(r"^ *(?:.*\| )?(mixtura .*)$", COMMANDS[name].__doc__ or "", re.MULTILINE)
+    return re.findall(r"^ *(?:.*\| )?(mixtura .*)$", function_of(name).__doc__ or "", re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -57,7 +58,7 @@ def test_each_command_has_help_with_examples(
 @pytest.mark.parametrize("example", [line for name in COMMANDS for line in examples(name)])
 def test_each_example_parses(example: str) -> None:
     _, name, *arguments = shlex.split(example)
-    command = get_command(app).commands[name]  # pyright: ignore[reportAttributeAccessIssue]
+    command = get_command(app()).commands[name]  # pyright: ignore[reportAttributeAccessIssue]
     # Raises where an option is unknown or an argument is missing.
     command.make_context(name, arguments)
 

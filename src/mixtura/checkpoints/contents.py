@@ -9,14 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mixtura.checkpoints.accounting import check_tensors
-from mixtura.checkpoints.source import Source, StoredTensor
-from mixtura.checkpoints.weight_check import check_of
 from mixtura.integrity import Check
 from mixtura.shapes import DecoderShape, ModelShape, Role
 from mixtura.shapes.families import family_of, shape_of
 
 if TYPE_CHECKING:
+    from mixtura.checkpoints.source import Source, StoredTensor
     from mixtura.packed.file import PackedFile
 
 # Of a layer or an expert; the 1 of w1 is a name's own.
@@ -64,8 +62,11 @@ class Inspection:
         return dict(found)
 
 
-def inspect_source(source: Source) -> Inspection:
+def inspect_source(source: "Source") -> Inspection:
     """Every tensor is accounted for, as in loading; raises what loading raises."""
+    from mixtura.checkpoints.accounting import check_tensors
+    from mixtura.checkpoints.weight_check import check_of
+
     family = family_of(source.config)
     shape: DecoderShape = shape_of(family.read(source.config))
     left_out = check_tensors(source, family, family.pieces(shape), values=False)
@@ -81,6 +82,7 @@ def inspect_source(source: Source) -> Inspection:
 
 def inspect_packed(file: "PackedFile") -> Inspection:
     """From its header. Raises as opening it does."""
+    from mixtura.checkpoints.source import StoredTensor
     from mixtura.models.packed_decoder import packed_blueprint
 
     header = file.header
@@ -98,7 +100,7 @@ def inspect_packed(file: "PackedFile") -> Inspection:
     )
 
 
-def grouped(tensors: Iterable[StoredTensor]) -> tuple[TensorGroup, ...]:
+def grouped(tensors: "Iterable[StoredTensor]") -> tuple[TensorGroup, ...]:
     """Tensors of one shape and dtype whose names differ in numbers alone, as one line."""
     found: dict[tuple[str, tuple[int, ...], str], list[StoredTensor]] = defaultdict(list)
     for tensor in tensors:

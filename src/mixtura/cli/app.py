@@ -1,50 +1,57 @@
 """The command `mixtura`: its list of commands, and how every error ends."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from io import TextIOWrapper
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mixtura.cli.bench import bench
-from mixtura.cli.chat import chat
-from mixtura.cli.convert import convert
-from mixtura.cli.demo import demo
 from mixtura.cli.failures import INTERRUPTED, mistake, status_of
-from mixtura.cli.generate import generate
-from mixtura.cli.inspect import inspect
-from mixtura.cli.models import models
-from mixtura.cli.pack import pack
-from mixtura.cli.report import report
 from mixtura.cli.streams import open_closed_streams
-from mixtura.cli.trace import trace
-from mixtura.cli.train import train
 from mixtura.errors import MixturaError, memory_ran_out
 
-COMMANDS = {
-    "demo": demo,
-    "train": train,
-    "generate": generate,
-    "chat": chat,
-    "report": report,
-    "inspect": inspect,
-    "convert": convert,
-    "pack": pack,
-    "trace": trace,
-}
+# Each is a function, or a group of commands, in the module of its name.
+COMMANDS = ("demo", "train", "generate", "chat", "report", "inspect", "convert", "pack", "trace")
+GROUPS = ("bench", "models")
 
-app = typer.Typer(
-    # Plain help wraps well at any width, keeps examples as they are, and needs no colours.
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
-)
-for name, command in COMMANDS.items():
-    app.command(name)(command)
-GROUPS = {"bench": bench, "models": models}
-for name, group in GROUPS.items():
-    app.add_typer(group, name=name)
+
+def app(names: Sequence[str] = (*COMMANDS, *GROUPS)) -> typer.Typer:
+    """The command line with these commands; only their modules are imported."""
+    built = typer.Typer(
+        # Plain help wraps well at any width, keeps examples as they are, and needs no colours.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    built.callback(invoke_without_command=True)(mixtura)
+    for name in COMMANDS:
+        if name in names:
+            built.command(name)(command(name))
+    for name in GROUPS:
+        if name in names:
+            built.add_typer(getattr(import_module(f"mixtura.cli.{name}"), name), name=name)
+    return built
+
+
+def command(name: str) -> Callable[..., Any]:
+    """The function of a command."""
+    return getattr(import_module(f"mixtura.cli.{name}"), name)
+
+
+def _needed(arguments: Sequence[str]) -> Sequence[str]:
+    """The command that is asked for, alone: importing all takes a fifth of a second.
+
+    All of them where none is, so that help lists them, and for a shell that completes.
+    """
+    known = (*COMMANDS, *GROUPS)
+    if not arguments or "_MIXTURA_COMPLETE" in os.environ:
+        return known
+    if arguments[0] == "--version":
+        return ()
+    return arguments[:1] if arguments[0] in known else known
 
 
 def _show_version(wanted: bool) -> None:
@@ -55,7 +62,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def mixtura(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001, its callback has done it
@@ -107,16 +113,18 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        status = app(list(arguments), prog_name="mixtura", standalone_mode=False)
+        status = app(_needed(arguments))(
+            list(arguments), prog_name="mixtura", standalone_mode=False
+        )
         # Where standard output is a full disk, this is what says so.
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except typer.TyperException as error:
-        command = " ".join(
-            ["mixtura", *(name for name in arguments[:1] if name in {*COMMANDS, *GROUPS})]
+        asked = " ".join(
+            ["mixtura", *(name for name in arguments[:1] if name in (*COMMANDS, *GROUPS))]
         )
-        return mistake(f"{error.format_message().rstrip('.')}; see '{command} --help'")
+        return mistake(f"{error.format_message().rstrip('.')}; see '{asked} --help'")
     except (MixturaError, OSError) as error:
         return status_of(error)
     except (MemoryError, RuntimeError) as error:

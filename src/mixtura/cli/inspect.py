@@ -136,8 +136,6 @@ def _parameters(found: "Inspection") -> dict[str, int]:
 
 
 def _lines(found: "Inspection") -> list[str]:
-    from mixtura.checkpoints.accounting import described
-
     counts, shape = _parameters(found), found.shape
     lines = [f"{found.model}: {found.family}, {_described(found)}", ""]
     lines += [
@@ -156,7 +154,10 @@ def _lines(found: "Inspection") -> list[str]:
             f"  {group.count:>6,} x {group.dtype:<8} {list(group.shape)!s:<20} {group.pattern}"
             for group in found.groups
         ]
-    lines += described(found.left_out)
+    if found.left_out:
+        from mixtura.checkpoints.accounting import described
+
+        lines += described(found.left_out)
     if found.verified:
         lines.append(f"as it was written, by {found.check.claims:,} digests")
     elif found.check.claims:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixtura.checkpoints.gguf.blocks import BITS, packed, unpacked
+from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.kernels.groups import Bits, Groups, dequantise
 
 KINDS = list(BITS)
@@ -19,7 +20,7 @@ def test_a_block_of_4_bits_by_hand() -> None:
     # upper ones, each 8 too large: byte 0 is 0x80 (-8 and 0), byte 1 is 0xF9 (1 and 7), and the
     # others 0x88 (0 and 0).
     raw = np.array([[0x00, 0x38, 0x80, 0xF9, *[0x88] * 14]], np.uint8)
-    groups = unpacked(raw, GGMLQuantizationType.Q4_0)
+    groups = unpacked(raw, Kind.Q4_0)
     assert groups is not None
     expected = np.zeros(32)
     expected[[0, 16, 1, 17]] = [-8, 0, 1, 7]
@@ -32,7 +33,7 @@ def test_a_block_of_8_bits_by_hand() -> None:
     # Scale -2 is 0xC000; the numbers follow as they are.
     numbers = [127, -127, 1, *[0] * 29]
     raw = np.array([0x00, 0xC0, *np.array(numbers, np.int8).view(np.uint8)], np.uint8)[None]
-    groups = unpacked(raw, GGMLQuantizationType.Q8_0)
+    groups = unpacked(raw, Kind.Q8_0)
     assert groups is not None
     assert (groups.q_NK[0].tolist(), groups.scale_NG.tolist()) == (numbers, [[-2.0]])
     assert np.array_equal(packed(groups), raw)
@@ -40,7 +41,7 @@ def test_a_block_of_8_bits_by_hand() -> None:
 
 def test_a_number_that_groups_do_not_hold_is_left_to_the_reader() -> None:
     raw = np.array([[0, 0x38, 0x80, *[0] * 31]], np.uint8)
-    assert unpacked(raw, GGMLQuantizationType.Q8_0) is None
+    assert unpacked(raw, Kind.Q8_0) is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,14 +49,14 @@ def test_a_number_that_groups_do_not_hold_is_left_to_the_reader() -> None:
 def test_groups_go_out_and_in_as_they_are(
     kind: GGMLQuantizationType, rows: int, blocks: int, seed: int
 ) -> None:
-    bits: Bits = BITS[kind]
+    bits: Bits = BITS[Kind(kind)]
     draw = torch.Generator().manual_seed(seed)
     low, high = (-8, 8) if bits == 4 else (-127, 128)
     q_NK = torch.randint(low, high, (rows, 32 * blocks), generator=draw, dtype=torch.int8)
     groups = Groups(q_NK, torch.randn(rows, blocks, generator=draw).half(), bits)
     raw = packed(groups)
     assert raw.shape == (rows, blocks * (18 if bits == 4 else 34))
-    again = unpacked(raw, kind)
+    again = unpacked(raw, Kind(kind))
     assert again is not None
     assert torch.equal(again.q_NK, groups.q_NK)
     assert torch.equal(again.scale_NG, groups.scale_NG)
@@ -69,7 +70,7 @@ def test_what_llama_cpps_package_quantises_is_read_as_it_unpacks_it(
 ) -> None:
     weights = np.random.default_rng(0).normal(size=(6, 96)).astype(np.float32)
     raw = gguf.quantize(weights, kind)
-    groups = unpacked(raw, kind)
+    groups = unpacked(raw, Kind(kind))
     assert groups is not None
     assert np.array_equal(dequantise(groups).numpy(), gguf.dequantize(raw, kind))
     assert np.array_equal(packed(groups), raw)

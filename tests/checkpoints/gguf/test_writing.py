@@ -8,11 +8,12 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGUFReader
 
 from mixtura.checkpoints.decoder_source import DecoderSource
 from mixtura.checkpoints.gguf import GGUFSource
 from mixtura.checkpoints.gguf.header_layout import head, padding, placed
+from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.checkpoints.gguf.writing import write_gguf
 from mixtura.checkpoints.loading import load_source
 from mixtura.errors import CheckpointError, ConfigError
@@ -126,7 +127,7 @@ def test_a_tied_head_is_stored_once_more_where_llama_cpp_wants_it(
 
 def test_a_head_by_hand() -> None:
     # Magic, version 3, one tensor, two keys; a length of 8 bytes before each text.
-    (place,) = placed([("t", (2, 32), GGMLQuantizationType.Q8_0)])
+    (place,) = placed([("t", (2, 32), Kind.Q8_0)])
     # Two rows of one block: 2 bytes of scale and 32 numbers.
     assert (place.start, place.bytes, padding(68)) == (0, 68, 28)
     raw = head({"a": True, "b": [1, -1]}, [place])

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
+from mixtura.checkpoints.gguf.kinds import BLOCKS, Kind
 from mixtura.shapes.storage import GROUP, Bits
 
 if TYPE_CHECKING:
     from mixtura.kernels.groups import Groups
 
-BITS: Mapping[GGMLQuantizationType, Bits] = {
-    GGMLQuantizationType.Q4_0: 4,
-    GGMLQuantizationType.Q8_0: 8,
+BITS: Mapping[Kind, Bits] = {
+    Kind.Q4_0: 4,
+    Kind.Q8_0: 8,
 }
 """the kinds whose blocks are our groups"""
 _SCALE = 2
@@ -25,7 +25,7 @@ _SCALE = 2
 _OFFSET, _HALF = 8, GROUP // 2
 
 
-def groups_bits(kind: GGMLQuantizationType) -> Bits:
+def groups_bits(kind: Kind) -> Bits:
     """Of the groups that keep best what is stored in a kind.
 
     Weights of 4 bits or more lie on a grid of their own, which one of 16 levels cannot follow: in 4
@@ -34,11 +34,11 @@ def groups_bits(kind: GGMLQuantizationType) -> Bits:
     """
     if kind in BITS:
         return BITS[kind]
-    weights, size = GGML_QUANT_SIZES[kind]
+    weights, size = BLOCKS[kind]
     return 8 if 8 * size >= 4 * weights else 4
 
 
-def unpacked(rows_NX: NDArray[np.uint8], kind: GGMLQuantizationType) -> "Groups | None":
+def unpacked(rows_NX: NDArray[np.uint8], kind: Kind) -> "Groups | None":
     """Rows of blocks as they are stored; None where a number lies outside what groups hold."""
     import torch
 
@@ -46,7 +46,7 @@ def unpacked(rows_NX: NDArray[np.uint8], kind: GGMLQuantizationType) -> "Groups 
 
     bits = BITS[kind]
     rows, size = rows_NX.shape
-    block_bytes = GGML_QUANT_SIZES[kind][1]
+    block_bytes = BLOCKS[kind][1]
     block_NGB = rows_NX.reshape(rows, size // block_bytes, block_bytes)
     scale_NG = np.ascontiguousarray(block_NGB[..., :_SCALE]).view(np.float16)[..., 0]
     quants_NGB = block_NGB[..., _SCALE:]

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mixtura.checkpoints.filling import filled, filled_groups
 from mixtura.checkpoints.gguf.blocks import BITS, packed
+from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.checkpoints.gguf.links import narrowed
 from mixtura.checkpoints.source import Source
 from mixtura.errors import ConfigError
 from mixtura.kernels.groups import Groups, quantise
 from mixtura.shapes.families import Piece
 
-DTYPES: Mapping[GGMLQuantizationType, torch.dtype] = {
-    GGMLQuantizationType.F32: torch.float32,
-    GGMLQuantizationType.F16: torch.float16,
-    GGMLQuantizationType.BF16: torch.bfloat16,
+DTYPES: Mapping[Kind, torch.dtype] = {
+    Kind.F32: torch.float32,
+    Kind.F16: torch.float16,
+    Kind.BF16: torch.bfloat16,
 }
 
 
@@ -34,7 +34,7 @@ class OutTensor:
 
     name: str
     shape: tuple[int, ...]
-    kind: GGMLQuantizationType
+    kind: Kind
     pieces: tuple[Piece, ...]
 
     def encoded(self, source: Source) -> Iterator[NDArray[np.uint8]]:
@@ -78,7 +78,7 @@ class OutTensor:
         if self.kind in BITS:
             return packed(quantise(values, BITS[self.kind], self.name))
         cast = values.to(DTYPES[self.kind])
-        if self.kind == GGMLQuantizationType.F16 and not bool(cast.isfinite().all()):
+        if self.kind == Kind.F16 and not bool(cast.isfinite().all()):
             raise ConfigError(
                 f"{self.name}: holds {float(values.abs().max()):g}, beyond what f16 reaches; write "
                 "it as bf16"
@@ -93,7 +93,7 @@ class Factors:
     name: str
     values: NDArray[np.float32]
 
-    kind = GGMLQuantizationType.F32
+    kind = Kind.F32
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
+from mixtura.checkpoints.gguf.kinds import BLOCKS, Kind
 from mixtura.errors import CheckpointError
 from mixtura.regular_files import open_regular
 
@@ -49,14 +49,14 @@ class TensorPlace:
     name: str
     shape: tuple[int, ...]
     """slowest dim first, as torch has it; the file has it the other way round"""
-    kind: GGMLQuantizationType
+    kind: Kind
     start: int
     """its first byte in the file"""
     bytes: int
 
     @property
     def bytes_of_row(self) -> int:
-        block, size = GGML_QUANT_SIZES[self.kind]
+        block, size = BLOCKS[self.kind]
         return self.shape[-1] // block * size
 
 
@@ -185,10 +185,10 @@ class _Reader:
         self, begin: int, alignment: int, name: str, shape: tuple[int, ...], kind: int, offset: int
     ) -> TensorPlace:
         try:
-            stored = GGMLQuantizationType(kind)
+            stored = Kind(kind)
         except ValueError:
             raise self._error(f"tensor {name} has the unknown type {kind}") from None
-        block, block_bytes = GGML_QUANT_SIZES[stored]
+        block, block_bytes = BLOCKS[stored]
         if shape and shape[-1] % block:
             raise self._error(
                 f"tensor {name} of shape {shape} is {stored.name}, whose rows are multiples of "

@@ -7,9 +7,9 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from mixtura.checkpoints.gguf.header import ALIGNMENT, MAGIC, VERSIONS, TensorPlace
+from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.errors import ConfigError
 
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
@@ -17,7 +17,7 @@ _LARGEST = 2**32 - 1
 
 
 def placed(
-    tensors: Iterable[tuple[str, tuple[int, ...], GGMLQuantizationType]],
+    tensors: Iterable[tuple[str, tuple[int, ...], Kind]],
 ) -> list[TensorPlace]:
     """Name, shape and kind of each, one behind the other; places count from where data begins."""
     places: list[TensorPlace] = []

@@ -4,22 +4,22 @@ N rows, K columns.
 """
 
 import numpy as np
-from gguf import GGMLQuantizationType
-from gguf.quants import quantize
+from gguf import GGMLQuantizationType, quantize
 from torch import Tensor
 
 from mixtura.checkpoints.gguf.blocks import unpacked
+from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.kernels.groups import Bits, Groups
 
-_KINDS: dict[Bits, GGMLQuantizationType] = {
-    4: GGMLQuantizationType.Q4_0,
-    8: GGMLQuantizationType.Q8_0,
+_KINDS: dict[Bits, Kind] = {
+    4: Kind.Q4_0,
+    8: Kind.Q8_0,
 }
 
 
 def llama_cpp_groups(w_NK: Tensor, bits: Bits) -> Groups:
     """As Q4_0 or Q8_0 in the `gguf` package: each group's scale from its largest weight."""
-    rows = quantize(np.ascontiguousarray(w_NK.float().numpy()), _KINDS[bits])
+    rows = quantize(np.ascontiguousarray(w_NK.float().numpy()), GGMLQuantizationType(_KINDS[bits]))
     groups = unpacked(rows, _KINDS[bits])
     assert groups is not None, "rounding by the largest weight gives no -128"
     return groups

@@ -7,15 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from mixtura.checkpoints.gguf.architectures import architecture_of
 from mixtura.checkpoints.gguf.blocks import BITS, groups_bits, unpacked
 from mixtura.checkpoints.gguf.counts import check_counts
 from mixtura.checkpoints.gguf.header import TensorPlace, read_header
+from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.checkpoints.gguf.links import narrowed
 from mixtura.checkpoints.gguf.metadata import Metadata, nearest
 from mixtura.checkpoints.piece_views import in_groups, is_whole, taken
@@ -35,10 +34,10 @@ if TYPE_CHECKING:
 ROPE_FACTORS = "rope_freqs.weight"
 GATE = "ffn_gate_inp.weight"
 # Stored as numbers, so that a tensor can be a view of the file.
-_PLAIN: Mapping[GGMLQuantizationType, tuple[str, str]] = {
-    GGMLQuantizationType.F32: ("<f4", "float32"),
-    GGMLQuantizationType.F16: ("<f2", "float16"),
-    GGMLQuantizationType.BF16: ("<i2", "bfloat16"),
+_PLAIN: Mapping[Kind, tuple[str, str]] = {
+    Kind.F32: ("<f4", "float32"),
+    Kind.F16: ("<f2", "float16"),
+    Kind.BF16: ("<i2", "bfloat16"),
 }
 Part = tuple[TensorPlace, Piece]
 """where a part of an HF tensor lies in the file, and how it fills it"""
@@ -164,11 +163,13 @@ class GGUFSource(Source):
 
     def _numbers(self, place: TensorPlace) -> NDArray[np.float32]:
         """Its values as fp32, in its shape."""
+        from gguf import GGMLQuantizationType, dequantize
+
         raw = self._raw(place).reshape(*place.shape[:-1], place.bytes_of_row)
         try:
             # Scales that are not finite are read as they are written, and warned of nowhere.
             with np.errstate(all="ignore"):
-                return gguf.dequantize(raw, place.kind).reshape(place.shape)
+                return dequantize(raw, GGMLQuantizationType(place.kind)).reshape(place.shape)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.path}: tensor {place.name} is {place.kind.name}, which cannot be "

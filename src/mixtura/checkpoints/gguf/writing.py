@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from gguf import GGMLQuantizationType, LlamaFileType
+from gguf import LlamaFileType
 from numpy.typing import NDArray
 
 from mixtura.checkpoints.accounting import check_tensors
@@ -16,6 +16,7 @@ from mixtura.checkpoints.gguf.architectures import Architecture, architecture_fo
 from mixtura.checkpoints.gguf.blocks import BITS
 from mixtura.checkpoints.gguf.encoding import Factors, OutTensor
 from mixtura.checkpoints.gguf.header_layout import as_read, head, padding, placed
+from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.checkpoints.gguf.metadata import Metadata
 from mixtura.checkpoints.gguf.rope import factors_of
 from mixtura.checkpoints.gguf.source import ROPE_FACTORS, in_asked_kind
@@ -32,16 +33,14 @@ from mixtura.shapes.families import Piece, family_of
 from mixtura.tokenizers import Tokenizer
 
 KindName = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
-_KINDS: Mapping[str, GGMLQuantizationType] = {
-    name: GGMLQuantizationType[name.upper()] for name in get_args(KindName)
-}
-_DEFAULT = GGMLQuantizationType.Q8_0
-_FILE_TYPES: Mapping[GGMLQuantizationType, LlamaFileType] = {
-    GGMLQuantizationType.F32: LlamaFileType.ALL_F32,
-    GGMLQuantizationType.F16: LlamaFileType.MOSTLY_F16,
-    GGMLQuantizationType.BF16: LlamaFileType.MOSTLY_BF16,
-    GGMLQuantizationType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
-    GGMLQuantizationType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
+_KINDS: Mapping[str, Kind] = {name: Kind[name.upper()] for name in get_args(KindName)}
+_DEFAULT = Kind.Q8_0
+_FILE_TYPES: Mapping[Kind, LlamaFileType] = {
+    Kind.F32: LlamaFileType.ALL_F32,
+    Kind.F16: LlamaFileType.MOSTLY_F16,
+    Kind.BF16: LlamaFileType.MOSTLY_BF16,
+    Kind.Q8_0: LlamaFileType.MOSTLY_Q8_0,
+    Kind.Q4_0: LlamaFileType.MOSTLY_Q4_0,
 }
 # Of how blocks are laid out; llama.cpp asks for it where a file has any.
 _QUANTISATION_VERSION = 2
@@ -117,9 +116,9 @@ class _Plan:
     left_out: Mapping[str, str]
 
     @property
-    def kind(self) -> GGMLQuantizationType:
+    def kind(self) -> Kind:
         """That of most weights."""
-        weights: dict[GGMLQuantizationType, int] = defaultdict(int)
+        weights: dict[Kind, int] = defaultdict(int)
         for one in self.tensors:
             weights[one.kind] += prod(one.shape)
         return max(weights, key=weights.__getitem__)
@@ -147,7 +146,7 @@ def _tensors(links: Iterable[Piece], source: Source, kind: KindName | None) -> l
         by_name[link.stored].append(link)
     found: list[OutTensor] = []
     for name, pieces in by_name.items():
-        shape, own = pieces[0].shape, GGMLQuantizationType.F32
+        shape, own = pieces[0].shape, Kind.F32
         if in_asked_kind(name, shape):
             own = _kind_of(pieces, source) if kind is None else _KINDS[kind]
         if own in BITS and shape[-1] % GROUP:
@@ -159,7 +158,7 @@ def _tensors(links: Iterable[Piece], source: Source, kind: KindName | None) -> l
     return found
 
 
-def _kind_of(pieces: list[Piece], source: Source) -> GGMLQuantizationType:
+def _kind_of(pieces: list[Piece], source: Source) -> Kind:
     """The one that all of these are stored in already, else the default."""
     stored = {source.tensors[piece.ours].dtype.lower() for piece in pieces}
     own = _KINDS.get(stored.pop(), _DEFAULT) if len(stored) == 1 else _DEFAULT

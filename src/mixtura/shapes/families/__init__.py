@@ -1,44 +1,59 @@
 """Families of models: a config.json and names of tensors, both ways, against our decoder."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 from mixtura.errors import ConfigError
-from mixtura.shapes.families.dbrx import Dbrx
-from mixtura.shapes.families.deepseek import DeepseekV2, DeepseekV3
-from mixtura.shapes.families.ernie import Ernie45Moe
 from mixtura.shapes.families.family import Family, Piece, shape_of
-from mixtura.shapes.families.gemma3 import Gemma3, Gemma3Text
-from mixtura.shapes.families.gpt_oss import GptOss
-from mixtura.shapes.families.granite import GraniteMoe, GraniteMoeShared
-from mixtura.shapes.families.llama import Llama, Mistral, Qwen2, Qwen3
-from mixtura.shapes.families.mixtral import Mixtral, Olmoe, Qwen2Moe, Qwen3Moe
-from mixtura.shapes.families.phimoe import PhiMoe
 
-FAMILIES: Mapping[str, Family] = {
-    family.model_type: family
-    for family in (
-        Llama(),
-        Mistral(),
-        Qwen2(),
-        Qwen3(),
-        Mixtral(),
-        Olmoe(),
-        Qwen2Moe(),
-        Qwen3Moe(),
-        GptOss(),
-        Dbrx(),
-        Gemma3Text(),
-        Gemma3(),
-        GraniteMoe(),
-        GraniteMoeShared(),
-        PhiMoe(),
-        Ernie45Moe(),
-        DeepseekV2(),
-        DeepseekV3(),
-    )
+# By model_type: the module here, and its class.
+_HOMES = {
+    "llama": ("llama", "Llama"),
+    "mistral": ("llama", "Mistral"),
+    "qwen2": ("llama", "Qwen2"),
+    "qwen3": ("llama", "Qwen3"),
+    "mixtral": ("mixtral", "Mixtral"),
+    "olmoe": ("mixtral", "Olmoe"),
+    "qwen2_moe": ("mixtral", "Qwen2Moe"),
+    "qwen3_moe": ("mixtral", "Qwen3Moe"),
+    "gpt_oss": ("gpt_oss", "GptOss"),
+    "dbrx": ("dbrx", "Dbrx"),
+    "gemma3_text": ("gemma3", "Gemma3Text"),
+    "gemma3": ("gemma3", "Gemma3"),
+    "granitemoe": ("granite", "GraniteMoe"),
+    "granitemoeshared": ("granite", "GraniteMoeShared"),
+    "phimoe": ("phimoe", "PhiMoe"),
+    "ernie4_5_moe": ("ernie", "Ernie45Moe"),
+    "deepseek_v2": ("deepseek", "DeepseekV2"),
+    "deepseek_v3": ("deepseek", "DeepseekV3"),
 }
+
+
+class _Families(Mapping[str, Family]):
+    """All families by model_type. Importing one takes milliseconds, and a command needs one."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, Family] = {}
+
+    def __getitem__(self, model_type: str) -> Family:
+        if model_type not in self._built:
+            module, name = _HOMES[model_type]
+            self._built[model_type] = getattr(import_module(f"{__name__}.{module}"), name)()
+        return self._built[model_type]
+
+    def __contains__(self, model_type: object) -> bool:
+        return model_type in _HOMES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_HOMES)
+
+    def __len__(self) -> int:
+        return len(_HOMES)
+
+
+FAMILIES: Mapping[str, Family] = _Families()
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -241,6 +241,9 @@ def _changed_key(rng: Random, key: Key) -> Key:
             return replace(key, kind=rng.choice([*range(13), 77]))
         case 2:
             return _any_key(rng, key.name)
+    if not _is_whole(key):
+        # An earlier change gave its bytes another type.
+        return _any_key(rng, key.name)
     if key.kind == _ARRAY:
         return replace(key, value=_changed_array(rng, key.value))
     if key.kind == _STRING:
@@ -252,6 +255,12 @@ def _changed_key(rng: Random, key: Key) -> Key:
     (number,) = struct.unpack(f"<{letter}", key.value)
     near = [number + 1, number - 1, 2 * number, number // 2, *_NUMBERS]
     return replace(key, kind=10, value=struct.pack("<Q", rng.choice(near) % 2**64))
+
+
+def _is_whole(key: Key) -> bool:
+    if key.kind in _SCALARS:
+        return len(key.value) == struct.calcsize(_SCALARS[key.kind])
+    return key.kind == _STRING or (key.kind == _ARRAY and len(key.value) >= 12)
 
 
 def _any_key(rng: Random, name: bytes) -> Key:

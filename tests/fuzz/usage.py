@@ -1,7 +1,7 @@
 """What a command does with a model that it has opened: a case that is accepted goes on to it.
 
-To the command line a NonFiniteError is a line without a file, as the model is on it already; here
-`origin` opens its line.
+Logits that are not finite, and a prompt longer than the context, are lines without a file, as the
+command line names the model; here `origin` opens them.
 """
 
 import logging
@@ -40,11 +40,11 @@ def continued_together(model: "LanguageModel", tokenizer: "Tokenizer", origin: o
 
 @contextmanager
 def _named(origin: object) -> Iterator[None]:
-    from mixtura.errors import NonFiniteError
+    from mixtura.errors import ConfigError, NonFiniteError
 
     # Its remarks, such as one on a decoder without a native program, are no panic on a terminal.
     logging.getLogger("mixtura").setLevel(logging.ERROR)
     try:
         yield
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{origin}: {error}") from error
+    except (ConfigError, NonFiniteError) as error:
+        raise type(error)(f"{origin}: {error}") from error

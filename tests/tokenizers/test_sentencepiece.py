@@ -311,6 +311,10 @@ def test_a_damaged_charsmap_is_named(sentencepiece_model: Model, tmp_path: Path)
     (own / "tokenizer.json").write_text(json.dumps(tree))
     with pytest.raises(DataError, match=r"own/tokenizer\.json: .*points behind its texts"):
         load_tokenizer(own).encode("\uff21")
+    tree["added_tokens"][0]["content"] = 5
+    (own / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"own/tokenizer\.json: not a tokenizer\.json of scored"):
+        load_tokenizer(own)
 
 
 def test_the_names_of_marks_stay_text(llama: CheckpointTokenizer) -> None:

@@ -174,6 +174,23 @@ def test_a_tokenizer_that_loses_text_is_refused(bpe: SubwordTokenizer, tmp_path:
         words.load()
 
 
+@pytest.mark.parametrize("letter", ["c", "\\u0063"])
+def test_a_mark_of_later_pieces_is_refused(
+    bpe: SubwordTokenizer, tmp_path: Path, letter: str
+) -> None:
+    """The library would end the process, at a merge whose second part begins with such a byte."""
+    tree = json.loads(bpe.to_json())
+    tree["model"]["continuing_subword_prefix"] = "("
+    text = json.dumps(tree).replace("continuing_sub", f"{letter}ontinuing_sub")
+    (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
+    said = r"tokenizer\.json: its model has continuing_subword_prefix='\('"
+    with pytest.raises(DataError, match=said):
+        load_tokenizer(tmp_path)
+    tree["model"]["continuing_subword_prefix"] = ""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree), encoding="utf-8")
+    load_tokenizer(tmp_path)
+
+
 def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
     path = write_tokenizer(tmp_path, word_level("?", "word"))
     with pytest.raises(DataError, match=r"has none of <\|endoftext\|>.*end_of_document"):

@@ -63,14 +63,14 @@ class SentencePieceTokenizer(CheckpointTokenizer):
             is_unigram = tree["model"]["type"] == "Unigram"
             lattice = backend_of(json.dumps(lattice_of(tree)), origin) if is_unigram else None
             self._bytes_of_unknown = unigram_bytes(tree)
+            self._hidden = {text for text, is_special in special.items() if is_special}
+            self._marks = _one_of(self._hidden)
+            self._shown = _one_of(special.keys() - self._hidden)
         except DataError:
             raise
         # The package `tokenizers` raises nothing narrower than Exception.
         except Exception as error:
             raise DataError(f"{origin}: not a tokenizer.json of scored pieces ({error})") from error
-        self._hidden = {text for text, is_special in special.items() if is_special}
-        self._marks = _one_of(self._hidden)
-        self._shown = _one_of(special.keys() - self._hidden)
         super().__init__(plain, facts, origin)
         self._encoder = lattice or self._backend
         rule = self._spelling

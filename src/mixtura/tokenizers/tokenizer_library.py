@@ -6,6 +6,7 @@ writes a line of its own, or forty with RUST_BACKTRACE, to the process's standar
 
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mixtura.errors import DataError
+from mixtura.json_reader import parse_json
 from tokenizers import Tokenizer as Backend
 
 MOST_TOKENS = 1 << 24
@@ -23,6 +25,10 @@ MOST_ADDED = 1 << 16
 MOST_GROWTH = 64
 """bytes that a rule may make of one; the library ends the process where no memory is left"""
 _SHOWN = 200
+_PREFIX = "continuing_subword_prefix"
+# Its key with a value that is neither null nor empty, or a letter that is spelt as its number, as
+# a key's may be too. Any other text need not be parsed for it.
+_MAY_STATE_A_PREFIX = re.compile(rf'"{_PREFIX}"\s*:\s*(?!null|""|\s)|\\u00(?:5[fF]|6|7[0-9aA])')
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -31,6 +37,7 @@ def backend_of(text: str, origin: str) -> Backend:
 
     Raises DataError, which opens with `origin`, for a text that is none, or goes beyond a bound.
     """
+    _check_prefix(text, origin)
     with quietly(), checked(origin):
         # The library raises nothing narrower than Exception.
         try:
@@ -83,6 +90,25 @@ def quietly() -> Iterator[None]:
             kept.seek(0)
             if said := kept.read():
                 os.write(2, said)
+
+
+def _check_prefix(text: str, origin: str) -> None:
+    """Refuse BPE whose later pieces begin with a mark, such as BERT's ##.
+
+    The library cuts as many bytes off a piece as the mark has letters, and the process ends where
+    that is within a letter.
+    """
+    if not _MAY_STATE_A_PREFIX.search(text):
+        return
+    tree = parse_json(text, origin, DataError)
+    model = tree.get("model") if isinstance(tree, dict) else None
+    if isinstance(model, dict) and model.get("type") != "WordPiece":
+        prefix = model.get(_PREFIX)
+        if prefix:
+            raise DataError(
+                f"{origin}: its model has {_PREFIX}={prefix!r:.{_SHOWN}}, and BPE is read without "
+                "one; use another tokenizer"
+            )
 
 
 def _check_tokens(backend: Backend, origin: str) -> None:

@@ -18,6 +18,7 @@ from mixtura.tokenizers import (
     Tokenizer,
     load_tokenizer,
 )
+from mixtura.tokenizers.tokenizer_library import read_again
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers
 
@@ -189,6 +190,17 @@ def test_a_mark_of_later_pieces_is_refused(
     tree["model"]["continuing_subword_prefix"] = ""
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree), encoding="utf-8")
     load_tokenizer(tmp_path)
+
+
+def test_a_panic_while_it_is_read_again_is_one_line(
+    bpe: SubwordTokenizer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Found where two names had one number, so that what the library wrote is not whole."""
+    tree = json.loads(bpe.to_json())
+    tree["model"]["continuing_subword_prefix"] = "x" * 100
+    with pytest.raises(DataError, match=r"^the/file: the tokenizer cannot be used"):
+        read_again(json.dumps(tree), "the/file")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:

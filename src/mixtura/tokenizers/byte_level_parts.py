@@ -8,6 +8,7 @@ from mixtura.errors import DataError
 from mixtura.json_reader import parse_object
 from mixtura.tokenizers.byte_level import SPLITTINGS, pre_tokenizer_of
 from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer
+from mixtura.tokenizers.tokenizer_library import read_again
 from tokenizers import Tokenizer as Backend
 
 # What the known ways of cutting differ in: contractions in either case, runs of digits of several
@@ -54,7 +55,7 @@ def byte_level_parts(tokenizer: CheckpointTokenizer) -> ByteLevelParts:
     return ByteLevelParts(
         tuple(tokens),
         tuple(" ".join(pair) for pair in pairs),
-        _splitting_of(Backend.from_str(text), bool(model.get("ignore_merges"))),
+        _splitting_of(read_again(text, "the tokenizer"), bool(model.get("ignore_merges"))),
         frozenset(number for number, one in marks.items() if one["special"]),
         frozenset(number for number, one in marks.items() if not one["special"]),
     )

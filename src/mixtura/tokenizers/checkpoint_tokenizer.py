@@ -11,7 +11,7 @@ from mixtura.errors import DataError
 from mixtura.files import atomic_text
 from mixtura.tokenizers.subwords import FILE, SubwordTokenizer, without_prefix
 from mixtura.tokenizers.tokenizer import DESCRIPTION
-from mixtura.tokenizers.tokenizer_library import checked, quietly
+from mixtura.tokenizers.tokenizer_library import checked, quietly, read_again
 from tokenizers import Tokenizer as Backend
 
 HF_CONFIG = "tokenizer_config.json"
@@ -102,13 +102,13 @@ class CheckpointTokenizer(SubwordTokenizer):
     @cached_property
     def _marking(self) -> Backend:
         # Another one, because the setting belongs to the whole tokenizer, which threads share.
-        backend = Backend.from_str(self._backend.to_str())
+        backend = read_again(self._backend.to_str(), self._origin)
         backend.encode_special_tokens = False
         return backend
 
     @cached_property
     def _marking_on(self) -> Backend:
-        return without_prefix(self._marking)
+        return without_prefix(self._marking, self._origin)
 
     def _find_end(self, end: str | None, origin: str) -> int:
         try:

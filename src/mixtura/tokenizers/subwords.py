@@ -20,7 +20,7 @@ from mixtura.tokenizers.characters import byte_offsets
 from mixtura.tokenizers.piece_text import PieceText, strips_of
 from mixtura.tokenizers.text_stream import TextStream
 from mixtura.tokenizers.tokenizer import DESCRIPTION, Encoded, TrainingText, check_tokens, to_utf8
-from mixtura.tokenizers.tokenizer_library import backend_of, checked, quietly
+from mixtura.tokenizers.tokenizer_library import backend_of, checked, quietly, read_again
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -204,7 +204,7 @@ class SubwordTokenizer:
 
     @cached_property
     def _continuing(self) -> Backend:
-        return without_prefix(self._backend)
+        return without_prefix(self._backend, self._origin)
 
     def _find_end(self, end: str | None, origin: str) -> int:
         for name in (end,) if end is not None else _KNOWN_ENDS:
@@ -218,7 +218,7 @@ class SubwordTokenizer:
         )
 
 
-def without_prefix(backend: Backend) -> Backend:
+def without_prefix(backend: Backend, origin: str) -> Backend:
     """One that sets no space before a text; the same one where it never does."""
     tree = json.loads(backend.to_str())
     steps = {"type": "Sequence", "normalizers": [tree["normalizer"]] if tree["normalizer"] else []}
@@ -226,7 +226,7 @@ def without_prefix(backend: Backend) -> Backend:
     if not any(changed):
         return backend
     tree["normalizer"] = steps
-    other = Backend.from_str(json.dumps(tree))
+    other = read_again(json.dumps(tree), origin)
     other.encode_special_tokens = backend.encode_special_tokens
     return other
 

@@ -92,6 +92,12 @@ def quietly() -> Iterator[None]:
                 os.write(2, said)
 
 
+def read_again(text: str, origin: str) -> Backend:
+    """Of what the library wrote itself, which may make it panic all the same."""
+    with quietly(), checked(origin):
+        return Backend.from_str(text)
+
+
 def _check_prefix(text: str, origin: str) -> None:
     """Refuse BPE whose later pieces begin with a mark, such as BERT's ##.
 

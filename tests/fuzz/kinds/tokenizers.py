@@ -62,8 +62,11 @@ class Tokenizers(Kind):
     def _spoilt(self, rng: Random, name: str, data: bytes) -> Any:
         try:
             tree = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return odd_value(rng)
+        if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
+            # An earlier change left no tokenizer.json, or it is another file.
+            return spoilt_tree(rng, tree, odd=_odd)
         if name == "tokenizer.json" and rng.randrange(3):
             # Else nearly every change is one of the vocabulary's many entries.
             key = rng.choice(sorted(set(tree) - {"model"}))

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mixtura.checkpoints.gguf.blocks import groups_bits
+from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.checkpoints.gguf_cache import packed_cache, packed_gguf
 from mixtura.checkpoints.opening import open_model, open_plain
 from mixtura.checkpoints.packing import pack_model
@@ -97,9 +98,7 @@ def test_each_tensor_is_packed_in_the_bits_that_keep_it(file: Path, tmp_path: Pa
     ],
 )
 def test_bits_of_each_kind(kind: str, bits: int) -> None:
-    from gguf import GGMLQuantizationType
-
-    assert groups_bits(GGMLQuantizationType[kind]) == bits
+    assert groups_bits(Kind[kind]) == bits
 
 
 @pytest.mark.skipif(native() is None, reason="without compiled kernels files run as they are")

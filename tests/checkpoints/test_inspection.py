@@ -66,6 +66,24 @@ def test_a_recipe_without_a_model_is_refused(tmp_path: Path) -> None:
         inspect_model(tmp_path)
 
 
+def run_with(moe: object, run: Path, folder: Path) -> Path:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe["model"]["moe"] = moe
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return folder
+
+
+def test_inspect_refuses_a_run_whose_moe_is_none(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="model: moe"):
+        inspect_model(run_with(False, tiny_run, tmp_path))
+
+
+def test_inspect_leaves_a_routers_kind_to_training(tiny_run: Path, tmp_path: Path) -> None:
+    moe = {"num_experts": 4, "top_k": 2, "expert_width": 16, "router": {"kind": ["hash"]}}
+    # A list is no kind that has weights of its own, and cannot be looked up as one.
+    assert inspect_model(run_with(moe, tiny_run, tmp_path)).family == "decoder"
+
+
 def test_a_recipe_says_what_its_run_takes() -> None:
     found = inspect_recipe("stdlib-bytes", ["train.steps=100", "train.accumulation=3"])
     recipe = load_recipe(Path("stdlib-bytes"))

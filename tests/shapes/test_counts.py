@@ -169,7 +169,7 @@ SHAPE = {
         ({"moe": {**MOE, "shared_gate": True}}, ["shared_gate=true", "shared_width above 0"]),
         ({"attention": {**ATTENTION, "kv_heads": 3}}, ["heads=4", "kv_heads=3"]),
         ({"attention": {**ATTENTION, "head_dim": 5}}, ["head_dim=5", "even"]),
-        ({"attention": {**ATTENTION, "rope_base": 0}}, ["rope_base", "greater than 0", "given 0"]),
+        ({"attention": {**ATTENTION, "rope_base": 1}}, ["rope_base", "greater than 1", "given 1"]),
         ({"attention": {**ATTENTION, "rope_base": float("inf")}}, ["rope_base", "finite"]),
         ({"moe": {**MOE, "placement": {"only": [4]}}}, ["layer 4", "0..layers-1=3"]),
         ({"moe": {**MOE, "placement": {"only": [-1]}}}, ["layer -1", "0..layers-1=3"]),

@@ -122,7 +122,8 @@ def _is_of_a_shape(config: Mapping[str, Any]) -> bool:
     if config.get("kind", "decoder") != "decoder" or not isinstance(moe, Mapping):
         return False
     router = moe.get("router")
-    own = isinstance(router, Mapping) and router.get("kind") in GATES_OF_THEIR_OWN
+    kind = router.get("kind") if isinstance(router, Mapping) else None
+    own = isinstance(kind, str) and kind in GATES_OF_THEIR_OWN
     known = {"kind", *DecoderShape.model_fields}
     known_of_moe = {"router", "capacity", "balance", "backend", *MoEShape.model_fields}
     complete = "vocabulary" in config and not own

@@ -17,7 +17,7 @@ class LocalLayers(Config):
 
     window: int = Field(ge=1, le=bounds.CONTEXT)
     layers: tuple[int, ...] = Field(max_length=bounds.LAYERS)
-    rope_base: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    rope_base: float | None = Field(default=None, gt=1, allow_inf_nan=False)
     """of these layers, without scaling (Gemma 3); None: as in all others"""
 
 
@@ -25,7 +25,7 @@ class AttentionSpec(Config, ABC):
     """What every attention answers about itself."""
 
     heads: int = Field(ge=1, le=bounds.HEADS)
-    rope_base: float = Field(default=10_000.0, gt=0, allow_inf_nan=False)
+    rope_base: float = Field(default=10_000.0, gt=1, allow_inf_nan=False)
     rope_scaling: RopeScaling | None = None
     scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """what scores are multiplied by; None: one over the root of a query's width"""

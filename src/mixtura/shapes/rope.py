@@ -47,8 +47,9 @@ class YarnScaling(Config):
     kind: Literal["yarn"] = "yarn"
     factor: float = Field(gt=0, allow_inf_nan=False)
     original_context: int = Field(ge=1)
-    beta_fast: float = Field(default=32.0, gt=0)
-    beta_slow: float = Field(default=1.0, gt=0)
+    # Within these bounds no logarithm of a turn's length overflows.
+    beta_fast: float = Field(default=32.0, ge=1e-9, le=1e9)
+    beta_slow: float = Field(default=1.0, ge=1e-9, le=1e9)
     truncate: bool = True
     amplitude: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 

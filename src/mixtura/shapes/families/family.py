@@ -90,7 +90,8 @@ class Family(ABC):
 def shape_of(decoder: Mapping[str, Any], origin: str = "config.json") -> DecoderShape:
     """The shape in a decoder config, which also says how to route, balance and compute."""
     fields = {key: value for key, value in decoder.items() if key in DecoderShape.model_fields}
-    if fields.get("moe") is not None:
+    moe = fields.get("moe")
+    if isinstance(moe, Mapping):
         known = MoEShape.model_fields
-        fields["moe"] = {key: value for key, value in fields["moe"].items() if key in known}
+        fields["moe"] = {key: value for key, value in moe.items() if key in known}
     return DecoderShape.parse(fields, origin)

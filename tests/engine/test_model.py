@@ -51,6 +51,8 @@ def test_settings_are_by_name_and_checked(paths: dict[str, Path]) -> None:
     assert len(model.generate("1 + ", 12, stop="=", sampling=GREEDY)) < 12
     with pytest.raises(ConfigError, match=r"temperature=-1.0 must be 0 or more"):
         model.generate("1", sampling={"temperature": -1.0})
+    with pytest.raises(ConfigError, match="max_tokens=0 must be 1 or more"):
+        model.generate("1", 0)
     with pytest.raises(ConfigError, match="unknown key 'temprature'"):
         model.generate("1", sampling={"temprature": 1})
 

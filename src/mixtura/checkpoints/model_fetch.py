@@ -16,11 +16,10 @@ from pathlib import Path
 
 from mixtura.checkpoints.pulled_models import NAMED, NamedModel, pulled_cache, release
 from mixtura.errors import CheckpointError, ConfigError
-
-Progress = Callable[[str, int, int], None]
+from mixtura.progress import Progress
 
 _LOOKS_PER_SECOND = 5
-# Options for every pip: no question that nobody answers, and no remark about a newer pip.
+# Options for every pip: it asks no question and says nothing of a newer pip.
 _PIP = (sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input")
 _NO_PIP = (
     "is fetched through pip, which this Python lacks; 'python -m ensurepip' brings it, or "

@@ -107,10 +107,7 @@ class Given:
         held = defaults.differing(self.sampling, self.max_tokens)
         if held:
             note(f"the model's own generation_config.json: {', '.join(held)}")
-        return Settled(
-            {**defaults.sampling, **self.sampling},
-            self.max_tokens or defaults.max_tokens or MAX_TOKENS,
-        )
+        return Settled(defaults.over(self.sampling), defaults.tokens(self.max_tokens))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from mixtura.engine.kv_cache import KVKind
 from mixtura.engine.many import own_kv
 from mixtura.engine.model_defaults import ModelDefaults
 from mixtura.engine.runner import Runner, as_decoder
-from mixtura.engine.sampling import MAX_TOKENS, Sampling
+from mixtura.engine.sampling import Sampling
 from mixtura.models import LanguageModel
 from mixtura.progress import Progress, silent
 from mixtura.shapes import ModelShape
@@ -94,7 +94,7 @@ class Model:
             self.tokenizer,
             prompt,
             self._sampling(sampling),
-            self._max_tokens(max_tokens),
+            self._defaults.tokens(max_tokens),
             context,
             kv,
             stops=(stop,) if isinstance(stop, str) else stop,
@@ -111,7 +111,7 @@ class Model:
         sampling: Settings = None,
     ) -> Conversation:
         """A conversation that remembers: `"".join(chat.say("Hello").answer)`."""
-        most = self._max_tokens(max_tokens)
+        most = self._defaults.tokens(max_tokens)
         chosen = self._sampling(sampling)
         return Conversation(self.decoder, self.tokenizer, chosen, most, system, context, kv)
 
@@ -148,10 +148,7 @@ class Model:
         if isinstance(given, Sampling):
             return given
         seeded = {"seed": secrets.randbelow(2**31), **(given or {})}
-        return Sampling.parse({**self._defaults.sampling, **seeded}, "sampling")
-
-    def _max_tokens(self, given: int | None) -> int:
-        return given or self._defaults.max_tokens or MAX_TOKENS
+        return Sampling.parse(self._defaults.over(seeded), "sampling")
 
 
 def load(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mixtura.checkpoints.hf.folder import GENERATION, read_json
 from mixtura.config import Tree
-from mixtura.engine.sampling import Sampling
+from mixtura.engine.sampling import MAX_TOKENS, Sampling
 from mixtura.errors import CheckpointError, ConfigError
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -27,6 +27,15 @@ class ModelDefaults:
         if path is None or not path.is_file():
             return cls()
         return _parsed(read_json(path, "how its model generates"), str(path))
+
+    def over(self, given: Tree) -> Tree:
+        """Fields of `Sampling`: these, but for those that a user gave."""
+        return {**self.sampling, **given}
+
+    def tokens(self, given: int | None) -> int:
+        """How long an answer may be: as a user said, else as the model does, else MAX_TOKENS."""
+        stated = self.max_tokens if given is None else given
+        return MAX_TOKENS if stated is None else stated
 
     def differing(self, given: Mapping[str, object], max_tokens: int | None) -> list[str]:
         """What of it holds beside what a user gave, in words."""

@@ -284,3 +284,9 @@ def test_ernies_least_sum_is_refused_where_it_would_show() -> None:
     with pytest.raises(ConfigError, match=r"moe_norm_min=0\.5 in a ernie4_5_moe model.*1e-12"):
         read("ernie4_5_moe", {**config, "moe_norm_min": 0.5})
     assert read("ernie4_5_moe", {**config, "moe_norm_min": 0.0})
+
+
+def test_each_family_has_its_model_type_as_key() -> None:
+    assert {name: family.model_type for name, family in FAMILIES.items()} == {
+        name: name for name in FAMILIES
+    }

@@ -14,13 +14,12 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import torch
 
-from mixtura.moe.dispatch import dispatch_local
-from mixtura.moe.experts import Backend, DenseFFN, Experts
-from mixtura.moe.routing import Routing, token_rows
+from mixtura.moe.backends import BACKENDS as REGISTERED
+from mixtura.moe.experts import DenseFFN, Experts
+from mixtura.moe.routing import Routing
 
 # width, experts, expert width, top_k, tokens
 SHAPES = [
@@ -29,19 +28,15 @@ SHAPES = [
     (384, 8, 512, 2, 2048),
     (384, 64, 128, 8, 2048),
 ]
-BACKENDS: list[Backend] = [b for b in get_args(Backend) if b.startswith("torch_")]
+BACKENDS = [name for name in REGISTERED.values if name.startswith("torch_")]
 
 
 def routing(tokens: int, experts: int, top_k: int) -> Routing:
     """A random choice in which the busiest expert has about twice its even share."""
     preference_E = torch.randn(experts) * 0.3
     score_TE = preference_E + torch.empty(tokens, experts).exponential_().log().neg()
-    chosen_N = score_TE.topk(top_k).indices.flatten()
-    token_N, choice_N = token_rows(tokens, top_k, chosen_N.device)
-    weight_N = torch.full((tokens * top_k,), 1 / top_k)
-    return Routing(
-        token_N, choice_N, chosen_N, chosen_N, weight_N, None, None, None, experts, top_k=top_k
-    )
+    chosen_TK = score_TE.topk(top_k).indices
+    return Routing.of_choices(chosen_TK, torch.full(chosen_TK.shape, 1 / top_k), experts)
 
 
 def measure(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str, object]:
@@ -64,7 +59,7 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str
         for backend, experts in layers.items():
             # One each: kernels that one backend had made would serve the next.
             routed = routing(tokens, num_experts, top_k)
-            timed(backend, lambda e=experts, r=routed: dispatch_local(x_TD, r, e))
+            timed(backend, lambda e=experts, r=routed: e(x_TD, r))
         timed("dense", lambda: dense(x_TD))
     medians = {name: statistics.median(values[3:]) * 1e3 for name, values in seconds.items()}
     chosen = Experts(width, num_experts, expert_width, "swiglu").products_for(dtype, x_TD.device)

@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from mixtura.kernels import permute
+from mixtura.kernels.experts_ffn import experts_ffn
 from mixtura.moe import MoE, MoEConfig
+from mixtura.moe.backends import best_products, padding_of
 from mixtura.train.allocator import keep_freed_memory
 
 WIDTH = 512
@@ -53,7 +55,10 @@ def whole_layer(layer: MoE, x_TD: Tensor, grad_TD: Tensor) -> None:
 def experts_alone(layer: MoE, x_MD: Tensor, segment_E: Tensor, grad_MD: Tensor) -> None:
     layer.zero_grad(set_to_none=True)
     x_MD.grad = None
-    layer.experts(x_MD, segment_E).backward(grad_MD)
+    experts = layer.experts
+    products = best_products(x_MD.dtype, x_MD.device, *experts.w_out.shape[1:])
+    y_MD = experts_ffn(x_MD, segment_E, experts.w_in, experts.w_out, experts.activation, products)
+    y_MD.backward(grad_MD)
 
 
 def experts_step(layer: MoE, x_TD: Tensor) -> Step:
@@ -65,7 +70,9 @@ def experts_step(layer: MoE, x_TD: Tensor) -> Step:
             routing.token_N,
             routing.num_experts,
             routing.top_k,
-            layer.experts.padding_for(x_TD),
+            padding_of(
+                best_products(x_TD.dtype, x_TD.device, *layer.experts.w_out.shape[1:]), x_TD.dtype
+            ),
         )
         x_MD = permute.permute(x_TD.detach(), order)
     return partial(

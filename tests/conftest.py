@@ -17,10 +17,13 @@ import torch
 import yaml
 
 from mixtura.config import Tree
+from mixtura.moe import routing
 from mixtura.tokenizers import BpeConfig, CheckpointTokenizer, SubwordTokenizer
 
 # Tiny tensors, and often several test runs on the same few cores: threads only wait for each other.
 torch.set_num_threads(1)
+
+routing.rules_are_checked = True
 
 # A shell ignores SIGINT for what it starts in the background, and children inherit that: tests of
 # Ctrl-C would then wait for nothing.

@@ -4,7 +4,7 @@ import importlib
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -14,13 +14,12 @@ import yaml
 from mixtura.data import prepare
 from mixtura.errors import ConfigError
 from mixtura.moe import MoE, MoEConfig
-from mixtura.moe.routers import RouterConfig
+from mixtura.moe.routers import ROUTERS
 from mixtura.runs import Recipe, load_recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = DOCS / "routers"
-UNION, _ = get_args(RouterConfig)
-KINDS = [config.model_fields["kind"].default for config in get_args(UNION)]
+KINDS = list(ROUTERS.values)
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,12 @@ import json
 import textwrap
 from typing import Any
 
+from pydantic import PlainValidator
+
 from atlas.prose import markdown
 from mixtura.errors import ConfigError
 from mixtura.moe.routers import RouterSpec
+from mixtura.moe.routers.kinds import RouterField
 
 _BOUNDS = (("minimum", "at least"), ("exclusiveMinimum", "above"),
            ("maximum", "at most"), ("exclusiveMaximum", "below"))  # fmt: skip
@@ -22,11 +25,20 @@ def field_table(config: type[RouterSpec]) -> list[str]:
     # A config that may hold its like stands among its own definitions.
     schema = schema.get("$defs", {}).get(config.__name__, schema)
     rows = [
-        f"| `{name}` | {_default(field)} | {_values(field)} | {markdown(_meaning(config, name))} |"
+        f"| `{name}` | {_default(field)} | {_kinds(config, name) or _values(field)} "
+        f"| {markdown(_meaning(config, name))} |"
         for name, field in schema["properties"].items()
         if name != "kind"
     ]
     return ["| field | default | values | meaning |", "|---|---|---|---|", *rows] if rows else []
+
+
+def _kinds(config: type[RouterSpec], name: str) -> str:
+    """Links to the kinds that a field takes; nothing for a field that is no router."""
+    for one in config.model_fields[name].metadata:
+        if isinstance(one, PlainValidator) and isinstance(one.func, RouterField):
+            return ", ".join(f"[`{kind}`]({kind}.md)" for kind in sorted(one.func.kinds()))
+    return ""
 
 
 def _default(field: dict[str, Any]) -> str:
@@ -41,8 +53,6 @@ def _values(field: dict[str, Any]) -> str:
             return f"{_values(value)}, or `null`"
         case {"type": "boolean"}:
             return "`true`, `false`"
-        case {"discriminator": {"mapping": kinds}}:
-            return ", ".join(f"[`{kind}`]({kind}.md)" for kind in kinds)
     bounds = [f"{words} {field[key]:g}" for key, words in _BOUNDS if _tells(field.get(key))]
     number = "a whole number" if field["type"] == "integer" else "a number"
     return f"{number} {' and '.join(bounds)}".rstrip()

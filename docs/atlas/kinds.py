@@ -1,18 +1,17 @@
 """The kinds of router, in the union's order, with what kinds.yaml says of each."""
 
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import Field
 
 from mixtura.config import Config, Tree, read_yaml
 from mixtura.errors import ConfigError
 from mixtura.moe import MoEConfig
-from mixtura.moe.routers import Router, RouterConfig, RouterSpec
+from mixtura.moe.routers import ROUTERS, Router, RouterSpec
 
 FACTS = Path(__file__).parent / "kinds.yaml"
 WIDTH = 512
@@ -59,26 +58,17 @@ class Kind:
 
 @cache
 def kinds() -> Mapping[str, Kind]:
-    """Every kind by name. Raises ConfigError where union and kinds.yaml differ."""
-    union, _ = get_args(RouterConfig)
-    configs: dict[str, type[RouterSpec]] = {
-        config.model_fields["kind"].default: config for config in get_args(union)
-    }
+    """Every kind by name. Raises ConfigError where the registry and kinds.yaml differ."""
     facts = read_yaml(FACTS)
-    if difference := sorted(configs.keys() ^ facts.keys()):
+    if difference := sorted(ROUTERS.values.keys() ^ facts.keys()):
         raise ConfigError(
-            f"{FACTS}: {', '.join(difference)} stands either here or in RouterConfig, not in both; "
-            "add or remove its entry"
+            f"{FACTS}: {', '.join(difference)} is registered or stands here, and not both; add or "
+            "remove its entry"
         )
     return {
-        name: Kind(name, config, router_of(config), Facts.parse(facts[name], f"{FACTS}: {name}"))
-        for name, config in configs.items()
+        name: Kind(name, *kind, Facts.parse(facts[name], f"{FACTS}: {name}"))
+        for name, kind in ((name, ROUTERS.values[name]) for name in facts)
     }
-
-
-def router_of(config: type[RouterSpec]) -> type[Router]:
-    """The module that the config builds, as `build` declares it."""
-    return typing.get_type_hints(config.build)["return"]
 
 
 def merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:

@@ -1,7 +1,7 @@
 """The Markdown page of one kind."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -11,10 +11,9 @@ from atlas.fields import field_table
 from atlas.kinds import WIDTH, Kind, kinds
 from atlas.measured import Measured
 from atlas.prose import markdown, paragraphs, router_text
-from mixtura.moe import balance_loss, communication_loss, device_balance_loss, policy_loss
-from mixtura.moe.balance import LOSSES
 from mixtura.moe.capacity import Policy
-from mixtura.moe.routers.router import LossName, RouterSpec
+from mixtura.moe.losses import LOSSES
+from mixtura.moe.routers.router import RouterSpec
 from mixtura.shapes.ledger import active_parameters, matmul_flops, total_parameters
 
 _PAGE = Path(__file__).with_name("page.template.md")
@@ -36,15 +35,6 @@ other model trains, without.
 """
 _GROUP = """\
 Under `scope: group`, as in the recipe below, later tokens decide too whether a row finds room."""
-_LOSSES: Mapping[LossName, Callable[..., object]] = {
-    **LOSSES,
-    "balance": balance_loss,
-    "device": device_balance_loss,
-    "communication": communication_loss,
-    "policy": policy_loss,
-}
-# What a recipe calls the weights whose names differ.
-_KEYS: Mapping[LossName, str] = {"balance": "loss", "z": "z_loss"}
 _ROOT = Path(__file__).parents[2]
 
 
@@ -142,8 +132,8 @@ def _losses(kind: Kind) -> str:
         "|---|---|---|---|",
     ]
     for name, weight in served.items():
-        meaning = markdown(paragraphs(_LOSSES[name])[0])
-        lines.append(f"| {name} | `balance.{_KEYS.get(name, name)}` | {weight:g} | {meaning} |")
+        meaning = markdown(paragraphs(LOSSES[name].function)[0])
+        lines.append(f"| {name} | `balance.{LOSSES[name].weight_key}` | {weight:g} | {meaning} |")
     if kind.config.loss_choices == "first":
         rule = (
             "The balance loss counts first choices alone; under `balance.choices: all`, every one."

@@ -32,6 +32,11 @@ class Config(BaseModel):
         except ValidationError as error:
             raise ConfigError(f"{origin}: {_explain(cls, error)}") from error
 
+    @classmethod
+    def variants(cls) -> "list[type[Config]]":
+        """The configs that may stand where this one is the type of a field."""
+        return [cls]
+
     @model_validator(mode="after")
     def _whole_numbers_fit(self) -> Self:
         """Whatever a field's own bounds: torch, numpy and files hold 64 bits."""
@@ -156,6 +161,6 @@ def _bears_tag(model: type[BaseModel], tag: str) -> bool:
 
 
 def _configs_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [*annotation.variants()]
     return [found for argument in get_args(annotation) for found in _configs_in(argument)]

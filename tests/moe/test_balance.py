@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.moe.ranks import OtherRank
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,12 +20,12 @@ from mixtura.moe import (
     bias_step,
     end_micro_step,
     end_step,
-    sum_loads_with,
+    spread_over,
     z_loss,
 )
 from mixtura.moe.load import max_over_mean
 from mixtura.moe.routers import LinearRouter
-from mixtura.moe.routing import Routing, token_rows
+from mixtura.moe.routing import Routing
 
 
 def gate_of(layer: MoE) -> LinearRouter:
@@ -48,20 +49,16 @@ def routing_of(
 ) -> Routing:
     chosen_TK = torch.tensor(chosen)
     probs_TE = torch.as_tensor(probs, dtype=torch.float64)
-    token_N, choice_N = token_rows(*chosen_TK.shape, device=chosen_TK.device)
-    return Routing(
-        token_N=token_N,
-        choice_N=choice_N,
-        chosen_N=chosen_TK.flatten(),
-        # Nothing had room: what was wished for counts all the same.
-        expert_N=torch.full_like(token_N, probs_TE.shape[1]),
-        weight_N=torch.zeros(len(token_N)),
+    return Routing.of_choices(
+        chosen_TK,
+        torch.ones(chosen_TK.shape),
+        probs_TE.shape[1],
+        # Every row is dropped: what was chosen counts all the same.
+        unused_TK=torch.ones_like(chosen_TK, dtype=torch.bool),
         logits_TE=None if logits is None else torch.tensor(logits, dtype=torch.float64),
         probs_TE=probs_TE,
         valid_T=None if valid is None else torch.tensor(valid),
-        num_experts=probs_TE.shape[1],
         num_sequences=sequences,
-        top_k=chosen_TK.shape[1],
     )
 
 
@@ -392,7 +389,7 @@ def test_the_sum_over_ranks_reaches_the_loss_the_bias_and_the_report() -> None:
         router={"kind": "sigmoid_topk"},
         balance={"loss": 1.0, "scope": "global_batch", "bias_rate": 0.5},
     )
-    sum_loads_with(layer, lambda load_E: load_E + load_E.flip(0))
+    spread_over(layer, OtherRank(lambda load_E: load_E + load_E.flip(0)))
     output = layer(at_expert(layer, [2.0, 1.0, 0.0]))
     assert output.routing.probs_TE is not None
     p0, p1, p2 = output.routing.probs_TE[0].tolist()
@@ -412,7 +409,7 @@ def test_a_layer_without_tokens_takes_part_in_the_sum_over_ranks() -> None:
         given.append(load_E)
         return load_E + torch.tensor([3, 0, 0])
 
-    sum_loads_with(layer, sum_over_ranks)
+    spread_over(layer, OtherRank(sum_over_ranks))
     (load_E,) = end_step(layer)
     assert [load_E.tolist() for load_E in given] == [[0, 0, 0]]
     assert given[0].dtype == load_E.dtype == torch.int64

@@ -17,6 +17,7 @@ from mixtura.errors import ConfigError
 from mixtura.moe import CapacityConfig, Drop, Dropless, MoEConfig, Reroute
 from mixtura.moe.capacity import Capacity, Wishes, group_capacity, places
 from mixtura.moe.routers import LinearRouter, RouterShape
+from mixtura.moe.tokens import Tokens
 
 # A busy machine draws slowly, and that is no fault of the code.
 CHECKS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -339,7 +340,7 @@ def test_a_tokens_weights_are_as_the_router_says(
     x_TD = torch.randn(12, 3, dtype=torch.float64)
     valid_T = torch.arange(12) % 6 < 5
     plain, drop, reroute = (
-        made(x_TD, valid_T, 2, rule) for rule in (Dropless(), Drop(factor), Reroute(factor))
+        made(Tokens(x_TD, valid_T, 2), rule) for rule in (Dropless(), Drop(factor), Reroute(factor))
     )
     # The wish is the same whatever the policy.
     assert torch.equal(drop.chosen_N, plain.chosen_N)

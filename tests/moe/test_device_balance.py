@@ -3,6 +3,7 @@
 The twins are DeepSeek-V2's sums as the paper writes them: f, P, f', P', f'' token by token.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from mixtura.moe import (
     end_micro_step,
 )
 from mixtura.moe.routers import LinearRouter
-from mixtura.moe.routing import Routing, token_rows
+from mixtura.moe.routing import Routing
 
 Matrix = list[list[float]]
 
@@ -36,23 +37,17 @@ def routing_of(
 ) -> Routing:
     chosen_TK = torch.tensor(chosen)
     probs_TE = torch.tensor(probs, dtype=torch.float64)
-    token_N, choice_N = token_rows(*chosen_TK.shape, device=chosen_TK.device)
-    return Routing(
-        token_N=token_N,
-        choice_N=choice_N,
-        chosen_N=chosen_TK.flatten(),
-        # Nothing had room: what was wished for counts all the same.
-        expert_N=torch.full_like(token_N, probs_TE.shape[1]),
-        weight_N=torch.zeros(len(token_N)),
-        logits_TE=None,
+    routing = Routing.of_choices(
+        chosen_TK,
+        torch.ones(chosen_TK.shape),
+        probs_TE.shape[1],
+        # Every row is dropped: what was chosen counts all the same.
+        unused_TK=torch.ones_like(chosen_TK, dtype=torch.bool),
         probs_TE=probs_TE,
         valid_T=None if valid is None else torch.tensor(valid),
-        num_experts=probs_TE.shape[1],
         num_sequences=sequences,
-        top_k=chosen_TK.shape[1],
-        num_groups=groups,
-        groups_kept=kept,
     )
+    return replace(routing, num_groups=groups, groups_kept=kept)
 
 
 CHOSEN = [[0, 1], [0, 2]]

@@ -13,6 +13,7 @@ from mixtura.moe import Dropless, MoE, MoEConfig, end_step
 from mixtura.moe.load import importance, load
 from mixtura.moe.routers import Hierarchical, LinearRouter, RouterShape
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
 
 SOFTMAX = {"kind": "softmax_topk", "renormalise": False}
 FLAT = [
@@ -63,7 +64,7 @@ def test_choice_and_weights_by_hand() -> None:
         inner.weight.copy_(
             torch.tensor([[1.0], [4.0], [9.0], [1.0]]).log() * torch.tensor([1.0, 0, 0])
         )
-    routing = made(torch.tensor([[1.0, 0, 0]], dtype=torch.float64))
+    routing = made(Tokens(torch.tensor([[1.0, 0, 0]], dtype=torch.float64)))
     assert routing.chosen_N.tolist() == [1]
     assert routing.weight_N.tolist() == pytest.approx([3 / 5], rel=1e-6)
 
@@ -78,7 +79,7 @@ def test_both_groups_and_both_experts_by_hand() -> None:
         inner.weight.copy_(
             torch.tensor([[4.0], [1.0], [1.0], [2.0]]).log() * torch.tensor([1.0, 0, 0])
         )
-    routing = made(torch.tensor([[1.0, 0, 0]], dtype=torch.float64))
+    routing = made(Tokens(torch.tensor([[1.0, 0, 0]], dtype=torch.float64)))
     assert routing.chosen_N.tolist() == [3, 2, 0, 1]
     expected = [3 / 4 * 2 / 3, 3 / 4 * 1 / 3, 1 / 4 * 4 / 5, 1 / 4 * 1 / 5]
     assert routing.weight_N.tolist() == pytest.approx(expected, rel=1e-6)
@@ -113,7 +114,7 @@ def test_one_group_is_the_flat_router(router: dict[str, Any], training: bool) ->
     routings: list[Routing] = []
     for each in (made, flat):
         torch.manual_seed(3)
-        routings.append(each(x_TD))
+        routings.append(each(Tokens(x_TD)))
     assert_same(*routings)
     if training and router["kind"] == "noisy_topk":
         # Importance_H and Load_H are then Importance and Load. (The outer gate has no noise here.)
@@ -128,7 +129,7 @@ def test_groups_of_one_expert_are_the_flat_router(router: dict[str, Any]) -> Non
     with torch.no_grad():
         outer.weight.copy_(weight_ED)
     x_TD = torch.randn(20, 3, dtype=torch.float64)
-    assert_same(made(x_TD), flat_twin(router, 2, weight_ED).eval()(x_TD))
+    assert_same(made(Tokens(x_TD)), flat_twin(router, 2, weight_ED).eval()(Tokens(x_TD)))
 
 
 def test_one_group_and_groups_of_one_give_the_flat_layers_output_and_gradients() -> None:
@@ -188,7 +189,7 @@ def test_it_equals_the_sum_over_groups(
     of = config(groups * size, outer_top_k * inner_top_k, groups, outer_top_k)
     made = build(of).eval()
     x_TD = torch.randn(9, 3, dtype=torch.float64)
-    routing = made(x_TD)
+    routing = made(Tokens(x_TD))
     found_TE = torch.zeros(9, groups * size, dtype=torch.float64)
     found_TE[routing.token_N, routing.chosen_N] = routing.weight_N
     torch.testing.assert_close(found_TE, naive(made, x_TD))
@@ -208,7 +209,7 @@ def test_any_depth_by_nesting() -> None:
     top, (middle, bottom) = made.outer, gates(made.inner)
     assert isinstance(top, LinearRouter)
     x_D = torch.randn(3, dtype=torch.float64)
-    routing = made(x_D[None])
+    routing = made(Tokens(x_D[None]))
     top_2 = (top.weight @ x_D).softmax(-1)
     middle_22 = (middle.weight @ x_D).view(2, 2).softmax(-1)
     bottom_222 = (bottom.weight @ x_D).view(2, 2, 2).softmax(-1)
@@ -251,7 +252,7 @@ def test_load_h_by_hand() -> None:
 def test_importance_h_is_the_sum_of_products() -> None:
     made = build(config(6, 2, groups=3)).train()
     x_TD = torch.randn(30, 3, dtype=torch.float64)
-    torch.testing.assert_close(importance(made(x_TD)), naive(made, x_TD).sum(0))
+    torch.testing.assert_close(importance(made(Tokens(x_TD))), naive(made, x_TD).sum(0))
 
 
 def test_biases_of_both_levels_move_by_their_own_load() -> None:
@@ -294,7 +295,7 @@ def test_gradients_against_finite_differences() -> None:
     def results(x_TD: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         names = [name for name, _ in made.named_parameters()]
         state = dict(zip(names, parameters, strict=True))
-        routing = torch.func.functional_call(made, state, (x_TD,))
+        routing = torch.func.functional_call(made, state, (Tokens(x_TD),))
         return routing.weight_N, *(level.probs_RS for level in routing.levels)
 
     inputs = [p.detach().clone().requires_grad_() for p in made.parameters()]

@@ -12,6 +12,7 @@ from mixtura.kernels.ragged_batch import ragged_takes
 from mixtura.moe import Drop, Dropless, MoE, MoEConfig, MoEOutput, moe_layers
 from mixtura.moe.experts import DenseFFN
 from mixtura.moe.routers import LinearRouter
+from mixtura.moe.tokens import Tokens
 
 WIDTH = 4
 SOME_BACKENDS = ["naive", "torch_loop", "torch_batched", "torch_grouped"]
@@ -347,7 +348,7 @@ def test_float64_stays_float64_under_autocast() -> None:
     layer, x_BSD = wide_layer("torch_loop")
     layer, x_BSD = layer.double(), x_BSD.double()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        routed = layer.dispatch(x_BSD[0], layer.router(x_BSD[0]), layer.experts)
+        routed = layer.experts(x_BSD[0], layer.router(Tokens(x_BSD[0])))
     assert routed.dtype == torch.float64
 
 
@@ -399,7 +400,7 @@ def test_a_backend_left_open_takes_whatever_it_is_given(
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"backend.*'torch_grouped'.*'torhc'"):
+    with pytest.raises(ConfigError, match=r"backend='torhc' is unknown.*torch_grouped"):
         build(backend="torhc")
 
 

@@ -25,6 +25,7 @@ from mixtura.moe.load import load, max_over_mean
 from mixtura.moe.routers import Hierarchical, LinearRouter, RouterShape
 from mixtura.moe.routing import Level, Routing, first_choices
 from mixtura.moe.shares import Scope
+from mixtura.moe.tokens import Tokens
 
 SCOPES: tuple[Scope, ...] = ("sequence", "micro_batch", "global_batch")
 FLAT = {"kind": "softmax_topk", "renormalise": False}
@@ -84,7 +85,7 @@ def losses(routing: Routing, scope: Scope = "sequence") -> list[float]:
 @pytest.mark.parametrize("scope", SCOPES)
 def test_balance_loss_of_two_levels_by_hand(scope: Scope) -> None:
     router, x_TD = three_tokens()
-    routing = router(x_TD[:3])
+    routing = router(Tokens(x_TD[:3]))
     assert routing.chosen_N.tolist() == [0, 1, 2]
     # Each token is sent to one group, so what a group is sent is its rows.
     expected = [(GROUPS + EXPERTS) / 2, GROUPS, GROUPS]
@@ -95,7 +96,7 @@ def test_sequences_of_unequal_padding_by_hand() -> None:
     # The first sequence has two tokens, the second one and padding. Taken as one, nothing changes:
     # a mean of the two sequences' P, 1/2, 1/2, would be of four tokens.
     router, x_TD = three_tokens()
-    routing = router(x_TD, torch.tensor([True, True, True, False]), 2)
+    routing = router(Tokens(x_TD, torch.tensor([True, True, True, False]), 2))
     whole = [(GROUPS + EXPERTS) / 2, GROUPS, GROUPS]
     assert losses(routing, "micro_batch") == pytest.approx(whole, rel=1e-6)
     assert losses(routing, "global_batch") == pytest.approx(whole, rel=1e-6)
@@ -107,7 +108,7 @@ def test_sequences_of_unequal_padding_by_hand() -> None:
 
 def test_global_batch_takes_f_from_the_step_and_weighs_gates_by_its_own_rows() -> None:
     router, x_TD = three_tokens()
-    routing = router(x_TD[:3])
+    routing = router(Tokens(x_TD[:3]))
     # The step's rows: 1, 3 in group 0 and 2, 2 in group 1.
     step_E = torch.tensor([1, 3, 2, 2])
     # Groups: f = 1/2, 1/2, so 1. Group 0: P = 1/2, 1/2, so 1. Group 1: f = 1/2, 1/2, so 1.
@@ -150,24 +151,16 @@ def even(
         for own in digits
         for steps in taken
     ]
-    rows_N = torch.arange(len(chosen))
     valid = [True] * num_experts + [False] * padding
-    return Routing(
-        token_N=rows_N // len(taken),
-        choice_N=rows_N % len(taken),
-        chosen_N=torch.tensor(chosen),
-        expert_N=torch.tensor(chosen),
-        weight_N=torch.ones(len(chosen)),
-        logits_TE=None,
-        probs_TE=None,
+    chosen_TK = torch.tensor(chosen).view(-1, len(taken))
+    routing = Routing.of_choices(
+        chosen_TK,
+        torch.ones(chosen_TK.shape),
+        num_experts,
         valid_T=torch.tensor(valid * sequences) if padding else None,
-        num_experts=num_experts,
         num_sequences=sequences,
-        top_k=len(taken),
-        num_groups=sizes[0],
-        groups_kept=kept[0],
-        levels=tuple(levels),
     )
+    return replace(routing, num_groups=sizes[0], groups_kept=kept[0], levels=tuple(levels))
 
 
 @given(
@@ -219,7 +212,7 @@ def test_scopes_of_several_ranks_give_the_same_number_on_any_number_of_them(
 
     def routings(valid: bool, ranks: int) -> list[Routing]:
         return [
-            router(x.flatten(0, 1), mask.flatten() if valid else None, len(x))
+            router(Tokens(x.flatten(0, 1), mask.flatten() if valid else None, len(x)))
             for x, mask in zip(x_BSD.chunk(ranks), valid_BS.chunk(ranks), strict=True)
         ]
 
@@ -257,15 +250,15 @@ def test_a_level_of_one_choice_leaves_the_flat_routers_loss(
         gate = made.inner if groups == 1 else made.outer
         gate.get_parameter("weight").copy_(weight_ED)
     x_TD, valid_T = torch.randn(12, 3, dtype=torch.float64), torch.arange(12) % 6 < 4
-    found = balance_loss(made(x_TD, valid_T, 2), scope)
-    torch.testing.assert_close(found, balance_loss(alone(x_TD, valid_T, 2), scope))
+    found = balance_loss(made(Tokens(x_TD, valid_T, 2)), scope)
+    torch.testing.assert_close(found, balance_loss(alone(Tokens(x_TD, valid_T, 2)), scope))
 
 
 def test_a_group_that_was_given_up_asks_no_gate() -> None:
     torch.manual_seed(0)
     gshard = {"kind": "gshard"}
     router = router_of(layer(16, 4, groups=4, outer_top_k=2, outer=gshard), 3)
-    routing = router(torch.randn(40, 3, dtype=torch.float64))
+    routing = router(Tokens(torch.randn(40, 3, dtype=torch.float64)))
     groups, experts = routing.levels
     assert groups.asked_R is None
     assert experts.asked_R is not None
@@ -294,7 +287,7 @@ def test_a_gate_whose_rows_do_not_count_is_even() -> None:
         router.outer.get_parameter("weight").copy_(torch.tensor([[3.0, 3.0], [1.0, 1.0]]).log())
         inner = torch.tensor([[4.0, 4.0], [1.0, 1.0], [9.0, 9.0], [1.0, 1.0]]).log()
         router.inner.get_parameter("weight").copy_(inner)
-    routing = first_choices(router(torch.eye(2, dtype=torch.float64)))
+    routing = first_choices(router(Tokens(torch.eye(2, dtype=torch.float64))))
     assert routing.chosen_N.tolist() == [0, 0]
     expected = (2 * 3 / 4 + (2 * 4 / 5 + 1) / 2) / 2
     assert balance_loss(routing).item() == pytest.approx(expected, rel=1e-6)
@@ -308,7 +301,7 @@ def test_the_loss_evens_every_level() -> None:
     optimizer = torch.optim.Adam(router.parameters(), lr=0.05)
     worst: list[float] = []
     for _ in range(40):
-        routing = router(x_TD)
+        routing = router(Tokens(x_TD))
         worst.append(max_over_mean(load(routing)).item())
         optimizer.zero_grad()
         balance_loss(routing).backward()

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from mixtura.errors import ConfigError
 from mixtura.moe import Dropless, MoE, MoEConfig, importance_loss, load_loss
-from mixtura.moe.routers import NoisyTopK, RouterShape
+from mixtura.moe.routers import NoisyTopK, NoisyTopKConfig, RouterShape
 from mixtura.moe.routers.noisy import NoisyScores, selection_probability
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
 
 X_1D = torch.tensor([[1.0, 2.0, 5.0]], dtype=torch.float64).log()
 
 
 def router(*, zeros: bool = False) -> NoisyTopK:
-    made = NoisyTopK(RouterShape(3, 3, 2), Dropless()).double()
+    made = NoisyTopK(NoisyTopKConfig(), RouterShape(3, 3, 2), Dropless()).double()
     if not zeros:
         with torch.no_grad():
             made.weight.copy_(torch.eye(3))
@@ -35,7 +36,7 @@ def layer(balance: dict[str, float] | None = None) -> MoE:
 
 
 def test_without_noise_in_evaluation() -> None:
-    routing = router().eval()(X_1D)
+    routing = router().eval()(Tokens(X_1D))
     # Softmax over ln 5 and ln 2 alone.
     assert routing.chosen_N.tolist() == [2, 1]
     assert routing.weight_N.tolist() == pytest.approx([5 / 7, 2 / 7], rel=1e-12)
@@ -54,7 +55,7 @@ def test_gates_start_from_zeros() -> None:
 
 def test_noise_moves_the_choice_in_training_as_its_deviation_says() -> None:
     torch.manual_seed(0)
-    routing = router()(X_1D.repeat(20_000, 1))
+    routing = router()(Tokens(X_1D.repeat(20_000, 1)))
     # Expert 0 is chosen unless it comes last of three: ln 1 + noise below both others.
     share_E = torch.bincount(routing.chosen_N, minlength=3) / 20_000
     noise = torch.randn(200_000, 3, dtype=torch.float64) * math.log(2)
@@ -80,7 +81,7 @@ def test_the_chance_of_selection_by_hand() -> None:
 def test_smooth_load_is_the_expected_load() -> None:
     torch.manual_seed(0)
     x_TD = X_1D.repeat(20_000, 1)
-    routing = router()(x_TD)
+    routing = router()(Tokens(x_TD))
     smooth_E = routing.terms["load_E"]
     load_E = torch.bincount(routing.chosen_N, minlength=3)
     assert smooth_E.tolist() == pytest.approx(load_E.tolist(), rel=0.03)
@@ -92,7 +93,7 @@ def test_noise_that_has_vanished_leaves_gradients_finite(shrunk: float) -> None:
     made = router().float()
     with torch.no_grad():
         made.noise_weight[0] = torch.tensor([0.0, shrunk / math.log(2), 0.0])
-    routing = made(X_1D.float().repeat(4, 1))
+    routing = made(Tokens(X_1D.float().repeat(4, 1)))
     # Without noise of its own an expert is in or out: its chances are whole numbers.
     load = routing.terms["load_E"][0].item()
     assert load == round(load)
@@ -102,8 +103,8 @@ def test_noise_that_has_vanished_leaves_gradients_finite(shrunk: float) -> None:
 
 
 def test_with_no_more_experts_than_choices_every_chance_is_one() -> None:
-    made = NoisyTopK(RouterShape(3, 2, 2), Dropless())
-    assert made(torch.randn(5, 3)).terms["load_E"].tolist() == [5, 5]
+    made = NoisyTopK(NoisyTopKConfig(), RouterShape(3, 2, 2), Dropless())
+    assert made(Tokens(torch.randn(5, 3))).terms["load_E"].tolist() == [5, 5]
 
 
 def test_padding_has_no_load_and_no_importance() -> None:
@@ -111,7 +112,7 @@ def test_padding_has_no_load_and_no_importance() -> None:
     valid_T = torch.tensor([True, True, False])
     made, x_TD = router(), torch.randn(3, 3, dtype=torch.float64)
     torch.manual_seed(1)
-    padded = made(x_TD, valid_T)
+    padded = made(Tokens(x_TD, valid_T))
     torch.manual_seed(1)
     noise_TE = torch.randn(3, 3, dtype=torch.float64)
     scores = made.scores(x_TD, None)
@@ -123,19 +124,9 @@ def test_padding_has_no_load_and_no_importance() -> None:
 
 
 def routing_of(weight_N: list[float], load_E: list[float]) -> Routing:
-    return Routing(
-        token_N=torch.tensor([0, 0, 1, 1]),
-        choice_N=torch.tensor([0, 1, 0, 1]),
-        chosen_N=torch.tensor([0, 1, 0, 1]),
-        expert_N=torch.tensor([0, 1, 0, 1]),
-        weight_N=torch.tensor(weight_N),
-        logits_TE=None,
-        probs_TE=None,
-        valid_T=None,
-        num_experts=2,
-        top_k=2,
-        terms={"load_E": torch.tensor(load_E)},
-    )
+    weight_TK = torch.tensor(weight_N).view(2, 2)
+    routing = Routing.of_choices(torch.tensor([[0, 1], [0, 1]]), weight_TK, 2)
+    return replace(routing, terms={"load_E": torch.tensor(load_E)})
 
 
 def test_importance_and_load_losses_by_hand() -> None:
@@ -177,7 +168,7 @@ def test_gradients_against_finite_differences() -> None:
     def results(x_TD: Tensor, weight: Tensor, noise_weight: Tensor) -> tuple[Tensor, ...]:
         torch.manual_seed(5)
         parameters = {"weight": weight, "noise_weight": noise_weight}
-        routing = torch.func.functional_call(made, parameters, (x_TD,))
+        routing = torch.func.functional_call(made, parameters, (Tokens(x_TD),))
         return routing.weight_N, routing.terms["load_E"]
 
     assert torch.autograd.gradcheck(results, (x_TD, weight, noise_weight))

@@ -14,6 +14,7 @@ from mixtura.errors import ConfigError
 from mixtura.moe import Drop, Dropless, MoE, MoEConfig, Reroute
 from mixtura.moe.routers import LinearRouter, RouterShape
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
 
 X_1D = torch.tensor([[1.0, 2.0, 5.0]], dtype=torch.float64).log()
 
@@ -72,7 +73,7 @@ def identity(router: dict[str, Any], bias: list[float] | None = None) -> LinearR
 def test_choice_and_weights_by_hand(
     router: dict[str, Any], experts: list[int], weights: list[float]
 ) -> None:
-    routing = identity(router)(X_1D)
+    routing = identity(router)(Tokens(X_1D))
     assert routing.chosen_N.tolist() == routing.expert_N.tolist() == experts
     assert routing.weight_N.tolist() == pytest.approx(weights, rel=1e-12)
 
@@ -91,10 +92,10 @@ def test_choice_and_weights_by_hand(
 def test_a_bias_chooses_and_never_weighs(
     router: dict[str, Any], experts: list[int], weights: list[float]
 ) -> None:
-    biased = identity(router, bias=[1.0, 0.0, 0.0])(X_1D)
+    biased = identity(router, bias=[1.0, 0.0, 0.0])(Tokens(X_1D))
     assert biased.chosen_N.tolist() == experts
     assert biased.weight_N.tolist() == pytest.approx(weights, rel=1e-12)
-    plain = identity(router)(X_1D)
+    plain = identity(router)(Tokens(X_1D))
     assert biased.probs_TE is not None
     assert plain.probs_TE is not None
     assert torch.equal(biased.probs_TE, plain.probs_TE)
@@ -102,7 +103,7 @@ def test_a_bias_chooses_and_never_weighs(
 
 @pytest.mark.parametrize("router", EVERY_KIND)
 def test_probabilities_and_logits_by_hand(router: dict[str, Any]) -> None:
-    routing = identity(router)(X_1D)
+    routing = identity(router)(Tokens(X_1D))
     # Sigmoid: 1/2, 2/3, 5/6 over their sum of 2.
     sigmoid = router["kind"] == "sigmoid_topk"
     expected = [1 / 4, 1 / 3, 5 / 12] if sigmoid else [1 / 8, 2 / 8, 5 / 8]
@@ -114,7 +115,7 @@ def test_probabilities_and_logits_by_hand(router: dict[str, Any]) -> None:
 
 def test_rows_stand_by_token_and_then_by_choice() -> None:
     # The second token has the first one's logits turned round: ln 5, ln 2, ln 1.
-    routing = identity({"kind": "softmax_topk"})(torch.cat([X_1D, X_1D.flip(1)]))
+    routing = identity({"kind": "softmax_topk"})(Tokens(torch.cat([X_1D, X_1D.flip(1)])))
     assert routing.token_N.tolist() == [0, 0, 1, 1]
     assert routing.choice_N.tolist() == [0, 1, 0, 1]
     assert routing.chosen_N.tolist() == [2, 1, 0, 1]
@@ -124,7 +125,7 @@ def test_rows_stand_by_token_and_then_by_choice() -> None:
 
 def test_padding_gets_no_expert_and_no_weight() -> None:
     routing = identity({"kind": "softmax_topk"})(
-        torch.cat([X_1D, X_1D]), torch.tensor([True, False])
+        Tokens(torch.cat([X_1D, X_1D]), torch.tensor([True, False]))
     )
     assert routing.expert_N.tolist() == [2, 1, 3, 3]
     assert routing.weight_N.tolist() == pytest.approx([5 / 7, 2 / 7, 0, 0])
@@ -137,7 +138,7 @@ def test_renormalised_equals_transformers_formula() -> None:
     torch.manual_seed(0)
     router = build({"kind": "softmax_topk"}, width=16, num_experts=8, top_k=3).float()
     x_TD = torch.randn(50, 16)
-    routing = router(x_TD)
+    routing = router(Tokens(x_TD))
     weights, experts = torch.topk((x_TD @ router.weight.T).softmax(-1), 3)
     weights = weights / weights.sum(-1, keepdim=True)
     assert torch.equal(routing.chosen_N.view(-1, 3), experts)
@@ -151,7 +152,7 @@ def test_renormalised_weights_of_hopeless_experts_are_no_nan() -> None:
         router.weight.copy_(torch.eye(3))
         assert router.bias is not None
         router.bias.copy_(torch.tensor([0.0, 5.0, 5.0]))
-    routing = router(torch.tensor([[0.0, -200.0, -200.0]]))
+    routing = router(Tokens(torch.tensor([[0.0, -200.0, -200.0]])))
     assert sorted(routing.chosen_N.tolist()) == [1, 2]
     assert routing.weight_N.tolist() == [0.5, 0.5]
 
@@ -173,7 +174,9 @@ def test_gradients_equal_finite_differences(
     valid_T = torch.tensor([True, True, True, True, True, False])
 
     def run(x_TD: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        routing = torch.func.functional_call(made, {"weight": weight}, (x_TD, valid_T, 1, rule))
+        routing = torch.func.functional_call(
+            made, {"weight": weight}, (Tokens(x_TD, valid_T), rule)
+        )
         return differentiable(routing)
 
     weight = made.weight.detach().requires_grad_()
@@ -188,9 +191,9 @@ def fp32_router(router: dict[str, Any]) -> tuple[LinearRouter, Tensor]:
 @pytest.mark.parametrize("router", EVERY_KIND)
 def test_scores_are_fp32_under_autocast(router: dict[str, Any]) -> None:
     made, x_TD = fp32_router(router)
-    plain = made(x_TD)
+    plain = made(Tokens(x_TD))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = made(x_TD)
+        cast = made(Tokens(x_TD))
     for found, expected in zip(differentiable(cast), differentiable(plain), strict=True):
         assert found.dtype == torch.float32
         # Equal, not near: one bf16 product would differ in the third digit.
@@ -202,17 +205,17 @@ def test_scores_are_fp32_under_autocast(router: dict[str, Any]) -> None:
 def test_evaluation_in_bf16_rounds_logits_and_weights(router: dict[str, Any]) -> None:
     made, x_TD = fp32_router(router)
     made, x_TD = made.bfloat16().eval(), x_TD.bfloat16()
-    routing = made(x_TD)
+    routing = made(Tokens(x_TD))
     assert routing.logits_TE is not None
     assert torch.equal(routing.logits_TE, torch.nn.functional.linear(x_TD, made.weight).float())
     assert torch.equal(routing.weight_N, routing.weight_N.bfloat16().float())
     assert routing.product_dtype == torch.bfloat16
     made.weighs_in_fp32 = True
-    kept = made(x_TD)
+    kept = made(Tokens(x_TD))
     assert kept.product_dtype == torch.float32
     torch.testing.assert_close(kept.weight_N, routing.weight_N, rtol=2**-8, atol=0)
     # A gate in fp32 is multiplied in fp32.
-    wide = made.float()(x_TD)
+    wide = made.float()(Tokens(x_TD))
     torch.testing.assert_close(wide.logits_TE, x_TD.float() @ made.weight.T)
     assert wide.product_dtype == torch.float32
 
@@ -221,7 +224,7 @@ def test_evaluation_in_bf16_rounds_logits_and_weights(router: dict[str, Any]) ->
 def test_scores_are_fp32_in_training_of_a_bf16_model(router: dict[str, Any]) -> None:
     made, x_TD = fp32_router(router)
     made, x_TD = made.bfloat16().train(), x_TD.bfloat16()
-    routing = made(x_TD)
+    routing = made(Tokens(x_TD))
     assert routing.product_dtype is None
     expected = x_TD.float() @ made.weight.float().T
     assert routing.logits_TE is not None
@@ -282,7 +285,7 @@ def test_the_default_router_refuses_top_1_as_well() -> None:
 def test_one_weight_that_is_not_renormalised_has_a_gradient() -> None:
     router = {"kind": "softmax_topk", "renormalise": False}
     made = build(router, top_k=1)
-    made(X_1D).weight_N.sum().backward()
+    made(Tokens(X_1D)).weight_N.sum().backward()
     assert made.weight.grad is not None
     assert made.weight.grad.any()
 
@@ -318,20 +321,20 @@ def test_jitter_scales_each_input_in_training_alone() -> None:
     # Identity gate and x = 1: the logits are the factors, within 0.8 to 1.2.
     router = identity({"kind": "switch", "jitter": 0.2})
     x_TD = torch.ones(1000, 3, dtype=torch.float64)
-    logits_TE = router.train()(x_TD).logits_TE
+    logits_TE = router.train()(Tokens(x_TD)).logits_TE
     assert logits_TE is not None
     assert logits_TE.min().item() == pytest.approx(0.8, abs=0.01)
     assert logits_TE.max().item() == pytest.approx(1.2, abs=0.01)
     assert logits_TE.min().item() >= 0.8
     assert logits_TE.max().item() <= 1.2
     assert torch.equal(x_TD, torch.ones_like(x_TD))
-    logits_TE = router.eval()(x_TD).logits_TE
+    logits_TE = router.eval()(Tokens(x_TD)).logits_TE
     assert logits_TE is not None
     assert torch.equal(logits_TE, x_TD)
 
 
 def test_no_jitter_means_none() -> None:
     router = identity({"kind": "switch", "jitter": 0.0}).train()
-    logits_TE = router(X_1D).logits_TE
+    logits_TE = router(Tokens(X_1D)).logits_TE
     assert logits_TE is not None
     assert torch.equal(logits_TE, X_1D)

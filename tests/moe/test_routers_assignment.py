@@ -15,6 +15,7 @@ from mixtura.moe import Drop, Dropless, MoE, MoEConfig
 from mixtura.moe.load import computed_load, dropped_share, load
 from mixtura.moe.routers import LinearRouter
 from mixtura.moe.routers.assignment import column_potentials
+from mixtura.moe.tokens import Tokens
 
 # All like expert 0 best; tokens 0 and 1 lose least by yielding, 1 and 2 of 8 and 7.
 WISHES = [[8.0, 7.0], [7.0, 5.0], [6.0, 3.0], [5.0, 1.0]]
@@ -50,7 +51,7 @@ def sigmoid(x: float) -> float:
 
 def test_base_by_hand() -> None:
     # Evenly, 7 + 5 + 6 + 5 = 23 is the best total; 8 + 7 + 3 + 1 would be 19.
-    routing = gate("base")(of(WISHES))
+    routing = gate("base")(Tokens(of(WISHES)))
     assert routing.expert_N.tolist() == [1, 1, 0, 0]
     expected = [sigmoid(logit) for logit in (7, 5, 6, 5)]
     assert routing.weight_N.tolist() == pytest.approx(expected, rel=1e-12)
@@ -62,7 +63,7 @@ def test_base_by_hand() -> None:
 
 
 def test_base_is_greedy_in_evaluation() -> None:
-    routing = gate("base").eval()(of(WISHES))
+    routing = gate("base").eval()(Tokens(of(WISHES)))
     assert routing.expert_N.tolist() == [0, 0, 0, 0]
     expected = [sigmoid(logit) for logit in (8, 7, 6, 5)]
     assert routing.weight_N.tolist() == pytest.approx(expected, rel=1e-12)
@@ -74,16 +75,16 @@ def test_the_balance_leaks_in_training_alone(kind: str) -> None:
     weak = [[2.0, 1.0], [2.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
     strong = [*weak[:2], [10.0, 0.0], [10.0, 0.0]]
     made = gate(kind, router={"epsilon": 0.001} if kind == "base" else {"temperature": 0.5})
-    experts = [made(of(rows)).expert_N.tolist()[0] for rows in (weak, strong)]
+    experts = [made(Tokens(of(rows))).expert_N.tolist()[0] for rows in (weak, strong)]
     assert experts == [0, 1]
-    greedy = [made.eval()(of(rows)).expert_N.tolist()[0] for rows in (weak, strong)]
+    greedy = [made.eval()(Tokens(of(rows))).expert_N.tolist()[0] for rows in (weak, strong)]
     assert greedy == [0, 0]
 
 
 def test_base_balances_what_is_no_padding() -> None:
     padded = of([*WISHES[:2], [99.0, 0.0], *WISHES[2:], [0.0, 99.0]])
     valid_T = torch.tensor([True, True, False, True, True, False])
-    routing = gate("base")(padded, valid_T, 2)
+    routing = gate("base")(Tokens(padded, valid_T, 2))
     assert routing.expert_N.tolist() == [1, 1, 2, 0, 0, 2]
     assert routing.weight_N[[2, 5]].tolist() == [0, 0]
 
@@ -100,8 +101,8 @@ def test_base_is_even_whatever_the_batch(tokens: int) -> None:
 def test_a_rule_that_stands_in_for_the_assignment() -> None:
     # Generation is dropless and greedy; ceil(0.5 * 4 / 2) = 1 row an expert leaves token 0 alone.
     made = gate("base")
-    assert made(of(WISHES), None, 1, Dropless()).expert_N.tolist() == [0, 0, 0, 0]
-    assert made(of(WISHES), None, 1, Drop(0.5)).expert_N.tolist() == [0, 2, 2, 2]
+    assert made(Tokens(of(WISHES)), Dropless()).expert_N.tolist() == [0, 0, 0, 0]
+    assert made(Tokens(of(WISHES)), Drop(0.5)).expert_N.tolist() == [0, 2, 2, 2]
 
 
 def test_potentials_by_hand() -> None:
@@ -144,13 +145,13 @@ def test_sinkhorn_by_hand(weight: str) -> None:
     # Rows of odds 9:1 and 3:1 towards expert 0. v makes sums of 1: the odds become 9 c and 3 c with
     # 9c / (1 + 9c) + 3c / (1 + 3c) = 1, c = 1 / sqrt(27): 1.73 and 0.58. Token 1 yields.
     made = gate("sinkhorn", router={"weight": weight, "iterations": 60})
-    routing = made(of([[log(9), 0.0], [log(3), 0.0]]))
+    routing = made(Tokens(of([[log(9), 0.0], [log(3), 0.0]])))
     assert routing.expert_N.tolist() == [0, 1]
     assert routing.chosen_N.tolist() == [0, 0]
     # Of the raw logits: 9/10 and 1/4, or sigmoid(ln 9) = 9/10 and sigmoid(0) = 1/2.
     expected = [9 / 10, 1 / 4] if weight == "softmax" else [9 / 10, 1 / 2]
     assert routing.weight_N.tolist() == pytest.approx(expected, rel=1e-12)
-    greedy = made.eval()(of([[log(9), 0.0], [log(3), 0.0]]))
+    greedy = made.eval()(Tokens(of([[log(9), 0.0], [log(3), 0.0]])))
     assert greedy.expert_N.tolist() == [0, 0]
 
 
@@ -196,7 +197,9 @@ def test_gradients_equal_finite_differences(
     valid_T = torch.tensor([True] * 5 + [False])
 
     def weights(x_TD: Tensor, weight: Tensor) -> Tensor:
-        return torch.func.functional_call(made, {"weight": weight}, (x_TD, valid_T)).weight_N
+        return torch.func.functional_call(
+            made, {"weight": weight}, (Tokens(x_TD, valid_T),)
+        ).weight_N
 
     weight = made.weight.detach().requires_grad_()
     assert torch.autograd.gradcheck(weights, (x_TD, weight))

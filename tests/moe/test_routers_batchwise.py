@@ -13,6 +13,7 @@ from mixtura.errors import ConfigError
 from mixtura.moe import Drop, MoE, MoEConfig, threshold_loss
 from mixtura.moe.load import load
 from mixtura.moe.routers import Batchwise
+from mixtura.moe.tokens import Tokens
 
 PROBS = [[0.6, 0.1, 0.3], [0.5, 0.3, 0.2], [0.1, 0.4, 0.5]]
 
@@ -44,7 +45,7 @@ def ln(probs: list[list[float]]) -> Tensor:
 def test_training_keeps_the_best_of_the_batch_by_hand() -> None:
     # m = 2 * 3 / 3 = 2: tokens 0 and 1 of expert 0, 2 and 1 of expert 1, 2 and 0 of expert 2.
     # Token 0: 0.6 and 0.3 over 0.9. Token 1: 0.5 and 0.3 over 0.8. Token 2: 0.4 and 0.5 over 0.9.
-    routing = gate()(ln(PROBS))
+    routing = gate()(Tokens(ln(PROBS)))
     assert routing.token_N.tolist() == [0, 1, 2, 1, 2, 0]
     assert routing.chosen_N.tolist() == [0, 0, 1, 1, 2, 2]
     assert routing.choice_N.tolist() == [0, 0, 1, 1, 0, 1]
@@ -55,7 +56,7 @@ def test_training_keeps_the_best_of_the_batch_by_hand() -> None:
 
 def test_evaluation_asks_the_thresholds_by_hand() -> None:
     # Token 0: 0.6 and 0.3 pass. Token 1: 0.5 alone, which makes its weight 1. Token 2: 0.5, 0.4.
-    routing = gate().eval()(ln(PROBS))
+    routing = gate().eval()(Tokens(ln(PROBS)))
     assert routing.chosen_N.view(3, 3).tolist() == [[0, 2, 3], [0, 3, 3], [2, 1, 3]]
     expected = [6 / 9, 3 / 9, 0, 1, 0, 0, 5 / 9, 4 / 9, 0]
     assert routing.weight_N.tolist() == pytest.approx(expected, rel=1e-12)
@@ -63,7 +64,7 @@ def test_evaluation_asks_the_thresholds_by_hand() -> None:
 
 def test_training_with_the_threshold_is_evaluation() -> None:
     made = gate(router={"mask": "threshold"})
-    training, evaluation = made(ln(PROBS)), made.eval()(ln(PROBS))
+    training, evaluation = made(Tokens(ln(PROBS))), made.eval()(Tokens(ln(PROBS)))
     assert torch.equal(training.chosen_N, evaluation.chosen_N)
     assert torch.equal(training.weight_N, evaluation.weight_N)
     assert {"threshold_E", "kept_TE"} <= set(training.terms)
@@ -76,7 +77,7 @@ def test_the_loss_and_its_gradient_by_hand(mask: str) -> None:
     # Above T and not kept: none. The mean over 3 tokens is 0.05 / 3, and its slope in T_1 is 1/3,
     # in log T_1 0.35 / 3.
     made = gate(router={"mask": mask})
-    loss = threshold_loss(made(ln(PROBS)))
+    loss = threshold_loss(made(Tokens(ln(PROBS))))
     assert loss.item() == pytest.approx(0.05 / 3, rel=1e-6)
     loss.backward()
     assert made.log_threshold.grad is not None
@@ -90,7 +91,7 @@ def test_too_many_above_the_threshold_raise_it() -> None:
     made = gate()
     with torch.no_grad():
         made.log_threshold.copy_(torch.tensor([0.05, 0.25, 0.25]).log())
-    loss = threshold_loss(made(ln(PROBS)))
+    loss = threshold_loss(made(Tokens(ln(PROBS))))
     assert loss.item() == pytest.approx(0.05 / 3, rel=1e-6)
     loss.backward()
     assert made.log_threshold.grad is not None
@@ -99,8 +100,8 @@ def test_too_many_above_the_threshold_raise_it() -> None:
 
 def test_padding_is_in_no_share_and_in_no_loss() -> None:
     made, x_TD = gate(), ln([*PROBS, [0.9, 0.05, 0.05]])
-    padded = made(x_TD, torch.tensor([True, True, True, False]))
-    alone = made(ln(PROBS))
+    padded = made(Tokens(x_TD, torch.tensor([True, True, True, False])))
+    alone = made(Tokens(ln(PROBS)))
     kept_N = padded.chosen_N < 3
     assert torch.equal(padded.token_N[kept_N], alone.token_N)
     assert torch.equal(padded.weight_N[kept_N], alone.weight_N)
@@ -120,10 +121,10 @@ def test_the_mask_of_the_batch_leaks_and_the_threshold_does_not() -> None:
     batchwise, threshold = gate(), gate(router={"mask": "threshold"})
     experts = [
         {e for t, e in zip(r.token_N.tolist(), r.chosen_N.tolist(), strict=True) if t == 1}
-        for r in (batchwise(ln(PROBS)), batchwise(changed))
+        for r in (batchwise(Tokens(ln(PROBS))), batchwise(Tokens(changed)))
     ]
     assert experts == [{0, 1}, {1, 2}]
-    before, after = threshold(ln(PROBS)), threshold(changed)
+    before, after = threshold(Tokens(ln(PROBS))), threshold(Tokens(changed))
     assert torch.equal(before.chosen_N[:6], after.chosen_N[:6])
 
 
@@ -148,7 +149,9 @@ def test_gradients_equal_finite_differences(training: bool) -> None:
     valid_T = torch.tensor([True] * 5 + [False])
 
     def weights(x_TD: Tensor, weight: Tensor) -> Tensor:
-        return torch.func.functional_call(made, {"weight": weight}, (x_TD, valid_T)).weight_N
+        return torch.func.functional_call(
+            made, {"weight": weight}, (Tokens(x_TD, valid_T),)
+        ).weight_N
 
     weight = made.weight.detach().requires_grad_()
     assert torch.autograd.gradcheck(weights, (x_TD, weight))
@@ -170,4 +173,4 @@ def test_what_is_refused() -> None:
             {"num_experts": 4, "top_k": 2, "expert_width": 1, "balance": {"threshold": 0.1}}
         )
     with pytest.raises(ValueError, match="kind=batchwise: capacity is built in"):
-        gate()(ln(PROBS), None, 1, Drop(1.0))
+        gate()(Tokens(ln(PROBS)), Drop(1.0))

@@ -10,6 +10,7 @@ from torch import Tensor
 from mixtura.errors import ConfigError
 from mixtura.moe import Dropless, MoE, MoEConfig
 from mixtura.moe.routers import Dbrx, Hierarchical, RouterShape
+from mixtura.moe.tokens import Tokens
 
 
 def config(num_experts: int = 3, top_k: int = 2, **router: Any) -> MoEConfig:
@@ -46,7 +47,7 @@ X_1D = torch.tensor([[1.0, 2.0, 5.0]], dtype=torch.float64).log()
     ],
 )
 def test_weights_by_hand(norm: float | None, weights: list[float]) -> None:
-    routing = identity(norm=norm)(X_1D)
+    routing = identity(norm=norm)(Tokens(X_1D))
     assert routing.chosen_N.tolist() == [2, 1]
     assert routing.weight_N.tolist() == pytest.approx(weights, rel=1e-12)
 
@@ -57,7 +58,7 @@ def test_four_of_sixteen_equal_the_quotient() -> None:
     made = gate(width=8, num_experts=16, top_k=4, norm=2)
     x_TD = torch.randn(50, 8, dtype=torch.float64)
     weight_TK, expert_TK = (x_TD @ made.weight.T).softmax(-1).topk(4)
-    routing = made(x_TD)
+    routing = made(Tokens(x_TD))
     assert torch.equal(routing.chosen_N.view(-1, 4), expert_TK)
     weight_TK = weight_TK / weight_TK.square().sum(-1, keepdim=True).sqrt()
     torch.testing.assert_close(routing.weight_N.view(-1, 4), weight_TK)
@@ -73,11 +74,11 @@ def test_weights_of_hopeless_experts_are_no_nan() -> None:
 def test_jitter_scales_each_input_in_training_alone() -> None:
     made = identity(jitter=0.2)
     x_TD = torch.ones(1000, 3, dtype=torch.float64)
-    logits_TE = made.train()(x_TD).logits_TE
+    logits_TE = made.train()(Tokens(x_TD)).logits_TE
     assert 0.8 <= logits_TE.min().item() < 0.81
     assert 1.19 < logits_TE.max().item() <= 1.2
-    assert torch.equal(made.eval()(x_TD).logits_TE, x_TD)
-    assert torch.equal(identity().train()(x_TD).logits_TE, x_TD)
+    assert torch.equal(made.eval()(Tokens(x_TD)).logits_TE, x_TD)
+    assert torch.equal(identity().train()(Tokens(x_TD)).logits_TE, x_TD)
 
 
 def test_default_losses() -> None:
@@ -92,7 +93,7 @@ def test_gradients_equal_finite_differences(norm: float | None) -> None:
     x_TD = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
 
     def run(x_TD: Tensor, weight: Tensor) -> Tensor:
-        return torch.func.functional_call(made, {"weight": weight}, (x_TD,)).weight_N
+        return torch.func.functional_call(made, {"weight": weight}, (Tokens(x_TD),)).weight_N
 
     assert torch.autograd.gradcheck(run, (x_TD, made.weight.detach().requires_grad_()))
 
@@ -133,7 +134,7 @@ def test_jitter_lies_in_0_to_1() -> None:
 def test_one_expert_over_its_norm_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"top_k=1 under router kind=dbrx.*norm=null"):
         config(top_k=1).check_gradient()
-    routing = identity_of_one()(X_1D)
+    routing = identity_of_one()(Tokens(X_1D))
     assert routing.weight_N.tolist() == pytest.approx([5 / 8], rel=1e-12)
 
 
@@ -155,6 +156,6 @@ def test_under_a_hierarchical_router_it_is_the_flat_one(side: str) -> None:
     flat = gate(num_experts=6, norm=2)
     (made.inner if side == "inner" else made.outer).load_state_dict(flat.state_dict())
     x_TD = torch.randn(30, 3, dtype=torch.float64)
-    found, expected = made(x_TD), flat(x_TD)
+    found, expected = made(Tokens(x_TD)), flat(Tokens(x_TD))
     assert torch.equal(found.chosen_N, expected.chosen_N)
     torch.testing.assert_close(found.weight_N, expected.weight_N)

@@ -29,6 +29,7 @@ from mixtura.moe import (
 from mixtura.moe.capacity import Capacity
 from mixtura.moe.load import computed_load
 from mixtura.moe.routers import DeepSeekV2, DeepSeekV3, LinearRouter, RouterShape
+from mixtura.moe.tokens import Tokens
 
 KINDS = ["deepseek_v2", "deepseek_v3"]
 RULES: dict[str, Capacity] = {
@@ -81,7 +82,7 @@ def gate(
 def test_choice_and_weights_by_hand(
     kind: str, options: dict[str, Any], experts: list[int], weights: list[float]
 ) -> None:
-    routing = gate(kind, **options)(X_1D)
+    routing = gate(kind, **options)(Tokens(X_1D))
     assert routing.chosen_N.tolist() == experts
     assert routing.weight_N.tolist() == pytest.approx(weights, rel=1e-12)
     assert (routing.num_groups, routing.groups_kept) == (2, options.get("groups_kept", 1))
@@ -92,14 +93,14 @@ def test_a_bias_chooses_groups_and_experts_and_never_weighs() -> None:
     made = gate("deepseek_v3", scale=1.0)
     assert made.bias is not None
     made.bias.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0]))
-    routing = made(X_1D)
+    routing = made(Tokens(X_1D))
     assert routing.chosen_N.tolist() == [1, 0]
     assert routing.weight_N.tolist() == pytest.approx([5 / 13, 8 / 13], rel=1e-12)
 
 
 def test_probabilities_by_hand() -> None:
     # The sigmoids 4/5, 1/2, 3/4, 2/3 sum to 163/60.
-    routing = gate("deepseek_v3")(X_1D)
+    routing = gate("deepseek_v3")(Tokens(X_1D))
     assert routing.probs_TE is not None
     expected = [48 / 163, 30 / 163, 45 / 163, 40 / 163]
     assert routing.probs_TE[0].tolist() == pytest.approx(expected, rel=1e-12)
@@ -136,7 +137,7 @@ def test_it_is_the_plain_rule(of: dict[str, int], kind: str) -> None:
     generator = torch.Generator().manual_seed(of["seed"])
     x_TD = torch.randn(5, groups * size, dtype=torch.float64, generator=generator)
     score_TE = x_TD.softmax(-1) if kind == "deepseek_v2" else x_TD.sigmoid()
-    routing = made(x_TD)
+    routing = made(Tokens(x_TD))
     for t, row in enumerate(score_TE.tolist()):
         score = dict(enumerate(row))
         by_group = [row[g * size : (g + 1) * size] for g in range(groups)]
@@ -161,7 +162,7 @@ def test_with_every_group_kept_it_is_the_flat_router(kind: str, flat: dict[str, 
     other = MoEConfig.parse(tree).router.build(RouterShape(5, 12, 3), Dropless()).double()
     other.load_state_dict(made.state_dict())
     x_TD = torch.randn(30, 5, dtype=torch.float64)
-    found, expected = made(x_TD), other(x_TD)
+    found, expected = made(Tokens(x_TD)), other(Tokens(x_TD))
     assert torch.equal(found.chosen_N, expected.chosen_N)
     torch.testing.assert_close(found.weight_N, expected.weight_N)
     torch.testing.assert_close(balance_loss(found), balance_loss(expected))
@@ -171,7 +172,7 @@ def test_a_rerouted_row_stays_in_the_kept_groups() -> None:
     # Capacity ceil(0.5 * 3 * 1 / 4) = 1. All three tokens prefer expert 0, then 1 of its group; the
     # third is lost, though experts 2 and 3 are idle.
     made = gate("deepseek_v2", top_k=1)
-    routing = made(X_1D.repeat(3, 1), capacity=Reroute(0.5))
+    routing = made(Tokens(X_1D.repeat(3, 1)), Reroute(0.5))
     assert routing.chosen_N.tolist() == [0, 0, 0]
     assert routing.expert_N.tolist() == [0, 1, 4]
     # Not renormalised: the weight is that of the expert it came to.
@@ -210,7 +211,9 @@ def test_gradients_equal_finite_differences(kind: str, rule: Capacity) -> None:
     valid_T = torch.tensor([True] * 5 + [False])
 
     def run(x_TD: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        routing = torch.func.functional_call(made, {"weight": weight}, (x_TD, valid_T, 2, rule))
+        routing = torch.func.functional_call(
+            made, {"weight": weight}, (Tokens(x_TD, valid_T, 2), rule)
+        )
         losses = (balance_loss, device_balance_loss, communication_loss)
         return (routing.weight_N, *(loss(routing) for loss in losses))
 
@@ -255,7 +258,7 @@ def test_no_tokens_and_one_group(kind: str) -> None:
     assert output.routing.expert_N.tolist() == []
     ranked_by = {"group_top": 1} if kind == "deepseek_v3" else {}
     one = gate(kind, 1, 1, groups=1, renormalise=False, **ranked_by)
-    assert one(torch.zeros(2, 1, dtype=torch.float64)).chosen_N.tolist() == [0, 0]
+    assert one(Tokens(torch.zeros(2, 1, dtype=torch.float64))).chosen_N.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,14 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.moe.ranks import OtherRank
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mixtura.errors import ConfigError
-from mixtura.moe import Drop, Dropless, MoE, MoEConfig, end_micro_step, end_step, sum_loads_with
+from mixtura.moe import Drop, Dropless, MoE, MoEConfig, end_micro_step, end_step, spread_over
 from mixtura.moe.load import dropped_share, load
 from mixtura.moe.routers import ExpertChoice, ExpertThreshold
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
 
 # Experts 0, 1, 2 by column.
 PROBS = [[0.6, 0.1, 0.3], [0.5, 0.3, 0.2], [0.1, 0.4, 0.5]]
@@ -53,7 +55,7 @@ def rows(routing: Routing) -> list[tuple[int, int, int]]:
 def test_experts_choose_by_hand() -> None:
     # k = 3 * 1 / 3 = 1. Expert 0 takes token 0 (0.6 over 0.5 and 0.1), expert 1 token 2 (0.4),
     # expert 2 token 2 (0.5), for which it is the first choice. Nobody takes token 1.
-    routing = gate("expert_choice")(ln(PROBS))
+    routing = gate("expert_choice")(Tokens(ln(PROBS)))
     assert rows(routing) == [(0, 0, 0), (2, 1, 1), (2, 0, 2)]
     assert torch.equal(routing.expert_N, routing.chosen_N)
     assert routing.weight_N.tolist() == pytest.approx([0.6, 0.4, 0.5], rel=1e-12)
@@ -63,14 +65,14 @@ def test_experts_choose_by_hand() -> None:
 
 def test_two_experts_a_token_by_hand() -> None:
     # k = 3 * 2 / 3 = 2, best first: 0.6 and 0.5 of expert 0, 0.4 and 0.3 of 1, 0.5 and 0.3 of 2.
-    routing = gate("expert_choice", top_k=2)(ln(PROBS))
+    routing = gate("expert_choice", top_k=2)(Tokens(ln(PROBS)))
     assert rows(routing) == [(0, 0, 0), (1, 0, 0), (2, 1, 1), (1, 1, 1), (2, 0, 2), (0, 1, 2)]
     assert routing.weight_N.tolist() == pytest.approx([0.6, 0.5, 0.4, 0.3, 0.5, 0.3], rel=1e-12)
 
 
 def test_a_share_is_rounded_up() -> None:
     # 4 tokens, 3 experts, 1 each: 4 / 3 is 2 rows an expert.
-    assert load(gate("expert_choice")(ln([*PROBS, PROBS[0]]))).tolist() == [2, 2, 2]
+    assert load(gate("expert_choice")(Tokens(ln([*PROBS, PROBS[0]])))).tolist() == [2, 2, 2]
 
 
 def test_the_layer_is_the_weighted_sum() -> None:
@@ -91,11 +93,11 @@ def test_padding_is_never_taken_and_does_not_count() -> None:
     # Two of four tokens: k = 2 * 1 / 2 = 1 of the 2 rows that an expert has; the other is left.
     made = gate("expert_choice", num_experts=2)
     x_TD = ln([[0.9, 0.1], [0.6, 0.4], [0.99, 0.01], [0.01, 0.99]])
-    routing = made(x_TD, torch.tensor([True, True, False, False]))
+    routing = made(Tokens(x_TD, torch.tensor([True, True, False, False])))
     assert routing.chosen_N.tolist() == [0, 2, 1, 2]
     assert routing.token_N[[0, 2]].tolist() == [0, 1]
     assert routing.weight_N.tolist() == pytest.approx([0.9, 0, 0.4, 0], rel=1e-12)
-    alone = made(x_TD[:2])
+    alone = made(Tokens(x_TD[:2]))
     assert (alone.chosen_N.tolist(), alone.token_N.tolist()) == ([0, 1], [0, 1])
     # A left-over row is no wish, and so no loss.
     assert not routing.lost_N.any()
@@ -107,7 +109,9 @@ def test_no_row_stands_twice(groups: int, size: int, experts: int, data: st.Data
     top_k = data.draw(st.integers(1, experts))
     torch.manual_seed(data.draw(st.integers(0, 999)))
     x_TD = torch.randn(groups * size, experts, dtype=torch.float64)
-    routing = gate("expert_choice", experts, top_k)(x_TD, torch.rand(len(x_TD)) < 0.7, groups)
+    routing = gate("expert_choice", experts, top_k)(
+        Tokens(x_TD, torch.rand(len(x_TD)) < 0.7, groups)
+    )
     places = list(zip(routing.token_N.tolist(), routing.choice_N.tolist(), strict=True))
     assert len(set(places)) == len(places)
     # By sequence, every expert takes its share of the tokens that are no padding.
@@ -124,10 +128,10 @@ def test_no_row_stands_twice(groups: int, size: int, experts: int, data: st.Data
 def test_scope_sequence_heeds_no_other_sequence_and_scope_batch_does() -> None:
     # The second sequence's token 2 beats the first one's token 0 for expert 0.
     x_TD = ln([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1], [0.8, 0.2]])
-    by_sequence = gate("expert_choice", 2)(x_TD, None, 2)
+    by_sequence = gate("expert_choice", 2)(Tokens(x_TD, num_sequences=2))
     assert by_sequence.token_N.tolist() == [0, 1, 2, 3]
     assert by_sequence.chosen_N.tolist() == [0, 1, 0, 1]
-    by_batch = gate("expert_choice", 2, scope="batch")(x_TD, None, 2)
+    by_batch = gate("expert_choice", 2, scope="batch")(Tokens(x_TD, num_sequences=2))
     assert by_batch.token_N.tolist() == [2, 3, 1, 0]
     assert by_batch.chosen_N.tolist() == [0, 0, 1, 1]
 
@@ -151,7 +155,7 @@ def test_gradients_of_expert_choice_equal_finite_differences() -> None:
     valid_T = torch.tensor([True] * 5 + [False])
 
     def weights(x_TD: Tensor, weight: Tensor) -> Tensor:
-        routing = torch.func.functional_call(made, {"weight": weight}, (x_TD, valid_T))
+        routing = torch.func.functional_call(made, {"weight": weight}, (Tokens(x_TD, valid_T),))
         return routing.weight_N
 
     weight = made.weight.detach().requires_grad_()
@@ -160,9 +164,9 @@ def test_gradients_of_expert_choice_equal_finite_differences() -> None:
 
 def test_another_capacity_is_refused_and_generations_is_not() -> None:
     made = gate("expert_choice")
-    made(ln(PROBS), None, 1, Dropless())
+    made(Tokens(ln(PROBS)), Dropless())
     with pytest.raises(ValueError, match=r"kind=expert_choice: capacity is built in.*dropless"):
-        made(ln(PROBS), None, 1, Drop(1.0))
+        made(Tokens(ln(PROBS)), Drop(1.0))
 
 
 def with_thresholds(thresholds: list[float], top_k: int = 1, **router: Any) -> ExpertThreshold:
@@ -174,7 +178,7 @@ def with_thresholds(thresholds: list[float], top_k: int = 1, **router: Any) -> E
 
 def test_thresholds_by_hand() -> None:
     # Token 0: 0.6 and 0.3 pass, 0.1 does not. Token 1: 0.5 passes. Token 2: 0.4 and 0.5.
-    routing = with_thresholds([0.45, 0.35, 0.25]).eval()(ln(PROBS))
+    routing = with_thresholds([0.45, 0.35, 0.25]).eval()(Tokens(ln(PROBS)))
     assert rows(routing) == [(0, 0, 0), (0, 1, 2), (1, 0, 0), (1, 1, 3), (2, 0, 2), (2, 1, 1)]
     assert routing.weight_N.tolist() == pytest.approx([0.6, 0.3, 0.5, 0, 0.5, 0.4], rel=1e-12)
     assert (routing.top_k, routing.num_tokens) == (2, 3)
@@ -192,7 +196,7 @@ def test_a_token_may_have_no_expert() -> None:
 
 @pytest.mark.parametrize(("most", "chosen"), [(1, [[0], [0], [2]]), (3, [[0, 2, 3], [0], [2, 1]])])
 def test_most_bounds_the_experts_of_a_token(most: int, chosen: list[list[int]]) -> None:
-    routing = with_thresholds([0.45, 0.35, 0.25], most=most).eval()(ln(PROBS))
+    routing = with_thresholds([0.45, 0.35, 0.25], most=most).eval()(Tokens(ln(PROBS)))
     found = routing.chosen_N.view(3, most).tolist()
     assert [row[: len(want)] for row, want in zip(found, chosen, strict=True)] == chosen
 
@@ -267,7 +271,7 @@ def test_ranks_agree_on_thresholds() -> None:
     with torch.no_grad():
         layer.router.get_parameter("weight").copy_(torch.eye(3))
     other = torch.tensor([0.6, 0.8, 0.4, 2.0])
-    sum_loads_with(layer, lambda of: of + other.to(of) if of.is_floating_point() else of)
+    spread_over(layer, OtherRank(lambda of: of + other.to(of) if of.is_floating_point() else of))
     layer(ln(PROBS))
     end_step(layer)
     assert layer.router.get_buffer("threshold_E").tolist() == pytest.approx([0.4, 0.4, 0.3])
@@ -312,7 +316,7 @@ def test_gradients_of_thresholds_equal_finite_differences() -> None:
     x_TD = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
 
     def weights(x_TD: Tensor, weight: Tensor) -> Tensor:
-        return torch.func.functional_call(made, {"weight": weight}, (x_TD,)).weight_N
+        return torch.func.functional_call(made, {"weight": weight}, (Tokens(x_TD),)).weight_N
 
     weight = made.weight.detach().requires_grad_()
     assert torch.autograd.gradcheck(weights, (x_TD, weight))

@@ -20,6 +20,7 @@ from mixtura.moe.capacity import Capacity
 from mixtura.moe.load import computed_load, load
 from mixtura.moe.routers import GShard, Hierarchical, Router, RouterShape, TokenChoiceRouter
 from mixtura.moe.routing import Routing, first_choices
+from mixtura.moe.tokens import Tokens
 
 RULES: dict[str, Capacity] = {
     "dropless": Dropless(),
@@ -49,7 +50,7 @@ def gate(num_experts: int = 3, rule: Capacity | None = None, width: int | None =
 def seeded(made: Router, x_TD: Tensor, seed: int) -> tuple[Routing, list[float]]:
     """The routing, and what was drawn for it."""
     torch.manual_seed(seed)
-    routing = made(x_TD)
+    routing = made(Tokens(x_TD))
     torch.manual_seed(seed)
     return routing, torch.rand(len(x_TD), dtype=x_TD.dtype).tolist()
 
@@ -59,7 +60,7 @@ X_1D = torch.tensor([[1.0, 2.0, 5.0]], dtype=torch.float64).log()
 
 
 def test_evaluation_takes_both_choices_by_hand() -> None:
-    routing = gate().eval()(X_1D.repeat(50, 1))
+    routing = gate().eval()(Tokens(X_1D.repeat(50, 1)))
     assert routing.chosen_N.tolist() == routing.expert_N.tolist() == [2, 1] * 50
     assert routing.weight_N.tolist() == pytest.approx([5 / 7, 2 / 7] * 50, rel=1e-12)
 
@@ -143,7 +144,7 @@ def test_it_is_algorithm_1(
 def test_capacity_at_factor_1_is_twice_tokens_over_experts() -> None:
     # 8 tokens, 4 experts: C = 2 * 8 / 4 = 4. All prefer expert 0, then 1: four rows stay at each.
     x_TD = torch.tensor([[3.0, 2, 0, 0]], dtype=torch.float64).repeat(8, 1)
-    routing = gate(4, Drop(1.0, "group")).eval()(x_TD)
+    routing = gate(4, Drop(1.0, "group")).eval()(Tokens(x_TD))
     assert load(routing).tolist() == [8, 8, 0, 0]
     assert computed_load(routing).tolist() == [4, 4, 0, 0]
 
@@ -152,7 +153,7 @@ def test_first_choices_of_later_tokens_go_before_second_ones() -> None:
     # C = 2 * 2 / 2 = 2 at factor 1, so 1 at 0.5. Token 0 prefers 0 and then 1, token 1 only turned
     # round: each expert's one place is a first choice's.
     x_TD = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    routing = gate(2, Drop(0.5, "group")).eval()(x_TD)
+    routing = gate(2, Drop(0.5, "group")).eval()(Tokens(x_TD))
     assert routing.expert_N.tolist() == [0, 2, 1, 2]
 
 
@@ -162,7 +163,7 @@ def test_a_given_up_row_takes_its_room() -> None:
     # group, and after it in a sequence, where it finds its place taken by a row given up.
     x_TD = torch.tensor([[9.0, 0.0], [0.0, 9.0]], dtype=torch.float64)
     torch.manual_seed(1)
-    routing = gate(2, Drop(0.5)).train()(x_TD)
+    routing = gate(2, Drop(0.5)).train()(Tokens(x_TD))
     assert routing.expert_N.tolist() == [0, 2, 2, 2]
     assert routing.lost_N.tolist() == [False, False, True, False]
 
@@ -204,7 +205,9 @@ def test_gradients_equal_finite_differences(rule: Capacity, training: bool) -> N
 
     def run(x_TD: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         torch.manual_seed(5)
-        routing = torch.func.functional_call(made, {"weight": weight}, (x_TD, valid_T, 1, rule))
+        routing = torch.func.functional_call(
+            made, {"weight": weight}, (Tokens(x_TD, valid_T), rule)
+        )
         return routing.weight_N, balance_loss(first_choices(routing))
 
     assert torch.autograd.gradcheck(run, (x_TD, made.weight.detach().requires_grad_()))
@@ -236,8 +239,8 @@ def test_every_capacity_rule_keeps_its_promise(rule: Capacity) -> None:
 def test_padding_counts_nowhere() -> None:
     x_TD = torch.cat([X_1D, X_1D.flip(1)])
     made = gate(rule=Drop(1.5, "group")).eval()
-    padded = made(x_TD, torch.tensor([False, True]))
-    alone = made(x_TD[1:])
+    padded = made(Tokens(x_TD, torch.tensor([False, True])))
+    alone = made(Tokens(x_TD[1:]))
     assert padded.expert_N.tolist() == [3, 3, *alone.expert_N.tolist()]
     assert padded.weight_N.tolist() == pytest.approx([0, 0, *alone.weight_N.tolist()])
     assert torch.equal(load(padded), load(alone))
@@ -283,7 +286,7 @@ def test_whoever_gives_up_a_group_gives_up_all_its_experts() -> None:
     made = hierarchical(groups=3, top_k=4, outer_top_k=2, outer={"kind": "gshard"})
     x_TD = torch.randn(40, 3, dtype=torch.float64)
     torch.manual_seed(2)
-    routing = made(x_TD)
+    routing = made(Tokens(x_TD))
     torch.manual_seed(2)
     assert isinstance(made.outer, TokenChoiceRouter)
     outer = made.outer.choose(x_TD)

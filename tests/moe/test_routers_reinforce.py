@@ -3,19 +3,27 @@
 By hand: an identity gate and x = ln p, so that softmax gives back p.
 """
 
+from dataclasses import replace
 from math import log
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixtura.errors import ConfigError
-from mixtura.moe import MoE, MoEConfig, MoEOutput, policy_loss, policy_losses
+from mixtura.moe import MoE, MoEConfig, MoEOutput, late_losses, reinforce_loss
 from mixtura.moe.routers import Reinforce
-from mixtura.moe.routing import Routing, token_rows
+from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
 
 P = [0.2, 0.3, 0.5]
+
+
+def loss_of(router: nn.Module, routing: Routing, reward_T: Tensor) -> Tensor:
+    """The loss under the weights of the router's own config."""
+    assert isinstance(router, Reinforce)
+    return reinforce_loss(routing, reward_T, router.config.baseline, router.config.entropy)
 
 
 def layer_of(num_experts: int = 3, top_k: int = 1, **fields: Any) -> MoE:
@@ -40,7 +48,7 @@ def ln(probs: list[list[float]]) -> Tensor:
 
 
 def test_evaluation_takes_the_likeliest() -> None:
-    routing = gate().eval()(ln([P]))
+    routing = gate().eval()(Tokens(ln([P])))
     assert routing.chosen_N.tolist() == [2]
     assert routing.weight_N.tolist() == [1]
     assert "log_prob_T" not in routing.terms
@@ -48,7 +56,7 @@ def test_evaluation_takes_the_likeliest() -> None:
 
 def test_training_draws_from_the_policy() -> None:
     # 10,000 draws: shares within 4 standard deviations of sqrt(0.25 / 10000) = 0.005.
-    routing = gate()(ln([P]).expand(10_000, 3))
+    routing = gate()(Tokens(ln([P]).expand(10_000, 3)))
     share_E = routing.chosen_N.bincount(minlength=3) / 10_000
     assert share_E.tolist() == pytest.approx(P, abs=0.02)
     assert torch.equal(routing.weight_N, torch.ones_like(routing.weight_N))
@@ -62,7 +70,7 @@ def test_terms_by_hand() -> None:
     with torch.no_grad():
         made.baseline_weight.copy_(torch.tensor([[1.0, 0.0, 2.0]]))
         made.baseline_bias.fill_(0.5)
-    terms = made(ln([P])).terms
+    terms = made(Tokens(ln([P]))).terms
     entropy = -sum(p * log(p) for p in P)
     assert terms["entropy_T"].tolist() == pytest.approx([entropy], rel=1e-12)
     baseline = log(0.2) + 2 * log(0.5) + 0.5
@@ -72,12 +80,10 @@ def test_terms_by_hand() -> None:
 def routing_of(
     log_prob: Tensor, baseline: Tensor, entropy: Tensor, valid: Tensor | None
 ) -> Routing:
-    token_N, choice_N = token_rows(len(log_prob), 1, log_prob.device)
-    none_N = torch.zeros_like(token_N)
     terms = {"log_prob_T": log_prob, "baseline_T": baseline, "entropy_T": entropy}
-    return Routing(
-        token_N, choice_N, none_N, none_N, log_prob, None, None, valid, 2, top_k=1, terms=terms
-    )
+    first_TK = torch.zeros(len(log_prob), 1, dtype=torch.int64)
+    routing = Routing.of_choices(first_TK, torch.ones(len(log_prob), 1), 2, valid_T=valid)
+    return replace(routing, terms=terms)
 
 
 def test_the_loss_and_its_gradients_by_hand() -> None:
@@ -88,7 +94,7 @@ def test_the_loss_and_its_gradients_by_hand() -> None:
     entropy_T = torch.tensor([0.6, 0.2], dtype=torch.float64, requires_grad=True)
     reward_T = torch.tensor([3.0, -1.0], dtype=torch.float64)
     routing = routing_of(log_prob_T, baseline_T, entropy_T, None)
-    loss = policy_loss(routing, reward_T, baseline=0.5, entropy=0.1)
+    loss = reinforce_loss(routing, reward_T, baseline=0.5, entropy=0.1)
     assert loss.item() == pytest.approx((2.94 + 1.48) / 2, rel=1e-12)
     loss.backward()
     # Means over 2: -advantage / 2; 0.5 * 2 * (b - r) / 2; -0.1 / 2.
@@ -100,15 +106,15 @@ def test_the_loss_and_its_gradients_by_hand() -> None:
     assert entropy_T.grad.tolist() == pytest.approx([-0.05, -0.05])
     # Padding in token 1's place leaves token 0's alone.
     padded = routing_of(log_prob_T, baseline_T, entropy_T, torch.tensor([True, False]))
-    assert policy_loss(padded, reward_T, 0.5, 0.1).item() == pytest.approx(2.94, rel=1e-12)
+    assert reinforce_loss(padded, reward_T, 0.5, 0.1).item() == pytest.approx(2.94, rel=1e-12)
 
 
 def test_its_gradient_in_the_logits_is_advantage_times_p_less_the_choice() -> None:
     # d(-A log p_e) / d logit = A (p - onehot(e)), with A = 1.5 and no baseline as yet.
     made = gate(router={"entropy": 0.0, "baseline": 0.0})
     logits_TE = ln([P]).requires_grad_()
-    routing = made(logits_TE)
-    made.policy_loss(routing, torch.tensor([1.5], dtype=torch.float64)).backward()
+    routing = made(Tokens(logits_TE))
+    loss_of(made, routing, torch.tensor([1.5], dtype=torch.float64)).backward()
     expected = torch.tensor(P, dtype=torch.float64)
     expected[routing.chosen_N] -= 1
     assert logits_TE.grad is not None
@@ -120,7 +126,7 @@ def test_the_baseline_takes_no_gradient_to_the_trunk() -> None:
     x_TD = ln([P]).requires_grad_()
     with torch.no_grad():
         made.baseline_weight.fill_(1.0)
-    routing = made(x_TD)
+    routing = made(Tokens(x_TD))
     routing.terms["baseline_T"].sum().backward()
     assert x_TD.grad is None
     # The gradient of b in its weights is x, in its bias 1.
@@ -139,8 +145,8 @@ def test_gradients_equal_finite_differences() -> None:
     def loss(x_TD: Tensor, weight: Tensor) -> Tensor:
         # The same draws each time; the advantage's own slope is no part of the estimator.
         torch.manual_seed(0)
-        routing = torch.func.functional_call(made, {"weight": weight}, (x_TD,))
-        return made.policy_loss(routing, reward_T)
+        routing = torch.func.functional_call(made, {"weight": weight}, (Tokens(x_TD),))
+        return loss_of(made, routing, reward_T)
 
     weight = made.weight.detach().requires_grad_()
     assert torch.autograd.gradcheck(loss, (x_TD, weight))
@@ -155,17 +161,17 @@ def test_it_learns_the_better_of_two_experts(better: int) -> None:
     optimizer = torch.optim.Adam(made.parameters(), lr=0.05)
     x_TD = torch.ones(32, 2, dtype=torch.float64)
     for _ in range(100):
-        routing = made(x_TD)
+        routing = made(Tokens(x_TD))
         reward_T = (routing.chosen_N == better).double()
         optimizer.zero_grad()
-        made.policy_loss(routing, reward_T).backward()
+        loss_of(made, routing, reward_T).backward()
         optimizer.step()
-    routing = made(x_TD)
+    routing = made(Tokens(x_TD))
     assert routing.probs_TE is not None
     assert routing.probs_TE[0, better] > 0.95
     # And it has come to expect nearly that.
     assert routing.terms["baseline_T"][0].item() == pytest.approx(1, abs=0.1)
-    assert made.eval()(x_TD).chosen_N.tolist() == [better] * 32
+    assert made.eval()(Tokens(x_TD)).chosen_N.tolist() == [better] * 32
 
 
 def test_the_layers_loss_comes_with_the_nats() -> None:
@@ -175,13 +181,13 @@ def test_the_layers_loss_comes_with_the_nats() -> None:
     assert output.losses == {}
     # Nats 1, 2, 3, 6 with a mean of 3: rewards 2, 1, 0, -3.
     nats_T = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
-    _, with_policy = policy_losses((None, output), nats_T)
+    _, with_policy = late_losses((None, output), nats_T)
     assert with_policy is not None
     rewards = torch.tensor([2.0, 1.0, 0.0, -3.0], dtype=torch.float64)
-    expected = 0.5 * layer.router.policy_loss(output.routing, rewards)
+    expected = 0.5 * loss_of(layer.router, output.routing, rewards)
     assert with_policy.losses.keys() == {"policy"}
     torch.testing.assert_close(with_policy.losses["policy"], expected)
-    assert layer.eval()(x_TD).policy is None
+    assert layer.eval()(x_TD).late_loss is None
 
 
 def test_padding_is_not_in_the_mean() -> None:
@@ -189,20 +195,20 @@ def test_padding_is_not_in_the_mean() -> None:
     layer = layer_of(balance={"policy": 1.0})
     valid_T = torch.tensor([True, True, False])
     output: MoEOutput = layer(torch.randn(3, 3, dtype=torch.float64), valid_T)
-    (found,) = policy_losses((output,), torch.tensor([1.0, 3.0, 50.0]))
+    (found,) = late_losses((output,), torch.tensor([1.0, 3.0, 50.0]))
     assert found is not None
     rewards = torch.tensor([1.0, -1.0, 0.0])
-    expected = layer.router.policy_loss(output.routing, rewards)
+    expected = loss_of(layer.router, output.routing, rewards)
     torch.testing.assert_close(found.losses["policy"], expected)
 
 
-def test_a_layer_without_the_weight_has_no_policy() -> None:
+def test_a_layer_without_the_weight_has_no_late_loss() -> None:
     x_TD = torch.randn(4, 3, dtype=torch.float64)
-    assert layer_of(balance={"policy": 0.0})(x_TD).policy is None
+    assert layer_of(balance={"policy": 0.0})(x_TD).late_loss is None
     switch = MoEConfig.parse(
         {"num_experts": 3, "top_k": 1, "expert_width": 4, "router": {"kind": "switch"}}
     )
-    assert MoE(3, switch)(torch.randn(4, 3)).policy is None
+    assert MoE(3, switch)(torch.randn(4, 3)).late_loss is None
 
 
 @pytest.mark.parametrize(
@@ -219,7 +225,7 @@ def test_what_is_refused(fields: dict[str, Any], words: str) -> None:
         layer_of(**fields)
 
 
-def test_another_router_has_no_policy_loss() -> None:
+def test_the_policy_loss_is_refused_under_another_router() -> None:
     with pytest.raises(ConfigError, match=r"balance.policy=0.1 under router kind=softmax_topk"):
         MoEConfig.parse(
             {"num_experts": 4, "top_k": 2, "expert_width": 1, "balance": {"policy": 0.1}}

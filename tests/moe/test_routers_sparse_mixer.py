@@ -11,6 +11,7 @@ from mixtura.errors import ConfigError
 from mixtura.moe import Dropless, MoEConfig
 from mixtura.moe.routers import RouterShape, SparseMixer
 from mixtura.moe.routers.sparse_mixer import near_best, scaled
+from mixtura.moe.tokens import Tokens
 
 DRAWS = 20_000
 
@@ -53,7 +54,7 @@ def token(*logits: float) -> Tensor:
 def test_weights_by_hand(
     logits: tuple[float, ...], experts: list[int] | None, weights: list[float]
 ) -> None:
-    routing = identity(tolerance=0.25)(token(*logits))
+    routing = identity(tolerance=0.25)(Tokens(token(*logits)))
     assert experts is None or routing.chosen_N.tolist() == experts
     assert len(set(routing.chosen_N.tolist())) == 2
     assert routing.weight_N.tolist() == pytest.approx(weights, rel=1e-12)
@@ -63,7 +64,7 @@ def test_training_draws_each_expert_with_its_share() -> None:
     # Shares of 1, 1/e^0.5 and 1/e over their sum: 0.506, 0.307, 0.186; the fourth is far.
     made = identity(tolerance=0.25).train()
     torch.manual_seed(0)
-    routing = made(token(2.0, 1.5, 1.0, -1.0).expand(DRAWS, 4))
+    routing = made(Tokens(token(2.0, 1.5, 1.0, -1.0).expand(DRAWS, 4)))
     first_T, second_T = routing.chosen_N.view(-1, 2).unbind(1)
     share = torch.bincount(first_T, minlength=4).double() / DRAWS
     expected = torch.tensor([2.0, 1.5, 1.0]).double().softmax(0)
@@ -76,7 +77,7 @@ def test_training_draws_each_expert_with_its_share() -> None:
 def test_the_likeliest_is_whole_and_a_fourth_of_the_others() -> None:
     made = identity(tolerance=0.25).train()
     torch.manual_seed(0)
-    routing = made(token(2.0, 1.5, 1.0, -1.0).expand(DRAWS, 4))
+    routing = made(Tokens(token(2.0, 1.5, 1.0, -1.0).expand(DRAWS, 4)))
     prob_E = torch.tensor([2.0, 1.5, 1.0]).double().softmax(0)
     first_T, weight_T = routing.chosen_N[::2], routing.weight_N[::2]
     whole_T = torch.isclose(weight_T, prob_E[first_T])
@@ -92,7 +93,7 @@ def test_the_gradient_of_a_weight_is_that_of_its_share() -> None:
     made = identity(tolerance=0.25).train()
     torch.manual_seed(0)
     x_TD = token(2.0, 1.5, 1.0, -1.0).repeat(30, 1).requires_grad_()
-    routing = made(x_TD)
+    routing = made(Tokens(x_TD))
     (grad_TD,) = torch.autograd.grad(routing.weight_N[::2].sum(), x_TD)
     prob_E = torch.tensor([2.0, 1.5, 1.0, -torch.inf]).double().softmax(0)
     drawn_T = routing.chosen_N[::2]

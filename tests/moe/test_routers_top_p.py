@@ -25,6 +25,7 @@ from mixtura.moe.capacity import Capacity
 from mixtura.moe.load import computed_load, load
 from mixtura.moe.routers import RouterShape, TopP
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
 
 RULES: dict[str, Capacity] = {
     "dropless": Dropless(),
@@ -79,7 +80,7 @@ def taken(routing: Routing) -> list[int]:
 def test_choice_and_weights_by_hand(
     fields: dict[str, Any], experts: list[int], weights: list[float]
 ) -> None:
-    routing = gate(**fields)(X_1D)
+    routing = gate(**fields)(Tokens(X_1D))
     assert routing.chosen_N.tolist() == routing.expert_N.tolist() == experts
     assert routing.weight_N.tolist() == pytest.approx(weights, rel=1e-12)
     # Before capacity too, rows of no expert weigh nothing.
@@ -103,7 +104,7 @@ def test_uniform_probabilities_take_the_share_p_of_experts(
     # k of E equal experts sum to k/E, which reaches p first at k = ceil(p E).
     top_k = min(most, experts)
     made = gate(experts, top_k, p=hundredths / 100).to(dtype)
-    routing = made(torch.zeros(1, experts, dtype=dtype))
+    routing = made(Tokens(torch.zeros(1, experts, dtype=dtype)))
     assert taken(routing) == [min(math.ceil(Fraction(hundredths, 100) * experts), top_k)]
 
 
@@ -112,7 +113,7 @@ def test_a_peaked_gate_takes_one_expert(p: float) -> None:
     # e^9 / (e^9 + 7) = 0.9991.
     logits = torch.zeros(1, 8, dtype=torch.float64)
     logits[0, 5] = 9
-    assert gate(8, 8, p=p)(logits).chosen_N.tolist() == [5] + [8] * 7
+    assert gate(8, 8, p=p)(Tokens(logits)).chosen_N.tolist() == [5] + [8] * 7
 
 
 @given(st.floats(1e-6, 1), st.floats(1e-6, 1), st.integers(1, 6), st.integers(0, 9999))
@@ -122,7 +123,7 @@ def test_smaller_p_never_takes_more_and_always_enough(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x_TD = 2 * torch.randn(8, 6, dtype=torch.float64, generator=generator)
-    small, large = (gate(6, top_k, p=p)(x_TD) for p in sorted((one, other)))
+    small, large = (gate(6, top_k, p=p)(Tokens(x_TD)) for p in sorted((one, other)))
     assert all(few <= many for few, many in zip(taken(small), taken(large), strict=True))
     # The same experts, so far as they go.
     kept_N = small.chosen_N < 6
@@ -142,10 +143,12 @@ def test_gradients_equal_finite_differences(rule: Capacity, renormalise: bool) -
     made = gate(4, 3, width=3, p=0.6, renormalise=renormalise)
     x_TD = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     valid_T = torch.tensor([True] * 5 + [False])
-    assert {1, 2} <= set(taken(made(x_TD)))
+    assert {1, 2} <= set(taken(made(Tokens(x_TD))))
 
     def run(x_TD: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        routing = torch.func.functional_call(made, {"weight": weight}, (x_TD, valid_T, 1, rule))
+        routing = torch.func.functional_call(
+            made, {"weight": weight}, (Tokens(x_TD, valid_T), rule)
+        )
         return routing.weight_N, balance_loss(routing), entropy_loss(routing)
 
     assert torch.autograd.gradcheck(run, (x_TD, made.weight.detach().requires_grad_()))
@@ -178,7 +181,7 @@ def test_every_capacity_rule_leaves_rows_of_no_expert_alone(
 def test_a_rerouted_row_has_the_weight_of_the_expert_it_came_to() -> None:
     # Two tokens wish for expert 2 alone. Capacity ceil(0.4 * 2 * 3 / 3) = 1: the second goes to its
     # next-best expert, 1. Rows of no expert stay where they are.
-    routing = gate(p=0.6)(X_1D.repeat(2, 1), capacity=Reroute(0.4))
+    routing = gate(p=0.6)(Tokens(X_1D.repeat(2, 1)), Reroute(0.4))
     assert routing.chosen_N.tolist() == [2, 3, 3, 2, 3, 3]
     assert routing.expert_N.tolist() == [2, 3, 3, 1, 3, 3]
     assert routing.weight_N.tolist() == pytest.approx([5 / 8, 0, 0, 2 / 8, 0, 0], rel=1e-12)
@@ -188,7 +191,7 @@ def test_load_and_balance_count_what_is_taken() -> None:
     # Three tokens, p = 0.7: 5/8 and 2/8, so experts 2 and 1; turned round, 0 and 1. A peaked one
     # takes expert 0 alone. Shares 2/5, 2/5, 1/5.
     peaked_1D = torch.tensor([[20.0, 0, 0]], dtype=torch.float64)
-    routing = gate(p=0.7)(torch.cat([X_1D, X_1D.flip(1), peaked_1D]))
+    routing = gate(p=0.7)(Tokens(torch.cat([X_1D, X_1D.flip(1), peaked_1D])))
     assert taken(routing) == [2, 2, 1]
     assert load(routing).tolist() == [2, 2, 1]
     assert routing.probs_TE is not None
@@ -200,7 +203,7 @@ def test_load_and_balance_count_what_is_taken() -> None:
 def test_padding_counts_nowhere() -> None:
     x_TD = torch.cat([X_1D, X_1D.flip(1)])
     made = gate(p=0.7)
-    padded, alone = made(x_TD, torch.tensor([True, False])), made(X_1D)
+    padded, alone = made(Tokens(x_TD, torch.tensor([True, False]))), made(Tokens(X_1D))
     assert padded.expert_N.tolist() == [*alone.expert_N.tolist(), 3, 3, 3]
     assert torch.equal(load(padded), load(alone))
     for loss in (balance_loss, entropy_loss):
@@ -211,17 +214,17 @@ def test_entropy_by_hand() -> None:
     # Uniform over 2 of 2: ln 2. Sure: 0. Mean: ln 2 / 2; with the sure one as padding, ln 2.
     made = gate(2, 2)
     x_TD = torch.tensor([[0.0, 0.0], [900.0, 0.0]], dtype=torch.float64)
-    assert entropy_loss(made(x_TD)).item() == pytest.approx(math.log(2) / 2, rel=1e-12)
-    padded = made(x_TD, torch.tensor([True, False]))
+    assert entropy_loss(made(Tokens(x_TD))).item() == pytest.approx(math.log(2) / 2, rel=1e-12)
+    padded = made(Tokens(x_TD, torch.tensor([True, False])))
     assert entropy_loss(padded).item() == pytest.approx(math.log(2), rel=1e-12)
-    assert entropy_loss(made(x_TD, torch.tensor([False, False]))).item() == 0
+    assert entropy_loss(made(Tokens(x_TD, torch.tensor([False, False])))).item() == 0
 
 
 def test_entropy_of_a_probability_that_underflows_has_a_gradient() -> None:
     # Softmax of -200 beside 0 is 0 in fp32, where p ln p has no slope.
     made = gate(3).float()
     x_TD = torch.tensor([[0.0, -200.0, -1.0]], requires_grad=True)
-    entropy_loss(made(x_TD)).backward()
+    entropy_loss(made(Tokens(x_TD))).backward()
     assert x_TD.grad is not None
     assert torch.isfinite(x_TD.grad).all()
     assert x_TD.grad.any()
@@ -250,7 +253,7 @@ def test_no_tokens_and_one_expert() -> None:
     assert output.hidden.shape == (0, 5)
     # A load without a row counts as even, 1, times the balance loss's weight.
     assert output.losses["balance"].item() == pytest.approx(0.01)
-    routing = gate(1, 1)(torch.zeros(2, 1, dtype=torch.float64))
+    routing = gate(1, 1)(Tokens(torch.zeros(2, 1, dtype=torch.float64)))
     assert (routing.chosen_N.tolist(), routing.weight_N.tolist()) == ([0, 0], [1, 1])
 
 

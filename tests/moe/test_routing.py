@@ -1,13 +1,14 @@
-"""Routing's own arithmetic, and the local dispatcher. T tokens, N routed rows, D width."""
+"""Routing's own arithmetic, and rows brought to their experts. T tokens, N routed rows, D width."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from mixtura.kernels.permute import COMPACT, Padding
-from mixtura.moe.dispatch import dispatch_local
+from mixtura.moe.routed_experts import routed_by_segments
 from mixtura.moe.routing import Routing, token_rows
 
 # Two sequences of two tokens, the last one padding; two choices each among three experts.
@@ -42,21 +43,12 @@ EXPERT_CHOICE = Routing(
 PADDINGS = [COMPACT, Padding(4), Padding(3, 9.0)]
 
 
-class TimesNumber:
-    """Expert e multiplies by e + 1; lost rows give 0."""
-
-    def __init__(self, padding: Padding) -> None:
-        self.padding = padding
-
-    def padding_for(self, x_TD: Tensor) -> Padding:
-        assert x_TD.dim() == 2
-        return self.padding
-
-    def __call__(self, x_MD: Tensor, segment_E: Tensor) -> Tensor:
-        factors = torch.arange(1, len(segment_E) + 1).repeat_interleave(segment_E)
-        y_MD = torch.zeros_like(x_MD)
-        y_MD[: len(factors)] = x_MD[: len(factors)] * factors[:, None]
-        return y_MD
+def times_number(x_MD: Tensor, segment_E: Tensor) -> Tensor:
+    """Expert e multiplies by e + 1; dropped rows give 0."""
+    factors = torch.arange(1, len(segment_E) + 1).repeat_interleave(segment_E)
+    y_MD = torch.zeros_like(x_MD)
+    y_MD[: len(factors)] = x_MD[: len(factors)] * factors[:, None]
+    return y_MD
 
 
 def test_token_rows() -> None:
@@ -82,16 +74,51 @@ def test_expert_choice_knows_its_tokens_by_the_probabilities() -> None:
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_dispatch_of_token_choice_by_hand(padding: Padding) -> None:
+def test_routed_by_segments_of_token_choice_by_hand(padding: Padding) -> None:
     # Token 0 (value 1): 0.5 * 1 * 1 + 0.5 * 2 * 1 = 1.5. Token 1 (10): 0.25 * 10 = 2.5, its other
     # row is lost. Token 2 (100): 1 * 300 + 2 * 200 = 700. Padding: 0.
     x_TD = torch.tensor([[1.0], [10.0], [100.0], [1000.0]])
-    out_TD = dispatch_local(x_TD, TOKEN_CHOICE, TimesNumber(padding))
+    out_TD = routed_by_segments(x_TD, TOKEN_CHOICE, padding, times_number)
     assert out_TD.tolist() == [[1.5], [2.5], [700], [0]]
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_dispatch_of_expert_choice_by_hand(padding: Padding) -> None:
+def test_routed_by_segments_of_expert_choice_by_hand(padding: Padding) -> None:
     # Token 0 (1): 2 * 1. Token 1: nobody, 0. Token 2 (100): 0.5 * 100 + 3 * 200 = 650.
     x_TD = torch.tensor([[1.0], [10.0], [100.0]])
-    assert dispatch_local(x_TD, EXPERT_CHOICE, TimesNumber(padding)).tolist() == [[2], [0], [650]]
+    out_TD = routed_by_segments(x_TD, EXPERT_CHOICE, padding, times_number)
+    assert out_TD.tolist() == [[2], [0], [650]]
+
+
+def test_of_choices_computes_neither_padding_nor_unused_rows() -> None:
+    # Token 0 has experts 1 and 0; token 1 expert 2, and none; token 2 is padding.
+    routing = Routing.of_choices(
+        torch.tensor([[1, 0], [2, 3], [0, 1]]),
+        torch.tensor([[0.75, 0.25], [1.0, 0.5], [0.5, 0.5]]),
+        3,
+        unused_TK=torch.tensor([[False, True], [False, False], [False, False]]),
+        valid_T=torch.tensor([True, True, False]),
+    )
+    assert routing.chosen_N.tolist() == [1, 0, 2, 3, 0, 1]
+    assert routing.expert_N.tolist() == [1, 3, 2, 3, 3, 3]
+    assert routing.weight_N.tolist() == [0.75, 0.0, 1.0, 0.0, 0.0, 0.0]
+    assert routing.token_N.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        ({"choice_N": torch.tensor([0, 1])}, "every tensor of rows has N entries"),
+        ({"token_N": torch.tensor([0, 0, 1, 1, 2, 2, 3, 4])}, "tokens lie in 0..T-1"),
+        ({"chosen_N": torch.tensor([0, 1, 0, 4, 2, 1, 0, 1])}, "chosen experts lie in 0..E"),
+        ({"expert_N": torch.tensor([0, 1, 0, -1, 2, 1, 3, 3])}, "computing experts lie in 0..E"),
+        ({"weight_N": torch.ones(8)}, "a row that no expert computes weighs 0"),
+        ({"valid_T": torch.tensor([True, True, False, False])}, "padding is computed by no expert"),
+        ({"token_N": torch.tensor([0, 1, 0, 1, 2, 2, 3, 3])}, "row n is choice n % K of token"),
+        ({"num_sequences": 3}, "sequences are of equal length"),
+        ({"probs_TE": torch.ones(4, 3)}, "each token's probabilities sum to 1"),
+    ],
+)
+def test_a_routing_that_breaks_a_rule_is_not_made(changed: dict[str, Any], rule: str) -> None:
+    with pytest.raises(AssertionError, match=rule):
+        replace(TOKEN_CHOICE, **changed)

@@ -9,14 +9,12 @@ from mixtura.kernels.experts_ffn import Biases
 from mixtura.kernels.groups import Bits, quantise
 from mixtura.kernels.tiles import tile, tile_expert
 from mixtura.moe import MoE, MoEConfig, Routing
-from mixtura.moe.dispatch import dispatch_local
 from mixtura.moe.experts import DenseFFN, Experts
 from mixtura.packed.modules import (
     PackedEmbedding,
     PackedExperts,
     PackedFFN,
     PackedLinear,
-    dispatch_packed,
 )
 from mixtura.packed.phase import current_phase, decoding, in_phase
 from mixtura.shapes import Activation
@@ -72,12 +70,8 @@ def plain_experts(packed: PackedExperts, experts: int, biased: bool = False) -> 
 def routing(tokens: int, experts: int) -> Routing:
     """Two experts a token, some rows without any."""
     generator = torch.Generator().manual_seed(4)
-    expert_N = torch.randint(experts + 1, (2 * tokens,), generator=generator)
-    row_N = torch.arange(2 * tokens)
-    weight_N = torch.rand(2 * tokens, generator=generator) * (expert_N < experts)
-    return Routing(
-        row_N // 2, row_N % 2, expert_N, expert_N, weight_N, None, None, None, experts, top_k=2
-    )
+    expert_TK = torch.randint(experts + 1, (tokens, 2), generator=generator)
+    return Routing.of_choices(expert_TK, torch.rand(tokens, 2, generator=generator), experts)
 
 
 def near(found: Tensor, wanted: Tensor, share: float) -> bool:
@@ -130,12 +124,10 @@ def test_ids_outside_the_table_are_refused_those_of_its_padding_too(bad: int) ->
 def test_experts_combine_as_plain_ones_do(hidden: int, activation: Activation, bits: Bits) -> None:
     packed = packed_experts(3, hidden, bits, activation)
     plain, x_TD, rows = plain_experts(packed, 3), normal(9, 32, seed=5), routing(9, 3)
-    wanted = dispatch_local(x_TD, rows, plain)
-    assert near(dispatch_packed(x_TD, rows, packed), wanted, 2 * ROUNDED)
-    # Through the other dispatcher they are experts like any others.
-    assert near(dispatch_local(x_TD, rows, packed), wanted, 2 * ROUNDED)
+    wanted = plain(x_TD, rows)
+    assert near(packed(x_TD, rows), wanted, 2 * ROUNDED)
     with decoding():
-        assert near(dispatch_packed(x_TD, rows, packed), wanted, 2 * ROUNDED)
+        assert near(packed(x_TD, rows), wanted, 2 * ROUNDED)
 
 
 @pytest.mark.usefixtures("by_torch")
@@ -143,8 +135,8 @@ def test_experts_combine_as_plain_ones_do(hidden: int, activation: Activation, b
 def test_experts_with_biases_are_exact_where_torch_computes_them(bits: Bits) -> None:
     packed = packed_experts(3, 24, bits, "swiglu_clamped", biased=True)
     plain, x_TD, rows = plain_experts(packed, 3, biased=True), normal(9, 32, seed=5), routing(9, 3)
-    wanted = dispatch_local(x_TD, rows, plain)
-    torch.testing.assert_close(dispatch_packed(x_TD, rows, packed), wanted, rtol=1e-4, atol=1e-4)
+    wanted = plain(x_TD, rows)
+    torch.testing.assert_close(packed(x_TD, rows), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("by_torch")
@@ -167,7 +159,7 @@ def test_a_layer_takes_packed_experts() -> None:
     layer.experts = plain_experts(packed, 3)
     x = normal(2, 5, 32, seed=6)
     wanted = layer(x).hidden
-    layer.experts, layer.dispatch = packed, dispatch_packed  # pyright: ignore[reportAttributeAccessIssue]
+    layer.experts = packed  # pyright: ignore[reportAttributeAccessIssue]
     assert near(layer(x).hidden, wanted, 2 * ROUNDED)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixtura.data.token_file import TokenFile
 from mixtura.errors import DataError
+from mixtura.ranks import ONE_RANK, Ranks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,26 +28,38 @@ class Batches:
 
     In an epoch the file, taken as a ring, is cut into W = tokens // length windows from a random
     start, and each is drawn once: every token but at most length - 1 is a target exactly once.
-    Batches go on from one epoch to the next.
+    Batches go on from one epoch to the next. Over several ranks each has its part of every batch,
+    and together they have the batch that one process would have.
     """
 
-    def __init__(self, token_file: TokenFile, batch: int, length: int, seed: int) -> None:
-        """Raises DataError if the file holds no window of `length` tokens and a target."""
+    def __init__(
+        self, token_file: TokenFile, batch: int, length: int, seed: int, ranks: Ranks = ONE_RANK
+    ) -> None:
+        """Raises DataError if the file holds no window of `length` tokens and a target, and for a
+        batch that ranks cannot share evenly.
+        """
         _check(token_file, batch=batch, length=length)
+        if batch % ranks.count:
+            raise DataError(
+                f"batch={batch} must be a multiple of {ranks.count}, the number of ranks that "
+                "share it"
+            )
         if seed < 0:
             raise DataError(f"seed={seed} must be at least 0")
         self._file = token_file
         self._batch = batch
         self._length = length
         self._seed = seed
+        self._ranks = ranks
         self._windows = len(token_file) // length
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def at(self, step: int) -> Batch:
         """The batch of a step, counted from 0: the same one however it is reached."""
-        sample_B = np.arange(step * self._batch, (step + 1) * self._batch)
-        epoch_B, place_B = np.divmod(sample_B, self._windows)
-        starts_B = np.empty(self._batch, np.int64)
+        part = self._batch // self._ranks.count
+        first = step * self._batch + self._ranks.index * part
+        epoch_B, place_B = np.divmod(np.arange(first, first + part), self._windows)
+        starts_B = np.empty(part, np.int64)
         for epoch in np.unique(epoch_B):
             inside = epoch_B == epoch
             starts_B[inside] = self._starts(int(epoch))[place_B[inside]]

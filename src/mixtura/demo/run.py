@@ -143,7 +143,7 @@ def _seconds_of_a_pair(recipes: dict[str, Recipe], view: View, clock: Callable[[
 def _steps_that_fit(pair: float, view: View) -> int:
     fitting = int(BUDGET_SECONDS / (pair * _overhead(1000)))
     if fitting >= 200:
-        fitting = fitting // 100 * 100
+        fitting = fitting // 20 * 20
     steps = max(FEWEST_STEPS, min(MOST_STEPS, fitting))
     minutes = steps * pair * _overhead(steps) / 60
     view.told(

@@ -22,13 +22,7 @@ from mixtura.models.attention import Attention, SinkAttention
 from mixtura.models.decoder import Block
 from mixtura.models.norms import UnitOffsetRMSNorm
 from mixtura.moe import MoE
-from mixtura.packed import (
-    PackedEmbedding,
-    PackedExperts,
-    PackedFFN,
-    PackedLinear,
-    dispatch_packed,
-)
+from mixtura.packed import PackedEmbedding, PackedExperts, PackedFFN, PackedLinear
 from mixtura.shapes import AttentionShape
 
 _NORMS = (nn.Identity, nn.RMSNorm, nn.LayerNorm, UnitOffsetRMSNorm)
@@ -127,7 +121,7 @@ def _why_not_attention(attention: nn.Module) -> str | None:
 def _why_not_ffn(ffn: nn.Module) -> str | None:
     if not isinstance(ffn, MoE):
         return None if isinstance(ffn, PackedFFN) else f"a {type(ffn).__name__}"
-    if not isinstance(ffn.experts, PackedExperts) or ffn.dispatch is not dispatch_packed:
+    if not isinstance(ffn.experts, PackedExperts):
         return "experts that are not packed"
     if ffn.residual is not None:
         return "a residual branch beside experts"

@@ -6,7 +6,7 @@ E experts, K experts per token.
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field
@@ -29,6 +29,8 @@ from mixtura.moe.balance import BalanceConfig, Balancer
 from mixtura.moe.routers.softmax import SoftmaxTopKConfig
 from mixtura.moe.routing import Routing
 from mixtura.moe.shares import Scope
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     # It needs accelerate, and a loop of one's own does not.
@@ -323,7 +325,7 @@ class Balancing:
             )
             self._layers[router] = _Layer(
                 # The spec of any router with probabilities: weights are all given.
-                Balancer(config, SoftmaxTopKConfig(), routing.num_experts, _sum_over_ranks),
+                Balancer(config, SoftmaxTopKConfig(), routing.num_experts, _ProcessGroup()),
                 LayerLoad(router.layer, router.name, routing.top_k),
                 routing.chosen_N.device,
             )
@@ -362,9 +364,30 @@ class Balancing:
             self.end_step()
 
 
-def _sum_over_ranks(load_E: Tensor) -> Tensor:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return load_E
-    total_E = load_E.clone()
-    torch.distributed.all_reduce(total_E)
-    return total_E
+class _ProcessGroup:
+    """torch's default process group as `Ranks`; one rank for as long as there is none.
+
+    Looked up at each call: trainers of transformers begin the group after the model is balanced.
+    """
+
+    @property
+    def _is_there(self) -> bool:
+        return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+    @property
+    def index(self) -> int:
+        return torch.distributed.get_rank() if self._is_there else 0
+
+    @property
+    def count(self) -> int:
+        return torch.distributed.get_world_size() if self._is_there else 1
+
+    def sum(self, of: T) -> T:
+        if self._is_there:
+            assert isinstance(of, Tensor), "tensors alone are summed"
+            torch.distributed.all_reduce(of)
+        return of
+
+    def barrier(self) -> None:
+        if self._is_there:
+            torch.distributed.barrier()

@@ -12,7 +12,7 @@ from mixtura.kernels import permute
 from mixtura.kernels.activation import activate
 from mixtura.kernels.bf16_rows import bf16_rows, bf16_takes, one_token_swiglu
 from mixtura.kernels.experts_ffn import SegmentProducts
-from mixtura.moe.experts import unpadded_products
+from mixtura.moe.backends import unpadded_products
 
 
 def _multiply(rows_N: Tensor, count_E: Tensor, *widths: int) -> SegmentProducts:

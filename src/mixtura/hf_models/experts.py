@@ -23,7 +23,7 @@ from mixtura.hf_models.expert_ops import (
 )
 from mixtura.kernels import permute
 from mixtura.kernels.experts_ffn import experts_ffn
-from mixtura.moe.experts import best_products, padding_of
+from mixtura.moe.backends import best_products, padding_of
 
 
 class ExpertsModule(Protocol):

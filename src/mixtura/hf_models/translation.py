@@ -1,16 +1,15 @@
 """From what a router of transformers gave to Mixtura's `Routing`.
 
-T tokens, E experts, K experts per token, N = T*K routed rows.
+T tokens, E experts, K experts per token.
 """
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mixtura.hf_models.routers import Decision, FoundRouter
 from mixtura.hf_models.scores import KNOWN, ScoreName, probabilities, score_behind
-from mixtura.moe.routing import Routing, token_rows
+from mixtura.moe.routing import Routing
 
 
 class Translation:
@@ -29,27 +28,16 @@ class Translation:
     ) -> Routing:
         """Raises ConfigError where no score is known for the router (see `score_behind`)."""
         chosen_TK = decision.chosen_TK
-        tokens, top_k = chosen_TK.shape
-        token_N, choice_N = token_rows(tokens, top_k, chosen_TK.device)
         logits_TE, probs_TE, num_experts = self._beliefs(router, decision)
-        valid_T = None if valid_T is None else valid_T.to(chosen_TK.device)
-        unused_TK = torch.zeros_like(chosen_TK, dtype=torch.bool)
-        if decision.lost_TK is not None:
-            unused_TK = unused_TK | decision.lost_TK
-        if valid_T is not None:
-            unused_TK = unused_TK | ~valid_T[:, None]
-        return Routing(
-            token_N=token_N,
-            choice_N=choice_N,
-            chosen_N=chosen_TK.flatten(),
-            expert_N=chosen_TK.masked_fill(unused_TK, num_experts).flatten(),
-            weight_N=decision.weight_TK.masked_fill(unused_TK, 0).flatten(),
+        return Routing.of_choices(
+            chosen_TK,
+            decision.weight_TK,
+            num_experts,
+            unused_TK=decision.lost_TK,
             logits_TE=logits_TE,
             probs_TE=probs_TE,
-            valid_T=valid_T,
-            num_experts=num_experts,
+            valid_T=None if valid_T is None else valid_T.to(chosen_TK.device),
             num_sequences=num_sequences,
-            top_k=top_k,
         )
 
     def _beliefs(

@@ -1,7 +1,23 @@
-"""The heart: routing, routers, capacity, balance, dispatch, experts, the layer, its load."""
+"""The heart: routing, routers, capacity, balance, experts, the layer, its load."""
 
-from mixtura.moe.balance import (
-    BalanceConfig,
+from mixtura.moe.backends import register_backend
+from mixtura.moe.balance import BalanceConfig
+from mixtura.moe.bias import bias_step
+from mixtura.moe.capacity import Capacity, CapacityConfig, Drop, Dropless, Reroute, Wave
+from mixtura.moe.device_losses import communication_loss, device_balance_loss
+from mixtura.moe.layer import (
+    MoE,
+    MoEConfig,
+    MoEOutput,
+    end_micro_step,
+    end_step,
+    late_losses,
+    moe_layers,
+    needs_token_counts,
+    set_token_counts,
+    spread_over,
+)
+from mixtura.moe.losses import (
     balance_loss,
     entropy_loss,
     importance_loss,
@@ -9,25 +25,12 @@ from mixtura.moe.balance import (
     threshold_loss,
     z_loss,
 )
-from mixtura.moe.bias import bias_step
-from mixtura.moe.capacity import Capacity, CapacityConfig, Drop, Dropless, Reroute, Wave
-from mixtura.moe.device_balance import communication_loss, device_balance_loss
-from mixtura.moe.layer import (
-    MoE,
-    MoEConfig,
-    MoEOutput,
-    end_micro_step,
-    end_step,
-    moe_layers,
-    needs_token_counts,
-    policy_losses,
-    set_token_counts,
-    sum_loads_with,
-)
-from mixtura.moe.policy import policy_loss
-from mixtura.moe.routers import RouterConfig
+from mixtura.moe.routed_experts import RoutedExperts
+from mixtura.moe.routers import register_router
 from mixtura.moe.routers.hashed import balanced_table
+from mixtura.moe.routers.reinforce import reinforce_loss
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
 
 __all__ = [
     "BalanceConfig",
@@ -39,8 +42,9 @@ __all__ = [
     "MoEConfig",
     "MoEOutput",
     "Reroute",
-    "RouterConfig",
+    "RoutedExperts",
     "Routing",
+    "Tokens",
     "Wave",
     "balance_loss",
     "balanced_table",
@@ -51,13 +55,15 @@ __all__ = [
     "end_step",
     "entropy_loss",
     "importance_loss",
+    "late_losses",
     "load_loss",
     "moe_layers",
     "needs_token_counts",
-    "policy_loss",
-    "policy_losses",
+    "register_backend",
+    "register_router",
+    "reinforce_loss",
     "set_token_counts",
-    "sum_loads_with",
+    "spread_over",
     "threshold_loss",
     "z_loss",
 ]

@@ -14,22 +14,24 @@ from torch import Tensor, nn
 
 from mixtura.errors import ConfigError
 from mixtura.kernels.row_linear import row_linear, row_sigmoid
+from mixtura.moe.backends import BackendName
 from mixtura.moe.balance import BalanceConfig, Balancer
 from mixtura.moe.capacity import Capacity, CapacityConfig
-from mixtura.moe.dispatch import Dispatcher, dispatch_local
-from mixtura.moe.experts import Backend, DenseFFN, Experts, compute_dtype
-from mixtura.moe.routers import Hash, RouterConfig, RouterShape, SoftmaxTopKConfig
+from mixtura.moe.experts import DenseFFN, Experts, compute_dtype
+from mixtura.moe.routers import AnyRouter, RouterShape, SoftmaxTopKConfig
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
+from mixtura.ranks import Ranks
 from mixtura.shapes import MoEShape, Weight
 
 
 class MoEConfig(MoEShape):
     """An MoE layer: its shape, and how it routes, balances and computes."""
 
-    router: RouterConfig = SoftmaxTopKConfig()
+    router: AnyRouter = SoftmaxTopKConfig()
     capacity: CapacityConfig = CapacityConfig()
     balance: BalanceConfig = BalanceConfig()
-    backend: Backend = "auto"
+    backend: BackendName = "auto"
 
     @model_validator(mode="after")
     def _router_fits(self) -> Self:
@@ -102,8 +104,8 @@ class MoEOutput:
     routing: Routing
     losses: Mapping[str, Tensor]
     """this layer's balancing losses by name, weighted; empty outside training"""
-    policy: Callable[[Tensor], Tensor] | None = None
-    """the loss `policy`, weighted, from nats_T (see `policy_losses`); None for most routers"""
+    late_loss: Callable[[Tensor], Tensor] | None = None
+    """a weighted loss that needs each token's cross-entropy, nats_T; see `late_losses`"""
 
     @property
     def loss(self) -> Tensor:
@@ -126,9 +128,7 @@ class MoE(nn.Module):
     `mixtura.moe.end_step(model)`, or a choosing bias or a threshold never moves.
     """
 
-    def __init__(
-        self, width: int, config: MoEConfig, dispatch: Dispatcher = dispatch_local
-    ) -> None:
+    def __init__(self, width: int, config: MoEConfig) -> None:
         super().__init__()
         if config.pyramid:
             raise ConfigError(
@@ -136,7 +136,6 @@ class MoE(nn.Module):
                 "build it from config.of_layer(NUMBER), or from a config without a pyramid"
             )
         self.config = config
-        self.dispatch = dispatch
         self.balancer = Balancer(config.balance, config.router, config.num_experts)
         self.router = config.router.build(config.router_shape(width), config.capacity.build())
         self.experts = Experts(
@@ -182,14 +181,17 @@ class MoE(nn.Module):
         if ids is not None and ids.shape != x.shape[:-1]:
             raise ValueError(f"ids must be of shape {tuple(x.shape[:-1])}, not {tuple(ids.shape)}")
         x_TD = x.reshape(-1, x.shape[-1])
-        # No sequences count as one of no tokens, so that no size is 0/0.
-        num_sequences = max(x.shape[0], 1) if x.dim() == 3 else 1
-        valid_T = None if valid is None else valid.reshape(-1)
-        id_T = None if ids is None else ids.reshape(-1)
-        routing: Routing = self.router(x_TD, valid_T, num_sequences, capacity, id_T)
+        tokens = Tokens(
+            x_TD,
+            None if valid is None else valid.reshape(-1),
+            # No sequences count as one of no tokens, so that no size is 0/0.
+            max(x.shape[0], 1) if x.dim() == 3 else 1,
+            None if ids is None else ids.reshape(-1),
+        )
+        routing: Routing = self.router(tokens, capacity)
         # Before rows are copied: half the bytes under bf16. The router saw the input as it was.
         x_TD = x_TD.to(compute_dtype(x_TD))
-        out_TD = self.dispatch(x_TD, routing, self.experts)
+        out_TD = self.experts(x_TD, routing)
         if self.shared is not None:
             out_TD = out_TD + self._shared(x_TD, self.shared)
         if self.residual is not None and self.residual_mix is not None:
@@ -200,32 +202,29 @@ class MoE(nn.Module):
         self.config.check_gradient()
         self.balancer.observe(routing)
         losses = self.balancer.losses(routing)
-        policy = partial(self._policy, routing) if "policy" in self.balancer.weights else None
-        return MoEOutput(out_TD.view(x.shape), routing, losses, policy)
+        late = partial(self._late_loss, routing) if "policy" in self.balancer.weights else None
+        return MoEOutput(out_TD.view(x.shape), routing, losses, late)
 
-    def _policy(self, routing: Routing, nats_T: Tensor) -> Tensor:
-        nats_T, valid_T = nats_T.detach(), routing.valid_T
-        one_T = torch.ones_like(nats_T) if valid_T is None else valid_T.to(nats_T)
-        reward_T = (nats_T * one_T).sum() / one_T.sum().clamp(min=1) - nats_T
-        return self.balancer.weights["policy"] * self.router.policy_loss(routing, reward_T)
+    def _late_loss(self, routing: Routing, nats_T: Tensor) -> Tensor:
+        return self.balancer.weights["policy"] * self.router.late_loss(routing, nats_T.detach())
 
     def _shared(self, x_TD: Tensor, shared: DenseFFN) -> Tensor:
         out_TD = shared(x_TD)
         return out_TD if self.shared_gate is None else row_sigmoid(self.shared_gate(x_TD)) * out_TD
 
 
-def policy_losses(
+def late_losses(
     outputs: Iterable[MoEOutput | None], nats_T: Tensor
 ) -> tuple[MoEOutput | None, ...]:
-    """The outputs of a model's layers, those of routers that learn by reward with their loss.
+    """The outputs of a model's layers, with the losses that its end makes known.
 
-    `nats_T` is each token's cross-entropy, which nobody knows before the model's end. A token's
-    reward is minus its nats, less the mean over tokens.
+    `nats_T` is each token's cross-entropy. A `reinforce` router learns from it, under the name
+    `policy`; other routers have no such loss.
     """
     return tuple(
         output
-        if output is None or output.policy is None
-        else replace(output, losses={**output.losses, "policy": output.policy(nats_T)})
+        if output is None or output.late_loss is None
+        else replace(output, losses={**output.losses, "policy": output.late_loss(nats_T)})
         for output in outputs
     )
 
@@ -250,35 +249,30 @@ def end_step(model: nn.Module) -> list[Tensor]:
     loads = [layer.balancer.end_step(layer.experts.w_in.device) for layer in layers]
     for layer, load_E in zip(layers, loads, strict=True):
         layer.router.step_bias(load_E, layer.config.balance.bias_rate)
-        layer.router.end_step(layer.balancer.sum_over_ranks)
+        layer.router.end_step(layer.balancer.ranks)
     return loads
 
 
-def sum_loads_with(model: nn.Module, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
-    """Give every MoE layer the sum over ranks that global balancing needs."""
+def spread_over(model: nn.Module, ranks: Ranks) -> None:
+    """Let every MoE layer sum its loads, and what its router learns of them, over these ranks."""
     for layer in moe_layers(model):
-        layer.balancer.sum_over_ranks = sum_over_ranks
+        layer.balancer.ranks = ranks
 
 
 def needs_token_counts(model: nn.Module) -> bool:
-    """Whether a layer routes by a balanced hash, which has to know how frequent each token is."""
-    return any(True for _ in _balanced_hashes(model))
+    """Whether a layer routes by how frequent each token is, as a balanced hash does."""
+    return any(layer.router.needs_token_counts for layer in moe_layers(model))
 
 
 def set_token_counts(model: nn.Module, counts_V: Tensor) -> None:
-    """Tell every balanced hash how often each token of the vocabulary occurs in training.
+    """Give the routers that need it how often each token of the vocabulary occurs in training.
 
-    Raises ConfigError where there is none, and for counts of another vocabulary.
+    Raises ConfigError where no router needs it, and for counts of another vocabulary.
     """
     if not needs_token_counts(model):
         raise ConfigError(
             "token counts were given to a model without router.table=balanced; leave them out"
         )
-    for router in _balanced_hashes(model):
-        router.set_counts(counts_V)
-
-
-def _balanced_hashes(model: nn.Module) -> Iterator[Hash]:
     for layer in moe_layers(model):
-        if isinstance(layer.router, Hash) and layer.router.config.table == "balanced":
-            yield layer.router
+        if layer.router.needs_token_counts:
+            layer.router.set_token_counts(counts_V)

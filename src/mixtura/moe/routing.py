@@ -3,8 +3,9 @@
 T tokens, E experts, K experts per token, N routed rows, B sequences of S tokens each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ class Level:
     """how many gates there are"""
     asked_R: Tensor | None = None
     """False where the token gave up the group of that gate; None where no token did"""
+
+
+rules_are_checked = False
+"""Whether a Routing checks its rules when it is made; the tests set it. It waits for the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,47 @@ class Routing:
     levels: tuple[Level, ...] = ()
     """of a hierarchical router, the outermost first; none where `probs_TE` says it all"""
 
+    def __post_init__(self) -> None:
+        if rules_are_checked:
+            broken = broken_rule(self)
+            assert broken is None, broken
+
+    @classmethod
+    def of_choices(
+        cls,
+        chosen_TK: Tensor,
+        weight_TK: Tensor,
+        num_experts: int,
+        *,
+        unused_TK: Tensor | None = None,
+        logits_TE: Tensor | None = None,
+        probs_TE: Tensor | None = None,
+        valid_T: Tensor | None = None,
+        num_sequences: int = 1,
+    ) -> Self:
+        """Token choice in one line: each token's K experts, best first, and their weights.
+
+        `chosen_TK` is E where a row chooses no expert. No expert computes a row of padding, nor
+        one that is True in `unused_TK`; their weights become 0.
+        """
+        unused = chosen_TK == num_experts
+        unused = unused if unused_TK is None else unused | unused_TK
+        unused = unused if valid_T is None else unused | ~valid_T[:, None]
+        token_N, choice_N = token_rows(len(chosen_TK), chosen_TK.shape[1], chosen_TK.device)
+        return cls(
+            token_N=token_N,
+            choice_N=choice_N,
+            chosen_N=chosen_TK.reshape(-1),
+            expert_N=chosen_TK.masked_fill(unused, num_experts).view(-1),
+            weight_N=weight_TK.masked_fill(unused, 0.0).view(-1),
+            logits_TE=logits_TE,
+            probs_TE=probs_TE,
+            valid_T=valid_T,
+            num_experts=num_experts,
+            num_sequences=num_sequences,
+            top_k=chosen_TK.shape[1],
+        )
+
     @property
     def num_tokens(self) -> int:
         if self.top_k is not None:
@@ -103,6 +149,38 @@ class Routing:
     def lost_N(self) -> Tensor:
         """row -> True where it wishes for an expert, and none computes it"""
         return (self.expert_N == self.num_experts) & self.wished_N
+
+
+def broken_rule(routing: Routing) -> str | None:
+    """The first rule of `Routing` that this one breaks; None where it keeps all."""
+    return next((rule for rule, kept in _rules(routing) if not kept), None)
+
+
+def _rules(routing: Routing) -> Iterator[tuple[str, bool]]:
+    """Each rule, and whether it is kept; a later one may rest on those before it."""
+    experts, rows = routing.num_experts, len(routing.token_N)
+    of_rows = (routing.choice_N, routing.chosen_N, routing.expert_N, routing.weight_N)
+    yield "every tensor of rows has N entries", all(of_N.shape == (rows,) for of_N in of_rows)
+    yield "tokens lie in 0..T-1", _within(routing.token_N, routing.num_tokens - 1)
+    yield "chosen experts lie in 0..E", _within(routing.chosen_N, experts)
+    yield "computing experts lie in 0..E", _within(routing.expert_N, experts)
+    none_N = routing.expert_N == experts
+    yield "a row that no expert computes weighs 0", not routing.weight_N[none_N].any()
+    if routing.valid_N is not None:
+        yield "padding is computed by no expert", bool(none_N[~routing.valid_N].all())
+    if routing.top_k is not None:
+        token_N, choice_N = token_rows(routing.num_tokens, routing.top_k, none_N.device)
+        in_turn = token_N.equal(routing.token_N) and choice_N.equal(routing.choice_N)
+        yield "row n is choice n % K of token n // K", in_turn
+    yield "sequences are of equal length", routing.num_tokens % routing.num_sequences == 0
+    if routing.probs_TE is not None:
+        sum_T = routing.probs_TE.detach().float().sum(-1)
+        # What is not finite is found, and named, by the trainer.
+        yield "each token's probabilities sum to 1", not bool(((sum_T - 1).abs() >= 1e-2).any())
+
+
+def _within(of_N: Tensor, last: int) -> bool:
+    return not of_N.numel() or (int(of_N.min()) >= 0 and int(of_N.max()) <= last)
 
 
 def first_choices(routing: Routing) -> Routing:

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
         PackedExperts,
         PackedFFN,
         PackedLinear,
-        dispatch_packed,
     )
     from mixtura.packed.phase import decoding
 
@@ -23,7 +22,6 @@ __all__ = [
     "PackedFile",
     "PackedLinear",
     "decoding",
-    "dispatch_packed",
     "is_packed",
 ]
 
@@ -34,7 +32,6 @@ _HOMES = {
     "PackedFile": "mixtura.packed.file",
     "PackedLinear": "mixtura.packed.modules",
     "decoding": "mixtura.packed.phase",
-    "dispatch_packed": "mixtura.packed.modules",
     "is_packed": "mixtura.packed.folder",
 }
 

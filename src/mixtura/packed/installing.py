@@ -6,14 +6,12 @@ from torch import Tensor, nn
 from mixtura.errors import CheckpointError
 from mixtura.kernels.experts_ffn import Biases
 from mixtura.moe.experts import DenseFFN, Experts
-from mixtura.moe.layer import MoE
 from mixtura.packed.file import PackedFile
 from mixtura.packed.modules import (
     PackedEmbedding,
     PackedExperts,
     PackedFFN,
     PackedLinear,
-    dispatch_packed,
 )
 from mixtura.packed.packable import plan
 
@@ -35,9 +33,6 @@ def install(model: nn.Module, file: PackedFile) -> None:
             _replace(
                 model, one.name, _experts(model.get_submodule(one.name), one.name, file, plain)
             )
-    for module in model.modules():
-        if isinstance(module, MoE):
-            module.dispatch = dispatch_packed
     # Biases of what was replaced are held by the packed modules.
     left = model.state_dict().keys()
     model.load_state_dict(

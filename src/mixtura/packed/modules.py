@@ -14,9 +14,7 @@ from mixtura.kernels.experts_ffn import Biases
 from mixtura.kernels.groups import GROUP, Bits, dequantise
 from mixtura.kernels.packed_experts import PackedBiases, Rows, biases_in_tiles, packed_experts
 from mixtura.kernels.packed_linear import packed_linear
-from mixtura.kernels.permute import COMPACT, Padding
 from mixtura.kernels.tiles import untile, untile_expert, untile_rows
-from mixtura.moe.dispatch import ExpertRows
 from mixtura.moe.routing import Routing
 from mixtura.packed.phase import current_phase
 from mixtura.shapes import Activation
@@ -98,7 +96,7 @@ class ExpertWeights(NamedTuple):
 
 
 class PackedExperts(PackedModule):
-    """The experts of one layer; with `dispatch_packed` the combine is theirs too."""
+    """The experts of one layer; see `RoutedExperts`."""
 
     tiles: Tensor
     bias_in: Tensor | None
@@ -146,15 +144,9 @@ class PackedExperts(PackedModule):
             self.biases,
         )
 
-    def forward(self, x_MD: Tensor, segment_E: Tensor) -> Tensor:
-        """As `Experts`, for other dispatchers: rows sorted by expert; those past the sum give 0."""
-        row_M = torch.arange(len(x_MD))
-        # A row's expert is the first whose segment ends behind it; none for those past the sum.
-        expert_M = torch.searchsorted(segment_E.cumsum(0), row_M, right=True)
-        return self.routed(x_MD, Rows(row_M, expert_M, torch.ones(len(x_MD))))
-
-    def padding_for(self, x_TD: Tensor) -> Padding:
-        return COMPACT
+    def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """out_TD, fp32; waves are computed at once, for rows only add up."""
+        return self.routed(x_TD, Rows(routing.token_N, routing.expert_N, routing.weight_N))
 
     def dequantised(self) -> ExpertWeights:
         each = [
@@ -177,9 +169,3 @@ class PackedFFN(PackedExperts):
         first_T = torch.zeros(tokens, dtype=torch.int64)
         rows = Rows(torch.arange(tokens), first_T, torch.ones(tokens))
         return self.routed(x_TD, rows).view(x.shape)
-
-
-def dispatch_packed(x_TD: Tensor, routing: Routing, experts: ExpertRows) -> Tensor:
-    """out_TD, as `dispatch_local` gives it; waves are computed at once, for rows only add up."""
-    assert isinstance(experts, PackedExperts), "it is set where they are"
-    return experts.routed(x_TD, Rows(routing.token_N, routing.expert_N, routing.weight_N))

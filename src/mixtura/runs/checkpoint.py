@@ -20,6 +20,7 @@ from mixtura.errors import CheckpointError, ConfigError
 from mixtura.files import atomic_folder
 from mixtura.integrity import Check
 from mixtura.json_reader import read_object
+from mixtura.ranks import ONE_RANK, Ranks
 from mixtura.shapes import ModelShape
 from mixtura.tensor_files.digests import digests_of, folder_claims, recorded_digests, write_digests
 from mixtura.tensor_files.header import read_header
@@ -72,10 +73,11 @@ class CheckpointMeta(Config):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """The checkpoints of one run; the newest `keep` stay."""
+    """The checkpoints of one run; the newest `keep` stay. The first rank alone writes."""
 
     folder: Path
     keep: int = 1
+    ranks: Ranks = ONE_RANK
 
     def all(self) -> list[Path]:
         """Oldest first."""
@@ -88,8 +90,19 @@ class Checkpoints:
         return next(reversed(self.all()), None)
 
     def save(self, state: TrainerState, recipe: str, corpus: str, versions: dict[str, str]) -> Path:
-        """Write a checkpoint, then remove the oldest beyond `keep`. Raises StorageError."""
+        """Write a checkpoint, then remove the oldest beyond `keep`. Raises StorageError.
+
+        Returns on every rank once it is written.
+        """
         target = self.folder / f"step-{state.step:08d}"
+        if self.ranks.index == 0:
+            self._write(target, state, recipe, corpus, versions)
+        self.ranks.barrier()
+        return target
+
+    def _write(
+        self, target: Path, state: TrainerState, recipe: str, corpus: str, versions: dict[str, str]
+    ) -> None:
         meta = CheckpointMeta(
             step=state.step,
             tokens=state.tokens,
@@ -110,7 +123,6 @@ class Checkpoints:
             (partial / META).write_text(meta.model_dump_json(indent=1), encoding="utf-8")
         for old in self.all()[: -self.keep]:
             self._remove(old)
-        return target
 
     def clean(self) -> None:
         """Remove what a killed process left half-done. Only the run's one writer may ask."""

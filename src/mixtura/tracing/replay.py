@@ -7,7 +7,7 @@ R recorded tokens.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from mixtura.moe.routers.sparse_mixer import SparseMixer
 from mixtura.moe.routers.token_choice import LinearRouter
 from mixtura.moe.routers.top_p import TopP
 from mixtura.moe.routing import Routing, token_rows
+from mixtura.moe.tokens import Tokens
 from mixtura.trace import NOBODY, LayerRows, TraceBatch, TraceReader
 
 Weights = Literal["recorded", "recomputed"]
@@ -184,14 +185,17 @@ class _Replayed:
         self.rows = recorded.batch.layers[number]
         self._tables: dict[tuple[int, int], _Table] = {}
 
-    def __call__(self, router: Router, inputs: tuple[Any, ...], routing: Routing) -> Routing:
+    def __call__(
+        self, router: Router, inputs: tuple[Tokens, Capacity | None], routing: Routing
+    ) -> Routing:
         # As MoE.forward calls its router.
-        x_TD, valid_T, num_sequences, capacity, id_T = inputs
-        if valid_T is None:
-            valid_BS = np.ones((num_sequences, len(x_TD) // num_sequences), bool)
+        tokens, capacity = inputs
+        x_TD, sequences = tokens.x_TD, tokens.num_sequences
+        if tokens.valid_T is None:
+            valid_BS = np.ones((sequences, len(x_TD) // sequences), bool)
         else:
-            valid_BS = valid_T.cpu().numpy().reshape(num_sequences, -1)
-        row_T = torch.from_numpy(self.recorded.rows(valid_BS, id_T))
+            valid_BS = tokens.valid_T.cpu().numpy().reshape(sequences, -1)
+        row_T = torch.from_numpy(self.recorded.rows(valid_BS, tokens.id_T))
         width = self._width(routing)
         table = self._table(routing.num_experts, width)
         chosen_TK, expert_TK, weight_TK = table.at(row_T, routing.weight_N)

@@ -34,11 +34,7 @@ def environment(trainer: Trainer) -> dict[str, Any]:
             {
                 "layer": number,
                 "backend": layer.experts.backend,
-                "products": (
-                    "naive"
-                    if layer.experts.backend == "naive"
-                    else layer.experts.products_for(dtype, device)
-                ),
+                "products": layer.experts.products_for(dtype, device),
             }
             for number, layer in zip(trainer.moe_layers, moe_layers(trainer.decoder), strict=True)
         ],

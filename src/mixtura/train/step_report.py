@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mixtura.models import DecoderOutput
 from mixtura.moe.load import dropped_share, max_over_mean
+from mixtura.ranks import ONE_RANK, Ranks
 from mixtura.train.load_watch import Alarm
 
 
@@ -76,10 +77,12 @@ class Tally:
     def _add(self, key: tuple[str, str | int], value: Tensor) -> None:
         self._sums[key] = self._sums[key] + value if key in self._sums else value
 
-    def means(self, grad_norm: Tensor) -> StepMeans:
-        """Waits for the device, once."""
-        *sums, norm = torch.stack([*self._sums.values(), grad_norm]).double().tolist()
-        mean = {key: total / self._count for key, total in zip(self._sums, sums, strict=True)}
+    def means(self, grad_norm: Tensor, ranks: Ranks = ONE_RANK) -> StepMeans:
+        """Over all ranks, whose gradients together have that norm. Waits for the device, once."""
+        sums = ranks.sum(torch.stack(list(self._sums.values())))
+        *totals, norm = torch.cat([sums, grad_norm.view(1)]).double().tolist()
+        count = self._count * ranks.count
+        mean = {key: total / count for key, total in zip(self._sums, totals, strict=True)}
         return StepMeans(
             loss=mean["nats", ""],
             losses={str(name): v for (kind, name), v in mean.items() if kind == "losses"},

@@ -16,7 +16,8 @@ from torch import Tensor
 from mixtura.data import Batch
 from mixtura.errors import NonFiniteError
 from mixtura.models import DecoderOutput, LanguageModel
-from mixtura.moe import end_micro_step, end_step, policy_losses
+from mixtura.moe import end_micro_step, end_step, late_losses, spread_over
+from mixtura.ranks import ONE_RANK, Ranks
 from mixtura.runs.checkpoint import TrainerState
 from mixtura.runs.step_plan import StepPlan
 from mixtura.runs.train_config import TrainConfig
@@ -43,7 +44,8 @@ class Trainer:
     """`step()` trains one optimizer step, `evaluate()` gives held-out bits per byte.
 
     Two trainers in one process may take turns: each keeps its own random state. `heldout` gives the
-    same batches each time it is called.
+    same batches each time it is called. Over several ranks, each of which brings its part of every
+    batch, gradients and reports are means over all, and every rank holds the same weights.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class Trainer:
         decoder: LanguageModel,
         batches: BatchSource,
         heldout: Callable[[], Iterable[Batch]],
+        ranks: Ranks = ONE_RANK,
     ) -> None:
-        self.config = config
+        self.config, self.ranks = config, ranks
         self.device = choose_device(config.device)
         self.decoder = decoder.to(self.device)
+        spread_over(self.decoder, ranks)
         self.optimizer = build_optimizer(self.decoder, config)
         self.batches, self.heldout = batches, heldout
         self.plan = StepPlan(config.steps)
@@ -154,8 +158,9 @@ class Trainer:
             end_micro_step(self.decoder)
             tally.add(nats, output)
         parameters = list(self.decoder.parameters())
+        self._average_over_ranks(parameters)
         norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
-        means = tally.means(norm)
+        means = tally.means(norm, self.ranks)
         # Before clipping, which would spread a norm of nan over every gradient.
         if not all(map(isfinite, [means.loss, *means.losses.values(), means.grad_norm])):
             self._refuse(number, means)
@@ -163,6 +168,14 @@ class Trainer:
         if self.config.clip is not None and means.grad_norm > self.config.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
         return means
+
+    def _average_over_ranks(self, parameters: Iterable[Tensor]) -> None:
+        if self.ranks.count == 1:
+            return
+        for parameter in parameters:
+            # A rank without a gradient takes part too, or the others would wait for ever.
+            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.ranks.sum(grad) / self.ranks.count
 
     def _micro_batches(self, number: int) -> Iterable[Batch]:
         first = (number - 1) * self.config.accumulation
@@ -176,9 +189,9 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast):
             output = self.decoder(tokens_BS)
         logits_TV, target_T = output.logits_BSV.flatten(0, 1).float(), targets_BS.flatten()
-        if any(layer.policy is not None for layer in output.moe):
+        if any(layer.late_loss is not None for layer in output.moe):
             nats_T = F.cross_entropy(logits_TV.detach(), target_T, reduction="none")
-            output = replace(output, layers=policy_losses(output.layers, nats_T))
+            output = replace(output, layers=late_losses(output.layers, nats_T))
         return output, F.cross_entropy(logits_TV, target_T)
 
     def _replay(self, batches: Iterable[Batch]) -> None:

@@ -1,11 +1,7 @@
-"""Every router behind one interface. A new one: its class and config, and one line in a union.
+"""Every router behind one interface. A new one is a config and a registered class.
 
-A gate of its own for each token and no more goes into `FlatRouter`, any other into `RouterConfig`.
+Importing this package registers Mixtura's own.
 """
-
-from typing import Annotated
-
-from pydantic import Field
 
 from mixtura.moe.routers.assignment import Base, BaseConfig, Sinkhorn, SinkhornConfig
 from mixtura.moe.routers.batchwise import Batchwise, BatchwiseConfig
@@ -18,13 +14,20 @@ from mixtura.moe.routers.deepseek import (
 )
 from mixtura.moe.routers.expert_choice import ExpertChoice, ExpertChoiceConfig
 from mixtura.moe.routers.expert_threshold import ExpertThreshold, ExpertThresholdConfig
-from mixtura.moe.routers.flat import FlatRouter
 from mixtura.moe.routers.gshard import GShard, GShardConfig
 from mixtura.moe.routers.hashed import Hash, HashConfig
 from mixtura.moe.routers.hierarchical import Hierarchical, HierarchicalConfig
+from mixtura.moe.routers.kinds import AnyRouter
 from mixtura.moe.routers.noisy import NoisyTopK, NoisyTopKConfig
 from mixtura.moe.routers.reinforce import Reinforce, ReinforceConfig
-from mixtura.moe.routers.router import LossName, Router, RouterShape, RouterSpec
+from mixtura.moe.routers.router import (
+    ROUTERS,
+    LossName,
+    Router,
+    RouterShape,
+    RouterSpec,
+    register_router,
+)
 from mixtura.moe.routers.sigmoid import SigmoidTopK, SigmoidTopKConfig
 from mixtura.moe.routers.softmax import (
     SoftmaxTopK,
@@ -38,24 +41,9 @@ from mixtura.moe.routers.sparse_mixer import SparseMixer, SparseMixerConfig
 from mixtura.moe.routers.token_choice import LinearRouter, Scores, TokenChoiceRouter
 from mixtura.moe.routers.top_p import TopP, TopPConfig
 
-RouterConfig = Annotated[
-    FlatRouter
-    | HierarchicalConfig
-    | DeepSeekV2Config
-    | DeepSeekV3Config
-    | TopPConfig
-    | SparseMixerConfig
-    | ExpertChoiceConfig
-    | ExpertThresholdConfig
-    | BatchwiseConfig
-    | BaseConfig
-    | SinkhornConfig
-    | HashConfig
-    | ReinforceConfig,
-    Field(discriminator="kind"),
-]
-
 __all__ = [
+    "ROUTERS",
+    "AnyRouter",
     "Base",
     "BaseConfig",
     "Batchwise",
@@ -70,7 +58,6 @@ __all__ = [
     "ExpertChoiceConfig",
     "ExpertThreshold",
     "ExpertThresholdConfig",
-    "FlatRouter",
     "GShard",
     "GShardConfig",
     "Hash",
@@ -84,7 +71,6 @@ __all__ = [
     "Reinforce",
     "ReinforceConfig",
     "Router",
-    "RouterConfig",
     "RouterShape",
     "RouterSpec",
     "Scores",
@@ -103,4 +89,5 @@ __all__ = [
     "TopKSoftmaxConfig",
     "TopP",
     "TopPConfig",
+    "register_router",
 ]

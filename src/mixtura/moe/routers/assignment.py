@@ -15,7 +15,7 @@ from torch import Tensor
 from mixtura.kernels.assignment import balanced_assignment
 from mixtura.kernels.topk import topk
 from mixtura.moe.capacity import Admission, Capacity, Policy, Wishes
-from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec
+from mixtura.moe.routers.router import LossName, RouterSpec, register_router
 from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
 
 _EXACT = (
@@ -50,10 +50,8 @@ class BaseConfig(RouterSpec):
                 "set top_k=1, or kind=sinkhorn for more"
             )
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "Base":
-        return Base(self, shape, capacity)
 
-
+@register_router(BaseConfig)
 class Base(LinearRouter):
     """y = sigmoid(h_t . w_a) f_a(h_t), a = a_t: the balanced assignment in training, else argmax.
 
@@ -75,9 +73,7 @@ class Base(LinearRouter):
     tune, where the auction is small beside the experts' work; where it is not, `sinkhorn`.
     """
 
-    def __init__(self, config: BaseConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+    config: BaseConfig
 
     def score(self, logits_TE: Tensor) -> Scores:
         return Scores(logits_TE, logits_TE, logits_TE.softmax(-1))
@@ -119,10 +115,8 @@ class SinkhornConfig(RouterSpec):
     def leaks_in_training(self) -> bool:
         return not self.accept_leak
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "Sinkhorn":
-        return Sinkhorn(self, shape, capacity)
 
-
+@register_router(SinkhornConfig)
 class Sinkhorn(LinearRouter):
     """The K largest shares of each token in a plan with even sums; weights of the raw logits.
 
@@ -147,9 +141,7 @@ class Sinkhorn(LinearRouter):
     not for exactly even load, which `base` gives, nor where training may not look ahead.
     """
 
-    def __init__(self, config: SinkhornConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+    config: SinkhornConfig
 
     def score(self, logits_TE: Tensor) -> Scores:
         return Scores(logits_TE, logits_TE, logits_TE.softmax(-1))

@@ -21,9 +21,10 @@ from mixtura.moe.routers.expert_choice import (
     refuse_capacity,
 )
 from mixtura.moe.routers.expert_threshold import best_allowed, check_most, most_experts
-from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec
+from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec, register_router
 from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
 from mixtura.shapes.ledger import Weight
 
 
@@ -61,10 +62,8 @@ class BatchwiseConfig(RouterSpec):
         yield from super().weights(shape, prefix)
         yield Weight(f"{prefix}log_threshold", (shape.num_experts,), "router")
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "Batchwise":
-        return Batchwise(self, shape, capacity)
 
-
+@register_router(BatchwiseConfig)
 class Batchwise(LinearRouter):
     """G(x)_i = Gs_i M_i / sum_j Gs_j M_j, with Gs = softmax(x W) and a mask M of 0 and 1.
 
@@ -87,9 +86,10 @@ class Batchwise(LinearRouter):
     model prefer `mask: threshold` or `expert_threshold`.
     """
 
+    config: BatchwiseConfig
+
     def __init__(self, config: BatchwiseConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+        super().__init__(config, shape, capacity)
         even_E = torch.full((shape.num_experts,), -log(shape.num_experts))
         self.log_threshold = nn.Parameter(even_E)
 
@@ -105,37 +105,31 @@ class Batchwise(LinearRouter):
         probs_TE = logits_TE.softmax(-1)
         return Scores(logits_TE, probs_TE, probs_TE)
 
-    def forward(
-        self,
-        x_TD: Tensor,
-        valid_T: Tensor | None = None,
-        num_sequences: int = 1,
-        capacity: Capacity | None = None,
-        id_T: Tensor | None = None,
-    ) -> Routing:
+    def forward(self, tokens: Tokens, capacity: Capacity | None = None) -> Routing:
         refuse_capacity(capacity, self.config)
-        scores = self.scores(x_TD, None)
+        scores = self.scores(tokens.x_TD, None)
         if not self.training:
-            return self.routed(self._passing(scores), valid_T, num_sequences, capacity)
-        taken = best_tokens(scores.probs_TE, valid_T, 1, self.top_k)
+            return self.routed(self._passing(scores), tokens, capacity)
+        taken = best_tokens(scores.probs_TE, tokens.valid_T, 1, self.top_k)
         terms = {
             "threshold_E": self.threshold_E(scores.probs_TE),
             "kept_TE": _kept(taken, scores.probs_TE),
         }
         if self.config.mask == "threshold":
             choice = replace(self._passing(scores), terms=terms)
-            return self.routed(choice, valid_T, num_sequences, capacity)
+            return self.routed(choice, tokens, capacity)
+        gate_N = taken.of(scores.probs_TE)
         return Routing(
             token_N=taken.token_N,
             choice_N=taken.choice_N,
             chosen_N=taken.expert_N,
             expert_N=taken.expert_N,
-            weight_N=_over_sum_of_token(taken.of(scores.probs_TE), taken.token_N, len(x_TD)),
+            weight_N=_over_sum_of_token(gate_N, taken.token_N, len(tokens.x_TD)),
             logits_TE=scores.logits_TE,
             probs_TE=scores.probs_TE,
-            valid_T=valid_T,
+            valid_T=tokens.valid_T,
             num_experts=self.num_experts,
-            num_sequences=num_sequences,
+            num_sequences=tokens.num_sequences,
             terms=terms,
         )
 

@@ -11,12 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mixtura.moe.capacity import Capacity
 from mixtura.moe.routers.router import (
     LossName,
-    RouterShape,
     RouterSpec,
     refuse_single_renormalised,
+    register_router,
 )
 from mixtura.moe.routers.softmax import jittered
 from mixtura.moe.routers.token_choice import LinearRouter, Scores
@@ -26,6 +25,7 @@ class DbrxConfig(RouterSpec):
     """DBRX: softmax over all, the k largest over their p-norm. `norm: null` leaves them so."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"balance": 0.05, "z": 0.0})
+    has_one_gate: ClassVar[bool] = True
     kind: Literal["dbrx"] = "dbrx"
     norm: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
     """n of the norm that the chosen probabilities are divided by; null: none"""
@@ -36,10 +36,8 @@ class DbrxConfig(RouterSpec):
         if self.norm is not None:
             refuse_single_renormalised(top_k, self.kind, "set norm=null or top_k above 1")
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "Dbrx":
-        return Dbrx(self, shape, capacity)
 
-
+@register_router(DbrxConfig)
 class Dbrx(LinearRouter):
     """p = softmax(W x); weight p_i / (sum over the k chosen of p_j^n)^(1/n), n = `norm`.
 
@@ -53,9 +51,7 @@ class Dbrx(LinearRouter):
     out a sum of 1 thinly. With its defaults it is `softmax_topk` but for the losses' weights.
     """
 
-    def __init__(self, config: DbrxConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+    config: DbrxConfig
 
     def scores(self, x_TD: Tensor, bank_R: Tensor | None) -> Scores:
         jitter = self.config.jitter if self.training else 0.0

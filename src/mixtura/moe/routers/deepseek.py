@@ -18,6 +18,7 @@ from mixtura.moe.routers.router import (
     RouterShape,
     RouterSpec,
     refuse_single_renormalised,
+    register_router,
 )
 from mixtura.moe.routers.sigmoid import SigmoidTopK, SigmoidTopKConfig
 from mixtura.moe.routers.softmax import SoftmaxTopK, SoftmaxTopKConfig
@@ -71,10 +72,8 @@ class DeepSeekV2Config(GroupedSpec):
     renormalise: bool = False
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "DeepSeekV2":
-        return DeepSeekV2(self, shape, capacity)
 
-
+@register_router(DeepSeekV2Config)
 class DeepSeekV2(SoftmaxTopK):
     """s = softmax(W x); keep the M devices with the best expert each; the k largest s among theirs.
 
@@ -125,10 +124,8 @@ class DeepSeekV3Config(GroupedSpec):
                 "lower it or router.groups"
             )
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "DeepSeekV3":
-        return DeepSeekV3(self, shape, capacity)
 
-
+@register_router(DeepSeekV3Config)
 class DeepSeekV3(SigmoidTopK):
     """s = sigmoid(W x); the k largest s + b in the M best groups; s over their sum, times `scale`.
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mixtura.moe.capacity import Capacity, Dropless, Policy, places
-from mixtura.moe.routers.router import LossName, Router, RouterShape, RouterSpec
+from mixtura.moe.routers.router import LossName, Router, RouterShape, RouterSpec, register_router
 from mixtura.moe.routers.token_choice import linear
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -45,10 +46,8 @@ class ExpertChoiceConfig(RouterSpec):
     def leaks(self) -> bool:
         return not self.accept_leak
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "ExpertChoice":
-        return ExpertChoice(self, shape, capacity)
 
-
+@register_router(ExpertChoiceConfig)
 class ExpertChoice(Router):
     """S = softmax(x W) over experts; expert i takes the k tokens with the largest S[:, i].
 
@@ -70,25 +69,19 @@ class ExpertChoice(Router):
     for which there is `expert_threshold`.
     """
 
+    config: ExpertChoiceConfig
+
     def __init__(self, config: ExpertChoiceConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+        super().__init__(config, shape, capacity)
         self.weight = nn.Parameter(torch.empty(shape.num_experts, shape.width))
         nn.init.normal_(self.weight, std=shape.width**-0.5)
 
-    def forward(
-        self,
-        x_TD: Tensor,
-        valid_T: Tensor | None = None,
-        num_sequences: int = 1,
-        capacity: Capacity | None = None,
-        id_T: Tensor | None = None,
-    ) -> Routing:
+    def forward(self, tokens: Tokens, capacity: Capacity | None = None) -> Routing:
         refuse_capacity(capacity, self.config)
-        logits_TE = linear(x_TD, self.weight)
+        logits_TE = linear(tokens.x_TD, self.weight)
         probs_TE = logits_TE.softmax(-1)
-        groups = num_sequences if self.config.scope == "sequence" else 1
-        taken = best_tokens(probs_TE, valid_T, groups, self.top_k)
+        groups = tokens.num_sequences if self.config.scope == "sequence" else 1
+        taken = best_tokens(probs_TE, tokens.valid_T, groups, self.top_k)
         weight_N = taken.of(probs_TE)
         return Routing(
             token_N=taken.token_N,
@@ -98,9 +91,9 @@ class ExpertChoice(Router):
             weight_N=weight_N,
             logits_TE=logits_TE,
             probs_TE=probs_TE,
-            valid_T=valid_T,
+            valid_T=tokens.valid_T,
             num_experts=self.num_experts,
-            num_sequences=num_sequences,
+            num_sequences=tokens.num_sequences,
         )
 
 

@@ -3,7 +3,7 @@
 T tokens, E experts, K the most experts per token.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mixtura.moe.capacity import Capacity
 from mixtura.moe.routers.expert_choice import rows_each
-from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec
+from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec, register_router
 from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
+from mixtura.ranks import Ranks
 
 
 class ExpertThresholdConfig(RouterSpec):
@@ -32,10 +33,8 @@ class ExpertThresholdConfig(RouterSpec):
     def check(self, num_experts: int, top_k: int) -> None:
         check_most(self.most, num_experts, top_k)
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "ExpertThreshold":
-        return ExpertThreshold(self, shape, capacity)
 
-
+@register_router(ExpertThresholdConfig)
 class ExpertThreshold(LinearRouter):
     """S = softmax(x W); a token takes the experts with S_i >= threshold_i; weights S as it is.
 
@@ -57,14 +56,14 @@ class ExpertThreshold(LinearRouter):
     load thresholds learned before say nothing.
     """
 
+    config: ExpertThresholdConfig
     threshold_E: Tensor
     steps_seen: Tensor
 
     def __init__(
         self, config: ExpertThresholdConfig, shape: RouterShape, capacity: Capacity
     ) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+        super().__init__(config, shape, capacity)
         even_E = torch.full((shape.num_experts,), 1 / shape.num_experts, dtype=torch.float32)
         self.register_buffer("threshold_E", even_E)
         self.register_buffer("steps_seen", torch.zeros((), dtype=torch.int64))
@@ -104,16 +103,14 @@ class ExpertThreshold(LinearRouter):
         self._kth_sum_E = kth_E if self._kth_sum_E is None else self._kth_sum_E + kth_E
         self._batches += 1
 
-    def end_step(self, sum_over_ranks: Callable[[Tensor], Tensor] | None) -> None:
+    def end_step(self, ranks: Ranks) -> None:
         """threshold <- m threshold + (1 - m) seen; the mean of all steps so far, while few."""
         sum_E = self._kth_sum_E
         if sum_E is None:
             sum_E = torch.zeros_like(self.threshold_E)
-        total = torch.cat([sum_E, sum_E.new_tensor([self._batches])])
+        # A rank without tokens takes part too, or the others would wait for ever.
+        total = ranks.sum(torch.cat([sum_E, sum_E.new_tensor([self._batches])]))
         self._kth_sum_E, self._batches = None, 0
-        if sum_over_ranks is not None:
-            # A rank without tokens takes part, or the others wait for ever.
-            total = sum_over_ranks(total)
         if total[-1] == 0:
             return
         steps = self.steps_seen.to(total.dtype)

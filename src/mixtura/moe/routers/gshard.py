@@ -11,8 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mixtura.moe.capacity import Capacity
-from mixtura.moe.routers.router import Choices, LossName, RouterShape, RouterSpec
+from mixtura.moe.routers.router import Choices, LossName, RouterSpec, register_router
 from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
 
 
@@ -21,6 +20,7 @@ class GShardConfig(RouterSpec):
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"balance": 0.01, "z": 0.0})
     loss_choices: ClassVar[Choices] = "first"
+    has_one_gate: ClassVar[bool] = True
     kind: Literal["gshard"] = "gshard"
 
     def check(self, num_experts: int, top_k: int) -> None:
@@ -30,10 +30,8 @@ class GShardConfig(RouterSpec):
                 "top_k=2, kind=switch for one expert or kind=softmax_topk for more"
             )
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "GShard":
-        return GShard(shape, capacity)
 
-
+@register_router(GShardConfig)
 class GShard(LinearRouter):
     """g = softmax(W x); the two largest g1, g2 over their sum; the second one with chance 2 g2.
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mixtura.errors import ConfigError
 from mixtura.moe.capacity import Capacity, Policy
-from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec
+from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec, register_router
 from mixtura.moe.routers.token_choice import Choice, TokenRows
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
 from mixtura.shapes.ledger import Weight
 
 # Tokens whose experts are drawn at a time, so that a large table needs little memory.
@@ -55,10 +56,8 @@ class HashConfig(RouterSpec):
     def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:
         yield from ()
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "Hash":
-        return Hash(self, shape, capacity)
 
-
+@register_router(HashConfig)
 class Hash(TokenRows):
     """y = (1/K) sum_k E_{h_k(id)}(x): fixed hashes of the token id, and no gate.
 
@@ -79,11 +78,11 @@ class Hash(TokenRows):
     neighbours, which its id does not know.
     """
 
+    config: HashConfig
     table_VK: Tensor
 
     def __init__(self, config: HashConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+        super().__init__(config, shape, capacity)
         self._is_known = config.table != "balanced"
         if config.table == "token_id":
             return
@@ -98,14 +97,8 @@ class Hash(TokenRows):
         known = config.table == "random"
         self.register_buffer("table_VK", _random(*size, shape, config.seed) if known else unknown)
 
-    def forward(
-        self,
-        x_TD: Tensor,
-        valid_T: Tensor | None = None,
-        num_sequences: int = 1,
-        capacity: Capacity | None = None,
-        id_T: Tensor | None = None,
-    ) -> Routing:
+    def forward(self, tokens: Tokens, capacity: Capacity | None = None) -> Routing:
+        id_T, valid_T = tokens.id_T, tokens.valid_T
         if id_T is None:
             raise ValueError(
                 "router kind=hash reads token ids, and none were given; call the layer with ids=, "
@@ -115,9 +108,9 @@ class Hash(TokenRows):
             # Padding may carry any id, -100 included.
             id_T = id_T.masked_fill(~valid_T, 0)
         chosen_TK = self.experts_of(id_T)
-        dtype = torch.promote_types(x_TD.dtype, torch.float32)
+        dtype = torch.promote_types(tokens.x_TD.dtype, torch.float32)
         weight_TK = torch.full_like(chosen_TK, 1 / self.top_k, dtype=dtype)
-        return self.routed(Choice(chosen_TK, weight_TK), valid_T, num_sequences, capacity)
+        return self.routed(Choice(chosen_TK, weight_TK), tokens, capacity)
 
     def experts_of(self, id_T: Tensor) -> Tensor:
         """chosen_TK. Raises ConfigError where a balanced table has not been set."""
@@ -134,7 +127,11 @@ class Hash(TokenRows):
             self._is_known = True
         return self.table_VK[id_T]
 
-    def set_counts(self, counts_V: Tensor) -> None:
+    @property
+    def needs_token_counts(self) -> bool:
+        return self.config.table == "balanced"
+
+    def set_token_counts(self, counts_V: Tensor) -> None:
         """Make the balanced table. Raises ConfigError for counts of another vocabulary."""
         if counts_V.shape != self.table_VK.shape[:1] or bool((counts_V < 0).any()):
             raise ConfigError(

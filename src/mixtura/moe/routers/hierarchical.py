@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from mixtura.moe.capacity import Capacity, Dropless, Policy
-from mixtura.moe.routers.flat import FlatRouter
-from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec
+from mixtura.moe.routers.kinds import InnerRouter, OuterRouter
+from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec, register_router
 from mixtura.moe.routers.token_choice import Choice, TokenChoiceRouter
 from mixtura.moe.routing import Level
 from mixtura.shapes.ledger import Weight
@@ -40,9 +40,9 @@ class HierarchicalConfig(RouterSpec):
     """how many groups of equally many consecutive experts there are"""
     outer_top_k: int = Field(default=1, ge=1)
     """groups a token is sent to; top_k is a multiple of it, shared out evenly among them"""
-    outer: FlatRouter = Field(discriminator="kind")
+    outer: OuterRouter
     """the gate over groups"""
-    inner: "FlatRouter | HierarchicalConfig" = Field(discriminator="kind")
+    inner: InnerRouter
     """the gate in each group, with weights of its own there"""
 
     def served(self) -> Mapping[LossName, float]:
@@ -100,10 +100,8 @@ class HierarchicalConfig(RouterSpec):
             banks=shape.banks * self.groups,
         )
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "Hierarchical":
-        return Hierarchical(self, shape, capacity)
 
-
+@register_router(HierarchicalConfig)
 class Hierarchical(TokenChoiceRouter):
     """y = sum_i sum_j G_outer(x)_i G_i(x)_j E_ij(x) (Shazeer 2017, arXiv 1701.06538, appendix B).
 
@@ -117,13 +115,17 @@ class Hierarchical(TokenChoiceRouter):
     and has one load to keep even, not two.
     """
 
+    config: HierarchicalConfig
+
     def __init__(self, config: HierarchicalConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+        super().__init__(config, shape, capacity)
         self.num_groups, self.groups_kept = config.groups, config.outer_top_k
         # Capacity is a matter of whole experts: the parts choose and no more.
-        self.outer = config.outer.build(config.outer_shape(shape), Dropless())
-        self.inner = config.inner.build(config.inner_shape(shape), Dropless())
+        outer = config.outer.build(config.outer_shape(shape), Dropless())
+        inner = config.inner.build(config.inner_shape(shape), Dropless())
+        assert isinstance(outer, TokenChoiceRouter), "it has one gate"
+        assert isinstance(inner, TokenChoiceRouter), "it has one gate, or is hierarchical"
+        self.outer, self.inner = outer, inner
 
     def choose(
         self, x_TD: Tensor, valid_R: Tensor | None = None, bank_R: Tensor | None = None

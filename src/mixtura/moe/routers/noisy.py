@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from mixtura.kernels.topk import topk
 from mixtura.moe.capacity import Capacity
-from mixtura.moe.routers.router import RouterShape, RouterSpec, refuse_single_renormalised
+from mixtura.moe.routers.router import (
+    RouterShape,
+    RouterSpec,
+    refuse_single_renormalised,
+    register_router,
+)
 from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores, linear
 from mixtura.shapes.ledger import Weight
 
@@ -25,6 +30,7 @@ class NoisyTopKConfig(RouterSpec):
     """Shazeer 2017: top-k of W x plus learned noise, softmax over the k. Starts from zeros."""
 
     losses: ClassVar = MappingProxyType({"importance": 0.1, "load": 0.1, "balance": 0.0, "z": 0.0})
+    has_one_gate: ClassVar[bool] = True
     kind: Literal["noisy_topk"] = "noisy_topk"
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
@@ -35,9 +41,6 @@ class NoisyTopKConfig(RouterSpec):
         rows = shape.banks * shape.num_experts
         yield Weight(f"{prefix}noise_weight", (rows, shape.width), "router")
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "NoisyTopK":
-        return NoisyTopK(shape, capacity)
-
 
 @dataclass(frozen=True, slots=True)
 class NoisyScores(Scores):
@@ -47,6 +50,7 @@ class NoisyScores(Scores):
     """standard deviation of the noise: Softplus(x W_noise)"""
 
 
+@register_router(NoisyTopKConfig)
 class NoisyTopK(LinearRouter):
     """G(x) = Softmax(KeepTopK(H(x), k)), H(x)_i = (x W_g)_i + N(0, 1) Softplus((x W_noise)_i).
 
@@ -59,8 +63,8 @@ class NoisyTopK(LinearRouter):
     `topk_softmax` is the same gate without noise.
     """
 
-    def __init__(self, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
+    def __init__(self, config: NoisyTopKConfig, shape: RouterShape, capacity: Capacity) -> None:
+        super().__init__(config, shape, capacity)
         self.noise_weight = nn.Parameter(torch.zeros_like(self.weight))
         nn.init.zeros_(self.weight)
 

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mixtura.moe.capacity import Capacity, Policy
-from mixtura.moe.policy import policy_loss
-from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec
+from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec, register_router
 from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores, linear
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import mean_over_tokens
 from mixtura.shapes.ledger import Weight
 
 
@@ -49,18 +49,16 @@ class ReinforceConfig(RouterSpec):
         yield Weight(f"{prefix}baseline_weight", (1, shape.width), "router", Fraction(0))
         yield Weight(f"{prefix}baseline_bias", (1,), "router", Fraction(0))
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "Reinforce":
-        return Reinforce(self, shape, capacity)
 
-
+@register_router(ReinforceConfig)
 class Reinforce(LinearRouter):
     """pi = softmax(W x); an expert drawn from pi in training, argmax in evaluation; y = E_e(x).
 
     RL-R of Clark et al. 2022 (arXiv 2202.01169): the gate learns by REINFORCE with a learned
-    baseline, through `mixtura.moe.policy_loss`, and not through the weight of the expert's output.
+    baseline, through `reinforce_loss`, and not through the weight of the expert's output.
     That this weight is 1 is our reading of a secondary source that says no more. The reward is
     minus the token's cross-entropy, less the batch's mean, so that no baseline has to follow the
-    falling loss; the trainer knows it and calls `mixtura.moe.policy_losses`, as your own loop must.
+    falling loss; the trainer knows it and calls `mixtura.moe.late_losses`, as your own loop must.
     The baseline is linear in x and takes no gradient to it. Reward and blame go to the token's own
     next-token loss: what a choice does to later tokens through attention is not counted. Terms:
     `log_prob_T`, `baseline_T`, `entropy_T`. A policy still tends to settle on a few experts, so
@@ -74,9 +72,10 @@ class Reinforce(LinearRouter):
     gradient that this one does without.
     """
 
+    config: ReinforceConfig
+
     def __init__(self, config: ReinforceConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+        super().__init__(config, shape, capacity)
         self.baseline_weight = nn.Parameter(torch.zeros(1, shape.width))
         self.baseline_bias = nn.Parameter(torch.zeros(1))
 
@@ -109,5 +108,27 @@ class Reinforce(LinearRouter):
         }
         return replace(choice, terms=terms)
 
-    def policy_loss(self, routing: Routing, reward_T: Tensor) -> Tensor:
-        return policy_loss(routing, reward_T, self.config.baseline, self.config.entropy)
+    def late_loss(self, routing: Routing, nats_T: Tensor) -> Tensor:
+        """A token's reward is minus its nats, less their mean over tokens."""
+        reward_T = mean_over_tokens(nats_T, routing.valid_T) - nats_T
+        return reinforce_loss(routing, reward_T, self.config.baseline, self.config.entropy)
+
+
+def reinforce_loss(
+    routing: Routing, reward_T: Tensor, baseline: float = 1.0, entropy: float = 0.01
+) -> Tensor:
+    """mean_t -(r_t - b_t) log pi(e_t) + baseline (r_t - b_t)^2 - entropy H(pi_t); padding left out.
+
+    REINFORCE (Williams 1992) with a learned baseline: r_t is the token's reward, b_t its expected
+    reward (`baseline_T` of the terms), pi its policy (`log_prob_T`, `entropy_T`). The advantage
+    r_t - b_t is a constant to the policy; only its square moves the baseline. The two last
+    arguments are weights.
+    """
+    terms = routing.terms
+    surprise_T = reward_T.detach() - terms["baseline_T"]
+    loss_T = (
+        baseline * surprise_T.square()
+        - surprise_T.detach() * terms["log_prob_T"]
+        - entropy * terms["entropy_T"]
+    )
+    return mean_over_tokens(loss_T, routing.valid_T)

@@ -7,13 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from torch import Tensor, nn
 
 from mixtura.config import Config
 from mixtura.moe.capacity import Capacity, Policy
 from mixtura.moe.routing import Routing
+from mixtura.moe.tokens import Tokens
+from mixtura.ranks import Ranks
+from mixtura.registry import Registry
 from mixtura.shapes.ledger import Weight
 
 LossName = Literal[
@@ -60,6 +63,9 @@ class RouterSpec(Config):
     """whether it reads token ids"""
     takes_gate_bias: ClassVar[bool] = False
     """whether its gate can have a learned bias"""
+    has_one_gate: ClassVar[bool] = False
+    """whether each token's choice comes from one linear gate, so that a hierarchical router can
+    hold it"""
 
     def served(self) -> Mapping[LossName, float]:
         """The losses it can serve and their weights where none is given; `losses` for most."""
@@ -96,15 +102,21 @@ class RouterSpec(Config):
         if shape.gate_bias:
             yield Weight(f"{prefix}gate_bias", (rows,), "router")
 
-    @abstractmethod
-    def build(self, shape: RouterShape, capacity: Capacity) -> "Router": ...
+    def build(self, shape: RouterShape, capacity: Capacity) -> "Router":
+        return ROUTERS.get(self.name).router(self, shape, capacity)
+
+    @classmethod
+    def variants(cls) -> list[type[Config]]:
+        """The configs of all kinds, where a field takes any router."""
+        return [one.config for one in ROUTERS.values.values()] if cls is RouterSpec else [cls]
 
 
 class Router(nn.Module, ABC):
     """Gives each token its experts; which of them, and how, is a subclass's."""
 
-    def __init__(self, shape: RouterShape, capacity: Capacity) -> None:
+    def __init__(self, config: RouterSpec, shape: RouterShape, capacity: Capacity) -> None:
         super().__init__()
+        self.config = config
         self.shape = shape
         self.capacity = capacity
 
@@ -134,31 +146,58 @@ class Router(nn.Module, ABC):
         return self
 
     @abstractmethod
-    def forward(
-        self,
-        x_TD: Tensor,
-        valid_T: Tensor | None = None,
-        num_sequences: int = 1,
-        capacity: Capacity | None = None,
-        id_T: Tensor | None = None,
-    ) -> Routing:
-        """Route T tokens. `capacity` stands in for the router's own rule (generation: Dropless).
-
-        `id_T` are token ids, which hash routers read and no other.
-        """
+    def forward(self, tokens: Tokens, capacity: Capacity | None = None) -> Routing:
+        """Route T tokens. `capacity` stands in for the router's own rule (generation: Dropless)."""
 
     def step_bias(self, load_E: Tensor, rate: float) -> None:
         """Move choosing biases after an optimizer step with that load; most routers have none."""
 
-    def end_step(self, sum_over_ranks: Callable[[Tensor], Tensor] | None) -> None:
-        """Take in what an optimizer step has shown, for the next one; most routers learn nothing.
+    def end_step(self, ranks: Ranks) -> None:
+        """Update what the router learns outside the gradient; most routers learn nothing so.
 
-        `sum_over_ranks` turns a local sum into the global one; one process needs none.
+        Called after each optimizer step, on all ranks.
         """
 
-    def policy_loss(self, routing: Routing, reward_T: Tensor) -> Tensor:
-        """The loss `policy`, for a router whose config serves it."""
-        raise AssertionError(f"{type(self).__name__} chooses by no policy")
+    @property
+    def needs_token_counts(self) -> bool:
+        """Whether it routes by how frequent each token of the vocabulary is in training."""
+        return False
+
+    def set_token_counts(self, counts_V: Tensor) -> None:
+        """Take the counts of training's tokens; for a router that needs them."""
+        raise AssertionError(f"{type(self).__name__} needs no token counts")
+
+    def late_loss(self, routing: Routing, nats_T: Tensor) -> Tensor:
+        """A loss that follows from each token's cross-entropy, for a router whose config serves it.
+
+        `nats_T` is detached. It is known after the model's last layer, hence late.
+        """
+        raise AssertionError(f"{type(self).__name__} has no loss of tokens' cross-entropies")
+
+
+class Kind(NamedTuple):
+    """One kind of router."""
+
+    config: type[RouterSpec]
+    router: type[Router]
+
+
+ROUTERS: Registry[Kind] = Registry("kind", "mixtura.routers")
+
+R = TypeVar("R", bound=type[Router])
+
+
+def register_router(config: type[RouterSpec]) -> Callable[[R], R]:
+    """A router class's decorator: recipes, checkpoints and pages know it by its config's `kind`.
+
+    Raises ValueError for a kind in use.
+    """
+
+    def registered(router: R) -> R:
+        ROUTERS.add(config.model_fields["kind"].default, Kind(config, router))
+        return router
+
+    return registered
 
 
 def refuse_single_renormalised(top_k: int, kind: str, remedy: str) -> None:

@@ -9,7 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from mixtura.moe.capacity import Capacity
-from mixtura.moe.routers.router import RouterShape, RouterSpec, refuse_single_renormalised
+from mixtura.moe.routers.router import (
+    RouterShape,
+    RouterSpec,
+    refuse_single_renormalised,
+    register_router,
+)
 from mixtura.moe.routers.token_choice import LinearRouter, Scores
 
 
@@ -17,6 +22,7 @@ class SigmoidTopKConfig(RouterSpec):
     """s = sigmoid(W x); the k largest s + bias; weights s over their sum, times `scale`."""
 
     takes_gate_bias: ClassVar[bool] = True
+    has_one_gate: ClassVar[bool] = True
     kind: Literal["sigmoid_topk"] = "sigmoid_topk"
     renormalise: bool = True
     """whether a token's weights are divided by their sum"""
@@ -29,10 +35,8 @@ class SigmoidTopKConfig(RouterSpec):
         if self.renormalise:
             refuse_single_renormalised(top_k, self.kind, "set renormalise=false or top_k above 1")
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "SigmoidTopK":
-        return SigmoidTopK(self, shape, capacity)
 
-
+@register_router(SigmoidTopKConfig)
 class SigmoidTopK(LinearRouter):
     """g' = s where s + b is among the k largest; g = g' / sum g' (arXiv 2412.19437, eq. 12-16).
 
@@ -46,9 +50,10 @@ class SigmoidTopK(LinearRouter):
     Not for experts on several nodes, where `deepseek_v3` sends a token to fewer of them.
     """
 
+    config: SigmoidTopKConfig
+
     def __init__(self, config: SigmoidTopKConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity, choosing_bias=config.choosing_bias)
-        self.config = config
+        super().__init__(config, shape, capacity, choosing_bias=config.choosing_bias)
 
     def score(self, logits_TE: Tensor) -> Scores:
         score_TE = logits_TE.sigmoid()

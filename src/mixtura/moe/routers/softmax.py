@@ -10,7 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from mixtura.moe.capacity import Capacity
-from mixtura.moe.routers.router import RouterShape, RouterSpec, refuse_single_renormalised
+from mixtura.moe.routers.router import (
+    RouterShape,
+    RouterSpec,
+    refuse_single_renormalised,
+    register_router,
+)
 from mixtura.moe.routers.token_choice import LinearRouter, Scores
 
 
@@ -18,6 +23,7 @@ class SoftmaxTopKConfig(RouterSpec):
     """Softmax over all experts, then top-k; weights renormalised (Mixtral) or not (OLMoE)."""
 
     takes_gate_bias: ClassVar[bool] = True
+    has_one_gate: ClassVar[bool] = True
     kind: Literal["softmax_topk"] = "softmax_topk"
     renormalise: bool = True
     """whether a token's weights are divided by their sum"""
@@ -28,10 +34,8 @@ class SoftmaxTopKConfig(RouterSpec):
         if self.renormalise:
             refuse_single_renormalised(top_k, self.kind, "set renormalise=false or top_k above 1")
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "SoftmaxTopK":
-        return SoftmaxTopK(self, shape, capacity)
 
-
+@register_router(SoftmaxTopKConfig)
 class SoftmaxTopK(LinearRouter):
     """p = softmax(W x); the k largest, as they are (OLMoE) or over their sum (Mixtral).
 
@@ -45,9 +49,10 @@ class SoftmaxTopK(LinearRouter):
     a bias from the start.
     """
 
+    config: SoftmaxTopKConfig
+
     def __init__(self, config: SoftmaxTopKConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity, choosing_bias=config.choosing_bias)
-        self.config = config
+        super().__init__(config, shape, capacity, choosing_bias=config.choosing_bias)
 
     def score(self, logits_TE: Tensor) -> Scores:
         probs_TE = logits_TE.softmax(-1)
@@ -68,6 +73,7 @@ class TopKSoftmaxConfig(RouterSpec):
     """Top-k over logits, then softmax over the k (gpt-oss, Granite; Shazeer 2017, eq. 3)."""
 
     takes_gate_bias: ClassVar[bool] = True
+    has_one_gate: ClassVar[bool] = True
     kind: Literal["topk_softmax"] = "topk_softmax"
     choosing_bias: bool = False
     """whether a bias, moved after each step, is added to the logits that choose"""
@@ -75,10 +81,8 @@ class TopKSoftmaxConfig(RouterSpec):
     def check_gradient(self, num_experts: int, top_k: int) -> None:
         refuse_single_renormalised(top_k, self.kind, "choose kind=softmax_topk or kind=switch")
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "TopKSoftmax":
-        return TopKSoftmax(shape, capacity, choosing_bias=self.choosing_bias)
 
-
+@register_router(TopKSoftmaxConfig)
 class TopKSoftmax(LinearRouter):
     """The k largest logits, softmax over them. Ranks by logit, so a bias adds to logits.
 
@@ -90,6 +94,11 @@ class TopKSoftmax(LinearRouter):
     so; otherwise `softmax_topk`, which can also leave its weights as they are.
     """
 
+    config: TopKSoftmaxConfig
+
+    def __init__(self, config: TopKSoftmaxConfig, shape: RouterShape, capacity: Capacity) -> None:
+        super().__init__(config, shape, capacity, choosing_bias=config.choosing_bias)
+
     def score(self, logits_TE: Tensor) -> Scores:
         return Scores(logits_TE, logits_TE, logits_TE.softmax(-1))
 
@@ -100,6 +109,7 @@ class TopKSoftmax(LinearRouter):
 class SwitchConfig(RouterSpec):
     """Switch: top-1, weight p, the input jittered by U(1 - jitter, 1 + jitter) in training."""
 
+    has_one_gate: ClassVar[bool] = True
     kind: Literal["switch"] = "switch"
     jitter: float = Field(default=0.01, ge=0, lt=1)
     """how far, as a share, noise may scale each of the gate's inputs in training; 0: no noise"""
@@ -111,10 +121,8 @@ class SwitchConfig(RouterSpec):
                 "set top_k=1, or kind=softmax_topk for more"
             )
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "Switch":
-        return Switch(self, shape, capacity)
 
-
+@register_router(SwitchConfig)
 class Switch(LinearRouter):
     """y = p_i(x) E_i(x), i = argmax p, p = softmax(W x) (arXiv 2101.03961, eq. 1 and 2).
 
@@ -127,9 +135,7 @@ class Switch(LinearRouter):
     expert and be sent to one place; for more experts a token there is `softmax_topk`.
     """
 
-    def __init__(self, config: SwitchConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+    config: SwitchConfig
 
     def scores(self, x_TD: Tensor, bank_R: Tensor | None) -> Scores:
         # Only the router sees the jittered input; the experts get the token as it is.

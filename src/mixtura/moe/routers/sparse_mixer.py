@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mixtura.moe.capacity import Capacity, Policy
-from mixtura.moe.routers.router import RouterShape, RouterSpec
+from mixtura.moe.capacity import Policy
+from mixtura.moe.routers.router import RouterSpec, register_router
 from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
 
 
@@ -36,10 +36,8 @@ class SparseMixerConfig(RouterSpec):
                 "kind=switch for one expert or kind=softmax_topk for more"
             )
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "SparseMixer":
-        return SparseMixer(self, shape, capacity)
 
-
+@register_router(SparseMixerConfig)
 class SparseMixer(LinearRouter):
     """p = softmax of s = W x over {i: (max s - s_i) / max(|s_i|, max s) <= 2 tolerance}; weight p.
 
@@ -61,9 +59,7 @@ class SparseMixer(LinearRouter):
     the gate little. Otherwise `softmax_topk` asks for no draws and gives every token a gradient.
     """
 
-    def __init__(self, config: SparseMixerConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+    config: SparseMixerConfig
 
     def score(self, logits_TE: Tensor) -> Scores:
         return Scores(logits_TE, logits_TE, logits_TE.softmax(-1))

@@ -19,8 +19,9 @@ from mixtura.kernels.row_linear import row_linear
 from mixtura.kernels.topk import topk, topk_naive
 from mixtura.moe.bias import bias_step
 from mixtura.moe.capacity import Admission, Capacity, Wishes
-from mixtura.moe.routers.router import Router, RouterShape
+from mixtura.moe.routers.router import Router, RouterShape, RouterSpec
 from mixtura.moe.routing import Level, Routing, token_rows
+from mixtura.moe.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,14 @@ class TokenRows(Router):
         """Who computes each wish; `capacity` stands in for the router's own rule."""
         return (self.capacity if capacity is None else capacity).admit(wishes)
 
-    def routed(
-        self,
-        choice: Choice,
-        valid_T: Tensor | None,
-        num_sequences: int,
-        capacity: Capacity | None,
-    ) -> Routing:
-        """The routing of a choice, once capacity has had its say."""
+    def routed(self, choice: Choice, tokens: Tokens, capacity: Capacity | None) -> Routing:
+        """The routing of a choice of these tokens, under the capacity rule."""
         wishes = Wishes(
-            choice.chosen_TK, self.num_experts, num_sequences, valid_T, choice.ranking_TE
+            choice.chosen_TK,
+            self.num_experts,
+            tokens.num_sequences,
+            tokens.valid_T,
+            choice.ranking_TE,
         )
         with torch.no_grad():
             admission = self.admit(choice, wishes, capacity)
@@ -138,15 +137,9 @@ class TokenChoiceRouter(TokenRows):
     ) -> Choice:
         """Each row's experts among those of its bank, before capacity."""
 
-    def forward(
-        self,
-        x_TD: Tensor,
-        valid_T: Tensor | None = None,
-        num_sequences: int = 1,
-        capacity: Capacity | None = None,
-        id_T: Tensor | None = None,
-    ) -> Routing:
-        routing = self.routed(self.choose(x_TD, valid_T), valid_T, num_sequences, capacity)
+    def forward(self, tokens: Tokens, capacity: Capacity | None = None) -> Routing:
+        x_TD = tokens.x_TD
+        routing = self.routed(self.choose(x_TD, tokens.valid_T), tokens, capacity)
         if self.training or x_TD.itemsize >= torch.float32.itemsize:
             return routing
         dtype = torch.float32 if self.weighs_in_fp32 else x_TD.dtype
@@ -163,9 +156,14 @@ class LinearRouter(TokenChoiceRouter):
     """of `choosing_bias`"""
 
     def __init__(
-        self, shape: RouterShape, capacity: Capacity, *, choosing_bias: bool = False
+        self,
+        config: RouterSpec,
+        shape: RouterShape,
+        capacity: Capacity,
+        *,
+        choosing_bias: bool = False,
     ) -> None:
-        super().__init__(shape, capacity)
+        super().__init__(config, shape, capacity)
         rows = shape.banks * shape.num_experts
         self.weight = nn.Parameter(torch.empty(rows, shape.width))
         self.register_buffer(

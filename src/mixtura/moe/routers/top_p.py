@@ -11,12 +11,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mixtura.moe.capacity import Capacity
 from mixtura.moe.routers.router import (
     LossName,
-    RouterShape,
     RouterSpec,
     refuse_single_renormalised,
+    register_router,
 )
 from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
 
@@ -37,10 +36,8 @@ class TopPConfig(RouterSpec):
         if self.renormalise:
             refuse_single_renormalised(top_k, self.kind, "set renormalise=false or top_k above 1")
 
-    def build(self, shape: RouterShape, capacity: Capacity) -> "TopP":
-        return TopP(self, shape, capacity)
 
-
+@register_router(TopPConfig)
 class TopP(LinearRouter):
     """P = softmax(W x), largest first; the fewest experts whose P sum to `p` or more; weights P.
 
@@ -58,9 +55,7 @@ class TopP(LinearRouter):
     a step may vary with them; where it may not, `softmax_topk` gives every token as many.
     """
 
-    def __init__(self, config: TopPConfig, shape: RouterShape, capacity: Capacity) -> None:
-        super().__init__(shape, capacity)
-        self.config = config
+    config: TopPConfig
 
     def score(self, logits_TE: Tensor) -> Scores:
         probs_TE = logits_TE.softmax(-1)

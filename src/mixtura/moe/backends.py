@@ -1,0 +1,159 @@
+"""Ways to compute routed experts from plain weights, by name; another package may register one.
+
+T tokens, D width, M rows sorted by expert, E experts, F expert width, H rows of w_in: 2F (gate,
+then up) or F.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+import torch
+from pydantic import AfterValidator
+from torch import Tensor
+
+from mixtura.errors import ConfigError
+from mixtura.kernels.experts_ffn import (
+    Biases,
+    Products,
+    experts_ffn,
+    experts_ffn_naive,
+    grouped_mm_takes,
+)
+from mixtura.kernels.permute import COMPACT, Padding
+from mixtura.kernels.ragged_batch import ragged_takes
+from mixtura.moe.routed_experts import routed_by_segments
+from mixtura.moe.routing import Routing
+from mixtura.registry import Registry
+from mixtura.shapes import Activation
+
+# Rows to which segments are rounded up. bf16: oneDNN makes a kernel for each new count of rows,
+# which costs several times the product.
+ROW_MULTIPLE = {torch.bfloat16: 32, torch.float16: 32}
+EVEN_WITHIN = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertBank:
+    """The weights of a layer's experts, in the dtype that products run in."""
+
+    w_in: Tensor
+    """(E, H, D)"""
+    w_out: Tensor
+    """(E, D, F)"""
+    activation: Activation
+    biases: Biases | None = None
+
+
+class Backend(Protocol):
+    """One way to compute E FFNs for their rows."""
+
+    def __call__(self, x_TD: Tensor, routing: Routing, bank: ExpertBank) -> Tensor:
+        """out_TD, as `RoutedExperts` defines it, in the dtype of `bank`; differentiable."""
+        ...
+
+    def products(
+        self, dtype: torch.dtype, device: torch.device, width: int, expert_width: int
+    ) -> str:
+        """The name of the products that it takes there, for a run's environment.json.
+
+        Raises ConfigError where it cannot compute in that dtype, or with these widths.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NaiveBackend:
+    """One product after another, as `experts_ffn_naive` has them: the twin of all others."""
+
+    def __call__(self, x_TD: Tensor, routing: Routing, bank: ExpertBank) -> Tensor:
+        def compute(x_MD: Tensor, segment_E: Tensor) -> Tensor:
+            return experts_ffn_naive(
+                x_MD, segment_E, bank.w_in, bank.w_out, bank.activation, bank.biases
+            )
+
+        return routed_by_segments(x_TD, routing, COMPACT, compute)
+
+    def products(
+        self, dtype: torch.dtype, device: torch.device, width: int, expert_width: int
+    ) -> str:
+        return "naive"
+
+
+@dataclass(frozen=True, slots=True)
+class TorchBackend:
+    """PyTorch's products: the named ones, or the best for dtype, device and widths."""
+
+    named: Products | None = None
+
+    def __call__(self, x_TD: Tensor, routing: Routing, bank: ExpertBank) -> Tensor:
+        dtype = bank.w_in.dtype
+        products = self.products(dtype, x_TD.device, *bank.w_out.shape[1:])
+
+        def compute(x_MD: Tensor, segment_E: Tensor) -> Tensor:
+            return experts_ffn(
+                x_MD, segment_E, bank.w_in, bank.w_out, bank.activation, products, bank.biases
+            )
+
+        return routed_by_segments(x_TD, routing, padding_of(products, dtype), compute)
+
+    def products(
+        self, dtype: torch.dtype, device: torch.device, width: int, expert_width: int
+    ) -> Products:
+        if self.named == "grouped" and not grouped_mm_takes(dtype, width, expert_width):
+            raise ConfigError(
+                f"backend=torch_grouped takes float32, bfloat16 or float16 and widths whose rows "
+                f"are multiples of 16 bytes, not {dtype} with width={width} and "
+                f"expert_width={expert_width}; choose backend=torch"
+            )
+        if self.named == "ragged" and not ragged_takes(dtype, device):
+            raise ConfigError(
+                f"backend=torch_ragged takes float32 or float64 on a CPU, from a torch that "
+                f"carries MKL, not {dtype} on {device.type}; choose backend=torch"
+            )
+        return self.named or best_products(dtype, device, width, expert_width)
+
+
+BACKENDS: Registry[Backend] = Registry("backend", "mixtura.backends")
+for _name, _backend in (
+    ("auto", TorchBackend()),
+    ("naive", NaiveBackend()),
+    ("torch", TorchBackend()),
+    ("torch_grouped", TorchBackend("grouped")),
+    ("torch_ragged", TorchBackend("ragged")),
+    ("torch_batched", TorchBackend("batched")),
+    ("torch_loop", TorchBackend("loop")),
+):
+    BACKENDS.add(_name, _backend)
+
+
+def register_backend(name: str, backend: Backend) -> None:
+    """Let configs name a backend of another package. Raises ValueError for a name in use."""
+    BACKENDS.add(name, backend)
+
+
+def _known(name: str) -> str:
+    BACKENDS.get(name)
+    return name
+
+
+BackendName = Annotated[str, AfterValidator(_known)]
+"""`auto` (the same as `torch`), or another name of `BACKENDS`; used as named, or refused"""
+
+
+def best_products(dtype: torch.dtype, device: torch.device, *widths: int) -> Products:
+    """The rule that docs/decisions/0004 derives, for rows of `widths`."""
+    if device.type == "cpu" and dtype in ROW_MULTIPLE:
+        return "batched"
+    return unpadded_products(dtype, device, *widths)
+
+
+def unpadded_products(dtype: torch.dtype, device: torch.device, *widths: int) -> Products:
+    """The part of that rule for segments that stay as they are."""
+    if ragged_takes(dtype, device):
+        return "ragged"
+    return "grouped" if grouped_mm_takes(dtype, *widths) else "loop"
+
+
+def padding_of(products: Products, dtype: torch.dtype) -> Padding:
+    """Segments are padded for batched products alone."""
+    return Padding(ROW_MULTIPLE.get(dtype, 8), EVEN_WITHIN) if products == "batched" else COMPACT

@@ -1,0 +1,73 @@
+"""Fields of configs that take a router of any registered kind."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, SerializeAsAny, ValidationError
+from pydantic_core import InitErrorDetails
+
+from mixtura.moe.routers.router import ROUTERS, RouterSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RouterField:
+    """The validator of such a field."""
+
+    one_gate_alone: bool = False
+    """whether it takes routers with one linear gate alone, as parts of a hierarchical one"""
+    or_hierarchical: bool = False
+    """whether it takes a hierarchical one beside these"""
+
+    def kinds(self) -> list[str]:
+        """Those that the field takes."""
+        return [name for name, kind in ROUTERS.values.items() if self._takes(kind.config)]
+
+    def __call__(self, value: object) -> RouterSpec:
+        """Raises ValueError for an unknown kind, and for one that does not fit here."""
+        spec = value if isinstance(value, RouterSpec) else _read(value)
+        if not self._takes(type(spec)):
+            raise ValueError(
+                f"kind={spec.name} cannot be a part of a hierarchical router; choose one of "
+                f"{', '.join(self.kinds())}"
+            )
+        return spec
+
+    def _takes(self, config: type[RouterSpec]) -> bool:
+        hierarchical = config.model_fields["kind"].default == "hierarchical"
+        fits = config.has_one_gate or (self.or_hierarchical and hierarchical)
+        return fits or not self.one_gate_alone
+
+
+def _read(value: object) -> RouterSpec:
+    if not isinstance(value, Mapping) or "kind" not in value:
+        raise ValueError(f"kind is missing; choose one of {', '.join(ROUTERS.names())}")
+    config = ROUTERS.get(value["kind"]).config
+    try:
+        return config.model_validate(value)
+    except ValidationError as error:
+        # The kind leads to the config that a wrong key was meant for.
+        raise ValidationError.from_exception_data(
+            error.title, [_under(value["kind"], one) for one in error.errors()]
+        ) from error
+
+
+def _under(kind: str, error: Mapping[str, Any]) -> InitErrorDetails:
+    return InitErrorDetails(
+        type=error["type"],
+        loc=(kind, *error["loc"]),
+        input=error["input"],
+        ctx=error.get("ctx", {}),
+    )
+
+
+AnyRouter = Annotated[SerializeAsAny[RouterSpec], PlainValidator(RouterField())]
+OuterRouter = Annotated[
+    SerializeAsAny[RouterSpec], PlainValidator(RouterField(one_gate_alone=True))
+]
+"""of a hierarchical router: a choice among groups"""
+InnerRouter = Annotated[
+    SerializeAsAny[RouterSpec],
+    PlainValidator(RouterField(one_gate_alone=True, or_hierarchical=True)),
+]
+"""of a hierarchical router: a choice within a group, which may be hierarchical again"""

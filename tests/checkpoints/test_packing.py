@@ -22,7 +22,7 @@ from mixtura.checkpoints.packing import pack_model
 from mixtura.checkpoints.run import load_run
 from mixtura.errors import CheckpointError, ConfigError, DataError, StorageError
 from mixtura.kernels import packed_experts, packed_linear
-from mixtura.kernels.groups import Bits
+from mixtura.kernels.packed.groups import Bits
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed.file import PackedFile

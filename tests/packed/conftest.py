@@ -8,7 +8,7 @@ import torch
 from tests.packed.packed_files import Model, write_file
 
 from mixtura.kernels import packed_experts, packed_linear
-from mixtura.kernels.groups import Bits
+from mixtura.kernels.packed.groups import Bits
 from mixtura.packed.file import PackedFile
 from mixtura.packed.folder import FILE
 

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from mixtura.errors import ConfigError
 from mixtura.kernels.experts_ffn import Biases
-from mixtura.kernels.groups import Bits, quantise
-from mixtura.kernels.tiles import tile, tile_expert
+from mixtura.kernels.packed.groups import Bits, quantise
+from mixtura.kernels.packed.tiles import tile, tile_expert
+from mixtura.kernels.phase import current_phase, decoding, in_phase
 from mixtura.moe import MoE, MoEConfig, Routing
 from mixtura.moe.dispatch import dispatch_local
 from mixtura.moe.experts import DenseFFN, Experts
@@ -18,7 +19,6 @@ from mixtura.packed.modules import (
     PackedLinear,
     dispatch_packed,
 )
-from mixtura.packed.phase import current_phase, decoding, in_phase
 from mixtura.shapes import Activation
 from mixtura.shapes.moe import GATED
 

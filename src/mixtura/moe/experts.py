@@ -17,9 +17,9 @@ from mixtura.kernels.experts_ffn import (
     experts_ffn,
     experts_ffn_naive,
     grouped_mm_takes,
+    ragged_takes,
 )
 from mixtura.kernels.permute import COMPACT, Padding
-from mixtura.kernels.ragged_batch import ragged_takes
 from mixtura.shapes import Activation
 from mixtura.shapes.moe import GATED
 

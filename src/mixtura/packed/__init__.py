@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mixtura.lazy_names import at_first_use
 
 if TYPE_CHECKING:
+    from mixtura.kernels.phase import decoding
     from mixtura.packed.file import PackedFile
     from mixtura.packed.folder import is_packed
     from mixtura.packed.modules import (
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
         PackedLinear,
         dispatch_packed,
     )
-    from mixtura.packed.phase import decoding
 
 __all__ = [
     "PackedEmbedding",
@@ -33,7 +33,7 @@ _HOMES = {
     "PackedFFN": "mixtura.packed.modules",
     "PackedFile": "mixtura.packed.file",
     "PackedLinear": "mixtura.packed.modules",
-    "decoding": "mixtura.packed.phase",
+    "decoding": "mixtura.kernels.phase",
     "dispatch_packed": "mixtura.packed.modules",
     "is_packed": "mixtura.packed.folder",
 }

@@ -7,6 +7,7 @@ the `config`. Keys that decide no weight, no context and no routing are left out
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -21,8 +22,12 @@ _FOLDER = Path(__file__).parent
 
 @cache
 def known_names() -> tuple[str, ...]:
-    """In alphabetical order."""
-    return tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
+    """In alphabetical order, numbers by their size: mixtral-8x7b before mixtral-8x22b."""
+    return tuple(sorted((path.stem for path in _FOLDER.glob("*.json")), key=_in_order))
+
+
+def _in_order(name: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def known_config(name: str) -> Mapping[str, Any]:

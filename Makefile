@@ -68,7 +68,8 @@ endif
 endif
 FORCE:
 
-$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
+$(READY): pyproject.toml constraints.txt CMakeLists.txt \
+  $(filter-out native/tests/%,$(wildcard native/*/*))
 	@$(NEW_ENOUGH)
 	@$(PYTHON) tools/set_up.py $(VENV) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixtura.kernels.groups import Bits, quantise, quantise_naive
 from mixtura.kernels.native import instruction_sets, set_threads
-from mixtura.kernels.tiles import tile, tile_naive
+from mixtura.kernels.packed.groups import Bits, quantise, quantise_naive
+from mixtura.kernels.packed.tiles import tile, tile_naive
 
 WIDTH = 2048
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from mixtura.kernels.native import compiled
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -143,3 +145,18 @@ def test_tables_take_the_place_between_the_marks(shapes: ModuleType, tmp_path: P
     page.write_text("nothing", encoding="utf-8")
     with pytest.raises(ValueError, match="has no <!-- engine: begin -->"):
         tables.insert(result, page)
+
+
+@pytest.mark.skipif(compiled("mixtura.kernels._limits") is None, reason="no compiled kernels here")
+def test_limits_are_taken_in_as_many_threads_as_asked(shapes: ModuleType) -> None:
+    before = torch.get_num_threads()
+    setting = importlib.import_module("sides.side").Setting(Path(), tiny(shapes), before + 1)
+    try:
+        limits = importlib.import_module("sides.limits").Limits(setting)
+        module = importlib.import_module("mixtura.kernels._limits")
+        assert module.threads() == before + 1 == torch.get_num_threads()
+        assert all(rate > 0 for rate in limits.peaks(0.001).values())
+        words = torch.ones(1 << 12, dtype=torch.int64)
+        assert module.read_bytes(words.data_ptr(), 8 << 12) == 1 << 12
+    finally:
+        torch.set_num_threads(before)

@@ -89,6 +89,12 @@ def test_a_helper_lives_beside_its_user() -> None:
     assert not found
 
 
+def test_benchmarks_alone_measure_limits() -> None:
+    named = re.compile(r"kernels\._limits|kernels import .*\b_limits\b")
+    users = [path for path in FILES if named.search(path.read_text(encoding="utf-8"))]
+    assert not [path for path in users if not path.is_relative_to(PACKAGE / "bench")]
+
+
 def test_nothing_probes_with_hasattr() -> None:
     assert not [
         place

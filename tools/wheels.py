@@ -1,4 +1,4 @@
-"""Build wheels into dist/, with the compiled kernels and the recipes, and test them if asked to.
+"""Build wheels into dist/, and test them if asked to.
 
 Without options: for this platform, and each of Python 3.11 to 3.13 that is found on this machine.
 With --everywhere cibuildwheel builds all that this machine can: on Linux in containers (Docker or
@@ -19,7 +19,12 @@ from set_up import LOCK, REPOSITORY, python_of
 
 PYTHONS = ("3.11", "3.12", "3.13")
 DIST = REPOSITORY / "dist"
-HELD = ("mixtura/kernels/_native", "mixtura/recipes/stdlib-bytes.yaml")
+HELD = (
+    "mixtura/kernels/_native",
+    "mixtura/kernels/_limits",
+    "mixtura/recipes/stdlib-bytes.yaml",
+    "mixtura/shapes/known/dbrx.json",
+)
 
 
 class WheelError(Exception):
@@ -72,7 +77,7 @@ def everywhere(tools: Path) -> None:
 
 
 def check(wheel: Path) -> None:
-    """Raises WheelError where the kernels or the recipes are missing."""
+    """Raises WheelError where kernels, recipes or known shapes are missing."""
     with ZipFile(wheel) as opened:
         names = opened.namelist()
     missing = [held for held in HELD if not any(name.startswith(held) for name in names)]

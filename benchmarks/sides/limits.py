@@ -6,7 +6,7 @@ import time
 import numpy as np
 import torch
 
-from mixtura.kernels.native import instruction_sets, native, number_of, set_threads
+from mixtura.kernels.native import compiled, instruction_sets, number_of, set_threads
 from sides.side import Setting
 
 # Several times what a processor caches, and small beside the models.
@@ -19,11 +19,11 @@ class Limits:
 
     def __init__(self, setting: Setting) -> None:
         torch.set_num_threads(setting.threads)
-        set_threads(setting.threads)
-        self._native = native()
+        self._module = compiled("mixtura.kernels._limits")
+        set_threads(setting.threads, self._module)
 
     def about(self) -> dict[str, str]:
-        how = "Mixtura's native module" if self._native else "PyTorch, in want of a native module"
+        how = "Mixtura's native module" if self._module else "PyTorch, in want of a native module"
         return {"package": how, "built_with": torch.backends.cpu.get_cpu_capability()}
 
     def load(self) -> int:
@@ -33,7 +33,7 @@ class Limits:
         self._words = torch.from_numpy(np.frombuffer(area, np.int64))
         self._words.fill_(1)
         self._at = 0
-        if not self._native:
+        if not self._module:
             self._square = torch.ones(_SIDE, _SIDE, dtype=torch.int8)
         return 0
 
@@ -50,14 +50,14 @@ class Limits:
 
     def peaks(self, seconds: float) -> dict[str, float]:
         """1e9 multiply-adds a second by instruction set, each taken for so many seconds."""
-        if self._native:
+        if self._module:
             found = {
-                f"int8 {name}": self._native.peak_int8(number_of(name), seconds) / 1e9
+                f"int8 {name}": self._module.peak_int8(number_of(name), seconds) / 1e9
                 for name in instruction_sets()
                 if name != "plain"
             }
             if "amx" in instruction_sets():
-                found["bf16 amx"] = self._native.peak_bfloat(seconds) / 1e9
+                found["bf16 amx"] = self._module.peak_bfloat(seconds) / 1e9
             return found
         began, done = time.perf_counter(), 0
         while time.perf_counter() - began < seconds or not done:
@@ -66,7 +66,7 @@ class Limits:
         return {"int8 torch._int_mm": done * _SIDE**3 / (time.perf_counter() - began) / 1e9}
 
     def _read(self, words: torch.Tensor) -> None:
-        if self._native:
-            self._native.read_bytes(words.data_ptr(), words.numel() * 8)
+        if self._module:
+            self._module.read_bytes(words.data_ptr(), words.numel() * 8)
         else:
             words.sum()

@@ -5,8 +5,8 @@
 #include <random>
 #include <vector>
 
-#include "../attention.h"
-#include "../decoder.h"
+#include "attention/attention.h"
+#include "decoder/decoder.h"
 
 namespace mixtura {
 namespace {

@@ -7,11 +7,11 @@
 #include <random>
 #include <vector>
 
-#include "../draw.h"
-#include "../experts.h"
-#include "../half.h"
-#include "../linear.h"
-#include "../measure.h"
+#include "decoder/draw.h"
+#include "limits/limits.h"
+#include "packed/experts.h"
+#include "packed/half.h"
+#include "packed/linear.h"
 
 namespace mixtura {
 namespace {

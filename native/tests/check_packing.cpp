@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "../packing.h"
+#include "packing/packing.h"
 
 namespace mixtura {
 namespace {

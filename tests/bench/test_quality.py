@@ -9,7 +9,7 @@ from mixtura.bench import Wanted, bench_quality
 from mixtura.checkpoints.packing import pack_model
 from mixtura.checkpoints.run import load_run
 from mixtura.errors import ConfigError, DataError
-from mixtura.kernels.packed_linear import arithmetic_of
+from mixtura.kernels.packed.linear import arithmetic_of
 
 
 def test_eight_bits_cost_less_than_four(tiny_run: Path) -> None:

@@ -8,7 +8,7 @@ from mixtura.bench.rounding import round_by_llama_cpp, unpack_into
 from mixtura.checkpoints.gguf.rules import llama_cpp_groups
 from mixtura.checkpoints.opening import open_model
 from mixtura.checkpoints.packing import pack_model
-from mixtura.kernels.groups import dequantise
+from mixtura.kernels.packed.groups import dequantise
 
 
 def test_four_bits_of_llama_cpp_send_the_largest_weight_to_the_end_of_the_range() -> None:

@@ -14,7 +14,7 @@ from mixtura.checkpoints.opening import open_model
 from mixtura.checkpoints.packing import pack_model
 from mixtura.checkpoints.run import load_run
 from mixtura.errors import ConfigError, StorageError
-from mixtura.kernels.groups import Groups, dequantise
+from mixtura.kernels.packed.groups import Groups, dequantise
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from mixtura.checkpoints.decoder_source import DecoderSource
 from mixtura.checkpoints.packed.packing import Precision, write_packed
 from mixtura.checkpoints.packed.quantised_pieces import GroupReader
 from mixtura.checkpoints.packed.source import PackedSource
-from mixtura.kernels.groups import Bits, dequantise, quantise
+from mixtura.kernels.packed.groups import Bits, dequantise, quantise
 from mixtura.models import DecoderConfig
 from mixtura.packed.file import PackedFile
 from mixtura.shapes.families import family_named

@@ -21,8 +21,8 @@ from mixtura.checkpoints.opening import open_model
 from mixtura.checkpoints.packing import pack_model
 from mixtura.checkpoints.run import load_run
 from mixtura.errors import CheckpointError, ConfigError, DataError, StorageError
-from mixtura.kernels import packed_experts, packed_linear
-from mixtura.kernels.groups import Bits
+from mixtura.kernels.packed import experts, linear
+from mixtura.kernels.packed.groups import Bits
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed.file import PackedFile
@@ -109,7 +109,7 @@ def mixtral(tmp_path: Path) -> Path:
 @pytest.fixture
 def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where no compiler was found: packed weights are unpacked, and nothing else is rounded."""
-    for module in (packed_linear, packed_experts):
+    for module in (linear, experts):
         monkeypatch.setattr(module, "native", lambda: None)
         monkeypatch.setattr(module, "warn_once_if_missing", lambda: None)
 
@@ -163,7 +163,7 @@ def test_kernels_are_near_what_torch_computes(
     pack_model(mixtral, tmp_path / "packed", 8)
     found = packed_decoder(PackedFile(tmp_path / "packed" / FILE))
     with_kernels = logits(found)
-    for module in (packed_linear, packed_experts):
+    for module in (linear, experts):
         monkeypatch.setattr(module, "native", lambda: None)
         monkeypatch.setattr(module, "warn_once_if_missing", lambda: None)
     wanted = logits(found)

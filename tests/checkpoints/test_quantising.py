@@ -13,7 +13,7 @@ from torch import Tensor
 from mixtura.checkpoints.packed.quantised_pieces import GroupReader
 from mixtura.checkpoints.source import Source, StoredTensor
 from mixtura.errors import ConfigError
-from mixtura.kernels.groups import Bits, Groups, dequantise, quantise
+from mixtura.kernels.packed.groups import Bits, Groups, dequantise, quantise
 from mixtura.shapes.families import Piece
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from mixtura.checkpoints.packed.packing import Precision, write_packed
 from mixtura.checkpoints.packed.quantised_pieces import GroupReader
 from mixtura.checkpoints.source import Source, StoredTensor
-from mixtura.kernels.groups import Bits
+from mixtura.kernels.packed.groups import Bits
 from mixtura.models import Decoder
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed import PackedFile

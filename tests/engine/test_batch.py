@@ -10,7 +10,7 @@ from mixtura.engine.kv_cache import CachePlan
 from mixtura.engine.runner import CHUNK, Runner
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import ConfigError
-from mixtura.kernels.cached_attention import Phase
+from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder
 from mixtura.tokenizers.tokenizer import ByteTokenizer
 

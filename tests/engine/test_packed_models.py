@@ -18,8 +18,8 @@ from mixtura.engine.kv_cache import CachePlan
 from mixtura.engine.runner import Runner, _say_once
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import ConfigError
-from mixtura.kernels.cached_attention import Phase
 from mixtura.kernels.native import native
+from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder
 from mixtura.tokenizers.tokenizer import ByteTokenizer
 

@@ -22,7 +22,7 @@ from mixtura.engine.runner import Runner
 from mixtura.engine.steps import Rows, Steps
 from mixtura.errors import ConfigError
 from mixtura.kernels.native import InstructionSet, instruction_sets, native, set_threads
-from mixtura.kernels.packed_linear import Phase
+from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder
 from mixtura.moe.routers import LinearRouter
 

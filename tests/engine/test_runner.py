@@ -13,7 +13,7 @@ from torch import Tensor
 from mixtura.engine.kv_cache import KVKind
 from mixtura.engine.runner import Runner
 from mixtura.errors import ConfigError
-from mixtura.kernels.cached_attention import Phase
+from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder
 from mixtura.models.historic import LstmMoE, LstmMoEConfig
 

@@ -16,7 +16,7 @@ from mixtura.kernels.cached_attention import (
     cached_attention_naive,
 )
 from mixtura.kernels.native import InstructionSet, instruction_sets, native, set_threads
-from mixtura.kernels.packed_linear import PHASES, Phase
+from mixtura.kernels.phase import PHASES, Phase
 
 SETS = cast("tuple[InstructionSet, ...]", instruction_sets())
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
@@ -249,7 +249,7 @@ def test_a_place_outside_the_cache_is_refused() -> None:
 def test_without_the_compiled_module_the_twins_serve(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mixtura.kernels.cached_attention.native", lambda: None)
+    monkeypatch.setattr("mixtura.kernels.cached_attention.cpu.native", lambda: None)
     cache, expected = filled(2, 16, 16, dtype), filled(2, 16, 16, dtype)
     (slot_R, position_R), k_RGC = some_rows(3), normal(3, 2, 16, seed=5)
     append(cache, k_RGC, k_RGC, slot_R, position_R)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mixtura.errors import ConfigError
-from mixtura.kernels import groups, tiles
 from mixtura.kernels import native as module
 from mixtura.kernels.native import native, set_threads, warn_once_if_missing
+from mixtura.kernels.packed import groups, tiles
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,10 +62,10 @@ def test_without_kernels_a_set_asked_for_by_name_is_refused(monkeypatch: pytest.
 # threads, a packed one while torch has one thread and the kernels two, the same in a forked child.
 _THREADS = """
 import os, torch
-from mixtura.kernels.groups import quantise
+from mixtura.kernels.packed.groups import quantise
 from mixtura.kernels.native import native, set_threads
-from mixtura.kernels.packed_linear import packed_linear
-from mixtura.kernels.tiles import tile
+from mixtura.kernels.packed.linear import packed_linear
+from mixtura.kernels.packed.tiles import tile
 
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -122,4 +122,4 @@ def test_without_a_compiler_the_installation_succeeds_and_says_so(tmp_path: Path
     (wheel,) = tmp_path.glob("mixtura-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "mixtura/kernels/native.py" in names
-    assert not [name for name in names if "_native" in name]
+    assert not [name for name in names if name.endswith(".so")]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtura.errors import ConfigError
-from mixtura.kernels.ragged_batch import ragged_takes
+from mixtura.kernels.experts_ffn import ragged_takes
 from mixtura.moe import Drop, Dropless, MoE, MoEConfig, MoEOutput, moe_layers
 from mixtura.moe.experts import DenseFFN
 from mixtura.moe.routers import LinearRouter

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.packed.packed_files import Model, write_file
 
-from mixtura.kernels import packed_experts, packed_linear
-from mixtura.kernels.groups import Bits
+from mixtura.kernels.packed import experts, linear
+from mixtura.kernels.packed.groups import Bits
 from mixtura.packed.file import PackedFile
 from mixtura.packed.folder import FILE
 
@@ -32,6 +32,6 @@ def write(tmp_path: Path, model: Model) -> Callable[..., PackedFile]:
 @pytest.fixture
 def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where no compiler was found: packed weights are unpacked, and nothing else is rounded."""
-    for module in (packed_linear, packed_experts):
+    for module in (linear, experts):
         monkeypatch.setattr(module, "native", lambda: None)
         monkeypatch.setattr(module, "warn_once_if_missing", lambda: None)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from mixtura.kernels.groups import Bits, Groups, quantise
-from mixtura.kernels.tiles import tile, tile_expert
+from mixtura.kernels.packed.groups import Bits, Groups, quantise
+from mixtura.kernels.packed.tiles import tile, tile_expert
 from mixtura.moe import MoE, MoEConfig
 from mixtura.moe.experts import DenseFFN
 from mixtura.packed.file import PackedFile, PackedWriter

@@ -14,8 +14,8 @@ import torch
 from tests.packed.packed_files import Model
 
 from mixtura.errors import CheckpointError, ConfigError
-from mixtura.kernels.groups import Bits, quantise
-from mixtura.kernels.tiles import tile
+from mixtura.kernels.packed.groups import Bits, quantise
+from mixtura.kernels.packed.tiles import tile
 from mixtura.packed.file import PackedFile, PackedWriter
 from mixtura.packed.folder import FILE, is_packed
 from mixtura.packed.header import Entry, Header, encoded, placed

@@ -8,7 +8,7 @@ from tests.packed.packed_files import Attention, Model
 from torch import nn
 
 from mixtura.errors import CheckpointError, ConfigError
-from mixtura.kernels.groups import Bits
+from mixtura.kernels.packed.groups import Bits
 from mixtura.moe.experts import DenseFFN
 from mixtura.packed.file import PackedFile
 from mixtura.packed.installing import install

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from mixtura.errors import ConfigError
 from mixtura.kernels.experts_ffn import Biases
-from mixtura.kernels.groups import Bits, quantise
-from mixtura.kernels.tiles import tile, tile_expert
+from mixtura.kernels.packed.groups import Bits, quantise
+from mixtura.kernels.packed.tiles import tile, tile_expert
+from mixtura.kernels.phase import current_phase, decoding, in_phase
 from mixtura.moe import MoE, MoEConfig, Routing
 from mixtura.moe.experts import DenseFFN, Experts
 from mixtura.packed.modules import (
@@ -16,7 +17,6 @@ from mixtura.packed.modules import (
     PackedFFN,
     PackedLinear,
 )
-from mixtura.packed.phase import current_phase, decoding, in_phase
 from mixtura.shapes import Activation
 from mixtura.shapes.moe import GATED
 

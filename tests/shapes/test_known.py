@@ -1,12 +1,14 @@
 """Known names: exact counts of published configs."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
 from mixtura.errors import ConfigError
-from mixtura.shapes import DecoderShape
-from mixtura.shapes.known import KNOWN, known_shape
+from mixtura.shapes import DecoderShape, known
+from mixtura.shapes.known import known_names, known_shape
 
 # Total, active A, active B, one expert, and of one layer the router and the attention, its norms
 # included. The sums of one of them, Mixtral-8x7B: an expert 3 * 4096 * 14336 = 176,160,768; a
@@ -80,7 +82,7 @@ def test_deepseek_v2_exactly() -> None:
     assert (lite.total_parameters(), lite.active_parameters()) == (15_706_484_224, 2_661_150_208)
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", known_names())
 def test_totals_as_printed(name: str) -> None:
     shape = known_shape(name)
     total, active, convention = PRINTED[name]
@@ -95,7 +97,7 @@ def rounded(parameters: int, printed: str) -> str:
     return f"{parameters / 1e9:.{len(printed.partition('.')[2])}f}"
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", known_names())
 def test_the_size_in_a_name(name: str) -> None:
     # Names round: within 5% of the size, or half a unit of its last digit where that is more. What
     # follows an `a` is active, and 8x7b is no total; of two sizes (1b-7b) the last is the total.
@@ -112,5 +114,20 @@ def test_the_size_in_a_name(name: str) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'Mixtral-8x7' is no model .* nearest are mixtral-8x7b"):
         known_shape("Mixtral-8x7")
-    with pytest.raises(ConfigError, match=r"'zzz' .* known are mixtral-8x7b, .*smollm2-135m"):
+    with pytest.raises(ConfigError, match=r"'zzz' .* known are dbrx, .*smollm2-135m"):
         known_shape("zzz")
+
+
+def test_a_path_is_no_known_name() -> None:
+    with pytest.raises(ConfigError, match=r"'\.\./known/dbrx' is no model"):
+        known_shape("../known/dbrx")
+
+
+@pytest.mark.parametrize("name", known_names())
+def test_a_known_file_says_where_its_config_is_from(name: str) -> None:
+    file = json.loads(Path(known.__file__).with_name(f"{name}.json").read_text(encoding="utf-8"))
+    assert file.keys() == {"repository", "revision", "config"}
+    owner, _, model = file["repository"].partition("/")
+    assert owner
+    assert model.lower().startswith(name)
+    assert file["revision"] is None or re.fullmatch("[0-9a-f]{40}", file["revision"])

@@ -36,7 +36,7 @@ def test_pip_report_says_what_pip_does_and_how_far_it_is(progress: Any) -> None:
         "Progress 95000000 of 191794682\n",
         # What pip installs into a build's own environment is indented.
         "  Installing collected packages: nanobind, scikit-build-core\n",
-        "  [12/46] Building CXX object CMakeFiles/kernels.dir/native/cpu.cpp.o\n",
+        "  [12/46] Building CXX object CMakeFiles/machine.dir/native/machine/cpu.cpp.o\n",
     ):
         report.hear(line)
         said.append(report.doing)

@@ -16,11 +16,11 @@ from mixtura.checkpoints.packing import pack_model
 from mixtura.data import Document, Skipped, StdlibSource, TextSource
 from mixtura.data.split import split
 from mixtura.errors import ConfigError
-from mixtura.kernels.groups import Bits
-from mixtura.kernels.packed_linear import Arithmetic, Phase, arithmetic_of
+from mixtura.kernels.packed.groups import Bits
+from mixtura.kernels.packed.linear import Arithmetic, arithmetic_of
+from mixtura.kernels.phase import Phase, in_phase
 from mixtura.models import LanguageModel
 from mixtura.packed import is_packed
-from mixtura.packed.phase import in_phase
 from mixtura.progress import Progress, silent
 from mixtura.runs.file_names import is_run
 from mixtura.runs.folder import RunFolder

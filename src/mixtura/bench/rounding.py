@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtura.checkpoints.gguf.rules import llama_cpp_groups
-from mixtura.kernels.groups import GROUP, Bits, dequantise
+from mixtura.kernels.packed.groups import GROUP, Bits, dequantise
 from mixtura.packed import PackedEmbedding, PackedExperts, PackedLinear
 from mixtura.packed.packable import Planned, plan
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixtura.checkpoints.coverage import check_stored
 from mixtura.checkpoints.piece_views import in_groups, is_whole, taken
-from mixtura.kernels.groups import GROUP, Groups
+from mixtura.kernels.packed.groups import GROUP, Groups
 from mixtura.shapes.families import Piece
 
 

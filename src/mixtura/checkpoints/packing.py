@@ -20,7 +20,7 @@ from mixtura.checkpoints.weight_check import check_of
 from mixtura.errors import ConfigError, DataError, reading
 from mixtura.files import atomic_folder
 from mixtura.integrity import Check
-from mixtura.kernels.groups import Bits
+from mixtura.kernels.packed.groups import Bits
 from mixtura.models import DecoderConfig
 from mixtura.packed.folder import FILE, is_packed
 from mixtura.packed.header import Header

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from mixtura.kernels.groups import Bits, Groups
+    from mixtura.kernels.packed.groups import Bits, Groups
 
 _DTYPES = {
     "F64": "float64",

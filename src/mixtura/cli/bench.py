@@ -15,7 +15,7 @@ from mixtura.errors import ConfigError
 if TYPE_CHECKING:
     from mixtura.bench import Quality
     from mixtura.bench.quality import Precision
-    from mixtura.kernels.groups import Bits
+    from mixtura.kernels.packed.groups import Bits
 
 _PRECISIONS: "dict[str, Precision]" = {"16": 16, "8": 8, "4": 4}
 _BITS: "dict[str, Bits]" = {"4": 4, "8": 8}

@@ -50,9 +50,9 @@ def _pulled() -> list[str]:
 
 
 def _shapes() -> Iterable[str]:
-    from mixtura.shapes.known import KNOWN
+    from mixtura.shapes.known import known_names
 
-    return KNOWN
+    return known_names()
 
 
 def _recipes() -> Iterable[str]:

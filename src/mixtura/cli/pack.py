@@ -12,7 +12,7 @@ from mixtura.cli.arguments import AsJson, Model, check_model
 from mixtura.cli.verification import Verify
 
 if TYPE_CHECKING:
-    from mixtura.kernels.groups import Bits
+    from mixtura.kernels.packed.groups import Bits
 
 _BITS: "dict[str, Bits]" = {"4": 4, "8": 8}
 _STORED = "stored"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mixtura.engine.steps import Rows
-from mixtura.kernels.cached_attention import LayerKV, Phase, append, cached_attention
+from mixtura.kernels.cached_attention import LayerKV, append, cached_attention
+from mixtura.kernels.phase import Phase
 from mixtura.kernels.row_linear import row_linear_of_heads
 from mixtura.models.attention import Attention, SinkAttention
 from mixtura.models.latent_attention import LatentAttention

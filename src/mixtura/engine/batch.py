@@ -17,7 +17,7 @@ from mixtura.engine.logprobs import Logprobs, check_count, logprobs_of
 from mixtura.engine.runner import CHUNK, Runner
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import ConfigError
-from mixtura.kernels.cached_attention import Phase
+from mixtura.kernels.phase import Phase
 
 
 @dataclass(eq=False, slots=True)

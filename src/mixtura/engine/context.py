@@ -10,7 +10,7 @@ from torch import Tensor
 from mixtura.engine.kv_cache import KVKind, check_length
 from mixtura.engine.readers import reader_for
 from mixtura.engine.runner import CHUNK, as_decoder
-from mixtura.kernels.cached_attention import Phase
+from mixtura.kernels.phase import Phase
 from mixtura.models import LanguageModel
 
 

@@ -12,14 +12,14 @@ from mixtura.engine.angles import AngleTables
 from mixtura.engine.attending import Attending, attending_of, taken
 from mixtura.engine.kv_cache import Cache
 from mixtura.engine.steps import Rows
-from mixtura.kernels.cached_attention import LayerKV, Phase
+from mixtura.kernels.cached_attention import LayerKV
+from mixtura.kernels.phase import Phase, in_phase
 from mixtura.kernels.row_linear import rows_alone
 from mixtura.models import Decoder
 from mixtura.models.decoder import Block
 from mixtura.models.rotary import Rotary
 from mixtura.moe import MoE
 from mixtura.moe.capacity import Dropless
-from mixtura.packed.phase import in_phase
 
 
 @dataclass(frozen=True, slots=True)

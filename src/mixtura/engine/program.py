@@ -15,8 +15,8 @@ from mixtura.engine.program_gate import gate_of
 from mixtura.engine.steps import Rows
 from mixtura.kernels.cached_attention import cache_of
 from mixtura.kernels.native import InstructionSet, native, number_of
-from mixtura.kernels.packed_experts import ACTIVATIONS
-from mixtura.kernels.packed_linear import PHASES, Phase
+from mixtura.kernels.packed.experts import ACTIVATIONS
+from mixtura.kernels.phase import PHASES, Phase
 from mixtura.models import Decoder
 from mixtura.models.attention import Attention, SinkAttention
 from mixtura.models.decoder import Block

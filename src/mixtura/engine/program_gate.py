@@ -23,7 +23,7 @@ from mixtura.moe.routers import (
     TopKSoftmax,
 )
 
-# As native/gate.h counts them.
+# As native/decoder/gate.h counts them.
 Score = Literal["logit", "softmax", "sigmoid"]
 Weigh = Literal["score", "softmax", "share", "norm"]
 _SCORES: tuple[Score, ...] = ("logit", "softmax", "sigmoid")
@@ -33,7 +33,7 @@ _KEPT = {torch.float32: 0, torch.bfloat16: 1}
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """How a router's logits become a choice; see native/gate.h."""
+    """How a router's logits become a choice; see native/decoder/gate.h."""
 
     router: LinearRouter
     score: Score

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixtura.engine.kv_cache import KVKind, check_context
 from mixtura.engine.runner import Runner, as_decoder, evaluating
-from mixtura.kernels.cached_attention import Phase
+from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder, DecoderOutput, KVCache, LanguageModel
 from mixtura.packed import PackedLinear
 

@@ -18,8 +18,8 @@ from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program, why_not
 from mixtura.engine.steps import Rows, Steps
 from mixtura.errors import ConfigError
-from mixtura.kernels.cached_attention import Phase
 from mixtura.kernels.native import native
+from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder, LanguageModel
 from mixtura.packed import PackedLinear
 from mixtura.shapes.rope import LongRopeScaling

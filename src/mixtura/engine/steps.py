@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from mixtura.kernels.cached_attention import Phase
+from mixtura.kernels.phase import Phase
 
 
 @dataclass(frozen=True, slots=True)

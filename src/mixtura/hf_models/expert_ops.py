@@ -10,8 +10,7 @@ from torch.library import custom_op
 
 from mixtura.kernels import permute
 from mixtura.kernels.activation import activate
-from mixtura.kernels.bf16_rows import bf16_rows, bf16_takes, one_token_swiglu
-from mixtura.kernels.experts_ffn import SegmentProducts
+from mixtura.kernels.experts_ffn import SegmentProducts, bf16_rows, bf16_takes, one_token_swiglu
 from mixtura.moe.backends import unpadded_products
 
 

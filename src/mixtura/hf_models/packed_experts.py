@@ -17,11 +17,11 @@ from mixtura.errors import ConfigError
 from mixtura.hf_models.experts import ExpertsModule
 from mixtura.hf_models.one_row_linear import take_over_linears
 from mixtura.kernels.experts_ffn import Biases
-from mixtura.kernels.groups import GROUP, Bits, quantise
-from mixtura.kernels.packed_experts import Rows
-from mixtura.kernels.tiles import tile_expert
+from mixtura.kernels.packed.experts import Rows
+from mixtura.kernels.packed.groups import GROUP, Bits, quantise
+from mixtura.kernels.packed.tiles import tile_expert
+from mixtura.kernels.phase import in_phase
 from mixtura.packed.modules import PackedExperts
-from mixtura.packed.phase import in_phase
 from mixtura.shapes import Activation
 
 NAMES: dict[str, Bits] = {"mixtura-4bit": 4, "mixtura-8bit": 8}

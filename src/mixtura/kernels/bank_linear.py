@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mixtura.kernels.experts_ffn import SegmentProducts
-from mixtura.kernels.ragged_batch import ragged_takes
+from mixtura.kernels.experts_ffn import SegmentProducts, ragged_takes
 
 
 def bank_linear_naive(x_TD: Tensor, weight_GED: Tensor, bank_R: Tensor) -> Tensor:

@@ -1,20 +1,25 @@
-"""The compiled CPU kernels, where this installation has them."""
+"""Compiled code: the CPU kernels, where this installation has them, and what torch brings along."""
 
+import ctypes
 import importlib
 import logging
 import os
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.library import Library
 
 from mixtura.errors import ConfigError
-from mixtura.kernels.torch_functions import address_of
 
 InstructionSet = Literal["auto", "plain", "avx2", "avx512", "amx"]
 _NUMBERS: dict[InstructionSet, int] = {"plain": 0, "avx2": 1, "avx512": 2, "amx": 3}
 
+LIBRARY = Library("mixtura", "FRAGMENT")
+"""where our ops are defined: the wrappers of `custom_op` cost more than a small product"""
 
 # The OpenMP runtime that torch computes with, as GNU and LLVM both export it: a parallel region, a
 # thread's number in it, how many there are, and how many a region of torch's would have.
@@ -23,14 +28,19 @@ _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_ge
 
 @cache
 def native() -> ModuleType | None:
-    """The module; None where no compiler was found when Mixtura was installed.
+    """The kernels' module; see `compiled`."""
+    return compiled("mixtura.kernels._native")
 
-    It computes in as many threads as MIXTURA_THREADS says, else in as many as torch did when this
-    was first called; in torch's own threads as long as torch uses as many. Raises ConfigError for
-    a MIXTURA_THREADS that is no such number.
+
+def compiled(name: str) -> ModuleType | None:
+    """A compiled module; None where no compiler was found when Mixtura was installed.
+
+    It computes in as many threads as MIXTURA_THREADS says, else in as many as torch does when this
+    is called; in torch's own threads as long as torch uses as many. Raises ConfigError for a
+    MIXTURA_THREADS that is no such number.
     """
     try:
-        module = importlib.import_module("mixtura.kernels._native")
+        module = importlib.import_module(name)
     except ImportError:
         return None
     set_threads(_threads_asked() or torch.get_num_threads(), module)
@@ -53,7 +63,10 @@ def _threads_asked() -> int | None:
 
 
 def set_threads(threads: int, module: ModuleType | None = None) -> None:
-    """Let the kernels compute in that many threads. Raises ConfigError below 1."""
+    """Let a compiled module, or the kernels, compute in that many threads.
+
+    Raises ConfigError below 1.
+    """
     if threads < 1:
         raise ConfigError(f"threads={threads} must be 1 or more; leave it out for every core")
     module = module or native()
@@ -94,3 +107,26 @@ def warn_once_if_missing() -> None:
             "installed), so PyTorch unpacks packed weights at each use, which is slow; install a "
             "compiler, then Mixtura again"
         )
+
+
+@cache
+def torch_function(name: str, arguments: tuple[Any, ...]) -> Callable[..., None] | None:
+    """A C function that the libraries of torch, such as MKL and OpenMP, export and torch does not.
+
+    `arguments` are its ctypes. None where torch has no such function.
+    """
+    for library in sorted(Path(torch.__file__).with_name("lib").glob("libtorch_cpu*")):
+        try:
+            # What this library was linked with is searched too.
+            function = getattr(ctypes.CDLL(str(library)), name)
+        except (AttributeError, OSError):
+            continue
+        function.restype, function.argtypes = None, arguments
+        return function
+    return None
+
+
+def address_of(name: str) -> int | None:
+    """Where the C function begins, for native code to call."""
+    function: Any = torch_function(name, ())
+    return None if function is None else ctypes.cast(function, ctypes.c_void_p).value

@@ -18,9 +18,9 @@ from mixtura.kernels.experts_ffn import (
     experts_ffn,
     experts_ffn_naive,
     grouped_mm_takes,
+    ragged_takes,
 )
 from mixtura.kernels.permute import COMPACT, Padding
-from mixtura.kernels.ragged_batch import ragged_takes
 from mixtura.moe.routed_experts import routed_by_segments
 from mixtura.moe.routing import Routing
 from mixtura.registry import Registry

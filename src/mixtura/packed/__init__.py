@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mixtura.lazy_names import at_first_use
 
 if TYPE_CHECKING:
+    from mixtura.kernels.phase import decoding
     from mixtura.packed.file import PackedFile
     from mixtura.packed.folder import is_packed
     from mixtura.packed.modules import (
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
         PackedFFN,
         PackedLinear,
     )
-    from mixtura.packed.phase import decoding
 
 __all__ = [
     "PackedEmbedding",
@@ -31,7 +31,7 @@ _HOMES = {
     "PackedFFN": "mixtura.packed.modules",
     "PackedFile": "mixtura.packed.file",
     "PackedLinear": "mixtura.packed.modules",
-    "decoding": "mixtura.packed.phase",
+    "decoding": "mixtura.kernels.phase",
     "is_packed": "mixtura.packed.folder",
 }
 

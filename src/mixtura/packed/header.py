@@ -13,8 +13,8 @@ from pydantic import Field
 from mixtura.config import Config
 from mixtura.errors import CheckpointError
 from mixtura.json_reader import MOST_BYTES_LISTED, parse_object
-from mixtura.kernels.groups import Bits
-from mixtura.kernels.tiles import ALIGNMENT, PAGE, expert_bytes, tiled_bytes, up
+from mixtura.kernels.packed.groups import Bits
+from mixtura.kernels.packed.tiles import ALIGNMENT, PAGE, expert_bytes, tiled_bytes, up
 from mixtura.regular_files import open_regular
 
 MAGIC, VERSION = b"MIXTURA\0", 1

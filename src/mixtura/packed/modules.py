@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from mixtura.errors import ConfigError
 from mixtura.kernels.experts_ffn import Biases
-from mixtura.kernels.groups import GROUP, Bits, dequantise
-from mixtura.kernels.packed_experts import PackedBiases, Rows, biases_in_tiles, packed_experts
-from mixtura.kernels.packed_linear import packed_linear
-from mixtura.kernels.tiles import untile, untile_expert, untile_rows
+from mixtura.kernels.packed.experts import PackedBiases, Rows, biases_in_tiles, packed_experts
+from mixtura.kernels.packed.groups import GROUP, Bits, dequantise
+from mixtura.kernels.packed.linear import packed_linear
+from mixtura.kernels.packed.tiles import untile, untile_expert, untile_rows
+from mixtura.kernels.phase import current_phase
 from mixtura.moe.routing import Routing
-from mixtura.packed.phase import current_phase
 from mixtura.shapes import Activation
 from mixtura.shapes.moe import GATED
 

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from mixtura.errors import ConfigError
-from mixtura.kernels.groups import GROUP, Bits
+from mixtura.kernels.packed.groups import GROUP, Bits
 from mixtura.moe.experts import DenseFFN, Experts
 from mixtura.packed.header import Entry, Format, placed
 

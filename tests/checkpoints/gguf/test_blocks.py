@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mixtura.checkpoints.gguf.blocks import BITS, packed, unpacked
 from mixtura.checkpoints.gguf.kinds import Kind
-from mixtura.kernels.groups import Bits, Groups, dequantise
+from mixtura.kernels.packed.groups import Bits, Groups, dequantise
 
 KINDS = list(BITS)
 

@@ -16,7 +16,7 @@ from mixtura.checkpoints.gguf.header import read_header
 from mixtura.checkpoints.gguf.writing import write_gguf
 from mixtura.checkpoints.loading import load_model, load_source
 from mixtura.errors import CheckpointError
-from mixtura.kernels.groups import dequantise
+from mixtura.kernels.packed.groups import dequantise
 from mixtura.tokenizers import SubwordTokenizer
 
 Write = Callable[..., Path]

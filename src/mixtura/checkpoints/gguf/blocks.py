@@ -13,7 +13,7 @@ from mixtura.checkpoints.gguf.kinds import BLOCKS, Kind
 from mixtura.shapes.storage import GROUP, Bits
 
 if TYPE_CHECKING:
-    from mixtura.kernels.groups import Groups
+    from mixtura.kernels.packed.groups import Groups
 
 BITS: Mapping[Kind, Bits] = {
     Kind.Q4_0: 4,
@@ -42,7 +42,7 @@ def unpacked(rows_NX: NDArray[np.uint8], kind: Kind) -> "Groups | None":
     """Rows of blocks as they are stored; None where a number lies outside what groups hold."""
     import torch
 
-    from mixtura.kernels.groups import Groups
+    from mixtura.kernels.packed.groups import Groups
 
     bits = BITS[kind]
     rows, size = rows_NX.shape

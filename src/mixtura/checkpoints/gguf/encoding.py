@@ -18,7 +18,7 @@ from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.checkpoints.gguf.links import narrowed
 from mixtura.checkpoints.source import Source
 from mixtura.errors import ConfigError
-from mixtura.kernels.groups import Groups, quantise
+from mixtura.kernels.packed.groups import Groups, quantise
 from mixtura.shapes.families import Piece
 
 DTYPES: Mapping[Kind, torch.dtype] = {

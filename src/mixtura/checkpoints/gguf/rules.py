@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixtura.checkpoints.gguf.blocks import unpacked
 from mixtura.checkpoints.gguf.kinds import Kind
-from mixtura.kernels.groups import Bits, Groups
+from mixtura.kernels.packed.groups import Bits, Groups
 
 _KINDS: dict[Bits, Kind] = {
     4: Kind.Q4_0,

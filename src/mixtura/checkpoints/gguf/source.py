@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from mixtura.kernels.groups import Groups
+    from mixtura.kernels.packed.groups import Groups
 
 ROPE_FACTORS = "rope_freqs.weight"
 GATE = "ffn_gate_inp.weight"
@@ -122,7 +122,7 @@ class GGUFSource(Source):
         """Rows of Q4_0 or Q8_0 blocks, put into HF's order; those of a stack one after another."""
         import torch
 
-        from mixtura.kernels.groups import Groups
+        from mixtura.kernels.packed.groups import Groups
 
         parts = self._parts_of(name)
         kinds, rows = {place.kind for place, _ in parts}, self._shapes[name]

@@ -27,7 +27,7 @@ from mixtura.checkpoints.source import Source
 from mixtura.errors import ConfigError
 from mixtura.files import atomic_write
 from mixtura.integrity import Check
-from mixtura.kernels.groups import GROUP
+from mixtura.kernels.packed.groups import GROUP
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import Piece, family_of
 from mixtura.tokenizers import Tokenizer

@@ -13,8 +13,8 @@ from mixtura import __version__
 from mixtura.checkpoints.coverage import check_filled
 from mixtura.checkpoints.packed.quantised_pieces import GroupReader
 from mixtura.checkpoints.source import Source
-from mixtura.kernels.groups import Bits
-from mixtura.kernels.tiles import tile, tile_expert
+from mixtura.kernels.packed.groups import Bits
+from mixtura.kernels.packed.tiles import tile, tile_expert
 from mixtura.models import DecoderConfig
 from mixtura.models.blueprint import without_weights
 from mixtura.packed.file import PackedWriter

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mixtura.checkpoints.source import Source
 from mixtura.checkpoints.weights import read_weights
-from mixtura.kernels.groups import GROUP, Bits, Groups, quantise
-from mixtura.kernels.tiles import up
+from mixtura.kernels.packed.groups import GROUP, Bits, Groups, quantise
+from mixtura.kernels.packed.tiles import up
 from mixtura.shapes.families import Piece
 from mixtura.shapes.families.family import Part
 

@@ -15,8 +15,8 @@ from mixtura.checkpoints.filling import filled, filled_groups
 from mixtura.checkpoints.hf.saving import hf_config
 from mixtura.checkpoints.source import Source, StoredTensor, spelt
 from mixtura.integrity import Check
-from mixtura.kernels.groups import GROUP, Groups, dequantise
-from mixtura.kernels.tiles import untile, untile_expert, up
+from mixtura.kernels.packed.groups import GROUP, Groups, dequantise
+from mixtura.kernels.packed.tiles import untile, untile_expert, up
 from mixtura.models.packed_decoder import packed_blueprint
 from mixtura.packed.file import PackedFile
 from mixtura.packed.header import PLAIN, Entry

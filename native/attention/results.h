@@ -1,0 +1,48 @@
+// Where the attention of pieces ends: in the output, or first among the partial results of a row.
+#pragma once
+
+#include "attention/attention.h"
+
+namespace mixtura {
+
+class Results {
+ public:
+  Results(const AttentionPlan& plan, const LayerCache& cache, const TokenRows& rows,
+          const Queries& queries, float* partials)
+      : plan_(plan), cache_(cache), rows_(rows), queries_(queries), partials_(partials),
+        copies_(queries.heads / cache.kv_heads) {}
+
+  // Floats of all partial results of a plan.
+  static int64_t floats(const AttentionPlan& plan, const LayerCache& cache, int heads) {
+    return plan.partials() * heads * stride(cache.value_dim);
+  }
+
+  // The result of one head of a row in a piece: sums of weighed values, and their softmax. After
+  // those of a kv head's last one, `end` has to follow.
+  void put(const AttentionPlan::Piece& piece, int64_t row, int64_t head, const float* mixed,
+           const Softmax& softmax) const;
+
+  // All heads of a kv head are put. Whoever brings the last split of a row combines all of them, in
+  // their order.
+  void end(const AttentionPlan::Piece& piece, int kv_head) const;
+
+ private:
+  static constexpr int64_t stride(int value_dim) { return padded(value_dim) + kLanesMost; }
+  float* partial(int64_t number, int64_t head) const {
+    return partials_ + (number * queries_.heads + head) * stride(cache_.value_dim);
+  }
+  float* out(int64_t row, int64_t head) const {
+    return queries_.out + (row * queries_.heads + head) * cache_.value_dim;
+  }
+  float last_factor(const Softmax& softmax, int64_t head) const;
+  void combine(int64_t row, int64_t head, int64_t first, int splits) const;
+
+  const AttentionPlan& plan_;
+  const LayerCache& cache_;
+  const TokenRows& rows_;
+  const Queries& queries_;
+  float* const partials_;
+  const int copies_;
+};
+
+}  // namespace mixtura

@@ -1,0 +1,95 @@
+// The fused step's part of the module: see native.cpp. Who adds a layer keeps its tensors alive.
+#include "bindings/decoder.h"
+
+#include "bindings/address.h"
+#include "bindings/attention.h"
+#include "decoder/decoder.h"
+
+namespace nb = nanobind;
+
+namespace mixtura {
+namespace {
+
+void bind_parts(nb::module_& module) {
+  nb::class_<Norm>(module, "Norm")
+      .def("__init__", [](Norm* self, int kind, uintptr_t weight, uintptr_t bias, float epsilon) {
+        new (self) Norm{static_cast<Norm::Kind>(kind), at<const float>(weight),
+                        at<const float>(bias), epsilon};
+      });
+  nb::class_<Linear>(module, "Linear")
+      .def("__init__", [](Linear* self, uintptr_t tiles, int outputs, int inputs, int bits,
+                          uintptr_t bias) {
+        new (self) Linear{{at<const uint8_t>(tiles), outputs, inputs, bits}, at<const float>(bias)};
+      });
+  nb::class_<Experts>(module, "Experts")
+      .def("__init__", [](Experts* self, uintptr_t tiles, int64_t stride, int64_t num_experts,
+                          int width, int expert_width, int bits, int activation, uintptr_t bias_in,
+                          uintptr_t bias_out) {
+        new (self) Experts{at<const uint8_t>(tiles), stride, num_experts, width, expert_width, bits,
+                           static_cast<Activation>(activation), at<const float>(bias_in),
+                           at<const float>(bias_out)};
+      });
+  nb::class_<Gate>(module, "Gate")
+      .def("__init__", [](Gate* self, uintptr_t weight, int kept, int width, uintptr_t bias,
+                          uintptr_t choosing, int num_experts, int top_k, int score, int weigh,
+                          float norm, float scale, int groups, int groups_kept, int group_top) {
+        new (self) Gate{{at<const void>(weight), static_cast<Kept>(kept), width, width},
+                        at<const float>(bias), at<const float>(choosing), num_experts, top_k,
+                        static_cast<Score>(score), static_cast<Weigh>(weigh), norm, scale, groups,
+                        groups_kept, group_top};
+      });
+}
+
+void bind_blocks(nb::module_& module) {
+  nb::class_<AttentionBlock>(module, "AttentionBlock")
+      .def("__init__", [](AttentionBlock* self, const Norm& norm, const Linear& qkv,
+                          const Linear& out, const Norm& q_norm, const Norm& k_norm,
+                          bool norm_of_all, const Norm& post_norm, int heads, float clip,
+                          float scale, int64_t window, uintptr_t sinks, uintptr_t cosines,
+                          uintptr_t sines, const GivenCache& cache) {
+        new (self) AttentionBlock{norm, qkv, out, q_norm, k_norm, norm_of_all, post_norm, heads,
+                                  clip, scale, window, at<const float>(sinks),
+                                  at<const float>(cosines), at<const float>(sines), cache.cache};
+      });
+  nb::class_<FfnBlock>(module, "FfnBlock")
+      .def("__init__", [](FfnBlock* self, const Norm& norm, const Gate* gate,
+                          const Experts& experts, const Experts* shared, uintptr_t shared_gate,
+                          const Norm& post_norm) {
+        new (self) FfnBlock{norm, gate != nullptr, gate != nullptr ? *gate : Gate{}, experts,
+                            shared != nullptr, shared != nullptr ? *shared : Experts{},
+                            at<const float>(shared_gate), post_norm};
+      }, nb::arg("norm"), nb::arg("gate").none(), nb::arg("experts"), nb::arg("shared").none(),
+         nb::arg("shared_gate"), nb::arg("post_norm"));
+}
+
+void step(Program& program, const GivenCache& cache, int64_t angles, uintptr_t token, int64_t rows,
+          uintptr_t slot, uintptr_t position, uintptr_t angle, uintptr_t asked, int64_t asked_count,
+          int phase, int set, uintptr_t logits) {
+  const StepRows given{cache.rows(rows, slot, position), at<const int64_t>(angle),
+                       at<const int64_t>(token), at<const int64_t>(asked),
+                       static_cast<int>(asked_count), static_cast<Phase>(phase)};
+  for (int row = 0; row < given.rows.count; ++row) {
+    check_index("angle", given.angle[row], angles);
+    check_index("token", given.token[row], program.vocabulary());
+  }
+  for (int i = 0; i < given.asked_count; ++i) check_index("asked row", given.asked[i], rows);
+  program.step(given, static_cast<InstructionSet>(set), at<float>(logits));
+}
+
+}  // namespace
+
+void bind_decoder(nb::module_& module) {
+  bind_parts(module);
+  bind_blocks(module);
+  nb::class_<Program>(module, "Program")
+      .def("__init__", [](Program* self, const Linear& embedding, float embedded, float residual,
+                          const Norm& norm, const Linear& head, float logits) {
+        new (self) Program(embedding.matrix, embedded, residual, norm, head, logits);
+      })
+      .def("add", [](Program& program, const AttentionBlock& attention, const FfnBlock& ffn) {
+        program.add({attention, ffn});
+      })
+      .def("step", &step, nb::call_guard<nb::gil_scoped_release>());
+}
+
+}  // namespace mixtura

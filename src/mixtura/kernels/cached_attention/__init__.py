@@ -1,0 +1,13 @@
+"""Attention of rows over the keys and values that a layer has kept of their sequences."""
+
+from mixtura.kernels.cached_attention.cpu import append, cache_of, cached_attention
+from mixtura.kernels.cached_attention.naive import LayerKV, append_naive, cached_attention_naive
+
+__all__ = [
+    "LayerKV",
+    "append",
+    "append_naive",
+    "cache_of",
+    "cached_attention",
+    "cached_attention_naive",
+]

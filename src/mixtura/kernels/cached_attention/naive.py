@@ -1,0 +1,115 @@
+"""Keys and values that a layer has kept, and attention over them, row by row.
+
+R rows, A query heads, G key-value heads, H = A/G heads that share a key, C key dim, V value dim,
+L positions that one row sees. A slot is the place of one sequence in the cache.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+_LARGEST = 127.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKV:
+    """Keys and values that one layer keeps of every position of every slot.
+
+    Where values are the first dims of their keys (latent attention, absorbed) they are stored once,
+    and `values` is a view of `keys`.
+    """
+
+    keys: Tensor
+    """(slots, G, capacity, C) in fp32, bf16 or int8"""
+    values: Tensor
+    """(slots, G, capacity, V), of the same dtype"""
+    key_scales: Tensor | None = None
+    """(slots, G, capacity) fp32, of int8 alone: each vector is its integers times this"""
+    value_scales: Tensor | None = None
+    values_in_keys: bool = False
+
+    @classmethod
+    def empty(
+        cls,
+        slots: int,
+        kv_heads: int,
+        capacity: int,
+        key_dim: int,
+        value_dim: int,
+        dtype: torch.dtype,
+        *,
+        values_in_keys: bool = False,
+    ) -> Self:
+        """Room for `slots` sequences of `capacity` positions; memory is touched when it is used."""
+        places = (slots, kv_heads, capacity)
+        keys = torch.empty(*places, key_dim, dtype=dtype)
+        key_scales = torch.empty(places) if dtype == torch.int8 else None
+        if values_in_keys:
+            return cls(keys, keys[..., :value_dim], key_scales, key_scales, values_in_keys=True)
+        values = torch.empty(*places, value_dim, dtype=dtype)
+        value_scales = torch.empty(places) if dtype == torch.int8 else None
+        return cls(keys, values, key_scales, value_scales)
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[2]
+
+
+def append_naive(
+    cache: LayerKV, k_RGC: Tensor, v_RGV: Tensor | None, slot_R: Tensor, position_R: Tensor
+) -> None:
+    """Keep each row's key and value at its position of its slot; the twin of `append`.
+
+    In int8 the largest size of a vector becomes 127. `v_RGV` is None where values lie in keys.
+    """
+    _keep(cache.keys, cache.key_scales, k_RGC, slot_R, position_R)
+    if v_RGV is not None:
+        _keep(cache.values, cache.value_scales, v_RGV, slot_R, position_R)
+
+
+def _keep(
+    kept: Tensor, scales: Tensor | None, x_RGC: Tensor, slot_R: Tensor, position_R: Tensor
+) -> None:
+    if scales is None:
+        kept[slot_R, :, position_R] = x_RGC.to(kept.dtype)
+        return
+    x_RGC = x_RGC.float()
+    size_RG = x_RGC.abs().amax(-1)
+    # A float over a tensor would be rounded twice: torch multiplies with the reciprocal.
+    inverse_RG = torch.where(size_RG > 0, torch.full_like(size_RG, _LARGEST) / size_RG, 0.0)
+    kept[slot_R, :, position_R] = (x_RGC * inverse_RG[..., None]).round().to(torch.int8)
+    scales[slot_R, :, position_R] = size_RG / _LARGEST
+
+
+def cached_attention_naive(
+    q_RAC: Tensor,
+    cache: LayerKV,
+    slot_R: Tensor,
+    position_R: Tensor,
+    scale: float,
+    window: int | None = None,
+    sinks_A: Tensor | None = None,
+) -> Tensor:
+    """out_RAV, row by row; the twin of `cached_attention` in both phases."""
+    out_RAV = torch.empty(*q_RAC.shape[:2], cache.values.shape[3])
+    rows = zip(q_RAC.float(), slot_R.tolist(), position_R.tolist(), strict=True)
+    for row, (q_AC, slot, position) in enumerate(rows):
+        first = 0 if window is None else max(0, position - window + 1)
+        seen = slice(first, position + 1)
+        k_GLC = _read(cache.keys, cache.key_scales, slot, seen)
+        v_GLV = _read(cache.values, cache.value_scales, slot, seen)
+        q_GHC = q_AC.unflatten(0, (len(k_GLC), -1))
+        score_GHL = (q_GHC @ k_GLC.mT) * scale
+        if sinks_A is not None:
+            sink_GH1 = sinks_A.float().view(*q_GHC.shape[:2], 1)
+            score_GHL = torch.cat([score_GHL, sink_GH1], -1)
+        probs_GHL = score_GHL.softmax(-1)[..., : k_GLC.shape[1]]
+        out_RAV[row] = (probs_GHL @ v_GLV).flatten(0, 1)
+    return out_RAV
+
+
+def _read(kept: Tensor, scales: Tensor | None, slot: int, seen: slice) -> Tensor:
+    x_GLC = kept[slot, :, seen].float()
+    return x_GLC if scales is None else x_GLC * scales[slot, :, seen, None]

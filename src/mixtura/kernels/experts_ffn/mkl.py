@@ -1,0 +1,218 @@
+"""MKL's products of rows sorted by expert; torch's builds for x86 carry them and do not offer them.
+
+`ragged_rows` and `ragged_weights` multiply all segments in one call, in fp32 or float64. One thread
+computes a segment, where `grouped_mm` and a loop share each small product among all threads.
+
+`bf16_rows` and `one_token_swiglu` multiply few bf16 rows and have no backward. One row's product
+reads weights at about the speed of memory, and MKL makes no kernel for each new count of rows.
+
+N rows in E segments, I inputs, O outputs, K experts of one token, D width, F expert width, H = 2F.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixtura.kernels.native import torch_function
+
+_BATCHES = {torch.float32: "SGEMM_BATCH", torch.float64: "DGEMM_BATCH"}
+# Fortran takes the address of each.
+_OF_BATCH = (ctypes.c_void_p,) * 15
+_COLUMN_MAJOR, _PLAIN, _TRANSPOSED = 102, 111, 112
+_MATRIX = (ctypes.c_void_p, ctypes.c_int)
+_SIZES = (ctypes.c_int,) * 6
+_OF_BF16 = (*_SIZES, ctypes.c_float, *_MATRIX, *_MATRIX, ctypes.c_float, *_MATRIX)
+
+
+def _gemm_batch(dtype: torch.dtype) -> Callable[..., None] | None:
+    """Fortran's function, with 32-bit integers; None where this torch has none."""
+    return torch_function(_BATCHES[dtype], _OF_BATCH)
+
+
+def ragged_takes(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this torch has a batched product for such rows."""
+    return device.type == "cpu" and dtype in _BATCHES and _gemm_batch(dtype) is not None
+
+
+def ragged_rows(rows_NI: Tensor, weight_EIO: Tensor, count_E: list[int]) -> Tensor:
+    """(N, O): each segment's rows times its weights; rows past the last segment give 0."""
+    num_experts, inputs, outputs = weight_EIO.shape
+    rows_NI = rows_NI.contiguous()
+    out_NO = rows_NI.new_empty(len(rows_NI), outputs)
+    start_E, computed = _starts(count_E)
+    # Fortran sees every matrix transposed, so it is asked for out^T = weight^T rows^T.
+    stored_as_EIO = weight_EIO.is_contiguous()
+    weight = weight_EIO if stored_as_EIO else weight_EIO.mT.contiguous().mT
+    _multiply_batch(
+        rows_NI.dtype,
+        transposed=(not stored_as_EIO, False),
+        sizes=(outputs, np.asarray(count_E), inputs),
+        left=_pointers(weight, np.arange(num_experts) * inputs * outputs),
+        left_stride=outputs if stored_as_EIO else inputs,
+        right=_pointers(rows_NI, start_E * inputs),
+        right_stride=inputs,
+        out=_pointers(out_NO, start_E * outputs),
+        out_stride=outputs,
+    )
+    out_NO[computed:] = 0
+    return out_NO
+
+
+def ragged_weights(left_NO: Tensor, right_NI: Tensor, count_E: list[int]) -> Tensor:
+    """(E, O, I): the sum of outer products of each segment's rows."""
+    left_NO, right_NI = left_NO.contiguous(), right_NI.contiguous()
+    outputs, inputs = left_NO.shape[1], right_NI.shape[1]
+    out_EOI = left_NO.new_empty(len(count_E), outputs, inputs)
+    start_E, _ = _starts(count_E)
+    _multiply_batch(
+        left_NO.dtype,
+        transposed=(False, True),
+        sizes=(inputs, outputs, np.asarray(count_E)),
+        left=_pointers(right_NI, start_E * inputs),
+        left_stride=inputs,
+        right=_pointers(left_NO, start_E * outputs),
+        right_stride=outputs,
+        out=_pointers(out_EOI, np.arange(len(count_E)) * outputs * inputs),
+        out_stride=inputs,
+    )
+    return out_EOI
+
+
+def _starts(count_E: list[int]) -> tuple[np.ndarray, int]:
+    end_E = np.cumsum(count_E, dtype=np.int64)
+    return end_E - count_E, int(end_E[-1]) if len(end_E) else 0
+
+
+def _pointers(of: Tensor, offset_E: np.ndarray) -> np.ndarray:
+    return of.data_ptr() + offset_E.astype(np.int64) * of.element_size()
+
+
+def _multiply_batch(
+    dtype: torch.dtype,
+    *,
+    transposed: tuple[bool, bool],
+    sizes: tuple[int | np.ndarray, int | np.ndarray, int | np.ndarray],
+    left: np.ndarray,
+    left_stride: int,
+    right: np.ndarray,
+    right_stride: int,
+    out: np.ndarray,
+    out_stride: int,
+) -> None:
+    """out = left right for each segment, column-major; the caller keeps the tensors alive."""
+    function = _gemm_batch(dtype)
+    assert function is not None, "ask `ragged_takes` first"
+    segments = len(out)
+    if segments == 0:
+        return
+    scalar = np.float32 if dtype == torch.float32 else np.float64
+
+    def integers(value: int | np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.broadcast_to(value, segments), dtype=np.int32)
+
+    letters = [np.full(segments, ord("T" if flip else "N"), np.uint8) for flip in transposed]
+    arguments = [
+        *letters,
+        *map(integers, sizes),
+        np.ones(segments, scalar),
+        left,
+        integers(left_stride),
+        right,
+        integers(right_stride),
+        np.zeros(segments, scalar),
+        out,
+        integers(out_stride),
+        # That many groups, of one product each.
+        np.array([segments], np.int32),
+        np.ones(segments, np.int32),
+    ]
+    function(*[argument.ctypes.data for argument in arguments])
+
+
+def _gemm_bf16() -> Callable[..., None] | None:
+    """out (fp32) = alpha * left right + beta * out; None where this torch has no such function."""
+    return torch_function("cblas_gemm_bf16bf16f32", _OF_BF16)
+
+
+@cache
+def _computes_in_bf16() -> bool:
+    # Without the instruction MKL widens every weight first.
+    return torch.cpu._is_avx512_bf16_supported() and _gemm_bf16() is not None
+
+
+def bf16_takes(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this torch and this processor have the product for such rows."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and _computes_in_bf16()
+
+
+def bf16_rows(rows_NI: Tensor, weight_EIO: Tensor, count_E: list[int]) -> Tensor:
+    """(N, O): each segment's rows times its weights; rows past the last segment give 0."""
+    inputs, outputs = weight_EIO.shape[1:]
+    rows_NI = rows_NI.contiguous()
+    out_NO = rows_NI.new_empty(len(rows_NI), outputs)
+    longest = max(count_E, default=0)
+    # A segment's sums stay in the cache until they are rounded.
+    sum_nO = torch.empty(longest, outputs, dtype=torch.float32)
+    multiply = _Bf16Product(weight_EIO)
+    start = 0
+    for expert, count in enumerate(count_E):
+        if count:
+            end = start + count
+            row = rows_NI.data_ptr() + 2 * inputs * start
+            multiply(expert, row, count, sum_nO.data_ptr(), 1.0, 0.0)
+            out_NO[start:end].copy_(sum_nO[:count])
+            start = end
+    out_NO[start:] = 0
+    return out_NO
+
+
+def one_token_swiglu(
+    x_D: Tensor, expert_K: list[int], weight_K: list[float], w_in_EHD: Tensor, w_out_EDF: Tensor
+) -> Tensor:
+    """y_D = sum over k of weight[k] w_out[e] swiglu(w_in[e] x), summed in fp32; `e` = E gives 0."""
+    num_experts, rows, width = w_in_EHD.shape
+    kept = [(e, weight) for e, weight in zip(expert_K, weight_K, strict=True) if e < num_experts]
+    x_D = x_D.contiguous()
+    h_KH = torch.empty(len(kept), rows, dtype=torch.float32)
+    y_D = torch.zeros(width, dtype=torch.float32)
+    into, out_of = _Bf16Product(w_in_EHD.mT), _Bf16Product(w_out_EDF.mT)
+    for k, (expert, _) in enumerate(kept):
+        into(expert, x_D.data_ptr(), 1, h_KH[k].data_ptr(), 1.0, 0.0)
+    gate_KF, up_KF = h_KH.chunk(2, 1)
+    a_KF = (F.silu(gate_KF) * up_KF).to(torch.bfloat16)
+    for k, (expert, weight) in enumerate(kept):
+        # beta = 1 adds this expert to those before it.
+        out_of(expert, a_KF[k].data_ptr(), 1, y_D.data_ptr(), weight, 1.0)
+    return y_D.to(torch.bfloat16)
+
+
+class _Bf16Product:
+    """One expert's product by addresses; its caller keeps the tensors alive."""
+
+    def __init__(self, weight_EIO: Tensor) -> None:
+        if weight_EIO.is_contiguous():
+            flip = _PLAIN
+        else:
+            # Stored as (E, O, I), and made so where it is neither.
+            weight_EIO, flip = weight_EIO.mT.contiguous().mT, _TRANSPOSED
+        function = _gemm_bf16()
+        assert function is not None, "ask `bf16_takes` first"
+        self._function, self._flip, self._weight_EIO = function, flip, weight_EIO
+        _, self._inputs, self._outputs = weight_EIO.shape
+        self._stride = self._outputs if flip == _PLAIN else self._inputs
+        self._address, self._step = weight_EIO.data_ptr(), 2 * self._inputs * self._outputs
+
+    def __call__(
+        self, expert: int, rows: int, count: int, out: int, alpha: float, beta: float
+    ) -> None:
+        # Fortran sees every matrix transposed, so it is asked for out^T = weight^T rows^T.
+        self._function(
+            _COLUMN_MAJOR, self._flip, _PLAIN, self._outputs, count, self._inputs, alpha,
+            self._address + expert * self._step, self._stride, rows, self._inputs,
+            beta, out, self._outputs,
+        )  # fmt: skip

@@ -1,0 +1,215 @@
+"""Groups of weights as bytes in the order that kernels read them; docs/packed.md draws it.
+
+N output channels, K inputs, padded to whole units of 32 channels and blocks of 64 inputs. U units,
+B blocks of a unit, T = 2 tiles of a block, C = 16 channels of a tile, G = 2 groups of a channel in
+a block, L lines of a group, W = 4 bytes of a channel in a line, which stand as one word; bytes of
+scales, then of quants, in a block. D width, F expert width, H rows of w_in: 2F (gate, then up)
+or F.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixtura.kernels.native import InstructionSet, check_offered, native, number_of
+from mixtura.kernels.packed.groups import GROUP, Bits, Groups
+
+UNIT, BLOCK, TILE = 32, 64, 16
+ALIGNMENT, PAGE = 64, 4096
+_SCALE_BYTES = 128
+_QUANT_BYTES: dict[Bits, int] = {4: 1024, 8: 2048}
+# What a number is stored as: unsigned, so that no bit is a sign.
+_OFFSET: dict[Bits, int] = {4: 8, 8: 128}
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertGroups:
+    """One FFN's weights: w_in [H, D], and w_out [D, F rounded up to whole groups]."""
+
+    w_in: Groups
+    w_out: Groups
+
+
+def block_bytes(bits: Bits) -> int:
+    return _SCALE_BYTES + _QUANT_BYTES[bits]
+
+
+def tiled_bytes(n: int, k: int, bits: Bits) -> int:
+    """Bytes of [N, K] as tiles."""
+    return up(n, UNIT) // UNIT * (up(k, BLOCK) // BLOCK) * block_bytes(bits)
+
+
+def up(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple
+
+
+def tile(groups: Groups, gated: bool = False, kernels: InstructionSet = "auto") -> Tensor:
+    """The flat uint8 tiles of a matrix, by the compiled kernels where there are any.
+
+    `gated`: rows are [gate; up], which `interleave_gate_up` puts into the order of tiles.
+    """
+    tiles = torch.empty(_bytes_of(groups, gated), dtype=torch.uint8)
+    _tile_into(tiles, groups, gated, kernels)
+    return tiles
+
+
+def tile_naive(groups: Groups, gated: bool = False) -> Tensor:
+    """The twin of `tile`."""
+    q_NK, scale_NG, bits = groups.q_NK, groups.scale_NG, groups.bits
+    if gated:
+        q_NK, scale_NG = interleave_gate_up(q_NK), interleave_gate_up(scale_NG)
+    n, k = q_NK.shape
+    units, blocks, offset = up(n, UNIT) // UNIT, up(k, BLOCK) // BLOCK, _OFFSET[bits]
+    rows, inputs = UNIT * units - n, BLOCK * blocks - k
+    q_NK = F.pad(q_NK, (0, inputs, 0, rows))
+    scale_NG = F.pad(scale_NG, (0, inputs // GROUP, 0, rows))
+    word = (q_NK.view(torch.uint8) + offset).view(torch.int32)
+    word_UTCBGL = word.view(units, 2, TILE, blocks, 2, GROUP // 4)
+    if bits == 4:
+        low, high = word_UTCBGL.unflatten(5, (4, 2)).unbind(6)
+        word_UTCBGL = low | (high << 4)
+    scale_UTCBG = scale_NG.view(units, 2, TILE, blocks, 2)
+    tiles_UB = torch.empty(units, blocks, block_bytes(bits), dtype=torch.uint8)
+    scales, quants = _parts(tiles_UB)
+    scales.copy_(scale_UTCBG.permute(0, 3, 1, 4, 2))
+    quants.copy_(word_UTCBGL.permute(0, 3, 4, 5, 1, 2))
+    return tiles_UB.view(-1)
+
+
+def untile(tiles: Tensor, n: int, k: int, bits: Bits) -> Groups:
+    """The groups that `tile` was given."""
+    tiles_UB = _blocks(tiles, n, k, bits)
+    scales, quants = _parts(tiles_UB)
+    word_UTCBGL = quants.permute(0, 4, 5, 1, 2, 3)
+    rows, inputs = UNIT * len(tiles_UB), up(k, BLOCK)
+    q_NK = _numbers(word_UTCBGL, bits).view(rows, inputs)
+    scale_NG = scales.permute(0, 2, 4, 1, 3).reshape(rows, inputs // GROUP)
+    return Groups(q_NK[:n, :k].contiguous(), scale_NG[:n, : k // GROUP].contiguous(), bits)
+
+
+def untile_rows(tiles: Tensor, row_R: Tensor, n: int, k: int, bits: Bits) -> Groups:
+    """Some output channels of a tiled matrix, in the order asked for; no others are unpacked."""
+    scales, quants = _parts(_blocks(tiles, n, k, bits))
+    unit_R, tile_R, channel_R = row_R // UNIT, row_R % UNIT // TILE, row_R % TILE
+    # The index that stands between others comes first: (R, B, G, L) and (R, B, G).
+    rows, inputs = len(row_R), up(k, BLOCK)
+    q_RK = _numbers(quants[unit_R, :, :, :, tile_R, channel_R], bits).view(rows, inputs)
+    scale_RG = scales[unit_R, :, tile_R, :, channel_R].reshape(rows, inputs // GROUP)
+    return Groups(q_RK[:, :k].contiguous(), scale_RG[:, : k // GROUP].contiguous(), bits)
+
+
+def interleave_gate_up(w_HD: Tensor) -> Tensor:
+    """[gate; up] as 16 rows of gate, the 16 of up that go with them, and so on; F padded to 16."""
+    w_2FD = w_HD.unflatten(0, (2, -1))
+    padded = F.pad(w_2FD, (0, 0, 0, -w_2FD.shape[1] % TILE))
+    return padded.unflatten(1, (-1, TILE)).transpose(0, 1).flatten(0, 2)
+
+
+def deinterleave_gate_up(w_HD: Tensor, expert_width: int) -> Tensor:
+    """[gate; up] again, without the padding."""
+    return (
+        w_HD.unflatten(0, (-1, 2, TILE))
+        .transpose(0, 1)
+        .flatten(1, 2)[:, :expert_width]
+        .flatten(0, 1)
+    )
+
+
+def rows_in(expert_width: int, gated: bool) -> int:
+    """Rows of w_in in tiles, those that pad included."""
+    return 2 * up(expert_width, TILE) if gated else up(expert_width, UNIT)
+
+
+def w_out_start(width: int, expert_width: int, bits: Bits, gated: bool) -> int:
+    """Where the tiles of w_out begin in an expert's bytes."""
+    return up(tiled_bytes(rows_in(expert_width, gated), width, bits), ALIGNMENT)
+
+
+def expert_bytes(width: int, expert_width: int, bits: Bits, gated: bool) -> int:
+    """Bytes from one expert to the next."""
+    start = w_out_start(width, expert_width, bits, gated)
+    return up(start + tiled_bytes(width, expert_width, bits), PAGE)
+
+
+def tile_expert(w_in: Groups, w_out: Groups, gated: bool) -> Tensor:
+    """One expert's flat uint8 bytes from w_in [H, D] and w_out [D, F up to whole groups]."""
+    bits, (hidden, width) = w_in.bits, w_in.shape
+    expert_width = hidden // 2 if gated else hidden
+    assert w_out.shape == (width, up(expert_width, GROUP)), "of one expert"
+    start = w_out_start(width, expert_width, bits, gated)
+    in_bytes, out_bytes = _bytes_of(w_in, gated), _bytes_of(w_out, False)
+    own = torch.empty(expert_bytes(width, expert_width, bits, gated), dtype=torch.uint8)
+    _tile_into(own[:in_bytes], w_in, gated)
+    own[in_bytes:start].zero_()
+    _tile_into(own[start : start + out_bytes], w_out, False)
+    own[start + out_bytes :].zero_()
+    return own
+
+
+def untile_expert(
+    tiles: Tensor, width: int, expert_width: int, bits: Bits, gated: bool
+) -> ExpertGroups:
+    """What `tile_expert` was given."""
+    rows = rows_in(expert_width, gated)
+    w_in = untile(tiles, rows, width, bits)
+    if gated:
+        w_in = Groups(
+            deinterleave_gate_up(w_in.q_NK, expert_width),
+            deinterleave_gate_up(w_in.scale_NG, expert_width),
+            bits,
+        )
+    else:
+        w_in = w_in.rows(slice(expert_width))
+    start = w_out_start(width, expert_width, bits, gated)
+    return ExpertGroups(w_in, untile(tiles[start:], width, up(expert_width, GROUP), bits))
+
+
+def _bytes_of(groups: Groups, gated: bool) -> int:
+    n, k = groups.shape
+    return tiled_bytes(rows_in(n // 2, True) if gated else n, k, groups.bits)
+
+
+def _tile_into(
+    tiles: Tensor, groups: Groups, gated: bool, kernels: InstructionSet = "auto"
+) -> None:
+    module = native()
+    if module is None:
+        check_offered(kernels)
+        tiles.copy_(tile_naive(groups, gated))
+        return
+    q_NK, scale_NG = groups.q_NK.contiguous(), groups.scale_NG.contiguous()
+    module.tile_numbers(
+        q_NK.data_ptr(),
+        scale_NG.data_ptr(),
+        *groups.shape,
+        groups.bits,
+        gated,
+        number_of(kernels),
+        tiles.data_ptr(),
+    )
+
+
+def _blocks(tiles: Tensor, n: int, k: int, bits: Bits) -> Tensor:
+    """The bytes of a matrix as (U, B, bytes of a block); longer tiles go on with something else."""
+    blocks = up(k, BLOCK) // BLOCK
+    return tiles[: tiled_bytes(n, k, bits)].view(-1, blocks, block_bytes(bits))
+
+
+def _parts(tiles_UB: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of the scales, fp16 (U, B, T, G, C), and of the quants, words (U, B, G, L, T, C)."""
+    scales = tiles_UB[..., :_SCALE_BYTES].view(torch.float16)
+    quants = tiles_UB[..., _SCALE_BYTES:].view(torch.int32)
+    return scales.unflatten(2, (2, 2, TILE)), quants.unflatten(2, (2, -1, 2, TILE))
+
+
+def _numbers(word: Tensor, bits: Bits) -> Tensor:
+    """The int8 numbers in words whose last dim is L, in a row."""
+    if bits == 4:
+        nibble = 0x0F0F0F0F
+        word = torch.stack([word & nibble, (word >> 4) & nibble], -1)
+    # Torch calls an empty tensor contiguous whatever its strides.
+    word = word.contiguous() if word.numel() else word.new_empty(0)
+    return (word.view(torch.uint8) - _OFFSET[bits]).view(torch.int8)

@@ -8,6 +8,8 @@ from tests.engine.tiny_families import BASE, FAMILIES, MOE
 from mixtura.models import DecoderConfig
 from mixtura.models.blueprint import without_weights
 from mixtura.packed.packable import plan
+from mixtura.shapes.families import family_of
+from mixtura.shapes.known import KNOWN, known_shape
 from mixtura.shapes.storage import planned_of
 
 ROUTERS: dict[str, dict[str, Any]] = {
@@ -38,3 +40,9 @@ def test_the_ledger_plans_what_the_built_model_saves(name: str) -> None:
     assert planned_of(config) == plan(built)
     buffers = {name: str(value.dtype) for name, value in built.named_buffers()}
     assert {one.name: f"torch.{one.dtype}" for one in config.buffers()} == buffers
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_known_shape_has_the_tensors_of_the_decoder(name: str) -> None:
+    config = DecoderConfig.parse(family_of(KNOWN[name]).read(KNOWN[name]))
+    assert list(known_shape(name).tensors()) == list(config.tensors())

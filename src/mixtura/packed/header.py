@@ -13,7 +13,7 @@ from mixtura.config import Config
 from mixtura.errors import CheckpointError
 from mixtura.json_reader import MOST_BYTES_LISTED, parse_object
 from mixtura.regular_files import open_regular
-from mixtura.shapes.storage.numbers import Bits, Plain, up
+from mixtura.shapes.storage.numbers import Bits, up
 from mixtura.shapes.storage.packed import (
     Format,
     Kind,
@@ -30,7 +30,7 @@ _PREFIX = struct.Struct("<8sIIQ")
 """magic, version, 0, bytes of the JSON header"""
 _DIGEST_BYTES = 32
 
-PLAIN: dict[Plain, torch.dtype] = {
+PLAIN: dict[Format, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,

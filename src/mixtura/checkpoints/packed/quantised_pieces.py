@@ -5,6 +5,7 @@ N rows and K columns of a matrix of ours, G = K/32 groups of a row, E experts.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,12 @@ from torch import Tensor
 from mixtura.checkpoints.source import Source
 from mixtura.checkpoints.weights import read_weights
 from mixtura.kernels.groups import Groups, quantise
-from mixtura.packed.header import PLAIN
 from mixtura.shapes.families import Piece
 from mixtura.shapes.families.family import Part
 from mixtura.shapes.storage.numbers import GROUP, Bits, Plain, up
 
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
-_FORMATS: Mapping[torch.dtype, Plain] = {dtype: name for name, dtype in PLAIN.items()}
+_FORMATS: Mapping[torch.dtype, Plain] = {getattr(torch, name): name for name in get_args(Plain)}
 
 
 class GroupReader:

@@ -182,7 +182,7 @@ def packed_layout(
     `bits` gives those of a packed tensor, `plain` the dtype of a parameter that stays plain, by
     name. Raises ConfigError where groups of 32 do not divide the model's width.
     """
-    dtypes = {buffer.name: buffer.dtype for buffer in shape.buffers()}
+    dtypes: dict[str, Plain] = {buffer.name: buffer.dtype for buffer in shape.buffers()}
     found: list[Placed] = []
     for one in planned_of(shape):
         if one.kind == "plain":

@@ -14,7 +14,12 @@ from atlas.prose import markdown, paragraphs, router_text
 from mixtura.moe.capacity import Policy
 from mixtura.moe.losses import LOSSES
 from mixtura.moe.routers.router import RouterSpec
-from mixtura.shapes.ledger import active_parameters, matmul_flops, total_parameters
+from mixtura.shapes.ledger import (
+    active_parameters,
+    matmul_flops,
+    total_parameters,
+    weights_of,
+)
 
 _PAGE = Path(__file__).with_name("page.template.md")
 _COUNTS = """\
@@ -155,7 +160,7 @@ def _capacity(kind: Kind) -> str:
 def _counts(kind: Kind) -> str:
     """Of the recipe's layer, from its ledger."""
     moe = kind.moe
-    gate = list(moe.gate_weights(WIDTH, ""))
+    gate = list(weights_of(moe.gate_tensors(WIDTH, "")))
     experts = [weight for weight in moe.weights(WIDTH) if weight.role == "expert"]
     rows = [
         f"| {part} | {total_parameters(weights):,} | {active_parameters(weights, 'A'):,} | "

@@ -1,13 +1,30 @@
 """The engine's cache: how large it will be, before it is; and what is refused."""
 
 import math
+from collections.abc import Iterable
+from typing import get_args
 
 import pytest
+import torch
 from tests.engine.tiny_families import build
+from torch import Tensor
 
 from mixtura.engine.kv_cache import CachePlan, KVKind
+from mixtura.engine.long_texts import LongTexts
+from mixtura.engine.runner import Runner
 from mixtura.errors import ConfigError
 from mixtura.memory import free_bytes, in_words
+from mixtura.models import KVCache
+from mixtura.shapes.storage import Plain, bytes_of_cache, bytes_of_text, plain_bytes_of_position
+
+# Grouped, with a window and sinks in one of its layers, and latent.
+KINDS_OF_ATTENTION = ["llama", "gpt_oss", "deepseek_v3"]
+
+
+def memory_of(tensors: Iterable[Tensor | None]) -> int:
+    """Bytes of the memory behind them, each piece once."""
+    pieces = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
+    return sum({piece.data_ptr(): piece.nbytes() for piece in pieces}.values())
 
 
 @pytest.mark.parametrize(
@@ -37,6 +54,41 @@ def test_its_size_is_known_before_it_is_allocated(
         if tensor is not None and (tensor is not layer.values or not layer.values_in_keys)
     }
     assert sum(kept.values()) == plan.bytes
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("kind", get_args(KVKind))
+@pytest.mark.parametrize("family", KINDS_OF_ATTENTION)
+def test_every_byte_of_the_engines_cache_is_counted(family: str, kind: KVKind, slots: int) -> None:
+    decoder = build(family)
+    layers = Runner.of(decoder, slots, 7, kind).cache.layers
+    kept = [(one.keys, one.values, one.key_scales, one.value_scales) for one in layers]
+    held = memory_of(tensor for layer in kept for tensor in layer)
+    assert held == bytes_of_cache(decoder.config, slots, 7, kind)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", KINDS_OF_ATTENTION)
+def test_every_byte_of_a_decoders_own_cache_is_counted(
+    family: str, dtype: Plain, batch: int
+) -> None:
+    config = build(family).config
+    cache = KVCache.empty(config, batch, 7, getattr(torch, dtype))
+    held = memory_of(tensor for layer in cache.layers for tensor in layer.kept)
+    assert held == batch * 7 * plain_bytes_of_position(config, dtype)
+
+
+def test_longrope_keeps_a_token_for_each_position() -> None:
+    decoder = build("phimoe")
+    texts, cache = LongTexts(16, 3, 20), KVCache.empty(decoder.config, 3, 20)
+    with torch.inference_mode():
+        decoder(torch.zeros(3, 4, dtype=torch.int64), cache=cache)
+    for keeper in (texts, cache):
+        kept = [one for one in vars(keeper).values() if isinstance(one, Tensor) and one.dim() == 2]
+        # 8 bytes each.
+        assert memory_of(kept) == 3 * 20 * bytes_of_text(decoder.config) == 3 * 20 * 8
+    assert bytes_of_text(build("llama").config) == 0
 
 
 def test_a_cache_that_memory_cannot_hold_is_refused() -> None:

@@ -12,12 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mixtura.checkpoints.inspection import GATES_OF_THEIR_OWN
 from mixtura.errors import ConfigError
 from mixtura.moe import MoE, MoEConfig, MoEOutput, end_step
 from mixtura.moe.capacity import Policy
 from mixtura.moe.routers import ROUTERS as REGISTERED
 from mixtura.moe.routers import RouterSpec
 from mixtura.moe.routing import Routing
+from mixtura.shapes import Buffer, MoEShape
 
 WIDTH, EXPERTS, VOCABULARY = 8, 4, 11
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -52,6 +54,8 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "hash, token_id": {"table": "token_id"},
     "reinforce": {},
 }
+# Those that may be given a choosing bias.
+BIASED = ["softmax_topk", "topk_softmax", "sigmoid_topk"]
 TOP_1 = {"switch", "base", "reinforce"}
 # One renormalised weight is the constant 1; GShard takes two experts; one expert has no groups.
 NOT_ONE_EXPERT = {
@@ -125,6 +129,28 @@ def test_the_ledger_holds_exactly_the_parameters(name: str) -> None:
     layer = layer_of(name)
     ledger = {weight.name: weight.shape for weight in layer.config.weights(WIDTH)}
     assert ledger == {name: tuple(value.shape) for name, value in layer.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        *((name, {}) for name in ROUTERS),
+        *((name, {"choosing_bias": biased}) for name in BIASED for biased in (False, True)),
+    ],
+)
+def test_the_ledger_holds_all_that_is_saved(name: str, fields: dict[str, Any]) -> None:
+    tree = tree_of(name)
+    tree["router"] |= fields
+    config = MoEConfig.parse(tree)
+    ledger, layer = list(config.tensors(WIDTH)), MoE(WIDTH, config)
+    assert [(one.name, one.shape) for one in ledger] == [
+        (name, tuple(value.shape)) for name, value in layer.state_dict().items()
+    ]
+    dtypes = {one.name: f"torch.{one.dtype}" for one in ledger if isinstance(one, Buffer)}
+    assert dtypes == {name: str(value.dtype) for name, value in layer.named_buffers()}
+    if tree["router"]["kind"] not in GATES_OF_THEIR_OWN:
+        # As it is known without torch.
+        assert list(MoEShape.parse(tree).tensors(WIDTH)) == ledger
 
 
 @pytest.mark.parametrize("name", ROUTERS)

@@ -9,7 +9,7 @@ from mixtura.kernels.packed.tiles import tile, tile_expert
 from mixtura.moe import MoE, MoEConfig
 from mixtura.moe.experts import DenseFFN
 from mixtura.packed.file import PackedFile, PackedWriter
-from mixtura.packed.header import Entry, Header
+from mixtura.packed.header import Entry, Header, placed
 from mixtura.packed.packable import plan
 
 WIDTH, VOCABULARY = 32, 40
@@ -75,7 +75,7 @@ def write_file(path: Path, model: Model, bits: Bits, head_bits: Bits | None = No
         last = entries[-1] if entries else None
         own = one.bits(bits, head_bits or bits)
         stored_as = "float32" if one.kind == "plain" else one.packed_as(own)
-        entries.append(one.entry(stored_as, last))
+        entries.append(placed(one.name, stored_as, one.shape, last))
     header = Header(
         writer="a test", family="none", bits=bits, config={"a": 1}, tensors=tuple(entries)
     )

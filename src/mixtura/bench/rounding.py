@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtura.checkpoints.gguf.rules import llama_cpp_groups
-from mixtura.kernels.packed.groups import GROUP, Bits, dequantise
+from mixtura.kernels.packed.groups import dequantise
 from mixtura.packed import PackedEmbedding, PackedExperts, PackedLinear
-from mixtura.packed.packable import Planned, plan
+from mixtura.packed.packable import plan
+from mixtura.shapes.storage.numbers import GROUP, ITEM_BYTES, Bits, group_bytes, up
+from mixtura.shapes.storage.packed import Planned
 
 
 @torch.no_grad()
@@ -59,12 +61,12 @@ def round_by_llama_cpp(
             inputs = w_NK.shape[1]
             padded_NK = F.pad(w_NK.float(), (0, -inputs % GROUP))
             w_NK.copy_(dequantise(llama_cpp_groups(padded_NK, own))[:, :inputs])
-        groups = prod(weight.shape[:-1]) * -(-weight.shape[-1] // GROUP)
-        size += groups * (GROUP * own // 8 + 2)
+        size += prod(weight.shape[:-1]) * up(weight.shape[-1], GROUP) // GROUP * group_bytes(own)
         if progress is not None:
             progress(done + 1, len(weights))
     rounded = sum(weight.numel() for weight, _ in weights)
-    return size + 2 * (sum(p.numel() for p in model.parameters()) - rounded)
+    left = sum(p.numel() for p in model.parameters()) - rounded
+    return size + ITEM_BYTES["float16"] * left
 
 
 def _packed_ones(model: nn.Module) -> list[Planned]:
@@ -75,4 +77,4 @@ def _weights(model: nn.Module, one: Planned) -> list[Tensor]:
     """A matrix's own parameter, or an FFN's two."""
     if one.kind == "tiles":
         return [model.get_parameter(one.name)]
-    return [model.get_parameter(f"{one.name}.{leaf}") for leaf in ("w_in", "w_out")]
+    return [model.get_parameter(name) for name in one.weights]

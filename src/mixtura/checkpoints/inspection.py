@@ -20,6 +20,7 @@ from mixtura.shapes import DecoderShape, ModelShape
 from mixtura.shapes.families import shape_of
 from mixtura.shapes.known import known_config, known_shape
 from mixtura.shapes.moe import MoEShape
+from mixtura.shapes.storage.numbers import TRAINED_BYTES
 
 GATES_OF_THEIR_OWN = frozenset({"batchwise", "hash", "hierarchical", "noisy_topk", "reinforce"})
 """kinds of routers whose weights are more than one matrix, or other ones: their configs know"""
@@ -125,7 +126,7 @@ def _is_of_a_shape(config: Mapping[str, Any]) -> bool:
     kind = router.get("kind") if isinstance(router, Mapping) else None
     own = isinstance(kind, str) and kind in GATES_OF_THEIR_OWN
     known = {"kind", *DecoderShape.model_fields}
-    known_of_moe = {"router", "capacity", "balance", "backend", *MoEShape.model_fields}
+    known_of_moe = {"capacity", "balance", "backend", *MoEShape.model_fields}
     complete = "vocabulary" in config and not own
     return complete and config.keys() <= known and moe.keys() <= known_of_moe
 
@@ -179,7 +180,6 @@ def inspect_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeI
         found.router,
         sections.train.steps,
         sections.train.tokens_per_step,
-        # Weights and AdamW's two moments are fp32, whatever is computed in.
-        weight_bytes=4 * parameters,
-        optimizer_bytes=2 * 4 * parameters,
+        weight_bytes=TRAINED_BYTES["weight"] * parameters,
+        optimizer_bytes=TRAINED_BYTES["moments"] * parameters,
     )

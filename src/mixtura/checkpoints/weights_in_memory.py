@@ -6,13 +6,15 @@ from itertools import takewhile
 import torch
 
 from mixtura.checkpoints.loading import decoder_config
+from mixtura.checkpoints.packed.packing import Precision, layout_of
+from mixtura.checkpoints.packed.quantised_pieces import GroupReader
 from mixtura.checkpoints.source import Source
 from mixtura.errors import ConfigError
 from mixtura.memory import free_bytes, in_words
-from mixtura.shapes.families import family_of
+from mixtura.shapes.families import Piece, family_of
+from mixtura.shapes.storage import Bits, data_bytes
 
-# A group of 32 weights and its scale.
-_OF_WEIGHT = {4: 4.5 / 8, 8: 8.5 / 8}
+_BITS: tuple[Bits, ...] = (8, 4)
 
 
 def check_weights_fit(source: Source, dtype: torch.dtype | None) -> None:
@@ -21,14 +23,9 @@ def check_weights_fit(source: Source, dtype: torch.dtype | None) -> None:
     needed = weight_bytes(source, dtype)
     if free is None or needed <= free:
         return
-    ways = list(_smaller_ways(source, dtype))
-    fitting = [way for way in ways if way[1] <= free]
-    way, size = fitting[0] if fitting else min(ways, key=lambda way: way[1])
-    remedy = f"{way} ({in_words(int(size))}"
-    remedy += ")" if fitting else ", which do not fit either: free some memory)"
     raise ConfigError(
         f"{source.path}: its weights take {in_words(needed)} and {in_words(free)} of memory are "
-        f"free; {remedy}"
+        f"free; {_remedy(list(_smaller_ways(source, dtype)), free)}"
     )
 
 
@@ -36,27 +33,52 @@ def weight_bytes(source: Source, dtype: torch.dtype | None) -> int:
     """Of all that the decoder holds, in `dtype` or as `read` would give it."""
     return sum(
         source.tensors[name].parameters * (dtype or source.dtype_of(name)).itemsize
-        for name in _used(source)
+        for name in {piece.stored for piece in _used(source)}
     )
 
 
-def _smaller_ways(source: Source, dtype: torch.dtype | None) -> Iterator[tuple[str, float]]:
+def packed_bytes(source: Source, bits: Bits | None) -> int | None:
+    """Of the tensors of the file that packing would write; `bits` None: as many as are stored.
+
+    None where the model cannot be packed, or tensors are missing.
+    """
+    config = decoder_config(family_of(source.config), source)
+    reader = GroupReader(source, _used(source))
+    if {one.name for one in config.tensors()} - {piece.ours for piece in reader.pieces}:
+        return None
+    try:
+        return data_bytes(layout_of(reader, config, Precision(bits, bits)))
+    except ConfigError:
+        return None
+
+
+def _smaller_ways(source: Source, dtype: torch.dtype | None) -> Iterator[tuple[str, int]]:
     """What to do instead, and the bytes that it takes; the nearest to what was asked for first."""
-    count = {name: source.tensors[name].parameters for name in _used(source)}
     if source.path.suffix == ".gguf" and dtype is not None:
-        size = sum(n * _OF_WEIGHT[source.stored_bits(name)] for name, n in count.items())
-        yield "without --dtype it runs from packed weights", size
-    total = sum(count.values())
+        size = packed_bytes(source, None)
+        if size is not None:
+            yield "without --dtype it runs from packed weights", size
     # A gate that is stored in fp32 beside other weights stays so.
     in_bf16 = weight_bytes(source, torch.bfloat16)
     if in_bf16 < 0.75 * weight_bytes(source, dtype):
         yield "compute with --dtype bfloat16", in_bf16
-    for bits, of_weight in reversed(_OF_WEIGHT.items()):
-        yield f"'mixtura pack {source.path} OUT --bits {bits}'", of_weight * total
+    for bits in _BITS:
+        size = packed_bytes(source, bits)
+        if size is not None:
+            yield f"'mixtura pack {source.path} OUT --bits {bits}'", size
 
 
-def _used(source: Source) -> set[str]:
+def _remedy(ways: list[tuple[str, int]], free: int) -> str:
+    if not ways:
+        return "free some memory"
+    fitting = [way for way in ways if way[1] <= free]
+    way, size = fitting[0] if fitting else min(ways, key=lambda way: way[1])
+    also = "" if fitting else ", which do not fit either: free some memory"
+    return f"{way} ({in_words(size)}{also})"
+
+
+def _used(source: Source) -> list[Piece]:
     """What the decoder takes, up to the first that is missing: loading says that it is."""
     family = family_of(source.config)
-    names = (piece.stored for piece in family.pieces(decoder_config(family, source)))
-    return set(takewhile(source.tensors.__contains__, names))
+    pieces = family.pieces(decoder_config(family, source))
+    return list(takewhile(lambda piece: piece.stored in source.tensors, pieces))

@@ -5,39 +5,20 @@ own. C dim of a key, V of a value.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import torch
 
 from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import LayerKV
 from mixtura.memory import free_bytes, in_words
-from mixtura.shapes import DecoderShape, LatentAttentionShape
+from mixtura.shapes import DecoderShape
+from mixtura.shapes.storage.cache import KVDims, KVKind, bytes_of_cache, bytes_of_position
 
-KVKind = Literal["bf16", "int8", "fp32"]
 DTYPES: dict[KVKind, torch.dtype] = {
     "bf16": torch.bfloat16,
     "int8": torch.int8,
     "fp32": torch.float32,
 }
-_SCALE_BYTES = 4
-
-
-class KVDims(NamedTuple):
-    """What one layer keeps of a position."""
-
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    values_in_keys: bool
-    """absorbed latent attention: one head, whose values are the first dims of its keys"""
-
-    @classmethod
-    def of(cls, shape: DecoderShape) -> "KVDims":
-        heads = shape.attention
-        if isinstance(heads, LatentAttentionShape):
-            return cls(1, heads.kv_rank + heads.turning_dim, heads.kv_rank, values_in_keys=True)
-        return cls(heads.kv_heads, heads.head_dim, heads.head_dim, values_in_keys=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +43,11 @@ class CachePlan:
     @property
     def bytes_of_position(self) -> int:
         """Of all layers, for one position of one sequence."""
-        dims = KVDims.of(self.shape)
-        vectors = 1 if dims.values_in_keys else 2
-        width = dims.key_dim + (0 if dims.values_in_keys else dims.value_dim)
-        scales = vectors * _SCALE_BYTES if self.kind == "int8" else 0
-        of_head = width * DTYPES[self.kind].itemsize + scales
-        return self.shape.layers * dims.kv_heads * of_head
+        return bytes_of_position(self.shape, self.kind)
 
     @property
     def bytes(self) -> int:
-        return self.slots * self.context * self.bytes_of_position
+        return bytes_of_cache(self.shape, self.slots, self.context, self.kind)
 
     def allocate(self) -> "Cache":
         """Raises ConfigError where less memory is free."""

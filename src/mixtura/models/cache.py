@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import ConfigError
-from mixtura.shapes import AttentionShape, DecoderShape
+from mixtura.shapes import DecoderShape
+from mixtura.shapes.storage.cache import KVDims
 
 
 class PositionCache(ABC):
@@ -83,17 +84,17 @@ class KVCache:
         def room(*size: int) -> Tensor:
             return torch.empty(batch, *size, dtype=dtype, device=device)
 
-        heads = shape.attention
-        if isinstance(heads, AttentionShape):
-            size = (heads.kv_heads, capacity, heads.head_dim)
-            return cls(
-                [LayerCache(room(*size), room(*size)) for _ in range(shape.layers)], capacity
-            )
-        ranks = (heads.kv_rank, heads.turning_dim)
-        latent = [
-            LatentCache(*(room(capacity, rank) for rank in ranks)) for _ in range(shape.layers)
-        ]
-        return cls(latent, capacity)
+        dims = KVDims.of(shape)
+        if dims.values_in_keys:
+            ranks = (dims.value_dim, dims.key_dim - dims.value_dim)
+            latent = [
+                LatentCache(*(room(capacity, rank) for rank in ranks)) for _ in range(shape.layers)
+            ]
+            return cls(latent, capacity)
+        sizes = [(dims.kv_heads, capacity, width) for width in (dims.key_dim, dims.value_dim)]
+        return cls(
+            [LayerCache(*(room(*size) for size in sizes)) for _ in range(shape.layers)], capacity
+        )
 
     @property
     def length(self) -> int:

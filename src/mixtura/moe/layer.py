@@ -22,7 +22,7 @@ from mixtura.moe.routers import AnyRouter, RouterShape, SoftmaxTopKConfig
 from mixtura.moe.routing import Routing
 from mixtura.moe.tokens import Tokens
 from mixtura.ranks import Ranks
-from mixtura.shapes import MoEShape, Weight
+from mixtura.shapes import MoEShape, Saved
 
 
 class MoEConfig(MoEShape):
@@ -88,8 +88,8 @@ class MoEConfig(MoEShape):
                 "router.accept_leak=true to train with that"
             )
 
-    def gate_weights(self, width: int, prefix: str) -> Iterator[Weight]:
-        return self.router.weights(self.router_shape(width), prefix)
+    def gate_tensors(self, width: int, prefix: str) -> Iterator[Saved]:
+        return self.router.tensors(self.router_shape(width), prefix)
 
     def router_shape(self, width: int) -> RouterShape:
         return RouterShape(width, self.num_experts, self.top_k, gate_bias=self.gate_bias)

@@ -3,9 +3,8 @@
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator
-from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -13,19 +12,24 @@ from pydantic import Field
 from mixtura.config import Config
 from mixtura.errors import CheckpointError
 from mixtura.json_reader import MOST_BYTES_LISTED, parse_object
-from mixtura.kernels.packed.groups import Bits
-from mixtura.kernels.packed.tiles import ALIGNMENT, PAGE, expert_bytes, tiled_bytes, up
 from mixtura.regular_files import open_regular
+from mixtura.shapes.storage.numbers import Bits, up
+from mixtura.shapes.storage.packed import (
+    Format,
+    Kind,
+    Placed,
+    bits_of,
+    boundary,
+    kind_of,
+    size_of,
+)
+from mixtura.shapes.storage.tiles import PAGE
 
 MAGIC, VERSION = b"MIXTURA\0", 1
 _PREFIX = struct.Struct("<8sIIQ")
 """magic, version, 0, bytes of the JSON header"""
 _DIGEST_BYTES = 32
 
-Format = Literal[
-    "tiles4", "tiles8", "experts4", "experts8", "float32", "bfloat16", "float16", "int64", "bool"
-]
-"""a matrix as tiles; FFNs, one after the other; or plain numbers"""
 PLAIN: dict[Format, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -49,19 +53,13 @@ class Entry(Config):
     """of all its bytes; of FFNs, one for each expert"""
 
     @property
-    def kind(self) -> Literal["tiles", "experts", "plain"]:
-        match self.format:
-            case "tiles4" | "tiles8":
-                return "tiles"
-            case "experts4" | "experts8":
-                return "experts"
-            case _:
-                return "plain"
+    def kind(self) -> Kind:
+        return kind_of(self.format)
 
     @property
     def bits(self) -> Bits:
-        assert self.kind != "plain", "plain numbers have their dtype"
-        return 4 if self.format.endswith("4") else 8
+        """Of what is packed."""
+        return bits_of(self.format)
 
     @property
     def stride(self) -> int:
@@ -88,15 +86,27 @@ class Header(Config):
 
 
 def placed(
-    name: str, stored_as: Format, shape: tuple[int, ...], after: Entry | None, digests: int = 1
+    name: str,
+    stored_as: Format,
+    shape: tuple[int, ...],
+    after: Entry | None,
+    digests: int | None = None,
 ) -> Entry:
     """A tensor behind another one, at the next boundary, its digests yet to be computed."""
-    entry = Entry(
-        name=name, format=stored_as, shape=shape, offset=0, bytes=0, sha256=("0" * 64,) * digests
-    )
     end = 0 if after is None else after.offset + after.bytes
-    place = {"offset": up(end, _boundary(entry)), "bytes": _bytes(entry)}
-    return entry.model_copy(update=place)
+    return undigested(Placed.behind(end, name, stored_as, shape), digests)
+
+
+def undigested(one: Placed, digests: int | None = None) -> Entry:
+    """The entry of a tensor in its place, its digests yet to be computed."""
+    return Entry(
+        name=one.name,
+        format=one.format,
+        shape=one.shape,
+        offset=one.offset,
+        bytes=one.bytes,
+        sha256=("0" * 64,) * (one.digests if digests is None else digests),
+    )
 
 
 def encoded(header: Header) -> bytes:
@@ -183,22 +193,5 @@ def _stated(entry: Entry, end: int) -> Iterator[tuple[str, int, int]]:
     yield "dims", len(entry.shape), dims
     yield "negative sizes", sum(size < 0 for size in entry.shape), 0
     yield "digests", len(entry.sha256), entry.shape[0] if entry.kind == "experts" else 1
-    yield "bytes", entry.bytes, _bytes(entry)
-    yield "offset", entry.offset, up(end, _boundary(entry))
-
-
-def _boundary(entry: Entry) -> int:
-    return PAGE if entry.kind == "experts" else ALIGNMENT
-
-
-def _bytes(entry: Entry) -> int:
-    match entry.kind:
-        case "plain":
-            return prod(entry.shape) * PLAIN[entry.format].itemsize
-        case "tiles":
-            n, k = entry.shape
-            return tiled_bytes(n, k, entry.bits)
-        case "experts":
-            experts, rows, width, expert_width = entry.shape
-            gated = rows == 2 * expert_width
-            return experts * expert_bytes(width, expert_width, entry.bits, gated)
+    yield "bytes", entry.bytes, size_of(entry.format, entry.shape)
+    yield "offset", entry.offset, up(end, boundary(entry.format))

@@ -23,22 +23,19 @@ def check_layers(file: PackedFile) -> None:
 
 
 def check_ledger(file: PackedFile, shape: ModelShape) -> None:
-    """Raises CheckpointError for a weight that is missing or misshapen, by name.
-
-    What a ledger has not, such as a router's choosing bias, is held to the built model.
-    """
+    """Raises CheckpointError for a tensor that is missing or misshapen, by name."""
     left = dict(file.entries)
-    for weight in shape.weights():
-        entry = left.pop(weight.name, None)
+    for one in shape.tensors():
+        entry = left.pop(one.name, None)
         found = None if entry is None else entry.shape
-        module, _, leaf = weight.name.rpartition(".")
+        module, _, leaf = one.name.rpartition(".")
         if entry is None and leaf in _MATRICES and module in file.entries:
             left.pop(module, None)
-            found = _matrix(file.entries[module], leaf, len(weight.shape))
-        if found != weight.shape:
+            found = _matrix(file.entries[module], leaf, len(one.shape))
+        if found != one.shape:
             raise CheckpointError(
-                f"{file.path}: {weight.name} is {'absent' if found is None else found} there, and "
-                f"the model that its header describes has {weight.shape}; pack the model again"
+                f"{file.path}: {one.name} is {'absent' if found is None else found} there, and "
+                f"the model that its header describes has {one.shape}; pack the model again"
             )
 
 

@@ -13,7 +13,7 @@ from mixtura.shapes.decoder import (
     dense_of_total,
     dense_twin,
 )
-from mixtura.shapes.ledger import Convention, Role, Weight
+from mixtura.shapes.ledger import Buffer, Convention, Role, Saved, Weight
 from mixtura.shapes.model import ModelShape
 from mixtura.shapes.moe import Activation, MoEPlacement, MoEShape, PyramidStep
 
@@ -21,6 +21,7 @@ __all__ = [
     "Activation",
     "AnyAttention",
     "AttentionShape",
+    "Buffer",
     "Convention",
     "DecoderShape",
     "LatentAttentionShape",
@@ -32,6 +33,7 @@ __all__ = [
     "NormShape",
     "PyramidStep",
     "Role",
+    "Saved",
     "Weight",
     "dense_of_total",
     "dense_twin",

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mixtura.config import Config
 from mixtura.shapes import bounds
 from mixtura.shapes.attention import AnyAttention, AttentionShape
-from mixtura.shapes.ledger import Role, Weight
+from mixtura.shapes.ledger import Role, Saved, Weight
 from mixtura.shapes.model import ModelShape
 from mixtura.shapes.moe import GATED, Activation, MoEShape, ffn_weights
 
@@ -127,7 +127,7 @@ class DecoderShape(ModelShape):
         owned = {layer: self.moe_of(layer) for layer in range(self.layers)}
         return {layer: moe for layer, moe in owned.items() if moe is not None}
 
-    def weights(self) -> Iterator[Weight]:
+    def tensors(self) -> Iterator[Saved]:
         width, norm = self.width, self.norm
         if not self.tied_head:
             yield Weight("embedding.weight", (self.vocabulary, width), "embedding")
@@ -145,10 +145,10 @@ class DecoderShape(ModelShape):
         if self.head_bias:
             yield Weight("head.bias", (self.vocabulary,), "head")
 
-    def _ffn(self, layer: int, prefix: str) -> Iterator[Weight]:
+    def _ffn(self, layer: int, prefix: str) -> Iterator[Saved]:
         moe = self.moe_of(layer)
         if moe is not None:
-            yield from moe.weights(self.width, prefix)
+            yield from moe.tensors(self.width, prefix)
         elif self.ffn_width is not None:
             yield from ffn_weights(self.width, self.ffn_width, self.activation, "ffn", prefix)
 

@@ -1,6 +1,6 @@
-"""One entry for each weight of a model, from which every count is derived."""
+"""One entry for each tensor that a model saves, from which every count is derived."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
@@ -42,6 +42,26 @@ class Weight:
     @property
     def active_parameters(self) -> int:
         return int(self.parameters * self.active)
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A named tensor that is saved and is no parameter, such as a router's choosing bias.
+
+    No optimizer moves it, and it keeps its dtype whatever the weights are in.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "int64"]
+
+
+Saved = Weight | Buffer
+
+
+def weights_of(tensors: Iterable[Saved]) -> Iterator[Weight]:
+    """The parameters among them."""
+    return (one for one in tensors if isinstance(one, Weight))
 
 
 def total_parameters(weights: Iterable[Weight]) -> int:

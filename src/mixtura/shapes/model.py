@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mixtura.config import Config
 from mixtura.shapes import bounds, ledger
-from mixtura.shapes.ledger import Convention, Role, Weight
+from mixtura.shapes.ledger import Buffer, Convention, Role, Saved, Weight
 from mixtura.shapes.moe import MoEShape
 
 
@@ -19,13 +19,24 @@ class ModelShape(Config, ABC):
     context: int = Field(ge=1, le=bounds.CONTEXT)
 
     @abstractmethod
-    def weights(self) -> Iterator[Weight]:
-        """The ledger: each weight once, under the name that the built model gives it."""
+    def tensors(self) -> Iterator[Saved]:
+        """The ledger: each saved tensor once, under the name that the built model gives it.
+
+        In the order of a forward pass.
+        """
 
     @property
     @abstractmethod
     def moe_shapes(self) -> Mapping[int, MoEShape]:
         """Each MoE layer's own shape by its number, in order; layers count from 0."""
+
+    def weights(self) -> Iterator[Weight]:
+        """The parameters of the ledger."""
+        return ledger.weights_of(self.tensors())
+
+    def buffers(self) -> Iterator[Buffer]:
+        """All else that is saved."""
+        return (one for one in self.tensors() if isinstance(one, Buffer))
 
     def roles(self) -> Mapping[str, Role]:
         """The role of each weight by its name."""

@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from mixtura.config import Config
 from mixtura.shapes import bounds
-from mixtura.shapes.ledger import Role, Weight
+from mixtura.shapes.gate import gate_buffers
+from mixtura.shapes.ledger import Role, Saved, Weight, weights_of
 
 Activation = Literal["swiglu", "swiglu_clamped", "geglu", "geglu_tanh", "gelu", "relu"]
 GATED: frozenset[Activation] = frozenset({"swiglu", "swiglu_clamped", "geglu", "geglu_tanh"})
@@ -70,6 +71,8 @@ class MoEShape(Config):
     placement: MoEPlacement = MoEPlacement()
     # `num_experts` counts for the layers before the first step.
     pyramid: tuple[PyramidStep, ...] = Field(default=(), max_length=bounds.LAYERS)
+    # As plain data, unchecked, where it is known: it says which buffers stand beside the gate.
+    router: Any = Field(default=None, exclude=True, repr=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -114,9 +117,13 @@ class MoEShape(Config):
         return type(self)(**{**given, **own})
 
     def weights(self, width: int, prefix: str = "") -> Iterator[Weight]:
+        """The parameters of the layer's ledger."""
+        return weights_of(self.tensors(width, prefix))
+
+    def tensors(self, width: int, prefix: str = "") -> Iterator[Saved]:
         """The layer's ledger, for a model `width` wide, names opened by `prefix`."""
         share = Fraction(self.top_k, self.num_experts)
-        yield from self.gate_weights(width, f"{prefix}router.")
+        yield from self.gate_tensors(width, f"{prefix}router.")
         rows = self.expert_width * (2 if self.activation in GATED else 1)
         yield Weight(f"{prefix}experts.w_in", (self.num_experts, rows, width), "expert", share)
         out_shape = (self.num_experts, width, self.expert_width)
@@ -135,11 +142,12 @@ class MoEShape(Config):
         if self.residual_width:
             yield Weight(f"{prefix}residual_mix.weight", (2, width), "residual")
 
-    def gate_weights(self, width: int, prefix: str) -> Iterator[Weight]:
+    def gate_tensors(self, width: int, prefix: str) -> Iterator[Saved]:
         """The router's part: one matrix, unless a router's own config says otherwise."""
         yield Weight(f"{prefix}weight", (self.num_experts, width), "router")
         if self.gate_bias:
             yield Weight(f"{prefix}gate_bias", (self.num_experts,), "router")
+        yield from gate_buffers(self.router, self.num_experts, prefix)
 
 
 def ffn_weights(

@@ -12,6 +12,7 @@ from mixtura.memory import free_bytes, in_words
 from mixtura.models import LanguageModel, ModelConfig
 from mixtura.moe import needs_token_counts, set_token_counts
 from mixtura.runs.recipe import Recipe, check_vocabulary
+from mixtura.shapes.storage.numbers import TRAINED_BYTES
 from mixtura.train.device import choose_device
 from mixtura.train.randomness import randomness_of, seeded
 from mixtura.train.trainer import Trainer
@@ -36,8 +37,9 @@ def check_model(recipe: Recipe) -> None:
 def _check_memory(recipe: Recipe) -> None:
     """Raises ConfigError where not even what stays from step to step would fit."""
     on_cpu = choose_device(recipe.train.device).type == "cpu"
-    # In fp32 a weight, its gradient and its two moments; for a GPU the weight is made here first.
-    needed = recipe.model.total_parameters() * (4 * 4 if on_cpu else 4)
+    # For a GPU the weights alone are made here first.
+    of_parameter = sum(TRAINED_BYTES.values()) if on_cpu else TRAINED_BYTES["weight"]
+    needed = recipe.model.total_parameters() * of_parameter
     free = free_bytes()
     if free is not None and needed > free:
         what = "weights, gradients and AdamW's moments" if on_cpu else "weights"

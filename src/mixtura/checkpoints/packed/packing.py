@@ -6,22 +6,27 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mixtura import __version__
 from mixtura.checkpoints.coverage import check_filled
 from mixtura.checkpoints.packed.quantised_pieces import GroupReader
 from mixtura.checkpoints.source import Source
-from mixtura.kernels.packed.groups import Bits
 from mixtura.kernels.packed.tiles import tile, tile_expert
 from mixtura.models import DecoderConfig
 from mixtura.models.blueprint import without_weights
 from mixtura.packed.file import PackedWriter
-from mixtura.packed.header import PLAIN, Entry, Format, Header
-from mixtura.packed.packable import Planned, plan
-
-_FORMATS: Mapping[torch.dtype, Format] = {dtype: name for name, dtype in PLAIN.items()}
+from mixtura.packed.header import PLAIN, Entry, Header, undigested
+from mixtura.shapes import DecoderShape
+from mixtura.shapes.storage.numbers import Bits
+from mixtura.shapes.storage.packed import (
+    FFNs,
+    Placed,
+    Planned,
+    is_outer,
+    packed_layout,
+    planned_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +72,9 @@ def write_packed(
         model = config.build()
     like: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
     check_filled(source.path, reader.pieces, like)
-    planned = plan(model)
-    entries = tuple(_entries(planned, reader, like, precision))
+    planned = planned_of(config)
+    assert {name for one in planned for name in one.weights} == set(like), "all are in the ledger"
+    entries = tuple(undigested(one) for one in layout_of(reader, config, precision))
     header = Header(
         writer=f"mixtura {__version__}",
         family=family,
@@ -92,22 +98,9 @@ def write_packed(
     return PackedWeights(written, writer.bytes, remarks)
 
 
-def _entries(
-    planned: Iterable[Planned],
-    reader: GroupReader,
-    like: Mapping[str, Tensor],
-    precision: Precision,
-) -> Iterator[Entry]:
-    last: Entry | None = None
-    for one in planned:
-        if one.kind == "plain":
-            # What no format names, such as float64, is rounded to fp32.
-            dtype = reader.plain_dtype(one.name, like[one.name])
-            stored_as = _FORMATS.get(dtype, "float32")
-        else:
-            stored_as = one.packed_as(precision.of(one, reader))
-        last = one.entry(stored_as, last)
-        yield last
+def layout_of(reader: GroupReader, shape: DecoderShape, precision: Precision) -> tuple[Placed, ...]:
+    """Every tensor that `write_packed` would write, before any is read. Raises as it does."""
+    return packed_layout(shape, lambda one: precision.of(one, reader), reader.plain_format)
 
 
 def _most(entries: Iterable[Entry]) -> Bits:
@@ -116,8 +109,7 @@ def _most(entries: Iterable[Entry]) -> Bits:
     for entry in entries:
         if entry.kind != "plain":
             # Where there is nothing else, the head and the embedding count.
-            outer = entry.name.startswith(("head.", "embedding."))
-            count[entry.bits] += 1 if outer else prod(entry.shape)
+            count[entry.bits] += 1 if is_outer(entry.name) else prod(entry.shape)
     return max(count, key=lambda bits: count[bits])
 
 
@@ -132,15 +124,14 @@ def _parts(
             rows, inputs = one.shape
             yield tile(reader.matrix(one.name, (rows, inputs), entry.bits))
         case "experts":
-            experts, rows, width, expert_width = one.shape
+            ffns = FFNs(*one.shape)
+            w_in, w_out = one.weights
             # A dense FFN's weights are no stack.
-            numbers = range(experts) if like[f"{one.name}.w_in"].dim() == 3 else [None]
+            numbers = range(ffns.experts) if like[w_in].dim() == 3 else [None]
             for expert in numbers:
-                w_in = reader.matrix(f"{one.name}.w_in", (rows, width), entry.bits, expert)
-                w_out = reader.matrix(
-                    f"{one.name}.w_out", (width, expert_width), entry.bits, expert
-                )
-                yield tile_expert(w_in, w_out, gated=rows == 2 * expert_width)
+                inner = reader.matrix(w_in, (ffns.rows, ffns.width), entry.bits, expert)
+                outer = reader.matrix(w_out, (ffns.width, ffns.expert_width), entry.bits, expert)
+                yield tile_expert(inner, outer, ffns.gated)
 
 
 def _remarks(planned: Iterable[Planned], reader: GroupReader, source: Source) -> Iterator[str]:

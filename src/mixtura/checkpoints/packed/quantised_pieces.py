@@ -4,7 +4,8 @@ N rows and K columns of a matrix of ours, G = K/32 groups of a row, E experts.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from mixtura.checkpoints.source import Source
 from mixtura.checkpoints.weights import read_weights
-from mixtura.kernels.packed.groups import GROUP, Bits, Groups, quantise
-from mixtura.kernels.packed.tiles import up
+from mixtura.kernels.packed.groups import Groups, quantise
 from mixtura.shapes.families import Piece
 from mixtura.shapes.families.family import Part
+from mixtura.shapes.storage.numbers import GROUP, Bits, Plain, up
 
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
+_FORMATS: Mapping[torch.dtype, Plain] = {getattr(torch, name): name for name in get_args(Plain)}
 
 
 class GroupReader:
@@ -49,6 +51,11 @@ class GroupReader:
         if not isinstance(like, torch.nn.Parameter):
             return like.dtype
         return self._source.dtype_of(self._pieces[name][0].stored)
+
+    def plain_format(self, name: str) -> Plain:
+        """Of a parameter that is not packed; what no format names, such as float64, is rounded."""
+        dtype = self._source.dtype_of(self._pieces[name][0].stored)
+        return _FORMATS.get(dtype, "float32")
 
     def stored_bits(self, names: Iterable[str]) -> Bits:
         """The fewest that keep what is stored of all these tensors of ours."""

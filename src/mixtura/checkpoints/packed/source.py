@@ -15,12 +15,14 @@ from mixtura.checkpoints.filling import filled, filled_groups
 from mixtura.checkpoints.hf.saving import hf_config
 from mixtura.checkpoints.source import Source, StoredTensor, spelt
 from mixtura.integrity import Check
-from mixtura.kernels.packed.groups import GROUP, Groups, dequantise
-from mixtura.kernels.packed.tiles import untile, untile_expert, up
+from mixtura.kernels.packed.groups import Groups, dequantise
+from mixtura.kernels.packed.tiles import untile, untile_expert
 from mixtura.models.packed_decoder import packed_blueprint
 from mixtura.packed.file import PackedFile
 from mixtura.packed.header import PLAIN, Entry
 from mixtura.shapes.families import Family, Piece
+from mixtura.shapes.storage.numbers import GROUP, group_bytes, up
+from mixtura.shapes.storage.packed import FFNs
 
 _MATRICES = ("w_in", "w_out")
 
@@ -104,10 +106,12 @@ class PackedSource(Source):
         if entry.kind == "tiles":
             rows, columns = entry.shape
             return untile(tiles, rows, up(columns, GROUP), entry.bits)
-        _, hidden, width, expert_width = entry.shape
-        gated = hidden == 2 * expert_width
+        ffns = FFNs(*entry.shape)
         chosen = tiles if one.expert is None else tiles[one.expert : one.expert + 1]
-        each = [untile_expert(own, width, expert_width, entry.bits, gated) for own in chosen]
+        each = [
+            untile_expert(own, ffns.width, ffns.expert_width, entry.bits, ffns.gated)
+            for own in chosen
+        ]
         parts = [found.w_in if one.matrix == "w_in" else found.w_out for found in each]
         if len(parts) == 1:
             return parts[0]
@@ -119,6 +123,6 @@ class PackedSource(Source):
         if entry.kind == "plain":
             dtype = spelt(PLAIN[entry.format])
             return StoredTensor(name, shape, dtype, self.file.path, entry.bytes)
-        # As GGUF calls such groups; each has 16 bits of scale.
-        size = prod(shape) * (entry.bits * GROUP + 16) // (8 * GROUP)
+        # As GGUF calls such groups.
+        size = prod(shape) * group_bytes(entry.bits) // GROUP
         return StoredTensor(name, shape, f"Q{entry.bits}_0", self.file.path, size)

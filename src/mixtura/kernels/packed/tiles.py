@@ -15,11 +15,19 @@ from torch import Tensor
 
 from mixtura.kernels.native import InstructionSet, check_offered, native, number_of
 from mixtura.kernels.packed.groups import GROUP, Bits, Groups
+from mixtura.shapes.storage.numbers import up
+from mixtura.shapes.storage.tiles import (
+    BLOCK,
+    BLOCK_SCALE_BYTES,
+    TILE,
+    UNIT,
+    block_bytes,
+    expert_bytes,
+    rows_in,
+    tiled_bytes,
+    w_out_start,
+)
 
-UNIT, BLOCK, TILE = 32, 64, 16
-ALIGNMENT, PAGE = 64, 4096
-_SCALE_BYTES = 128
-_QUANT_BYTES: dict[Bits, int] = {4: 1024, 8: 2048}
 # What a number is stored as: unsigned, so that no bit is a sign.
 _OFFSET: dict[Bits, int] = {4: 8, 8: 128}
 
@@ -30,20 +38,6 @@ class ExpertGroups:
 
     w_in: Groups
     w_out: Groups
-
-
-def block_bytes(bits: Bits) -> int:
-    return _SCALE_BYTES + _QUANT_BYTES[bits]
-
-
-def tiled_bytes(n: int, k: int, bits: Bits) -> int:
-    """Bytes of [N, K] as tiles."""
-    return up(n, UNIT) // UNIT * (up(k, BLOCK) // BLOCK) * block_bytes(bits)
-
-
-def up(size: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-size // multiple) * multiple
 
 
 def tile(groups: Groups, gated: bool = False, kernels: InstructionSet = "auto") -> Tensor:
@@ -118,22 +112,6 @@ def deinterleave_gate_up(w_HD: Tensor, expert_width: int) -> Tensor:
     )
 
 
-def rows_in(expert_width: int, gated: bool) -> int:
-    """Rows of w_in in tiles, those that pad included."""
-    return 2 * up(expert_width, TILE) if gated else up(expert_width, UNIT)
-
-
-def w_out_start(width: int, expert_width: int, bits: Bits, gated: bool) -> int:
-    """Where the tiles of w_out begin in an expert's bytes."""
-    return up(tiled_bytes(rows_in(expert_width, gated), width, bits), ALIGNMENT)
-
-
-def expert_bytes(width: int, expert_width: int, bits: Bits, gated: bool) -> int:
-    """Bytes from one expert to the next."""
-    start = w_out_start(width, expert_width, bits, gated)
-    return up(start + tiled_bytes(width, expert_width, bits), PAGE)
-
-
 def tile_expert(w_in: Groups, w_out: Groups, gated: bool) -> Tensor:
     """One expert's flat uint8 bytes from w_in [H, D] and w_out [D, F up to whole groups]."""
     bits, (hidden, width) = w_in.bits, w_in.shape
@@ -200,8 +178,8 @@ def _blocks(tiles: Tensor, n: int, k: int, bits: Bits) -> Tensor:
 
 def _parts(tiles_UB: Tensor) -> tuple[Tensor, Tensor]:
     """Views of the scales, fp16 (U, B, T, G, C), and of the quants, words (U, B, G, L, T, C)."""
-    scales = tiles_UB[..., :_SCALE_BYTES].view(torch.float16)
-    quants = tiles_UB[..., _SCALE_BYTES:].view(torch.int32)
+    scales = tiles_UB[..., :BLOCK_SCALE_BYTES].view(torch.float16)
+    quants = tiles_UB[..., BLOCK_SCALE_BYTES:].view(torch.int32)
     return scales.unflatten(2, (2, 2, TILE)), quants.unflatten(2, (2, -1, 2, TILE))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mixtura.models.language_model import DecoderOutput, LanguageModel, check_padding
 from mixtura.moe import MoE, MoEConfig, MoEOutput
-from mixtura.shapes import ModelShape, MoEPlacement, Weight
+from mixtura.shapes import ModelShape, MoEPlacement, Saved, Weight
 
 # The layers of a report and of a log: LSTM, MoE, LSTM.
 MOE_LAYER = 1
@@ -78,12 +78,12 @@ class LstmMoEConfig(ModelShape):
             return {}
         return {MOE_LAYER: self.moe.of_language_model(self.vocabulary)}
 
-    def weights(self) -> Iterator[Weight]:
+    def tensors(self) -> Iterator[Saved]:
         ends = (self.vocabulary, self.width)
         yield Weight("embedding.weight", ends, "embedding")
         yield from self._lstm("first.")
-        if self.moe is not None:
-            yield from self.moe.weights(self.width, "moe.")
+        for moe in self.moe_shapes.values():
+            yield from moe.tensors(self.width, "moe.")
         for index, (inside, out) in enumerate(self._dense_widths()):
             yield Weight(f"dense.{2 * index}.weight", (out, inside), "ffn")
         yield from self._lstm("second.")

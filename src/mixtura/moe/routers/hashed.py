@@ -18,7 +18,7 @@ from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec, regist
 from mixtura.moe.routers.token_choice import Choice, TokenRows
 from mixtura.moe.routing import Routing
 from mixtura.moe.tokens import Tokens
-from mixtura.shapes.ledger import Weight
+from mixtura.shapes.ledger import Buffer, Weight
 
 # Tokens whose experts are drawn at a time, so that a large table needs little memory.
 _ROWS = 4096
@@ -55,6 +55,10 @@ class HashConfig(RouterSpec):
 
     def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:
         yield from ()
+
+    def buffers(self, shape: RouterShape, prefix: str) -> Iterator[Buffer]:
+        if self.table != "token_id" and self.vocabulary is not None:
+            yield Buffer(f"{prefix}table_VK", (self.vocabulary, shape.top_k), "int64")
 
 
 @register_router(HashConfig)

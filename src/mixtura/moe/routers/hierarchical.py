@@ -19,7 +19,7 @@ from mixtura.moe.routers.kinds import InnerRouter, OuterRouter
 from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec, register_router
 from mixtura.moe.routers.token_choice import Choice, TokenChoiceRouter
 from mixtura.moe.routing import Level
-from mixtura.shapes.ledger import Weight
+from mixtura.shapes.ledger import Saved, Weight, weights_of
 
 _NO_RANKING = (
     "a hierarchical router ranks the experts of the chosen groups alone, so it knows no next-best "
@@ -83,11 +83,14 @@ class HierarchicalConfig(RouterSpec):
         if num_experts > self.groups:
             self.inner.check_gradient(num_experts // self.groups, top_k // self.outer_top_k)
 
-    def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:
-        yield from self.outer.weights(self.outer_shape(shape), f"{prefix}outer.")
+    def tensors(self, shape: RouterShape, prefix: str) -> Iterator[Saved]:
+        yield from self.outer.tensors(self.outer_shape(shape), f"{prefix}outer.")
         share = Fraction(self.outer_top_k, self.groups)
-        for weight in self.inner.weights(self.inner_shape(shape), f"{prefix}inner."):
-            yield replace(weight, active=weight.active * share)
+        for one in self.inner.tensors(self.inner_shape(shape), f"{prefix}inner."):
+            yield replace(one, active=one.active * share) if isinstance(one, Weight) else one
+
+    def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:
+        return weights_of(self.tensors(shape, prefix))
 
     def outer_shape(self, shape: RouterShape) -> RouterShape:
         return replace(shape, num_experts=self.groups, top_k=self.outer_top_k)

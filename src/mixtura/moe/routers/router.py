@@ -17,7 +17,8 @@ from mixtura.moe.routing import Routing
 from mixtura.moe.tokens import Tokens
 from mixtura.ranks import Ranks
 from mixtura.registry import Registry
-from mixtura.shapes.ledger import Weight
+from mixtura.shapes.gate import gate_buffers
+from mixtura.shapes.ledger import Buffer, Saved, Weight
 
 LossName = Literal[
     "balance",
@@ -95,8 +96,17 @@ class RouterSpec(Config):
     def check_gradient(self, num_experts: int, top_k: int) -> None:
         """Raises ValueError where it can route so, and the task would give it no gradient."""
 
+    def tensors(self, shape: RouterShape, prefix: str) -> Iterator[Saved]:
+        """Its part of the ledger: weights, then buffers."""
+        yield from self.weights(shape, prefix)
+        yield from self.buffers(shape, prefix)
+
+    def buffers(self, shape: RouterShape, prefix: str) -> Iterator[Buffer]:
+        """What its module saves as buffers, in their order."""
+        yield from gate_buffers(self.model_dump(), shape.banks * shape.num_experts, prefix)
+
     def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:
-        """Its part of the ledger; one matrix of (E, D) unless it says otherwise."""
+        """Its parameters; one matrix of (E, D) unless it says otherwise."""
         rows = shape.banks * shape.num_experts
         yield Weight(f"{prefix}weight", (rows, shape.width), "router")
         if shape.gate_bias:

@@ -1,0 +1,74 @@
+"""Every byte of a model: of its numbers, of a packed file, and of what it keeps of a position.
+
+No torch: packing, kernels and caches take their sizes from here.
+"""
+
+from mixtura.shapes.storage.cache import (
+    KVDims,
+    KVKind,
+    bytes_of_cache,
+    bytes_of_position,
+    bytes_of_text,
+    plain_bytes_of_position,
+)
+from mixtura.shapes.storage.numbers import (
+    GROUP,
+    ITEM_BYTES,
+    TRAINED_BYTES,
+    Bits,
+    Plain,
+    group_bytes,
+    up,
+)
+from mixtura.shapes.storage.packed import (
+    FFNs,
+    Format,
+    Kind,
+    Placed,
+    Planned,
+    data_bytes,
+    packed_layout,
+    planned_of,
+)
+from mixtura.shapes.storage.tiles import (
+    ALIGNMENT,
+    BLOCK,
+    PAGE,
+    TILE,
+    UNIT,
+    block_bytes,
+    expert_bytes,
+    tiled_bytes,
+)
+
+__all__ = [
+    "ALIGNMENT",
+    "BLOCK",
+    "GROUP",
+    "ITEM_BYTES",
+    "PAGE",
+    "TILE",
+    "TRAINED_BYTES",
+    "UNIT",
+    "Bits",
+    "FFNs",
+    "Format",
+    "KVDims",
+    "KVKind",
+    "Kind",
+    "Placed",
+    "Plain",
+    "Planned",
+    "block_bytes",
+    "bytes_of_cache",
+    "bytes_of_position",
+    "bytes_of_text",
+    "data_bytes",
+    "expert_bytes",
+    "group_bytes",
+    "packed_layout",
+    "plain_bytes_of_position",
+    "planned_of",
+    "tiled_bytes",
+    "up",
+]

@@ -1,0 +1,218 @@
+"""What of a model is packed, as what, and where each tensor lies in the file.
+
+N output channels, K inputs, E experts, H rows of w_in, D width, F expert width.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+from typing import Literal, NamedTuple, Self
+
+from mixtura.errors import ConfigError
+from mixtura.shapes.ledger import Saved
+from mixtura.shapes.model import ModelShape
+from mixtura.shapes.storage.numbers import GROUP, ITEM_BYTES, Bits, Plain, up
+from mixtura.shapes.storage.tiles import ALIGNMENT, PAGE, expert_bytes, tiled_bytes
+
+Shape = tuple[int, ...]
+Kind = Literal["tiles", "experts", "plain"]
+"""a matrix as tiles; FFNs, one after the other; or plain numbers"""
+Format = Literal["tiles4", "tiles8", "experts4", "experts8", Plain]
+
+_PACKED: Mapping[str, tuple[Kind, Bits]] = {
+    "tiles4": ("tiles", 4),
+    "tiles8": ("tiles", 8),
+    "experts4": ("experts", 4),
+    "experts8": ("experts", 8),
+}
+_OUTER = frozenset({"embedding", "head"})
+# Matrices that are packed, by the module that holds them. A role does not say it: latent
+# attention's kv_up stays plain, as its absorbed form multiplies with parts of the weights. So do
+# gates, which are small, and decide.
+_MATRICES = _OUTER | {"qkv", "out", "query_down", "query", "kv_down"}
+# Where the file has an attention's tensors in another order than a forward pass.
+_ORDER = {"sinks": -1, "q_norm": 1, "k_norm": 1}
+
+
+class FFNs(NamedTuple):
+    """The shape of a layer's experts, or of one dense FFN."""
+
+    experts: int
+    rows: int
+    """of w_in"""
+    width: int
+    expert_width: int
+
+    @property
+    def gated(self) -> bool:
+        return self.rows == 2 * self.expert_width
+
+    def bytes(self, bits: Bits) -> int:
+        return self.experts * expert_bytes(self.width, self.expert_width, bits, self.gated)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One tensor of the file."""
+
+    name: str
+    """a plain tensor's own; of a packed matrix its weight's, of FFNs their module's"""
+    kind: Kind
+    shape: Shape
+    """of a matrix [N, K]; of FFNs [E, H, D, F]"""
+
+    @property
+    def padded(self) -> tuple[int, int] | None:
+        """A width that 32 does not divide, and what it is padded to with zeros."""
+        if self.kind == "plain" or self.shape[-1] % GROUP == 0:
+            return None
+        return self.shape[-1], up(self.shape[-1], GROUP)
+
+    def bits(self, bits: Bits, head_bits: Bits) -> Bits:
+        """Its own: `head_bits` for the head and the embedding, `bits` for all else."""
+        return head_bits if self.outer else bits
+
+    @property
+    def outer(self) -> bool:
+        """Whether it is the head or the embedding."""
+        return is_outer(self.name)
+
+    def packed_as(self, bits: Bits) -> Format:
+        """The format of what is packed."""
+        assert self.kind != "plain", "plain numbers have their dtype"
+        if self.kind == "tiles":
+            return "tiles4" if bits == 4 else "tiles8"
+        return "experts4" if bits == 4 else "experts8"
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The tensors of the model that it holds, by name."""
+        if self.kind != "experts":
+            return (self.name,)
+        return f"{self.name}.w_in", f"{self.name}.w_out"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One tensor of the file, its format, and its place from where data begins."""
+
+    name: str
+    format: Format
+    shape: Shape
+    offset: int
+    bytes: int
+
+    @classmethod
+    def behind(cls, end: int, name: str, stored_as: Format, shape: Shape) -> Self:
+        """At the next boundary."""
+        return cls(name, stored_as, shape, up(end, boundary(stored_as)), size_of(stored_as, shape))
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.bytes
+
+    @property
+    def digests(self) -> int:
+        """How many the file has of it: of FFNs one each."""
+        return self.shape[0] if kind_of(self.format) == "experts" else 1
+
+
+def is_outer(name: str) -> bool:
+    """Whether a tensor of that name is the head's or the embedding's."""
+    return name.partition(".")[0] in _OUTER
+
+
+def kind_of(stored_as: Format) -> Kind:
+    return _PACKED[stored_as][0] if stored_as in _PACKED else "plain"
+
+
+def bits_of(stored_as: Format) -> Bits:
+    """Of a packed format."""
+    return _PACKED[stored_as][1]
+
+
+def boundary(stored_as: Format) -> int:
+    """What a tensor's offset is a multiple of."""
+    return PAGE if kind_of(stored_as) == "experts" else ALIGNMENT
+
+
+def size_of(stored_as: Format, shape: Shape) -> int:
+    """Bytes of a tensor in that format."""
+    match stored_as:
+        case "tiles4" | "tiles8":
+            n, k = shape
+            return tiled_bytes(n, k, bits_of(stored_as))
+        case "experts4" | "experts8":
+            return FFNs(*shape).bytes(bits_of(stored_as))
+        case _:
+            return prod(shape) * ITEM_BYTES[stored_as]
+
+
+def planned(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Planned]:
+    """What is packed of tensors by name and shape, in their order.
+
+    Raises ConfigError where groups of 32 do not divide the model's width.
+    """
+    held = dict(tensors)
+    for name, shape in held.items():
+        module, _, leaf = name.rpartition(".")
+        match leaf:
+            case "w_in":
+                yield _ffns(module, shape, held[f"{module}.w_out"])
+            case "w_out":
+                # It stands with its w_in.
+                pass
+            case "weight" if len(shape) == 2 and module.rpartition(".")[2] in _MATRICES:
+                yield Planned(name, "tiles", shape)
+            case _:
+                yield Planned(name, "plain", shape)
+
+
+def planned_of(shape: ModelShape) -> list[Planned]:
+    """What is packed of a model, in the order of the file. Raises ConfigError as `planned` does."""
+    return list(planned((one.name, one.shape) for one in _in_file_order(shape.tensors())))
+
+
+def packed_layout(
+    shape: ModelShape, bits: Callable[[Planned], Bits], plain: Callable[[str], Plain]
+) -> tuple[Placed, ...]:
+    """Every tensor of the file that packing writes, in its order.
+
+    `bits` gives those of a packed tensor, `plain` the dtype of a parameter that stays plain, by
+    name. Raises ConfigError where groups of 32 do not divide the model's width.
+    """
+    dtypes: dict[str, Plain] = {buffer.name: buffer.dtype for buffer in shape.buffers()}
+    found: list[Placed] = []
+    for one in planned_of(shape):
+        if one.kind == "plain":
+            stored_as: Format = dtypes.get(one.name) or plain(one.name)
+        else:
+            stored_as = one.packed_as(bits(one))
+        found.append(Placed.behind(data_bytes(found), one.name, stored_as, one.shape))
+    return tuple(found)
+
+
+def data_bytes(layout: Sequence[Placed]) -> int:
+    """Of all tensors of the file, alignment between them included; the header is before them."""
+    return layout[-1].end if layout else 0
+
+
+def _ffns(name: str, w_in: Shape, w_out: Shape) -> Planned:
+    experts = w_in[0] if len(w_in) == 3 else 1
+    rows, width = w_in[-2:]
+    if width % GROUP:
+        raise ConfigError(
+            f"{name}: a model of width {width} cannot be packed: groups of {GROUP} weights do not "
+            f"divide its rows; only widths that are multiples of {GROUP} can"
+        )
+    return Planned(name, "experts", (experts, rows, width, w_out[-1]))
+
+
+def _in_file_order(ledger: Iterable[Saved]) -> Iterator[Saved]:
+    for _, tensors in groupby(ledger, lambda one: one.name.partition(".attention.")[0]):
+        yield from sorted(tensors, key=lambda one: _ORDER.get(_part_of_attention(one.name), 0))
+
+
+def _part_of_attention(name: str) -> str:
+    return name.partition(".attention.")[2].partition(".")[0]

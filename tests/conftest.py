@@ -182,7 +182,7 @@ def gguf_of_kinds(tmp_path_factory: pytest.TempPathFactory) -> MakeGGUF:
     import gguf
     import numpy as np
 
-    from mixtura.checkpoints.decoder_source import DecoderSource
+    from mixtura.checkpoints.family_source import FamilySource
     from mixtura.checkpoints.gguf.writing import write_gguf
     from mixtura.models import DecoderConfig
     from mixtura.shapes.families import family_named
@@ -194,7 +194,7 @@ def gguf_of_kinds(tmp_path_factory: pytest.TempPathFactory) -> MakeGGUF:
     # Experts of 64, so that blocks of 32 fill every row.
     torch.manual_seed(0)
     decoder = DecoderConfig.parse({**model, "moe": {**model["moe"], "expert_width": 64}}).build()
-    source = DecoderSource(decoder.eval(), family_named("mixtral"), folder)
+    source = FamilySource.of(decoder.eval(), family_named("mixtral"), folder)
     write_gguf(source, tokenizer, folder / "f32.gguf", name="tiny", kind="f32")
 
     def make(attention: str, others: str) -> Path:

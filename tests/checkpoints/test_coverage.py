@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtura.checkpoints.coverage import check_filled, covered_once
-from mixtura.checkpoints.decoder_source import DecoderSource
+from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.hf.saving import save_model
 from mixtura.checkpoints.loading import load_source
 from mixtura.checkpoints.packed.packing import Precision, write_packed
-from mixtura.checkpoints.packed.quantised_pieces import GroupReader
+from mixtura.checkpoints.source_weights import SourceWeights
 from mixtura.errors import ConfigError
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.shapes import DecoderShape
@@ -130,7 +130,7 @@ def _smallest(name: str, **keys: Any) -> dict[str, Any]:
 def test_a_tensor_that_no_piece_fills_is_refused_on_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = DecoderSource(decoder(), family_named("mixtral"), tmp_path)
+    source = FamilySource.of(decoder(), family_named("mixtral"), tmp_path)
     biased = {**source.config, "attention_bias": True}
     source.config = biased
     forgetful = Forgetful("_proj.bias")
@@ -141,14 +141,13 @@ def test_a_tensor_that_no_piece_fills_is_refused_on_load(
 
 def test_a_tensor_that_is_filled_in_part_is_refused(tmp_path: Path) -> None:
     family, model = family_named("mixtral"), decoder()
-    source = DecoderSource(model, family, tmp_path)
+    source = FamilySource.of(model, family, tmp_path)
     short = [p for p in family.pieces(model.config) if "experts.2.w1" not in p.stored]
     said = r"do not fill blocks\.0\.ffn\.experts\.w_in of shape \(3, 64, 32\)"
     with pytest.raises(ConfigError, match=said):
         check_filled(tmp_path, short, model.state_dict())
-    reader = GroupReader(source, short)
     with pytest.raises(ConfigError, match=said):
-        write_packed(tmp_path / "f", reader, source, model.config, "mixtral", Precision(4, 4))
+        write_packed(tmp_path / "f", SourceWeights(source, short), "mixtral", Precision(4, 4))
 
 
 def test_a_stored_tensor_that_is_filled_in_part_is_never_written(tmp_path: Path) -> None:
@@ -161,7 +160,7 @@ def test_a_stored_tensor_that_is_filled_in_part_is_never_written(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"model\.norm\.weight: this model's weights do not fill"):
         save_model(decoder(), Halved(), tmp_path / "m")
     assert not list(tmp_path.iterdir())
-    source = DecoderSource(decoder(), Halved(), tmp_path)
+    source = FamilySource.of(decoder(), Halved(), tmp_path)
     with pytest.raises(ConfigError, match=r"model\.norm\.weight: this model's weights do not fill"):
         source.read("model.norm.weight")
 

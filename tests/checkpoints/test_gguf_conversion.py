@@ -6,15 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtura.checkpoints.conversion import convert_model, packed_source
+from mixtura.checkpoints.conversion import convert_model
 from mixtura.checkpoints.gguf import GGUFSource
 from mixtura.checkpoints.gguf_conversion import convert_to_gguf
 from mixtura.checkpoints.loading import load_model, open_source
 from mixtura.checkpoints.opening import open_model
 from mixtura.checkpoints.packing import pack_model
 from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.source import Source
+from mixtura.checkpoints.weight_readers import open_weights, source_of
 from mixtura.errors import ConfigError, StorageError
 from mixtura.kernels.packed.groups import Groups, dequantise
+
+
+def packed_source(folder: Path) -> Source:
+    """A packed folder as a checkpoint of its own family."""
+    opened = open_weights(folder)
+    return source_of(opened.weights, opened.family_for(None))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +88,7 @@ def test_what_is_packed_is_carried_over_exactly(bits: int, folder: Path, tmp_pat
     pack_model(folder, tmp_path / "packed", 4 if bits == 4 else 8)
     done = convert_to_gguf(tmp_path / "packed", tmp_path / "out.gguf")
     assert done.kind == f"q{bits}_0"
-    packed, written = packed_source(tmp_path / "packed", None), GGUFSource(tmp_path / "out.gguf")
+    packed, written = packed_source(tmp_path / "packed"), GGUFSource(tmp_path / "out.gguf")
     for name, tensor in packed.tensors.items():
         if tensor.dtype == f"Q{bits}_0":
             assert same(packed.groups(name), written.groups(name)), name
@@ -90,7 +98,7 @@ def test_what_is_packed_is_carried_over_exactly(bits: int, folder: Path, tmp_pat
     assert torch.equal(GGUFSource(tmp_path / "eight.gguf").read(name), packed.read(name))
     # And back: packing the file gives the numbers that were packed first.
     pack_model(tmp_path / "out.gguf", tmp_path / "again", 4 if bits == 4 else 8)
-    assert same(packed_source(tmp_path / "again", None).groups(name), packed.groups(name))
+    assert same(packed_source(tmp_path / "again").groups(name), packed.groups(name))
 
 
 def test_a_packed_run_takes_a_family_of_llama_cpps(tiny_run: Path, tmp_path: Path) -> None:
@@ -99,7 +107,7 @@ def test_a_packed_run_takes_a_family_of_llama_cpps(tiny_run: Path, tmp_path: Pat
         convert_to_gguf(tmp_path / "packed", tmp_path / "out.gguf")
     done = convert_to_gguf(tmp_path / "packed", tmp_path / "out.gguf", kind="f32")
     assert done.family == "mixtral"
-    packed = packed_source(tmp_path / "packed", None)
+    packed = packed_source(tmp_path / "packed")
     written = GGUFSource(tmp_path / "out.gguf")
     for name in packed.tensors:
         assert torch.equal(written.read(name), packed.read(name).float()), name
@@ -110,7 +118,7 @@ def test_a_packed_folder_becomes_a_hugging_face_folder(folder: Path, tmp_path: P
     done = convert_model(tmp_path / "packed", tmp_path / "hf")
     assert (done.family, "tokenizer.json" in done.files) == ("mixtral", True)
     name = "model.layers.0.block_sparse_moe.experts.3.w2.weight"
-    groups = packed_source(tmp_path / "packed", None).groups(name)
+    groups = packed_source(tmp_path / "packed").groups(name)
     assert groups is not None
     assert torch.equal(open_source(tmp_path / "hf").read(name), dequantise(groups))
     assert load_model(tmp_path / "hf").decoder.config == load_model(folder).decoder.config

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from mixtura.checkpoints.decoder_source import DecoderSource
+from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.packed.packing import Precision, write_packed
-from mixtura.checkpoints.packed.quantised_pieces import GroupReader
-from mixtura.checkpoints.packed.source import PackedSource
+from mixtura.checkpoints.packed.weights import PackedWeights
+from mixtura.checkpoints.source_weights import SourceWeights
 from mixtura.kernels.packed.groups import Bits, dequantise, quantise
 from mixtura.models import DecoderConfig
 from mixtura.packed.file import PackedFile
@@ -33,16 +33,15 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def packed(model_type: str, bits: Bits, tmp_path: Path) -> tuple[DecoderSource, PackedSource]:
+def packed(model_type: str, bits: Bits, tmp_path: Path) -> tuple[FamilySource, FamilySource]:
     """The checkpoint that it was made from, and the packed file."""
     family = family_named(model_type)
     torch.manual_seed(0)
     config = DecoderConfig.parse(family.read({**DENSE, **MODELS[model_type]}))
-    source = DecoderSource(config.build(), family, tmp_path)
-    reader = GroupReader(source, list(family.pieces(config)))
+    source = FamilySource.of(config.build(), family, tmp_path)
     path = tmp_path / "model.mixtura"
-    write_packed(path, reader, source, config, model_type, Precision(bits, bits), None)
-    return source, PackedSource(PackedFile(path), family)
+    write_packed(path, SourceWeights(source), model_type, Precision(bits, bits), None)
+    return source, FamilySource(PackedWeights(PackedFile(path)), family)
 
 
 @pytest.mark.parametrize("model_type", MODELS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixtura.checkpoints.packed.quantised_pieces import GroupReader
+from mixtura.checkpoints.packed.group_reader import GroupReader
 from mixtura.checkpoints.source import Source, StoredTensor
 from mixtura.errors import ConfigError
 from mixtura.kernels.packed.groups import Bits, Groups, dequantise, quantise

@@ -8,10 +8,10 @@ import pytest
 from signing import entry_of, sign_anew
 
 from mixtura.checkpoints.contents import inspect_packed
-from mixtura.checkpoints.decoder_source import DecoderSource
+from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.packed.packing import Precision, write_packed
-from mixtura.checkpoints.packed.quantised_pieces import GroupReader
-from mixtura.checkpoints.packed.source import PackedSource
+from mixtura.checkpoints.packed.weights import PackedWeights
+from mixtura.checkpoints.weights import DecoderWeights
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.models import DecoderConfig
 from mixtura.models.packed_decoder import packed_decoder
@@ -35,9 +35,7 @@ Change = Callable[[dict[str, Any]], object]
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
     decoder = DecoderConfig.parse(CONFIG).build()
-    source = DecoderSource(decoder, MIXTRAL, tmp_path)
-    reader = GroupReader(source, MIXTRAL.pieces(decoder.config))
-    write_packed(tmp_path / FILE, reader, source, decoder.config, "mixtral", Precision(4, 8))
+    write_packed(tmp_path / FILE, DecoderWeights(decoder, tmp_path), "mixtral", Precision(4, 8))
     return tmp_path / FILE
 
 
@@ -46,7 +44,7 @@ def test_what_is_signed_anew_unchanged_is_read(packed: Path) -> None:
     file = PackedFile(packed)
     file.check().finish()
     assert inspect_packed(file).shape == packed_decoder(file).config
-    PackedSource(file, MIXTRAL).read("lm_head.weight")
+    FamilySource(PackedWeights(file), MIXTRAL).read("lm_head.weight")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +91,7 @@ def test_a_header_of_another_model_is_refused_by_inspect_load_and_convert(
     packed: Path, change: Change, said: str
 ) -> None:
     sign_anew(packed, change)
-    for use in (inspect_packed, packed_decoder, lambda file: PackedSource(file, MIXTRAL)):
+    for use in (inspect_packed, packed_decoder, PackedWeights):
         with pytest.raises((CheckpointError, ConfigError), match=said) as caught:
             use(PackedFile(packed))
         assert str(packed) in str(caught.value)

@@ -17,7 +17,7 @@ from mixtura.errors import CheckpointError, ConfigError
 from mixtura.kernels.packed.groups import Bits, quantise
 from mixtura.kernels.packed.tiles import tile
 from mixtura.packed.file import PackedFile, PackedWriter
-from mixtura.packed.folder import FILE, is_packed
+from mixtura.packed.folder import FILE
 from mixtura.packed.header import Entry, Header, encoded, placed
 
 Write = Callable[..., PackedFile]
@@ -80,12 +80,6 @@ def test_a_head_of_other_bits_is_said_by_its_format(write: Write) -> None:
     formats = {name: entry.format for name, entry in entries.items()}
     assert formats["head.weight"] == formats["embedding.weight"] == "tiles8"
     assert formats["attention.qkv.weight"] == "tiles4"
-
-
-def test_a_packed_folder_is_known_by_its_file(write: Write, tmp_path: Path) -> None:
-    assert not is_packed(tmp_path)
-    write()
-    assert is_packed(tmp_path)
 
 
 def test_plain_tensors_of_any_kind(tmp_path: Path) -> None:

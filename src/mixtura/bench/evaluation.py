@@ -16,7 +16,8 @@ from mixtura import __version__
 from mixtura.bench.likelihoods import Continued, Likelihoods
 from mixtura.bench.offline_tasks import GROUP, TASKS, OfflineTask
 from mixtura.checkpoints.hub import folder_of
-from mixtura.checkpoints.opening import OpenModel, is_run
+from mixtura.checkpoints.model_kind import what_is
+from mixtura.checkpoints.opening import OpenModel
 from mixtura.engine.kv_cache import KVKind
 from mixtura.errors import ConfigError
 from mixtura.integrity import digest_of_bytes
@@ -113,7 +114,7 @@ def continued(tokenizer: Tokenizer, context: str, continuation: str) -> Continue
 
 def digest_of_weights(path: Path) -> str:
     """SHA-256 over the digests of all files of weights; of a run, its newest checkpoint's."""
-    if is_run(path):
+    if what_is(path) == "run":
         path = RunFolder(path).checkpoints().newest() or path
     files = [path] if path.is_file() else sorted(path.iterdir())
     digest = hashlib.sha256()

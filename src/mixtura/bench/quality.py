@@ -11,6 +11,7 @@ from mixtura.bench.rounding import round_by_llama_cpp, unpack_into
 from mixtura.bench.scoring import Score, score
 from mixtura.bench.windows import Windows, windows
 from mixtura.checkpoints.hub import folder_of
+from mixtura.checkpoints.model_kind import what_is
 from mixtura.checkpoints.opening import open_model
 from mixtura.checkpoints.packing import pack_model
 from mixtura.data import Document, Skipped, StdlibSource, TextSource
@@ -20,9 +21,7 @@ from mixtura.kernels.packed.groups import Bits
 from mixtura.kernels.packed.linear import Arithmetic, arithmetic_of
 from mixtura.kernels.phase import Phase, in_phase
 from mixtura.models import LanguageModel
-from mixtura.packed import is_packed
 from mixtura.progress import Progress, silent
-from mixtura.runs.file_names import is_run
 from mixtura.runs.folder import RunFolder
 
 Precision = Literal[16, 8, 4]
@@ -89,7 +88,7 @@ def bench_quality(
     ConfigError, CheckpointError or DataError, by name, for what cannot be measured.
     """
     path = folder_of(str(model))
-    if is_packed(path):
+    if what_is(path) == "packed":
         raise ConfigError(
             f"{model}: is packed already, and what packing cost it can no longer be seen; give the "
             "model that it was packed from"
@@ -191,7 +190,7 @@ def _text_of(path: Path, text: Path | None) -> tuple[str, Iterable[Document | Sk
     """Its name for people, and its documents."""
     if text is not None:
         return str(text), TextSource(kind="text", paths=(str(text),)).read()
-    if is_run(path):
+    if what_is(path) == "run":
         recipe = RunFolder(path).recorded()
         assert recipe is not None, "it is a run"
         data = recipe.data

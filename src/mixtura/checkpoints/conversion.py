@@ -1,26 +1,27 @@
 """A model in another layout: runs of ours and checkpoints of others', as Hugging Face folders."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixtura.checkpoints.accounting import described
+from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.hf.folder import GENERATION, read_json
-from mixtura.checkpoints.hf.saving import SHARD_BYTES, hf_config, save_model
+from mixtura.checkpoints.hf.saving import SHARD_BYTES, write_hf
 from mixtura.checkpoints.hub import folder_of
-from mixtura.checkpoints.loading import load_source
-from mixtura.checkpoints.opening import DTYPES, DTypeName, OpenModel, open_plain
-from mixtura.checkpoints.packed.source import PackedSource
-from mixtura.errors import ConfigError, reading
+from mixtura.checkpoints.model_kind import what_is
+from mixtura.checkpoints.opening import DTYPES, DTypeName
+from mixtura.checkpoints.packed.weights import PackedWeights
+from mixtura.checkpoints.source import Source
+from mixtura.checkpoints.source_weights import SourceWeights
+from mixtura.checkpoints.weight_readers import open_weights
+from mixtura.checkpoints.weights import Weights
+from mixtura.errors import reading
 from mixtura.files import atomic_text
-from mixtura.models import Decoder, DecoderConfig
-from mixtura.models.packed_decoder import packed_blueprint
-from mixtura.packed.file import PackedFile
-from mixtura.packed.folder import FILE, is_packed
-from mixtura.shapes.families import FAMILIES, Family, family_named
-from mixtura.tokenizers import Tokenizer, load_tokenizer
+from mixtura.shapes.families import Family
+from mixtura.tokenizers import Tokenizer
 from mixtura.tokenizers.exported_tokenizer import as_checkpoint
 
 
@@ -62,76 +63,43 @@ def convert_model(
     """
     with reading(model):
         path = folder_of(str(model))
-        opened = (
-            _unpacked(path, family, wait=verify)
-            if is_packed(path)
-            else open_plain(model, wait=verify)
-        )
-    decoder, origin = opened.decoder, opened.origin
-    if not isinstance(decoder, Decoder):
-        raise ConfigError(
-            f"{model}: this model, a {type(decoder).__name__}, is of no Hugging Face family; "
-            "convert a run whose model is a decoder"
-        )
-    own = None if origin is None else origin.family
-    chosen = family_named(family) if family else own or first_family(decoder.config)
-    folder = origin is not None and origin.source.path.is_dir()
+        opened = open_weights(path)
+        tokenizer = opened.needed_tokenizer()
+        weights = opened.weights.in_memory()
+    check = weights.check.begin()
+    if verify:
+        check.finish()
+    chosen = opened.family_for(family)
+    folder = path.is_dir() and what_is(path) != "run"
 
     def companions(partial: Path) -> None:
         if not folder:
-            write_tokenizer(opened.tokenizer, partial)
+            write_tokenizer(tokenizer, partial)
 
-    saved = save_model(
-        decoder,
+    saved = write_hf(
+        weights,
         chosen,
         out,
-        like=None if origin is None else origin.source,
+        like=_like(opened.weights, chosen),
         dtype=None if dtype is None else DTYPES[dtype],
         companions=companions,
-        check=opened.check,
+        check=check,
         shard_bytes=shard_bytes,
         progress=progress,
     )
-    remarks = () if origin is None else tuple(described(origin.left_out))
-    remarks += opened.check.unchecked if verify else ()
+    remarks = (*described(opened.left_out), *(check.unchecked if verify else ()))
     return Converted(saved.path, chosen.model_type, saved.files, saved.bytes, remarks)
 
 
-def packed_source(path: Path, family: str | None, among: Iterable[str] = FAMILIES) -> PackedSource:
-    """A packed folder, as a checkpoint of that family, else of the one that it was made from.
-
-    What was packed from a run takes the first of `among` that can say all of what it computes.
-    """
-    file = PackedFile(path / FILE)
-    config = packed_blueprint(file).config
-    own = family or file.header.family
-    try:
-        chosen = family_named(own) if own in FAMILIES or family else first_family(config, among)
-        return PackedSource(file, chosen)
-    except ConfigError as error:
-        raise ConfigError(f"{file.path}: {error}") from error
-
-
-def _unpacked(path: Path, family: str | None, *, wait: bool) -> OpenModel:
-    """A packed model in fp32, which holds its numbers exactly."""
-    loaded = load_source(packed_source(path, family), DTYPES["float32"], wait=wait)
-    return OpenModel(str(path), loaded.decoder, load_tokenizer(path), loaded, loaded.check)
-
-
-def first_family(config: DecoderConfig, among: Iterable[str] = FAMILIES) -> Family:
-    """The first family that has words for all that this decoder computes.
-
-    Raises ConfigError with what the plainest of them lacks.
-    """
-    plainest = "llama" if config.moe is None else "mixtral"
-    for family in map(family_named, sorted(among, key=lambda one: one != plainest)):
-        try:
-            hf_config(config, family)
-        except ConfigError:
-            continue
-        return family
-    hf_config(config, family_named(plainest))
-    raise AssertionError("the line before raises")
+def _like(weights: Weights, family: Family) -> Source | None:
+    """The checkpoint whose config and companions are carried over; None of a run."""
+    match weights:
+        case SourceWeights():
+            return weights.source
+        case PackedWeights():
+            return FamilySource(weights, family)
+        case _:
+            return None
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, like: Path | None = None) -> None:

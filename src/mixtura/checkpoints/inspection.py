@@ -10,12 +10,13 @@ from typing import Any
 
 from mixtura.checkpoints.contents import Inspection, inspect_packed, inspect_source
 from mixtura.checkpoints.hub import folder_of
+from mixtura.checkpoints.model_kind import what_is
 from mixtura.checkpoints.pulled_models import is_named
 from mixtura.config import own_recipes, read_yaml, with_overrides
 from mixtura.errors import CheckpointError, ConfigError, reading
 from mixtura.integrity import Check
-from mixtura.packed.folder import FILE, is_packed
-from mixtura.runs.file_names import CHECKPOINTS, RECIPE, is_run
+from mixtura.packed.folder import FILE
+from mixtura.runs.file_names import CHECKPOINTS, RECIPE
 from mixtura.shapes import DecoderShape, ModelShape
 from mixtura.shapes.families import shape_of
 from mixtura.shapes.known import known_config, known_shape
@@ -43,18 +44,19 @@ def inspect_model(model: str | Path, *, verify: bool = False) -> Inspection:
     with reading(name):
         path = folder_of(name)
         found = _inspected(path)
-        if not verify and not is_packed(path):
+        if not verify and what_is(path) != "packed":
             return found
         found.check.finish()
         return replace(found, verified=found.check.claims > 0)
 
 
 def _inspected(path: Path) -> Inspection:
-    if is_packed(path):
+    kind = what_is(path)
+    if kind == "packed":
         from mixtura.packed.file import PackedFile
 
         return inspect_packed(PackedFile(path / FILE))
-    if is_run(path):
+    if kind == "run":
         return _inspected_run(path)
     from mixtura.checkpoints.sources import open_source
 

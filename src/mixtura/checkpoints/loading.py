@@ -11,14 +11,16 @@ from mixtura.checkpoints.accounting import check_tensors
 from mixtura.checkpoints.coverage import check_filled
 from mixtura.checkpoints.hf.folder import CONFIG
 from mixtura.checkpoints.source import Source
+from mixtura.checkpoints.source_tensors import dtypes_of, read_weights
 from mixtura.checkpoints.sources import open_source
 from mixtura.checkpoints.weight_check import check_of
-from mixtura.checkpoints.weights import dtypes_of, read_weights
+from mixtura.errors import CheckpointError
 from mixtura.integrity import Check
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.blueprint import without_weights
 from mixtura.models.precision import gate_names
 from mixtura.moe.routers.token_choice import TokenChoiceRouter
+from mixtura.shapes import ModelShape
 from mixtura.shapes.families import Family, family_of
 from mixtura.tokenizers import Tokenizer, load_tokenizer
 
@@ -44,6 +46,15 @@ def tokenizer_of(source: Source) -> Tokenizer:
 
     assert isinstance(source, GGUFSource), "all others are folders"
     return gguf_tokenizer(source.metadata)
+
+
+def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelShape) -> None:
+    """Raises CheckpointError for a tokenizer with more tokens than the model."""
+    if tokenizer.vocabulary > config.vocabulary:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocabulary} tokens and the model "
+            f"{config.vocabulary}; they belong to different models"
+        )
 
 
 def load_model(

@@ -10,7 +10,14 @@ import torch
 
 from mixtura.checkpoints.gguf_cache import PackedGGUF, forget, packed_gguf
 from mixtura.checkpoints.hub import folder_of
-from mixtura.checkpoints.loading import LoadedModel, load_source, open_source, tokenizer_of
+from mixtura.checkpoints.loading import (
+    LoadedModel,
+    check_vocabulary,
+    load_source,
+    open_source,
+    tokenizer_of,
+)
+from mixtura.checkpoints.model_kind import what_is
 from mixtura.checkpoints.run import load_run
 from mixtura.checkpoints.weights_in_memory import check_weights_fit
 from mixtura.errors import CheckpointError, ConfigError, reading
@@ -20,15 +27,12 @@ from mixtura.models import LanguageModel
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.models.precision import cast
 from mixtura.packed.file import PackedFile, pack_again
-from mixtura.packed.folder import FILE, is_packed
+from mixtura.packed.folder import FILE
 from mixtura.progress import Progress, silent
-from mixtura.runs.file_names import is_run
-from mixtura.shapes import ModelShape
 from mixtura.tokenizers import Tokenizer, load_tokenizer
 from mixtura.user_cache import Lease
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-GGUF = ".gguf"
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
 
@@ -63,7 +67,7 @@ class OpenModel:
 
 def is_gguf(model: str) -> bool:
     """Whether the name leads to a GGUF file. Raises CheckpointError as `folder_of` does."""
-    return folder_of(model).suffix == GGUF
+    return what_is(folder_of(model)) == "gguf"
 
 
 def open_model(
@@ -95,16 +99,11 @@ def _opened(
     progress: Progress,
 ) -> OpenModel:
     path = folder_of(str(model))
-    if path.suffix == GGUF and dtype is None and torch.device(device).type == "cpu":
+    if what_is(path) == "gguf" and dtype is None and torch.device(device).type == "cpu":
         opened = _open_gguf(str(model), path, progress, wait)
         if opened is not None:
             return opened
-    return _open(str(model), path, dtype, device, wait, to_run=True)
-
-
-def open_plain(model: str | Path, *, wait: bool = True) -> OpenModel:
-    """As `open_model`, but to be read tensor by tensor: nothing is packed, nor held in memory."""
-    return _open(str(model), folder_of(str(model)), None, "cpu", wait, to_run=False)
+    return _open(str(model), path, dtype, device, wait)
 
 
 def _open(
@@ -113,20 +112,18 @@ def _open(
     dtype: DTypeName | None,
     device: torch.device | str,
     wait: bool,
-    *,
-    to_run: bool,
 ) -> OpenModel:
-    if is_packed(path):
+    kind = what_is(path)
+    if kind == "packed":
         return _open_packed(model, path, dtype, device, wait)
-    if is_run(path):
+    if kind == "run":
         run = load_run(path, device, wait=wait)
         if dtype is not None:
             cast(run.decoder, DTYPES[dtype])
         return OpenModel(model, run.decoder, run.tokenizer, None, run.check, run.step)
     source = open_source(path)
     tokenizer = tokenizer_of(source)
-    if to_run:
-        check_weights_fit(source, None if dtype is None else DTYPES[dtype])
+    check_weights_fit(source, None if dtype is None else DTYPES[dtype])
     loaded = load_source(source, None if dtype is None else DTYPES[dtype], device, wait=wait)
     check_vocabulary(path, tokenizer, loaded.decoder.config)
     return OpenModel(model, loaded.decoder, tokenizer, loaded, loaded.check, folder=path)
@@ -182,12 +179,3 @@ def _open_packed(
     if wait:
         check.finish()
     return OpenModel(model, decoder, tokenizer, None, check, packed=file, folder=path)
-
-
-def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelShape) -> None:
-    """Raises CheckpointError for a tokenizer with more tokens than the model."""
-    if tokenizer.vocabulary > config.vocabulary:
-        raise CheckpointError(
-            f"{path}: the tokenizer has {tokenizer.vocabulary} tokens and the model "
-            f"{config.vocabulary}; they belong to different models"
-        )

@@ -1,32 +1,21 @@
 """A model as a packed folder: runs of ours, Hugging Face folders, GGUF files."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from mixtura.checkpoints.accounting import check_tensors, described
+from mixtura.checkpoints.accounting import described
 from mixtura.checkpoints.conversion import write_tokenizer
 from mixtura.checkpoints.hub import folder_of
-from mixtura.checkpoints.loading import decoder_config, open_source, tokenizer_of
-from mixtura.checkpoints.opening import GGUF, check_vocabulary
+from mixtura.checkpoints.model_kind import what_is
 from mixtura.checkpoints.packed.packing import Precision, write_packed
-from mixtura.checkpoints.packed.quantised_pieces import GroupReader
-from mixtura.checkpoints.run import load_run
-from mixtura.checkpoints.source import Source, StoredTensor, spelt
-from mixtura.checkpoints.weight_check import check_of
+from mixtura.checkpoints.weight_readers import open_weights
 from mixtura.errors import ConfigError, DataError, reading
 from mixtura.files import atomic_folder
-from mixtura.integrity import Check
-from mixtura.kernels.packed.groups import Bits
-from mixtura.models import DecoderConfig
-from mixtura.packed.folder import FILE, is_packed
+from mixtura.packed.folder import FILE
 from mixtura.packed.header import Header
-from mixtura.runs.file_names import is_run
-from mixtura.shapes.families import Piece, family_of
-from mixtura.tokenizers import Tokenizer
+from mixtura.shapes.storage.numbers import Bits
 
 RUN_FAMILY = "mixtura"
 
@@ -59,19 +48,6 @@ class Packed:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """All that packing reads; no weight has been read yet."""
-
-    family: str
-    config: DecoderConfig
-    source: Source
-    pieces: list[Piece]
-    tokenizer: Tokenizer | None
-    check: Check
-    remarks: tuple[str, ...]
-
-
 def pack_model(
     model: str | Path,
     out: Path,
@@ -89,9 +65,9 @@ def pack_model(
     CheckpointError or StorageError, by name, for what cannot be packed, read or written.
     """
     path = folder_of(str(model))
-    if is_packed(path):
+    if what_is(path) == "packed":
         raise ConfigError(f"{model}: is packed already; pack the model that it was made from")
-    if bits is None and path.suffix != GGUF:
+    if bits is None and what_is(path) != "gguf":
         raise ConfigError(f"{model}: only a GGUF file says in how many bits; give 4 or 8")
     precision = Precision(bits, bits if head_bits is None else head_bits)
     with reading(model), atomic_folder(out) as folder:
@@ -110,84 +86,34 @@ def pack_into(
 ) -> Packed:
     """As `pack_model`, into an empty folder, file by file.
 
-    `room` is told how many bytes will be written, before any is.
+    `room` gets the number of bytes that will be written, before any is.
     """
-    opened = _opened_run(path) if is_run(path) else _opened_source(path)
-    opened.check.begin()
+    opened = open_weights(path)
+    weights, check = opened.weights, opened.weights.check
+    check.begin()
     if verify:
-        opened.check.finish()
-    reader = GroupReader(opened.source, opened.pieces)
-    written = write_packed(
-        folder / FILE,
-        reader,
-        opened.source,
-        opened.config,
-        opened.family,
-        precision,
-        progress,
-        room,
-    )
-    if opened.tokenizer is not None:
+        check.finish()
+    family = RUN_FAMILY if opened.family is None else opened.family.model_type
+    written = write_packed(folder / FILE, weights, family, precision, progress, room)
+    remarks = list(described(opened.left_out))
+    if isinstance(opened.tokenizer, DataError):
+        remarks.append(f"no tokenizer is packed with it: {opened.tokenizer}")
+    else:
         write_tokenizer(opened.tokenizer, folder, like=path)
-    opened.check.finish()
+    check.finish()
     files = tuple(sorted(entry.name for entry in folder.iterdir()))
     return Packed(
         folder,
-        opened.family,
+        family,
         written.header.bits,
         _head_bits(written.header),
         files,
         written.bytes,
-        opened.config.total_parameters(),
-        (*opened.remarks, *written.remarks, *(opened.check.unchecked if verify else ())),
+        weights.config.total_parameters(),
+        (*remarks, *written.remarks, *(check.unchecked if verify else ())),
     )
 
 
 def _head_bits(header: Header) -> Bits:
     (head,) = (entry for entry in header.tensors if entry.name == "head.weight")
     return head.bits
-
-
-def _opened_source(path: Path) -> _Opened:
-    source = open_source(path)
-    family = family_of(source.config)
-    config = decoder_config(family, source)
-    remarks = tuple(described(check_tensors(source, family, family.pieces(config))))
-    pieces = list(family.pieces(config))
-    try:
-        tokenizer = tokenizer_of(source)
-    except DataError as error:
-        tokenizer = None
-        remarks += (f"no tokenizer is packed with it: {error}",)
-    else:
-        check_vocabulary(path, tokenizer, config)
-    check = check_of(source, pieces, config)
-    return _Opened(family.model_type, config, source, pieces, tokenizer, check, remarks)
-
-
-def _opened_run(path: Path) -> _Opened:
-    run = load_run(path, wait=False)
-    config = run.decoder.config
-    if not isinstance(config, DecoderConfig):
-        raise ConfigError(
-            f"{path}: this model, a {type(run.decoder).__name__}, is no decoder and cannot be "
-            "packed; pack a run whose model is one"
-        )
-    source = _RunSource(path, run.decoder.state_dict().items())
-    pieces = [Piece(name, tensor.shape, name) for name, tensor in source.tensors.items()]
-    return _Opened(RUN_FAMILY, config, source, pieces, run.tokenizer, run.check, ())
-
-
-class _RunSource(Source):
-    """A run's tensors under our own names."""
-
-    def __init__(self, path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        self.path, self.config = path, {}
-        self._held = dict(tensors)
-        self.tensors = {
-            name: StoredTensor(name, tuple(tensor.shape), spelt(tensor.dtype), path, tensor.nbytes)
-            for name, tensor in self._held.items()
-        }
-
-    def read(self, name: str) -> Tensor:
-        return self._held[name]

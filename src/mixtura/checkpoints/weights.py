@@ -1,141 +1,113 @@
-"""Tensors of a checkpoint into our decoder's, piece by piece, each accounted for."""
+"""A decoder's weights under our names, none of them read yet: what stands between every reader and
+every writer of a model.
 
-from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
-from itertools import groupby
+E experts; of any matrix N rows and K columns.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mixtura.checkpoints.hf.patchwork import FilePart, Patchwork
-from mixtura.checkpoints.piece_views import is_whole, taken
-from mixtura.checkpoints.source import Source
-from mixtura.errors import CheckpointError
-from mixtura.shapes.families import Piece
+from mixtura.checkpoints.source import spelt
+from mixtura.integrity import Check
+from mixtura.kernels.packed.groups import Groups, quantise
+from mixtura.models import Decoder, DecoderConfig
+from mixtura.models.blueprint import without_weights
+from mixtura.shapes.storage.numbers import GROUP, Bits
 
 
-def read_weights(
-    source: Source,
-    pieces: Iterable[Piece],
-    shapes: Mapping[str, Tensor],
-    dtypes: Mapping[str, torch.dtype],
-) -> dict[str, Tensor]:
-    """Our tensors by name, each in its dtype, for a model whose own (on meta) are `shapes`.
+class Weights(ABC):
+    """A reader gives one for each kind of model, and a writer takes any.
 
-    A tensor that is stored as ours is, is a view of the file; others are put together.
+    Where `expert` is given, it is that expert's part of a stack: index `expert` of the first dim.
     """
-    by_ours = _by_ours(pieces)
-    patchwork = Patchwork()
-    return {
-        name: _assembled(source, by_ours[name], like, dtypes[name], patchwork)
-        for name, like in shapes.items()
-    }
+
+    path: Path
+    """what the weights are read from, as errors name it"""
+    config: DecoderConfig
+
+    @property
+    def check(self) -> Check:
+        """A check of all of them by their digests, which a writer begins and finishes."""
+        return Check()
+
+    @cached_property
+    def blueprint(self) -> Decoder:
+        """The decoder, without weights."""
+        with without_weights():
+            return self.config.build()
+
+    @cached_property
+    def like(self) -> Mapping[str, Tensor]:
+        """Every tensor of the model by name, on the device "meta"."""
+        return self.blueprint.state_dict(keep_vars=True)
+
+    @abstractmethod
+    def tensor(self, name: str, expert: int | None = None) -> Tensor:
+        """One tensor, in the dtype `dtype_of`; a view of the file where it can be."""
+
+    @abstractmethod
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype that `tensor` will have, before it is read."""
+
+    def stored_as(self, name: str) -> str:
+        """The format that a tensor is stored in, such as "BF16" or "Q4_0"."""
+        return spelt(self.dtype_of(name))
+
+    def groups(self, name: str, expert: int | None = None) -> Groups | None:
+        """Rows of a matrix, or of a stack of them, in groups of 32 as they are stored.
+
+        None where they are not stored so.
+        """
+        return None
+
+    def stored_bits(self, names: Iterable[str]) -> Bits:
+        """The fewest bits of groups that keep what is stored of all these, as far as groups can."""
+        return 8
+
+    def matrix(self, name: str, bits: Bits, expert: int | None = None) -> Groups:
+        """A matrix in groups, for packing; padded with zeros to whole groups of a row.
+
+        As it is stored, where that is in groups of so few bits, else quantised. Raises ConfigError
+        for what cannot be quantised, by name.
+        """
+        w_NK = self.tensor(name, expert)
+        padded_NK = F.pad(w_NK, (0, -w_NK.shape[-1] % GROUP))
+        named = f"{self.path}: {name}"
+        return quantise(padded_NK, bits, named if expert is None else f"{named}[{expert}]")
+
+    def release(self) -> None:  # noqa: B027, as most keep nothing
+        """Forget what reading the last tensor has kept for the next."""
+
+    def remarks(self) -> Iterator[str]:
+        """What a user should know of the matrices that were read: which were rounded twice."""
+        return iter(())
+
+    def in_memory(self) -> "Weights":
+        """The same as plain tensors, put together once; where they are cheap to read, these."""
+        return self
 
 
-def dtypes_of(
-    source: Source,
-    pieces: Iterable[Piece],
-    shapes: Mapping[str, Tensor],
-    gates: Container[str],
-    *,
-    dtype: torch.dtype | None,
-    gate_dtype: torch.dtype | None,
-) -> dict[str, torch.dtype]:
-    """What each of our tensors is held in.
+class DecoderWeights(Weights):
+    """Those of a decoder that is built: a run's, or a model that was loaded."""
 
-    Parameters are in `dtype`, by default in the one that they are stored in; raises
-    CheckpointError where those differ. Gates are never rounded: each is in what it is stored in,
-    or in what holds that and `dtype` and `gate_dtype` too. Buffers, such as a choosing bias, keep
-    their own.
-    """
-    by_ours = _by_ours(pieces)
-    weights = [name for name, like in shapes.items() if _is_weight(like) and name not in gates]
-    whole = dtype or _common_dtype(source, [one for name in weights for one in by_ours[name]])
-    found = {name: like.dtype for name, like in shapes.items()}
-    found |= dict.fromkeys(weights, whole)
-    for name, like in shapes.items():
-        if name in gates and _is_weight(like):
-            own = source.dtype_of(by_ours[name][0].stored)
-            for also in (dtype, gate_dtype):
-                own = own if also is None else torch.promote_types(own, also)
-            found[name] = own
-    return found
+    def __init__(self, decoder: Decoder, path: Path, check: Check | None = None) -> None:
+        self.path, self.config = path, decoder.config
+        self._check = check
+        held = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
+        self._held = {name: tensor.detach() for name, tensor in held.items()}
 
+    @property
+    def check(self) -> Check:
+        return self._check or Check()
 
-def _by_ours(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
-    found: dict[str, list[Piece]] = defaultdict(list)
-    for piece in pieces:
-        found[piece.ours].append(piece)
-    return found
+    def tensor(self, name: str, expert: int | None = None) -> Tensor:
+        return self._held[name] if expert is None else self._held[name][expert]
 
-
-def _common_dtype(source: Source, pieces: Iterable[Piece]) -> torch.dtype:
-    """The dtype of all. Raises CheckpointError naming two that differ."""
-    first: tuple[str, torch.dtype] | None = None
-    for piece in pieces:
-        found = source.dtype_of(piece.stored)
-        if first is None:
-            first = (piece.stored, found)
-        if found != first[1]:
-            raise CheckpointError(
-                f"{source.path}: {first[0]} is stored in {_named(first[1])} and {piece.stored} "
-                f"in {_named(found)}; say which to compute in with a dtype"
-            )
-    assert first is not None, "every model has weights"
-    return first[1]
-
-
-def _is_weight(tensor: Tensor) -> bool:
-    """Buffers are none."""
-    return isinstance(tensor, torch.nn.Parameter)
-
-
-def _assembled(
-    source: Source,
-    pieces: list[Piece],
-    like: Tensor,
-    dtype: torch.dtype,
-    patchwork: Patchwork,
-) -> Tensor:
-    if len(pieces) == 1 and is_whole(pieces[0]):
-        return source.read(pieces[0].stored).view(like.shape).to(dtype)
-    parts = _file_parts(source, pieces, like, dtype)
-    if parts:
-        return patchwork.tensor(tuple(like.shape), dtype, parts)
-    whole = torch.empty(like.shape, dtype=dtype)
-    for name, parts in groupby(pieces, lambda piece: piece.stored):
-        # Once for all its parts: a packed tensor is unpacked at each reading.
-        stored = source.read(name)
-        for piece in parts:
-            target, part = taken(whole, stored, piece)
-            target.copy_(part)
-    return whole
-
-
-def _file_parts(
-    source: Source, pieces: list[Piece], like: Tensor, dtype: torch.dtype
-) -> list[FilePart]:
-    """Where in files ours lies, part by part; nothing where it has to be turned or converted."""
-    parts: list[FilePart] = []
-    for piece in pieces:
-        place = source.place_of(piece.stored)
-        if (
-            place is None
-            or piece.of
-            or piece.view
-            or piece.transposed
-            or source.dtype_of(piece.stored) != dtype
-        ):
-            return []
-        target = like[piece.at]
-        if not target.is_contiguous():
-            return []
-        size = target.numel() * dtype.itemsize
-        parts.append(
-            FilePart(place.file, place.offset, size, int(target.storage_offset()) * dtype.itemsize)
-        )
-    return parts
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self._held[name].dtype

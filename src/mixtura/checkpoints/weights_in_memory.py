@@ -6,8 +6,8 @@ from itertools import takewhile
 import torch
 
 from mixtura.checkpoints.loading import decoder_config
+from mixtura.checkpoints.packed.group_reader import GroupReader
 from mixtura.checkpoints.packed.packing import Precision, layout_of
-from mixtura.checkpoints.packed.quantised_pieces import GroupReader
 from mixtura.checkpoints.source import Source
 from mixtura.errors import ConfigError
 from mixtura.memory import free_bytes, in_words
@@ -47,7 +47,9 @@ def packed_bytes(source: Source, bits: Bits | None) -> int | None:
     if {one.name for one in config.tensors()} - {piece.ours for piece in reader.pieces}:
         return None
     try:
-        return data_bytes(layout_of(reader, config, Precision(bits, bits)))
+        return data_bytes(
+            layout_of(config, Precision(bits, bits), reader.stored_bits, reader.stored_dtype)
+        )
     except ConfigError:
         return None
 

@@ -7,7 +7,6 @@ from mixtura.lazy_names import at_first_use
 if TYPE_CHECKING:
     from mixtura.kernels.phase import decoding
     from mixtura.packed.file import PackedFile
-    from mixtura.packed.folder import is_packed
     from mixtura.packed.modules import (
         PackedEmbedding,
         PackedExperts,
@@ -22,7 +21,6 @@ __all__ = [
     "PackedFile",
     "PackedLinear",
     "decoding",
-    "is_packed",
 ]
 
 _HOMES = {
@@ -32,7 +30,6 @@ _HOMES = {
     "PackedFile": "mixtura.packed.file",
     "PackedLinear": "mixtura.packed.modules",
     "decoding": "mixtura.kernels.phase",
-    "is_packed": "mixtura.packed.folder",
 }
 
 # Hidden from type checkers, which would take any misspelt name for one that exists.

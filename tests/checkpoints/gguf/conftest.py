@@ -16,13 +16,13 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mixtura.checkpoints.decoder_source import DecoderSource
+from mixtura.checkpoints.family_source import FamilySource
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import family_named
 from mixtura.tokenizers import BpeConfig, SubwordTokenizer
 
 Write = Callable[..., Path]
-Tiny = Callable[[str], DecoderSource]
+Tiny = Callable[[str], FamilySource]
 Tensors = dict[str, NDArray[np.float32]]
 
 
@@ -313,7 +313,7 @@ def tiny(bpe: SubwordTokenizer) -> Tiny:
     return cache(lambda name: tiny_model(name, [bpe.end_of_document, *silent]))
 
 
-def tiny_model(name: str, silent: list[int]) -> DecoderSource:
+def tiny_model(name: str, silent: list[int]) -> FamilySource:
     model_type, own = TINY[name]
     family = family_named(model_type)
     decoder = DecoderConfig.parse(family.read({**_DENSE, **own})).build().eval()
@@ -329,4 +329,4 @@ def tiny_model(name: str, silent: list[int]) -> DecoderSource:
         if not decoder.config.tied_head:
             # Of 100 others some logit is above 0.
             decoder.head.weight[silent] = 0
-    return DecoderSource(decoder, family, Path(name))
+    return FamilySource.of(decoder, family, Path(name))

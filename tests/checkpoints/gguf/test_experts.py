@@ -10,7 +10,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 
-from mixtura.checkpoints.decoder_source import DecoderSource
+from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.gguf import GGUFSource
 from mixtura.checkpoints.gguf.header import read_header
 from mixtura.checkpoints.gguf.writing import write_gguf
@@ -20,7 +20,7 @@ from mixtura.kernels.packed.groups import dequantise
 from mixtura.tokenizers import SubwordTokenizer
 
 Write = Callable[..., Path]
-Tiny = Callable[[str], DecoderSource]
+Tiny = Callable[[str], FamilySource]
 
 
 @pytest.fixture

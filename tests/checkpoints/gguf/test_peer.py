@@ -17,13 +17,13 @@ from tokenizers import models, pre_tokenizers, trainers
 pytest.importorskip("xllamacpp", reason="the extra `peers` brings it")
 from tests.checkpoints.gguf.llama_cpp_peer import Peer
 
-from mixtura.checkpoints.decoder_source import DecoderSource
+from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
 from mixtura.checkpoints.gguf.writing import KindName, write_gguf
 from mixtura.checkpoints.loading import load_model
 from mixtura.checkpoints.packed.packing import Precision, write_packed
-from mixtura.checkpoints.packed.quantised_pieces import GroupReader
-from mixtura.checkpoints.packed.source import PackedSource
+from mixtura.checkpoints.packed.weights import PackedWeights
+from mixtura.checkpoints.source_weights import SourceWeights
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed import PackedFile, decoding
@@ -31,7 +31,7 @@ from mixtura.shapes.families import family_named
 from mixtura.tokenizers import CheckpointTokenizer, SubwordTokenizer, TokenFacts
 from mixtura.tokenizers.byte_level import SPLITTINGS, ByteLevelVocabulary, byte_level_tokenizer
 
-Tiny = Callable[[str], DecoderSource]
+Tiny = Callable[[str], FamilySource]
 STEPS, PROMPTS = 6, 10
 
 
@@ -72,12 +72,11 @@ def test_a_packed_models_weights_say_the_same_tokens(
     tiny: Tiny, bpe: SubwordTokenizer, tmp_path: Path, peer: Callable[[Path], Peer]
 ) -> None:
     source, family = tiny("olmoe"), family_named("olmoe")
-    config = DecoderConfig.parse(family.read(source.config))
-    reader = GroupReader(source, list(family.pieces(config)))
-    write_packed(tmp_path / "model.mixtura", reader, source, config, "olmoe", Precision(8, 8))
+    write_packed(tmp_path / "model.mixtura", SourceWeights(source), "olmoe", Precision(8, 8))
     file = PackedFile(tmp_path / "model.mixtura")
     path = tmp_path / "packed.gguf"
-    assert write_gguf(PackedSource(file, family), bpe, path, name="packed").kind == "q8_0"
+    of_file = FamilySource(PackedWeights(file), family)
+    assert write_gguf(of_file, bpe, path, name="packed").kind == "q8_0"
     theirs, ours = peer(path), packed_decoder(file)
     prompts_BS, said_BS = decided(load_model(path).decoder)
     with torch.inference_mode(), decoding():
@@ -112,7 +111,7 @@ def test_it_cuts_text_as_we_do(
     torch.manual_seed(0)
     decoder = DecoderConfig.parse(tree).build()
     path = tmp_path / "tiny.gguf"
-    write_gguf(DecoderSource(decoder, family, path), tokenizer, path, name=splitting, kind="f32")
+    write_gguf(FamilySource.of(decoder, family, path), tokenizer, path, name=splitting, kind="f32")
     theirs = peer(path)
     for text in TEXTS if splitting in KNOWN_OTHERWISE else (*TEXTS, COMBINING):
         tokens = [*tokenizer.begin, *tokenizer.encode(text)]

@@ -14,7 +14,7 @@ import yaml
 pytest.importorskip("xllamacpp", reason="the extra `peers` brings it")
 from tests.checkpoints.gguf.llama_cpp_peer import Peer
 
-from mixtura.checkpoints.decoder_source import DecoderSource
+from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
 from mixtura.checkpoints.gguf.writing import write_gguf
 from mixtura.cli.app import run
@@ -57,7 +57,7 @@ def written(tokenizer: CheckpointTokenizer, path: Path) -> Path:
     )
     torch.manual_seed(0)
     write_gguf(
-        DecoderSource(config.build(), family, path), tokenizer, path, name="tiny", kind="f32"
+        FamilySource.of(config.build(), family, path), tokenizer, path, name="tiny", kind="f32"
     )
     return path
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtura.checkpoints.decoder_source import DecoderSource
+from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
 from mixtura.checkpoints.gguf.tokenizer_writing import tokenizer_keys
 from mixtura.checkpoints.gguf.writing import write_gguf
@@ -19,7 +19,7 @@ from mixtura.tokenizers import (
 from mixtura.tokenizers.byte_level import SPLITTINGS, ByteLevelVocabulary, byte_level_tokenizer
 from mixtura.tokenizers.exported_tokenizer import as_checkpoint, letters_of_bytes
 
-Tiny = Callable[[str], DecoderSource]
+Tiny = Callable[[str], FamilySource]
 TEXT = "Don't the cat: 1234 Ünï 木 🙂\n\n  <think> <|im_end|>"
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eom|>"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 
-from mixtura.checkpoints.decoder_source import DecoderSource
+from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.gguf import GGUFSource
 from mixtura.checkpoints.gguf.header_layout import head, padding, placed
 from mixtura.checkpoints.gguf.kinds import Kind
@@ -21,7 +21,7 @@ from mixtura.models import DecoderConfig
 from mixtura.shapes.families import family_named
 from mixtura.tokenizers import ByteTokenizer, SubwordTokenizer
 
-Tiny = Callable[[str], DecoderSource]
+Tiny = Callable[[str], FamilySource]
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_tied_head_is_stored_once_more_where_llama_cpp_wants_it(
     family = family_named("olmoe")
     config = {**tiny("olmoe").config, "tie_word_embeddings": True}
     decoder = DecoderConfig.parse(family.read(config)).build()
-    write_gguf(DecoderSource(decoder, family, Path("tied")), bpe, out, name="tied", kind="f32")
+    write_gguf(FamilySource.of(decoder, family, Path("tied")), bpe, out, name="tied", kind="f32")
     again = GGUFSource(out)
     assert again.config["tie_word_embeddings"] is False
     assert torch.equal(again.read("lm_head.weight"), decoder.head.weight)
@@ -144,11 +144,11 @@ def test_a_number_that_has_no_place_is_named() -> None:
         head({"some.key": -1}, [])
 
 
-def changed(source: DecoderSource, **keys: Any) -> DecoderSource:
+def changed(source: FamilySource, **keys: Any) -> FamilySource:
     """Another model of the same family, its config changed."""
     family = family_named(source.config["model_type"])
     config = {**source.config, **keys}
-    return DecoderSource(DecoderConfig.parse(family.read(config)).build(), family, source.path)
+    return FamilySource.of(DecoderConfig.parse(family.read(config)).build(), family, source.path)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_family_without_an_architecture_is_named(
     }
     decoder = DecoderConfig.parse(family.read(tree)).build()
     with pytest.raises(ConfigError, match="a gemma3_text model is not written as GGUF; these"):
-        write_gguf(DecoderSource(decoder, family, Path("gemma")), bpe, out, name="gemma")
+        write_gguf(FamilySource.of(decoder, family, Path("gemma")), bpe, out, name="gemma")
 
 
 def test_what_16_bits_do_not_reach_is_named(tiny: Tiny, bpe: SubwordTokenizer, out: Path) -> None:
@@ -206,7 +206,7 @@ def test_what_16_bits_do_not_reach_is_named(tiny: Tiny, bpe: SubwordTokenizer, o
     decoder = DecoderConfig.parse(family.read(tiny("llama").config)).build()
     with torch.no_grad():
         decoder.get_parameter("blocks.1.ffn.w_out")[0, 0] = 7e4
-    source = DecoderSource(decoder, family, Path("large"))
+    source = FamilySource.of(decoder, family, Path("large"))
     with pytest.raises(
         ConfigError, match=r"blk\.1\.ffn_down\.weight: holds 70000, beyond what f16"
     ):

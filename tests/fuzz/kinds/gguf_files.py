@@ -97,13 +97,13 @@ class GGUFFiles(Kind):
     def make_valid(self, folder: Path) -> None:
         from tiny_models import tiny_models, tiny_tokenizer
 
-        from mixtura.checkpoints.decoder_source import DecoderSource
+        from mixtura.checkpoints.family_source import FamilySource
         from mixtura.checkpoints.gguf.writing import write_gguf
         from mixtura.shapes.families import family_named
 
         kinds = ("q4_0", "q8_0", "f32", "f16", "bf16")
         for (model_type, decoder), kind in zip(tiny_models(), kinds, strict=True):
-            source = DecoderSource(decoder, family_named(model_type), folder)
+            source = FamilySource.of(decoder, family_named(model_type), folder)
             path = folder / f"{model_type}.gguf"
             write_gguf(source, tiny_tokenizer(), path, name="tiny", kind=kind)
 

@@ -173,11 +173,12 @@ class Packed(WeightFiles):
             read_header(path)
 
     def read_folder(self, own: Path) -> None:
-        from mixtura.checkpoints.conversion import packed_source
         from mixtura.checkpoints.loading import load_source
+        from mixtura.checkpoints.weight_readers import open_weights, source_of
 
         super().read_folder(own)
-        load_source(packed_source(own, None))
+        opened = open_weights(own)
+        load_source(source_of(opened.weights, opened.family_for(None)))
 
 
 class SignedAnew(Packed):

@@ -21,7 +21,7 @@ from mixtura.checkpoints.gguf.metadata import Metadata
 from mixtura.checkpoints.gguf.rope import factors_of
 from mixtura.checkpoints.gguf.source import ROPE_FACTORS, in_asked_kind
 from mixtura.checkpoints.gguf.tokenizer_writing import tokenizer_keys
-from mixtura.checkpoints.hf.saving import difference_of, function_of
+from mixtura.checkpoints.hf.model_config import difference_of, function_of
 from mixtura.checkpoints.loading import decoder_config
 from mixtura.checkpoints.source import Source
 from mixtura.errors import ConfigError

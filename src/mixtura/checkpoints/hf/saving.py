@@ -1,10 +1,10 @@
-"""A decoder of ours as a folder that transformers and its kin load."""
+"""Weights as a folder that transformers and its kin load."""
 
 import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from mixtura.checkpoints.coverage import check_stored
+from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.hf.folder import CONFIG, INDEX, SINGLE
-from mixtura.checkpoints.piece_views import taken
+from mixtura.checkpoints.hf.model_config import hf_config
 from mixtura.checkpoints.source import Source
+from mixtura.checkpoints.weights import DecoderWeights, Weights
 from mixtura.config import Tree
-from mixtura.errors import ConfigError
 from mixtura.files import atomic_folder
 from mixtura.integrity import Check
-from mixtura.models import Decoder, DecoderConfig
+from mixtura.models import Decoder
 from mixtura.models.precision import gate_names
 from mixtura.shapes.families import Family, Piece
 from mixtura.tensor_files.digests import Digests, digests_of, write_digests
@@ -41,9 +42,7 @@ COMPANIONS = (
     "generation_config.json",
 )
 """files beside the weights that belong to the model"""
-# How a model is trained, which no config.json says and no output depends on.
 _EXPERTS = ".experts."
-_TRAINING = ("balance", "capacity", "backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +62,28 @@ def save_model(
     like: Source | None = None,
     dtype: torch.dtype | None = None,
     companions: Callable[[Path], object] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Saved:
+    """A decoder's weights by `write_hf`."""
+    return write_hf(
+        DecoderWeights(decoder, out),
+        family,
+        out,
+        like=like,
+        dtype=dtype,
+        companions=companions,
+        shard_bytes=shard_bytes,
+    )
+
+
+def write_hf(
+    weights: Weights,
+    family: Family,
+    out: Path,
+    *,
+    like: Source | None = None,
+    dtype: torch.dtype | None = None,
+    companions: Callable[[Path], object] | None = None,
     check: Check | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
@@ -72,18 +93,18 @@ def save_model(
     `like` is the checkpoint that the model came from: its config and its files beside the weights
     are carried over; `companions` writes further ones into the folder, such as a tokenizer's, and
     `check` has to end well before the folder appears. `dtype`, by default the head's, rounds no
-    gate. One shard is in memory at a time; `progress` is told the bytes written and the bytes in
-    all. Raises ConfigError where the family cannot say what this decoder computes, and StorageError
+    gate. One shard is in memory at a time; `progress` gets the bytes written and the bytes in all.
+    Raises ConfigError where the family cannot say what this decoder computes, and StorageError
     where the disk is full.
     """
-    config = hf_config(decoder.config, family, like)
-    dtype = dtype or decoder.head.weight.dtype
+    config = hf_config(weights.config, family, like)
+    dtype = dtype or weights.dtype_of("head.weight")
     config |= {"dtype": str(dtype).removeprefix("torch.")}
-    stored = _by_stored(family.pieces(decoder.config))
+    source = FamilySource(weights, family)
+    stored = _by_stored(family.pieces(weights.config))
     for pieces in stored.values():
         check_stored(pieces)
-    ours = {**dict(decoder.named_parameters()), **dict(decoder.named_buffers())}
-    dtypes = _dtypes(ours, gate_names(decoder), dtype)
+    dtypes = _dtypes(weights, dtype)
     shards = _shards(stored, dtypes, shard_bytes)
     names = [SINGLE] if len(shards) == 1 else _shard_names(len(shards))
     total = sum(_bytes(pieces[0], dtypes) for pieces in stored.values())
@@ -91,11 +112,15 @@ def save_model(
     done = 0
     with atomic_folder(out) as folder:
         for name, shard in zip(names, shards, strict=True):
-            tensors = {key: _stored_tensor(stored[key], ours, dtypes) for key in shard}
+            # Copies: parts of one tensor of ours share its memory, which safetensors refuses.
+            tensors = {
+                key: source.read(key).to(dtypes[stored[key][0].ours], copy=True).contiguous()
+                for key in shard
+            }
             write_tensors(folder / name, tensors, out, {"format": "pt"})
             # The library writes for the owner alone; let these be as readable as the others.
             (folder / name).chmod(0o666 & ~_umask())
-            experts = {key: _experts_in(stored[key], ours) for key in shard}
+            experts = {key: _experts_in(stored[key], weights.like) for key in shard}
             digests[name] = digests_of(tensors, experts)
             done += sum(tensor.nbytes for tensor in tensors.values())
             if progress is not None:
@@ -113,55 +138,6 @@ def save_model(
     return Saved(out, files, total)
 
 
-def hf_config(config: DecoderConfig, family: Family, like: Source | None = None) -> Tree:
-    """A config.json. Raises ConfigError for what the family has no words for, by key."""
-    try:
-        written = {**family.write(config.model_dump()), "use_cache": True}
-    except KeyError as error:
-        # A part of another kind, such as a router, has not the setting that this family writes.
-        raise ConfigError(
-            f"a {family.model_type} config states {error}, which this decoder's parts do not have; "
-            "save it as another family"
-        ) from error
-    again = DecoderConfig.parse(family.read(written), f"{family.model_type} config")
-    if difference := difference_of(function_of(again), function_of(config)):
-        key, theirs, ours = difference
-        raise ConfigError(
-            f"{key}={ours!r} has no place in a {family.model_type} config, which says {theirs!r}; "
-            "save it as another family"
-        )
-    if like is not None and like.config.get("model_type") == family.model_type:
-        before = DecoderConfig.parse(family.read(like.config))
-        if not difference_of(function_of(before), function_of(config)):
-            # The quantisation that it was stored in is gone.
-            kept = {k: v for k, v in like.config.items() if k != "quantization_config"}
-            kept |= {key: 0 for key in family.drafting_keys if key in kept}
-            return {key: value for key, value in kept.items() if key != "torch_dtype"}
-    return written
-
-
-def function_of(config: DecoderConfig) -> Tree:
-    """All of a config that its outputs depend on."""
-    tree = config.model_dump(mode="json")
-    if tree["moe"] is not None:
-        tree["moe"] = {k: v for k, v in tree["moe"].items() if k not in _TRAINING}
-    if len(config.moe_shapes) == config.layers:
-        # No layer has a dense FFN, whatever its width would be.
-        tree |= {"ffn_width": None, "activation": None}
-    return tree
-
-
-def difference_of(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first key whose values differ, and both."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in {**one, **other}:
-            inner = f"{path}.{key}" if path else key
-            if found := difference_of(one.get(key), other.get(key), inner):
-                return found
-        return None
-    return None if one == other else (path, one, other)
-
-
 def _by_stored(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
     found: dict[str, list[Piece]] = defaultdict(list)
     for piece in pieces:
@@ -177,17 +153,17 @@ def _experts_in(pieces: Sequence[Piece], ours: Mapping[str, Tensor]) -> int:
     return len(ours[pieces[0].ours]) if None in held else len(held)
 
 
-def _dtypes(
-    ours: Mapping[str, Tensor], gates: Container[str], dtype: torch.dtype
-) -> Mapping[str, torch.dtype]:
+def _dtypes(weights: Weights, dtype: torch.dtype) -> Mapping[str, torch.dtype]:
     """What each of our tensors is stored in."""
     found: dict[str, torch.dtype] = {}
-    for name, kept in ours.items():
-        if not isinstance(kept, torch.nn.Parameter):
+    gates = gate_names(weights.blueprint)
+    for name, like in weights.like.items():
+        if not isinstance(like, torch.nn.Parameter):
             # A choosing bias stays in fp32: steps of 1e-3 vanish in bf16 beside a bias of 1.
-            found[name] = kept.dtype
+            found[name] = weights.dtype_of(name)
         else:
-            found[name] = torch.promote_types(kept.dtype, dtype) if name in gates else dtype
+            is_gate = name in gates
+            found[name] = torch.promote_types(weights.dtype_of(name), dtype) if is_gate else dtype
     return found
 
 
@@ -213,16 +189,6 @@ def _shards(
 
 def _shard_names(count: int) -> list[str]:
     return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
-
-
-def _stored_tensor(
-    pieces: list[Piece], ours: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
-) -> Tensor:
-    stored = torch.empty(pieces[0].shape, dtype=dtypes[pieces[0].ours])
-    for piece in pieces:
-        target, part = taken(ours[piece.ours].detach(), stored, piece)
-        part.copy_(target)
-    return stored
 
 
 def _index(names: list[str], shards: list[list[str]], total: int) -> Tree:

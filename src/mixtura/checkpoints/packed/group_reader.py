@@ -4,22 +4,20 @@ N rows and K columns of a matrix of ours, G = K/32 groups of a row, E experts.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import get_args
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mixtura.checkpoints.source import Source
-from mixtura.checkpoints.weights import read_weights
+from mixtura.checkpoints.source_tensors import read_weights
 from mixtura.kernels.packed.groups import Groups, quantise
 from mixtura.shapes.families import Piece
 from mixtura.shapes.families.family import Part
-from mixtura.shapes.storage.numbers import GROUP, Bits, Plain, up
+from mixtura.shapes.storage.numbers import GROUP, Bits, up
 
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
-_FORMATS: Mapping[torch.dtype, Plain] = {getattr(torch, name): name for name in get_args(Plain)}
 
 
 class GroupReader:
@@ -48,14 +46,14 @@ class GroupReader:
 
     def plain_dtype(self, name: str, like: Tensor) -> torch.dtype:
         """What `plain` will give."""
-        if not isinstance(like, torch.nn.Parameter):
-            return like.dtype
+        return self.stored_dtype(name) if isinstance(like, torch.nn.Parameter) else like.dtype
+
+    def stored_dtype(self, name: str) -> torch.dtype:
         return self._source.dtype_of(self._pieces[name][0].stored)
 
-    def plain_format(self, name: str) -> Plain:
-        """Of a parameter that is not packed; what no format names, such as float64, is rounded."""
-        dtype = self._source.dtype_of(self._pieces[name][0].stored)
-        return _FORMATS.get(dtype, "float32")
+    def pieces_of(self, name: str) -> list[Piece]:
+        """Those that fill a tensor of ours."""
+        return self._pieces[name]
 
     def stored_bits(self, names: Iterable[str]) -> Bits:
         """The fewest that keep what is stored of all these tensors of ours."""

@@ -1,0 +1,92 @@
+"""Weights of a packed folder.
+
+E experts, H rows of w_in, D width, F expert width; of any matrix N rows and K columns.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixtura.checkpoints.source import spelt
+from mixtura.checkpoints.weights import Weights
+from mixtura.integrity import Check
+from mixtura.kernels.packed.groups import Groups, dequantise
+from mixtura.kernels.packed.tiles import untile, untile_expert
+from mixtura.models.packed_decoder import packed_blueprint
+from mixtura.packed.file import PackedFile
+from mixtura.packed.header import PLAIN, Entry
+from mixtura.shapes.storage.numbers import GROUP, up
+from mixtura.shapes.storage.packed import FFNs
+
+_MATRICES = ("w_in", "w_out")
+
+
+class _Place(NamedTuple):
+    """Where one tensor of ours lies."""
+
+    entry: Entry
+    matrix: str
+    """of FFNs w_in or w_out; empty for any other"""
+
+
+class PackedWeights(Weights):
+    """Matrices are untiled when they are read, one expert's at a time."""
+
+    def __init__(self, file: PackedFile) -> None:
+        """Raises ConfigError or CheckpointError where header and tensors do not belong together."""
+        self.file, self.path = file, file.path.parent
+        self.config = packed_blueprint(file).config
+
+    @property
+    def check(self) -> Check:
+        return self.file.check(self.config.roles())
+
+    def tensor(self, name: str, expert: int | None = None) -> Tensor:
+        """In fp32 where it is packed; a copy in any case, since the file cannot be written to."""
+        place = self._place(name)
+        if place.entry.kind == "plain":
+            whole = self.file.read(name).clone()
+            return whole if expert is None else whole[expert]
+        shape = self.like[name].shape if expert is None else self.like[name].shape[1:]
+        return dequantise(self._groups(place, expert))[:, : shape[-1]].reshape(shape)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        entry = self._place(name).entry
+        return PLAIN[entry.format] if entry.kind == "plain" else torch.float32
+
+    def stored_as(self, name: str) -> str:
+        """Groups as GGUF calls them."""
+        entry = self._place(name).entry
+        return spelt(PLAIN[entry.format]) if entry.kind == "plain" else f"Q{entry.bits}_0"
+
+    def groups(self, name: str, expert: int | None = None) -> Groups | None:
+        place = self._place(name)
+        if place.entry.kind == "plain" or self.like[name].shape[-1] % GROUP:
+            return None
+        return self._groups(place, expert)
+
+    def _place(self, name: str) -> _Place:
+        module, _, leaf = name.rpartition(".")
+        if leaf in _MATRICES:
+            return _Place(self.file.entries[module], leaf)
+        return _Place(self.file.entries[name], "")
+
+    def _groups(self, place: _Place, expert: int | None) -> Groups:
+        """Rows one after another, each padded to whole groups."""
+        entry = place.entry
+        tiles = self.file.read(entry.name)
+        if entry.kind == "tiles":
+            rows, columns = entry.shape
+            return untile(tiles, rows, up(columns, GROUP), entry.bits)
+        ffns = FFNs(*entry.shape)
+        chosen = tiles if expert is None else tiles[expert : expert + 1]
+        each = [
+            untile_expert(own, ffns.width, ffns.expert_width, entry.bits, ffns.gated)
+            for own in chosen
+        ]
+        parts = [found.w_in if place.matrix == "w_in" else found.w_out for found in each]
+        if len(parts) == 1:
+            return parts[0]
+        q_NK = torch.cat([part.q_NK for part in parts])
+        return Groups(q_NK, torch.cat([part.scale_NG for part in parts]), entry.bits)

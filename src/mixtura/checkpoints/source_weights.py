@@ -1,0 +1,85 @@
+"""Weights of a Hugging Face folder or of a GGUF file."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mixtura.checkpoints.coverage import check_filled
+from mixtura.checkpoints.loading import decoder_config, load_source
+from mixtura.checkpoints.packed.group_reader import GroupReader
+from mixtura.checkpoints.source import Source
+from mixtura.checkpoints.weight_check import check_of
+from mixtura.checkpoints.weights import DecoderWeights, Weights
+from mixtura.integrity import Check
+from mixtura.kernels.packed.groups import Groups
+from mixtura.shapes.families import Piece, family_of
+from mixtura.shapes.storage.numbers import Bits
+
+
+class SourceWeights(Weights):
+    """Put together tensor by tensor from the pieces that the family stores."""
+
+    def __init__(self, source: Source, pieces: Sequence[Piece] | None = None) -> None:
+        """`pieces` are the family's own where they are left out.
+
+        Raises ConfigError for a tensor of which they leave a part out, by name.
+        """
+        self.family = family_of(source.config)
+        self.source, self.path = source, source.path
+        self.config = decoder_config(self.family, source)
+        self._pieces = list(self.family.pieces(self.config) if pieces is None else pieces)
+        check_filled(self.path, self._pieces, self.like)
+        self._reader = GroupReader(source, self._pieces)
+
+    @cached_property
+    def check(self) -> Check:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return check_of(self.source, self._pieces, self.config)
+
+    def tensor(self, name: str, expert: int | None = None) -> Tensor:
+        whole = self._reader.plain(name, self.like[name])
+        return whole if expert is None else whole[expert]
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self._reader.plain_dtype(name, self.like[name])
+
+    def stored_as(self, name: str) -> str:
+        return self.source.tensors[self._reader.pieces_of(name)[0].stored].dtype
+
+    def stored_bits(self, names: Iterable[str]) -> Bits:
+        return self._reader.stored_bits(names)
+
+    def matrix(self, name: str, bits: Bits, expert: int | None = None) -> Groups:
+        rows, columns = self.like[name].shape[-2:]
+        return self._reader.matrix(name, (rows, columns), bits, expert)
+
+    def release(self) -> None:
+        self._reader.release()
+
+    def remarks(self) -> Iterator[str]:
+        """Which stored tensors were carried over exactly, and which were rounded once more."""
+        for kind, count in self._kinds(self._reader.exact).items():
+            yield f"{tensors_in_words(count)} of {kind} carried over exactly"
+        for bits in (4, 8):
+            again = (name for name, own in self._reader.requantised.items() if own == bits)
+            for kind, count in self._kinds(again).items():
+                words = tensors_in_words(count)
+                yield f"{words} of {kind} unpacked and quantised again in {bits} bits"
+        quantised = self.source.config.get("quantization_config")
+        if quantised is not None:
+            method = quantised.get("quant_method")
+            yield f"weights of quant_method {method} were unpacked and quantised again"
+
+    def in_memory(self) -> Weights:
+        """As loading has them: gates apart, all of one dtype. Raises what loading raises."""
+        loaded = load_source(self.source, wait=False)
+        return DecoderWeights(loaded.decoder, self.path, loaded.check)
+
+    def _kinds(self, stored: Iterable[str]) -> Counter[str]:
+        return Counter(self.source.tensors[name].dtype for name in stored)
+
+
+def tensors_in_words(count: int) -> str:
+    return f"{count} tensor{'s' * (count != 1)}"

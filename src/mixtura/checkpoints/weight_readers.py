@@ -1,0 +1,100 @@
+"""One reader of weights for each kind of model."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mixtura.checkpoints.accounting import check_tensors
+from mixtura.checkpoints.family_source import FamilySource
+from mixtura.checkpoints.hf.model_config import first_family
+from mixtura.checkpoints.loading import check_vocabulary, open_source, tokenizer_of
+from mixtura.checkpoints.model_kind import what_is
+from mixtura.checkpoints.packed.weights import PackedWeights
+from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.source import Source
+from mixtura.checkpoints.source_weights import SourceWeights
+from mixtura.checkpoints.weights import DecoderWeights, Weights
+from mixtura.errors import ConfigError, DataError
+from mixtura.models import Decoder
+from mixtura.packed.file import PackedFile
+from mixtura.packed.folder import FILE
+from mixtura.shapes.families import FAMILIES, Family, family_named
+from mixtura.tokenizers import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWeights:
+    """A model, open for a writer; no weight has been read yet."""
+
+    weights: Weights
+    family: Family | None
+    """as whose checkpoint it is stored; None for a run, and for what was packed from one"""
+    tokenizer: Tokenizer | DataError
+    """or why there is none"""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """stored tensors that the family knows and our decoder does without, and what each is"""
+
+    def family_for(self, named: str | None, among: Iterable[str] = FAMILIES) -> Family:
+        """The family of that name, else the model's own, else the first that says all of it.
+
+        Raises ConfigError where none does.
+        """
+        try:
+            if named is not None:
+                return family_named(named)
+            return self.family or first_family(self.weights.config, among)
+        except ConfigError as error:
+            raise ConfigError(f"{self.weights.path}: {error}") from error
+
+    def needed_tokenizer(self) -> Tokenizer:
+        """Raises DataError where there is none."""
+        if isinstance(self.tokenizer, DataError):
+            raise self.tokenizer
+        return self.tokenizer
+
+
+def open_weights(path: Path) -> OpenWeights:
+    """Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used."""
+    match what_is(path):
+        case "packed":
+            return _of_packed(path)
+        case "run":
+            return _of_run(path)
+        case _:
+            return _of_source(path)
+
+
+def source_of(weights: Weights, family: Family) -> Source:
+    """The tensors that a checkpoint of the family would hold; its own where it is one already."""
+    if isinstance(weights, SourceWeights) and weights.family.model_type == family.model_type:
+        return weights.source
+    return FamilySource(weights.in_memory(), family)
+
+
+def _of_packed(path: Path) -> OpenWeights:
+    weights = PackedWeights(PackedFile(path / FILE))
+    own = weights.file.header.family
+    family = family_named(own) if own in FAMILIES else None
+    return OpenWeights(weights, family, load_tokenizer(path))
+
+
+def _of_run(path: Path) -> OpenWeights:
+    run = load_run(path, wait=False)
+    if not isinstance(run.decoder, Decoder):
+        raise ConfigError(
+            f"{path}: this model, a {type(run.decoder).__name__}, is no decoder, and other formats "
+            "hold decoders alone; take a run whose model is one"
+        )
+    return OpenWeights(DecoderWeights(run.decoder, path, run.check), None, run.tokenizer)
+
+
+def _of_source(path: Path) -> OpenWeights:
+    weights = SourceWeights(open_source(path))
+    pieces = weights.family.pieces(weights.config)
+    left_out = check_tensors(weights.source, weights.family, pieces)
+    try:
+        tokenizer = tokenizer_of(weights.source)
+    except DataError as error:
+        return OpenWeights(weights, weights.family, error, left_out)
+    check_vocabulary(path, tokenizer, weights.config)
+    return OpenWeights(weights, weights.family, tokenizer, left_out)

@@ -11,7 +11,7 @@ from mixtura.errors import DataError
 from mixtura.files import atomic_text
 from mixtura.tokenizers.subwords import FILE, SubwordTokenizer, without_prefix
 from mixtura.tokenizers.tokenizer import DESCRIPTION
-from mixtura.tokenizers.tokenizer_library import checked, quietly, read_again
+from mixtura.tokenizers.tokenizer_library import captured_stderr, checked, read_again
 from tokenizers import Tokenizer as Backend
 
 HF_CONFIG = "tokenizer_config.json"
@@ -129,7 +129,7 @@ class CheckpointTokenizer(SubwordTokenizer):
 
     def _added_in_front(self) -> tuple[int, ...]:
         """Tokens that the post-processor of the tokenizer.json sets before a text."""
-        with checked(self._origin), quietly():
+        with checked(self._origin), captured_stderr():
             plain = self._backend.encode("a", add_special_tokens=False).ids
             full = self._backend.encode("a").ids
         starts = range(len(full) - len(plain) + 1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mixtura.models import DecoderOutput, LanguageModel
 from mixtura.progress import Progress, silent
 from mixtura.tokenizers import Tokenizer
-from mixtura.trace import NOBODY, LayerRows
+from mixtura.trace import ABSENT, LayerRows
 from mixtura.tracing.record import layer_rows
 
 
@@ -133,8 +133,8 @@ def choices_of(rows: LayerRows, layer: int, num_experts: int) -> Choices:
     return Choices(
         layer=layer,
         num_experts=num_experts,
-        chosen_TK=rows.by_choice(rows.chosen_N, width, NOBODY),
-        computed_TK=rows.by_choice(rows.computed_N, width, NOBODY),
+        chosen_TK=rows.by_choice(rows.chosen_N, width, ABSENT),
+        computed_TK=rows.by_choice(rows.computed_N, width, ABSENT),
         weight_TK=rows.by_choice(rows.weight_N, width, 0),
         probs_TE=rows.probs_TE,
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixtura.data import Corpus, TokenFile
-from mixtura.insight.sample import NOBODY, Choices, Reading, pieces, read, spread_windows
+from mixtura.insight.sample import ABSENT, Choices, Reading, pieces, read, spread_windows
 from mixtura.insight.specialisation import Specialisation, specialisation, telling_tokens
 from mixtura.models import LanguageModel
 from mixtura.progress import Progress
@@ -144,18 +144,18 @@ def packed(choices: Choices, width: int, kept: int) -> Tree:
     is left out where all was as chosen."""
     spare = ((0, 0), (0, width - choices.chosen_TK.shape[1]))
     tree = {
-        "chosen": _base64(np.pad(choices.chosen_TK, spare, constant_values=NOBODY), "<i2"),
+        "chosen": _base64(np.pad(choices.chosen_TK, spare, constant_values=ABSENT), "<i2"),
         "weight": _base64(np.pad(choices.weight_TK, spare), "<f4"),
     }
     if not np.array_equal(choices.chosen_TK, choices.computed_TK):
         tree["computed"] = _base64(
-            np.pad(choices.computed_TK, spare, constant_values=NOBODY), "<i2"
+            np.pad(choices.computed_TK, spare, constant_values=ABSENT), "<i2"
         )
     if choices.probs_TE is not None:
         likely_TP = np.argsort(-choices.probs_TE, axis=1, kind="stable")[:, :kept]
         probs_TP = np.take_along_axis(choices.probs_TE, likely_TP, axis=1)
         fewer = ((0, 0), (0, kept - likely_TP.shape[1]))
-        tree["likely"] = _base64(np.pad(likely_TP, fewer, constant_values=NOBODY), "<i2")
+        tree["likely"] = _base64(np.pad(likely_TP, fewer, constant_values=ABSENT), "<i2")
         tree["probs"] = _base64((np.pad(probs_TP, fewer) * 65535).round(), "<u2")
     return tree
 

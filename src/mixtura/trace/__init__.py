@@ -1,4 +1,4 @@
-"""Routing traces: which expert did what, token by token, in a Parquet file. No torch."""
+"""Routing traces: which experts each token chose and had, in a Parquet file. No torch."""
 
 from mixtura.trace.batch import NOBODY, LayerRows, TraceBatch
 from mixtura.trace.meta import FORMAT, TracedLayer, TraceMeta

@@ -1,4 +1,4 @@
-"""`mixtura models`: which models are on this machine, and how more of them come and go."""
+"""`mixtura models`: the list of models on this machine, and commands that fetch and remove."""
 
 import json
 from dataclasses import asdict
@@ -149,7 +149,7 @@ def _by_name(name: str) -> tuple[Path, bool]:
 
 
 def _from_hub(model: str) -> tuple[Path, bool]:
-    """The hub's library shows the progress of its own downloads."""
+    """The folder of a hub id, and whether it was fetched now; the library shows progress."""
     from mixtura.checkpoints.hub import folder_of, hub_models
 
     def held() -> int:

@@ -28,7 +28,7 @@ models = typer.Typer(
 
 @models.callback(invoke_without_command=True)
 def _models(context: typer.Context, as_json: AsJson = False) -> None:
-    """Say which models are on this machine, fetch one by its name, or remove some.
+    """List the models on this machine, fetch one by its name, or remove some.
 
     \b
       mixtura models
@@ -108,7 +108,7 @@ def remove(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove models from the caches, and say how many bytes that freed.
+    """Remove models from the caches, and print how many bytes that freed.
 
     With a pulled model go the packed weights that were made from it. A model that another process
     uses stays, and is named. Of the hub's cache all revisions of a model are removed. Files of

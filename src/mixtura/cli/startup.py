@@ -1,4 +1,4 @@
-"""The start of a command that loads a model."""
+"""A faster start of commands that load a model."""
 
 import gc
 from collections.abc import Iterator

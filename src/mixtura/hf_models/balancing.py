@@ -361,8 +361,8 @@ class Balancing:
         # accelerate's wrapper also steps without its optimizer, whose own hook calls this method.
         if isinstance(vars(optimizer).get("optimizer"), Optimizer):
             return
-        ours = {id(parameter) for parameter in self._model.parameters()}
-        if any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
+        own_ids = {id(parameter) for parameter in self._model.parameters()}
+        if any(id(p) in own_ids for group in optimizer.param_groups for p in group["params"]):
             self.end_step()
 
 

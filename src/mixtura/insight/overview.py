@@ -94,25 +94,25 @@ def _thinned(count: int) -> NDArray[np.int64]:
 
 def comparison(run: Run, twin: Run) -> Tree | None:
     """Both runs at the last evaluation that they share; None where they share none."""
-    ours, theirs = run.curves, twin.curves
-    common = np.intersect1d(ours.eval_tokens_J, theirs.eval_tokens_J)
+    run_curves, twin_curves = run.curves, twin.curves
+    common = np.intersect1d(run_curves.eval_tokens_J, twin_curves.eval_tokens_J)
     if not len(common):
         return None
     tokens = int(common[-1])
-    at_run = int(np.flatnonzero(ours.eval_tokens_J == tokens)[0])
-    at_twin = int(np.flatnonzero(theirs.eval_tokens_J == tokens)[0])
-    target = float(theirs.bits_per_byte_J[at_twin])
+    at_run = int(np.flatnonzero(run_curves.eval_tokens_J == tokens)[0])
+    at_twin = int(np.flatnonzero(twin_curves.eval_tokens_J == tokens)[0])
+    target = float(twin_curves.bits_per_byte_J[at_twin])
     sooner = {}
-    for axis, mine, other in (
-        ("tokens", ours.eval_tokens_J, theirs.eval_tokens_J),
-        ("seconds", ours.eval_seconds_J, theirs.eval_seconds_J),
+    for axis, run_axis, twin_axis in (
+        ("tokens", run_curves.eval_tokens_J, twin_curves.eval_tokens_J),
+        ("seconds", run_curves.eval_seconds_J, twin_curves.eval_seconds_J),
     ):
-        when = reached(mine, ours.bits_per_byte_J, target)
+        when = reached(run_axis, run_curves.bits_per_byte_J, target)
         if when is not None and isfinite(when) and when > 0:
-            sooner[axis] = {"run": when, "twin": float(other[at_twin])}
+            sooner[axis] = {"run": when, "twin": float(twin_axis[at_twin])}
     return {
         "tokens": tokens,
-        "run": float(ours.bits_per_byte_J[at_run]),
+        "run": float(run_curves.bits_per_byte_J[at_run]),
         "twin": target,
         "sooner": sooner,
     }

@@ -49,21 +49,21 @@ def report_data(
     progress: Progress = silent,
 ) -> Tree:
     """The page's content as plain data."""
-    ours = Run.read(run)
-    theirs = _twin(ours, twin)
-    opened = subject(run) if ours.moe_layers else None
+    moe_run = Run.read(run)
+    twin_run = _twin(moe_run, twin)
+    opened = subject(run) if moe_run.moe_layers else None
     tree: Tree = {
-        "name": ours.name,
-        "subtitle": _subtitle(ours),
-        **overview(ours, theirs),
+        "name": moe_run.name,
+        "subtitle": _subtitle(moe_run),
+        **overview(moe_run, twin_run),
         "text": None,
         "domains": None,
         "definitions": _DEFINITIONS,
         "written": f"Written by Mixtura {version('mixtura')}. This file needs no network.",
     }
     if opened is not None:
-        tree["text"], tree["domains"] = texts(opened, ours.length, progress)
-        tree["text"]["lead"] = _text_lead(ours, opened)
+        tree["text"], tree["domains"] = texts(opened, moe_run.length, progress)
+        tree["text"]["lead"] = _text_lead(moe_run, opened)
         tree["domains"]["lead"] = _domains_lead(tree["domains"])
     return tree
 

@@ -1,4 +1,4 @@
-"""Reading a trace, whole or in part, as arrays."""
+"""A reader of traces, whole or in part, as arrays."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -137,10 +137,10 @@ class TraceReader:
         return found
 
     def _ordered(self, parts: Sequence[TraceBatch], number: int) -> TraceBatch:
-        mine = [part.take(np.flatnonzero(part.sequence_T == number)) for part in parts]
-        if not sum(map(len, mine)):
+        own_parts = [part.take(np.flatnonzero(part.sequence_T == number)) for part in parts]
+        if not sum(map(len, own_parts)):
             raise DataError(f"{self.path}: has no sequence {number}")
-        whole = TraceBatch.joined(mine)
+        whole = TraceBatch.joined(own_parts)
         whole = whole.take(np.argsort(whole.position_T, kind="stable"))
         step_T = np.diff(whole.position_T)
         if (step_T != 1).any():
@@ -157,7 +157,7 @@ class TraceReader:
         stated = tree["format"]
         if isinstance(stated, int) and stated > FORMAT:
             raise DataError(
-                f"{self.path}: is a trace of format {stated}, and this version of Mixtura knows "
+                f"{self.path}: is a trace of format {stated}, and this version of Mixtura reads "
                 f"formats up to {FORMAT}; upgrade Mixtura"
             )
         try:

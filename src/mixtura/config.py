@@ -34,7 +34,7 @@ class Config(BaseModel):
 
     @classmethod
     def variants(cls) -> "list[type[Config]]":
-        """The configs that may stand where this one is the type of a field."""
+        """The configs that are accepted for a field of this type."""
         return [cls]
 
     @model_validator(mode="after")

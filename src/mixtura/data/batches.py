@@ -55,7 +55,7 @@ class Batches:
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def at(self, step: int) -> Batch:
-        """This rank's part of a step's batch, counted from 0; it does not depend on earlier calls."""
+        """This rank's part of the batch of a step, counted from 0; independent of earlier calls."""
         part = self._batch // self._ranks.count
         first = step * self._batch + self._ranks.index * part
         epoch_B, place_B = np.divmod(np.arange(first, first + part), self._windows)

@@ -367,29 +367,29 @@ class Balancing:
 
 
 class _ProcessGroup:
-    """torch's default process group as `Ranks`; one rank for as long as there is none.
+    """torch's default process group as `Ranks`; a single rank while there is no group.
 
-    Looked up at each call: trainers of transformers begin the group after the model is balanced.
+    The group is looked up at each call: trainers may start it after `attach_balancing`.
     """
 
     @property
-    def _is_there(self) -> bool:
+    def _has_group(self) -> bool:
         return torch.distributed.is_available() and torch.distributed.is_initialized()
 
     @property
     def index(self) -> int:
-        return torch.distributed.get_rank() if self._is_there else 0
+        return torch.distributed.get_rank() if self._has_group else 0
 
     @property
     def count(self) -> int:
-        return torch.distributed.get_world_size() if self._is_there else 1
+        return torch.distributed.get_world_size() if self._has_group else 1
 
     def sum(self, of: T) -> T:
-        if self._is_there:
-            assert isinstance(of, Tensor), "tensors alone are summed"
+        if self._has_group:
+            assert isinstance(of, Tensor), "only tensors are summed"
             torch.distributed.all_reduce(of)
         return of
 
     def barrier(self) -> None:
-        if self._is_there:
+        if self._has_group:
             torch.distributed.barrier()

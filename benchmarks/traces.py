@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from mixtura.trace import (
-    NOBODY,
+    ABSENT,
     LayerRows,
     TraceBatch,
     TracedLayer,
@@ -60,7 +60,7 @@ def tokens_of(count: int) -> TraceBatch:
         np.minimum(rng.zipf(1.3, count), VOCABULARY - 1).astype(np.int32),
         place_T % LENGTH,
         place_T // LENGTH,
-        np.full(count, NOBODY, np.int32),
+        np.full(count, ABSENT, np.int32),
         {layer: layer_rows(rng, count) for layer in range(LAYERS)},
     )
 

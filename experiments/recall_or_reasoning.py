@@ -33,7 +33,13 @@ from typing import Any
 import torch
 
 from mixtura.data import Batch
-from mixtura.data.synthetic import Composition, CompositionConfig, Recall, RecallConfig, marks
+from mixtura.data.synthetic import (
+    Composition,
+    CompositionConfig,
+    Recall,
+    RecallConfig,
+    answer_counts,
+)
 from mixtura.errors import MixturaError
 from mixtura.files import atomic_text
 from mixtura.models import DecoderConfig, LanguageModel
@@ -160,12 +166,12 @@ def accuracy(decoder: LanguageModel, task: Task) -> dict[str, float]:
     batches: Iterable[Batch]
     batches = task.every_fact() if isinstance(task, Recall) else task.heldout(HELDOUT_BATCHES)
     right: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
+    due: Counter[str] = Counter()
     for batch in batches:
-        for label, mark in marks(decoder(batch.tokens_BS).logits_BSV, batch).items():
-            right[measure(label)] += mark.right
-            asked[measure(label)] += mark.asked
-    return {name: right[name] / asked[name] for name in sorted(asked)}
+        for label, counts in answer_counts(decoder(batch.tokens_BS).logits_BSV, batch).items():
+            right[measure(label)] += counts.right
+            due[measure(label)] += counts.due
+    return {name: right[name] / due[name] for name in sorted(due)}
 
 
 def measure(label: int) -> str:

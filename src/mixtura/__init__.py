@@ -1,4 +1,4 @@
-"""Mixtura: sparse Mixture-of-Experts models on PyTorch. Names are imported when first used."""
+"""Mixtura: sparse Mixture-of-Experts models on PyTorch. Names are imported at their first use."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -34,25 +34,25 @@ _HOMES = {
     "load": "mixtura.engine.model",
 }
 
-_of_homes = at_first_use(__name__, _HOMES)
+_imported = at_first_use(__name__, _HOMES)
 
 
-def _first_use(name: str) -> Any:
-    """Import what `name` stands for. Torch stays out until a name that needs it is used."""
+def _attribute(name: str) -> Any:
+    """The attribute `name`, imported now; torch is imported only with a name that needs it."""
     if name == "__version__":
         from importlib.metadata import version
 
         value = version("mixtura")
     else:
-        value = _of_homes(name)
-    # Kept, so that the next use does not come here.
+        value = _imported(name)
+    # The next use finds the name among the globals, and __getattr__ is not called.
     globals()[name] = value
     return value
 
 
-# Hidden from type checkers, which would take any misspelt name for one that exists.
+# Hidden from type checkers: with a __getattr__ they would accept every misspelt name.
 if not TYPE_CHECKING:
-    __getattr__ = _first_use
+    __getattr__ = _attribute
 
 
 def __dir__() -> list[str]:

@@ -13,20 +13,20 @@ Tree = dict[str, Any]
 
 
 class Config(BaseModel):
-    """A frozen config. `Config.parse` raises ConfigError in one line, never pydantic's own."""
+    """A frozen config. `Config.parse` raises ConfigError in one line, not pydantic's own error."""
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         protected_namespaces=(),
         allow_inf_nan=False,
-        # A validator is made when a config is first read: a command reads few of all kinds.
+        # Pydantic builds a validator when its config is first parsed; a command parses few configs.
         defer_build=True,
     )
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any], origin: str = "config") -> Self:
-        """Build from plain data; `origin` (a file's name) opens the error's line."""
+        """Build from plain data; an error's line begins with `origin`, such as a file's name."""
         try:
             return cls.model_validate(dict(tree))
         except ValidationError as error:
@@ -34,12 +34,12 @@ class Config(BaseModel):
 
     @classmethod
     def variants(cls) -> "list[type[Config]]":
-        """The configs that may stand where this one is the type of a field."""
+        """The configs that are accepted for a field of this type."""
         return [cls]
 
     @model_validator(mode="after")
-    def _whole_numbers_fit(self) -> Self:
-        """Whatever a field's own bounds: torch, numpy and files hold 64 bits."""
+    def _check_integers(self) -> Self:
+        """Refuse integers beyond 64 bits in every field: torch, numpy and files hold no larger."""
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -50,7 +50,7 @@ class Config(BaseModel):
 def own_recipes() -> dict[str, Path]:
     """The recipes that are installed with Mixtura, by name."""
     package = Path(__file__).parent
-    # A wheel holds them in the package; a clone has them beside src/.
+    # A wheel holds the recipes inside the package; a clone holds them beside src/.
     folders = (package / "recipes", package.parents[1] / "recipes")
     return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
 
@@ -58,9 +58,9 @@ def own_recipes() -> dict[str, Path]:
 def read_yaml(path: Path) -> Tree:
     """The mapping in a YAML file, or in the recipe of that name that is installed with Mixtura.
 
-    Raises ConfigError if it is absent, malformed or no mapping.
+    Raises ConfigError if the file is absent, malformed or no mapping.
     """
-    # A known name, or a packed file, is read without YAML.
+    # Imported here: a known model's name and a packed file are read without a YAML parser.
     from mixtura import yaml_reader
 
     own = own_recipes()
@@ -114,10 +114,10 @@ def _scalar(text: str) -> Any:
 def _explain(cls: type[BaseModel], error: ValidationError) -> str:
     """The first problem in one line, with the nearest known key where a key is unknown."""
     problems = error.errors()
-    # A misspelt key is both unknown and missing; the unknown one says what to mend.
+    # A misspelt key is reported twice, as unknown and as missing; only the first shows its name.
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
     first = (unknown or problems)[0]
-    path, _ = _followed(cls, first["loc"])
+    path, _ = _located(cls, first["loc"])
     where = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = _known_keys(cls, first["loc"][:-1])
@@ -133,21 +133,21 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
 
 
 def _known_keys(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
-    """Keys of the config that `loc` leads to."""
-    _, here = _followed(cls, loc)
+    """Keys of the config at `loc`."""
+    _, here = _located(cls, loc)
     return sorted({key for model in here for key in model.model_fields})
 
 
-def _followed(
+def _located(
     cls: type[BaseModel], loc: Sequence[int | str]
 ) -> tuple[list[str], list[type[BaseModel]]]:
-    """A problem's place as a user writes it, and the configs that it may lie in."""
+    """A problem's place as dotted parts, and the configs that may be meant by it."""
     path: list[str] = []
     here: list[type[BaseModel]] = [cls]
     for part in map(str, loc):
         fields = [model.model_fields[part] for model in here if part in model.model_fields]
-        # A discriminated union adds its tag to the location; it names no key, but a config.
-        tagged = [] if fields else [model for model in here if _bears_tag(model, part)]
+        # Pydantic adds the tag of a discriminated union; the tag selects a config and is no key.
+        tagged = [] if fields else [model for model in here if _has_tag(model, part)]
         if not tagged:
             path.append(part)
         inner = [found for field in fields for found in _configs_in(field.annotation)]
@@ -155,7 +155,7 @@ def _followed(
     return path, here
 
 
-def _bears_tag(model: type[BaseModel], tag: str) -> bool:
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
     kind = model.model_fields.get("kind")
     return kind is not None and tag in get_args(kind.annotation)
 

@@ -33,19 +33,18 @@ class StorageError(MixturaError):
 
 
 class UnexpectedError(MixturaError):
-    """A file that made a reader fail in a way that it should not; its cause has the traceback.
+    """A reader failed with an error that it does not translate; `__cause__` has the traceback.
 
-    To a user it is one line, as the file is most likely damaged. To tests and fuzzers it is a bug.
+    A user gets one line, as the file is most likely damaged. Tests and fuzzers count it as a bug.
     """
 
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
-    """The last resort around readers of a stranger's files: a MixturaError that names `path`.
+    """Turn every other error of a reader into a MixturaError that names `path`.
 
-    A reader translates what a library raises at the place where it calls the library; this is for
-    what is left, such as a RecursionError or a library's RuntimeError. An OSError that names its
-    file passes.
+    A reader translates a library's errors where it calls the library. This block catches the rest,
+    such as a RecursionError or a library's RuntimeError. An OSError that names its file passes.
     """
     try:
         yield
@@ -68,7 +67,7 @@ def reading(path: object) -> Iterator[None]:
 
 
 def memory_ran_out(error: BaseException) -> bool:
-    """Whether an allocation failed: Python's own error, or a RuntimeError of torch's."""
+    """Whether an allocation failed: a MemoryError of Python, or a RuntimeError of torch."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and any(

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from mixtura.errors import StorageError
 from mixtura.posix import fcntl
 
-# What a full, read-only or failing disk says; any other OSError in a caller's block is its own.
+# A full, read-only or failing disk. Another OSError in the caller's block has another cause.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _SETTLED_SECONDS = 10.0
 
@@ -26,8 +26,8 @@ _SETTLED_SECONDS = 10.0
 def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A binary handle whose bytes become `path`, replacing it, when the block ends without error.
 
-    Missing parent folders are made; `mode` are its permissions, less the process's umask. Raises
-    StorageError if the file system refuses.
+    Missing parent folders are made. `mode` gives the file's permissions, less the process's umask.
+    Raises StorageError if the file system refuses.
     """
     with _refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     handle = os.fdopen(descriptor, "wb")
     try:
-        _claim(descriptor)
+        _lock(descriptor)
         with _refusals(path, _DISK):
             yield handle
         with _refusals(path):
@@ -47,7 +47,7 @@ def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
         raise
     finally:
-        # After a failed write, closing tries once more to flush and fails in the same way.
+        # After a failed write, close() flushes again and raises the same error.
         with suppress(OSError):
             handle.close()
 
@@ -62,7 +62,8 @@ def atomic_text(path: Path, text: str, mode: int = 0o666) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty folder that becomes `path` when the block ends without error.
 
-    Raises StorageError if `path` exists, before or after, or if the file system refuses.
+    Raises StorageError if `path` exists when the block begins or ends, or if the file system
+    refuses.
     """
     with _refusals(path):
         _refuse_existing(path)
@@ -71,12 +72,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         partial.mkdir()
         descriptor = os.open(partial, os.O_RDONLY)
     try:
-        _claim(descriptor)
+        _lock(descriptor)
         with _refusals(path, _DISK):
             yield partial
         with _refusals(path):
             _sync_tree(partial)
-            # rename() would replace an empty folder that came up in the meantime.
+            # rename() would replace an empty folder that another process made in the meantime.
             _refuse_existing(path)
             partial.rename(path)
             _sync_folder(path.parent)
@@ -88,12 +89,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _refusals(path: Path, numbers: set[int] | None = None) -> Iterator[None]:
-    """Turn an OSError (with one of `numbers`, if given) into a StorageError about `path`."""
+def _refusals(path: Path, codes: set[int] | None = None) -> Iterator[None]:
+    """Turn an OSError (one of `codes`, if they are given) into a StorageError about `path`."""
     try:
         yield
     except OSError as error:
-        if numbers is not None and error.errno not in numbers:
+        if codes is not None and error.errno not in codes:
             raise
         reason = error.strerror or error
         raise StorageError(
@@ -107,18 +108,18 @@ def _refuse_existing(path: Path) -> None:
         raise StorageError(f"{path}: already exists; remove it or choose another place")
 
 
-def remove_left_overs(folder: Path) -> None:
-    """Remove what killed processes left half-written there, whatever it was to become."""
-    for left_over in folder.glob(".*.partial"):
-        _remove_abandoned(left_over)
+def remove_partials(folder: Path) -> None:
+    """Remove the partial files and folders in `folder` whose writers were killed."""
+    for partial in folder.glob(".*.partial"):
+        _remove_abandoned(partial)
 
 
 def partial_beside(path: Path) -> Path:
-    """A new name beside `path`, which is on the same file system; older left-overs are removed."""
+    """A new name beside `path`, on the same file system; abandoned partials of it are removed."""
     # NAME_MAX is 255 bytes, and a character of a name takes up to four.
     stem = path.name[:40]
-    for left_over in path.parent.glob(f".{_literal(stem)}.*.partial"):
-        _remove_abandoned(left_over)
+    for partial in path.parent.glob(f".{_literal(stem)}.*.partial"):
+        _remove_abandoned(partial)
     return path.parent / f".{stem}.{secrets.token_hex(4)}.partial"
 
 
@@ -127,20 +128,20 @@ def _literal(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
-def _claim(descriptor: int) -> None:
-    """Hold a lock for as long as the descriptor is open, so that no one takes it for abandoned."""
-    # A file system without locks loses only the tidying.
+def _lock(descriptor: int) -> None:
+    """Lock a partial until its descriptor is closed, so that it does not count as abandoned."""
+    # A file system without locks: abandoned partials are not removed there.
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _remove_abandoned(partial: Path) -> None:
-    """Remove what a killed process left: nobody holds its lock, and it is not brand-new."""
+    """Remove a partial whose writer was killed: its lock is free, and it is older than 10 s."""
     with suppress(OSError):
         descriptor = os.open(partial, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between its creation and its lock a partial looks abandoned for a moment.
+            # A writer creates its partial a moment before it locks it.
             if time.time() - os.fstat(descriptor).st_mtime > _SETTLED_SECONDS:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         finally:
@@ -163,7 +164,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems sync a folder by themselves and refuse to be asked.
+        # Some network file systems sync folders by themselves and refuse fsync.
         if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
             raise
     finally:

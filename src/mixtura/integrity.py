@@ -1,7 +1,7 @@
-"""Whether files hold what was written into them: SHA-256 recorded then, compared now.
+"""Whether files still hold what was written: SHA-256 digests, recorded then and compared now.
 
-The comparison runs in a thread of its own while the model is used already: mapping a file takes
-milliseconds, and reading all of it seconds.
+The comparison runs in a thread of its own while the model is already in use: mapping a file takes
+milliseconds, and reading all of it takes seconds.
 """
 
 import os
@@ -25,14 +25,14 @@ _LOWEST_PRIORITY = 19
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What was recorded of some bytes of a file."""
+    """The digest that was recorded of some bytes of a file."""
 
     file: Path
     what: str
-    """the bytes as a person names them, such as "blocks.0.norm.weight (norm)" """
+    """the bytes in words, such as "blocks.0.norm.weight (norm)" """
     sha256: str
     found: Callable[[], str]
-    """reads them, and gives the digest that they have now"""
+    """reads the bytes, and returns their present digest"""
 
 
 def named(name: str, role: str | None, expert: int | None = None) -> str:
@@ -46,17 +46,18 @@ def claim_of_bytes(file: Path, what: str, sha256: str, start: int, size: int) ->
 
 
 def digest_of_bytes(file: Path, start: int, size: int) -> str:
-    """Through a buffer, so that no page of the file counts as this process's memory."""
-    # Here, as inspection of a shape imports this file and computes no digest.
+    """SHA-256 of `size` bytes from `start`, as hexadecimal digits."""
+    # Imported here: inspection of a shape imports this module and computes no digest.
     import hashlib
 
+    # A buffer, not a mapping, whose pages would count as this process's memory.
     digest, buffer = hashlib.sha256(), memoryview(bytearray(min(size, _CHUNK)))
     with file.open("rb", buffering=0) as opened:
         opened.seek(start)
         while size:
             read = opened.readinto(buffer[:size])
             if not read:
-                # Shorter than it was: the digest of fewer bytes is another one.
+                # The file is shorter than it was: the digest of fewer bytes differs.
                 break
             digest.update(buffer[:read])
             size -= read
@@ -64,10 +65,11 @@ def digest_of_bytes(file: Path, start: int, size: int) -> str:
 
 
 class Check:
-    """Claims being compared with their files.
+    """Compares claims with their files.
 
-    `begin` starts, `poll` raises what was found so far, and `finish` waits for all of it. They
-    raise CheckpointError, which names the file, the bytes that differ, and the remedy.
+    `begin` starts in the background. `poll` raises the first difference that was found so far, and
+    `finish` compares the rest first. Both raise CheckpointError, which names the file, the bytes
+    that differ, and the remedy.
     """
 
     def __init__(
@@ -76,36 +78,36 @@ class Check:
         remedy: Callable[[], str] = lambda: "copy the file again",
         unchecked: Sequence[str] = (),
     ) -> None:
-        self._left = deque(claims)
-        self._what = {claim.sha256: claim.what for claim in self._left}
+        self._pending = deque(claims)
+        self._what = {claim.sha256: claim.what for claim in self._pending}
         self._remedy = remedy
         self._threads: list[threading.Thread] = []
         self._error: Exception | None = None
         self._lock = threading.Lock()
-        self.claims = len(self._left)
+        self.claims = len(self._pending)
         self.unchecked = tuple(unchecked)
-        """what carries no digest, each in words that begin with a file or a folder"""
+        """parts without a digest, each in words that begin with a file or a folder"""
 
     def begin(self) -> Self:
-        """Compare in the background, on time that the model's own threads leave."""
-        self._start(self._work_behind)
+        """Compare in the background, at the lowest priority, and return this object."""
+        self._start(self._work_in_background)
         return self
 
     def poll(self) -> None:
-        """Raise what was found to differ, as far as it is known."""
+        """Raise the first difference that was found so far."""
         if self._error is not None:
             raise self._error
 
     def watch(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items, as long as nothing was found to differ."""
+        """The same items, with a `poll` before each."""
         for item in items:
             self.poll()
             yield item
 
     def finish(self) -> None:
-        """Compare what is left, on all cores, and raise what differs."""
+        """Compare the remaining claims on all cores, and raise the first difference."""
         cores = min(os.cpu_count() or 1, _MOST_THREADS)
-        for _ in range(min(cores, len(self._left)) - 1):
+        for _ in range(min(cores, len(self._pending)) - 1):
             self._start(self._work)
         self._work()
         for thread in self._threads:
@@ -113,38 +115,38 @@ class Check:
         self.poll()
 
     def stop(self) -> None:
-        """Leave out what has not been compared yet."""
-        self._left.clear()
+        """Drop the claims that are not compared yet."""
+        self._pending.clear()
 
     def _start(self, work: Callable[[], None]) -> None:
-        if self._left:
-            # A daemon, so that a command which fails for another reason does not wait for it.
+        if self._pending:
+            # A daemon, so that a command that fails for another reason does not wait for it.
             thread = threading.Thread(target=work, name="integrity", daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def _work_behind(self) -> None:
+    def _work_in_background(self) -> None:
         if sys.platform == "linux":
-            # There a thread has a priority of its own.
+            # Only on Linux does a thread have a priority of its own.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         self._work()
 
     def _work(self) -> None:
         while self._error is None:
             try:
-                claim = self._left.popleft()
+                claim = self._pending.popleft()
             except IndexError:
                 return
             try:
                 problem = self._problem(claim)
                 if problem is not None:
                     self._fail(problem)
-            # Whatever it is, it must not pass for a comparison that found nothing.
+            # After an error of any kind the claim must not pass for compared.
             except Exception as error:  # noqa: BLE001
                 self._error = error
 
     def _problem(self, claim: Claim) -> str | None:
-        """What is wrong with these bytes, if anything is."""
+        """What is wrong with the claim's bytes; None where they match."""
         try:
             found = claim.found()
         except OSError as error:
@@ -156,7 +158,7 @@ class Check:
         return f"{claim.file}: {claim.what} {held} (its digest differs)"
 
     def _fail(self, problem: str) -> None:
-        """The first problem stays: a remedy may remove the file, which others then miss."""
+        """Keep the first problem alone: its remedy may remove the file that other claims read."""
         with self._lock:
             if self._error is None:
                 self._error = CheckpointError(f"{problem}; {self._remedy()}")

@@ -1,8 +1,8 @@
-"""JSON of others, within bounds: the one place where the package reads any.
+"""JSON from untrusted files, within bounds; no other module of the package parses it.
 
-Refused are what the standard library reads in silence or dies of: nesting without end, numbers of
-thousands of digits or beyond fp64, NaN and Infinity, a key that stands twice, half of a surrogate
-pair. Each function raises `refusal`, a class of MixturaError, which names the origin.
+The standard library accepts in silence, or fails at: endless nesting, numbers of thousands of
+digits or beyond fp64, NaN and Infinity, a key that occurs twice, half of a surrogate pair. These
+are refused. Each function raises `refusal`, a class of MixturaError, which names the origin.
 """
 
 import json
@@ -16,27 +16,27 @@ from mixtura.errors import MixturaError
 from mixtura.regular_files import decoded, open_regular, read_bytes
 
 MOST_BYTES = 16 << 20
-"""of a config; the objects of a file may take twenty times its size"""
+"""in a config; the parsed objects may take twenty times the file's size"""
 MOST_BYTES_LISTED = 48 << 20
-"""of a file that lists every tensor of a model"""
+"""in a file that lists every tensor of a model"""
 DEPTH = 64
 DIGITS = 100
-"""of a whole number; tokenizer_config.json says 10^30 where it means no bound"""
+"""of an integer; tokenizer_config.json states 10^30 where there is no bound"""
 VALUES = 1 << 22
-"""in all; twice what lists 150,000 tensors, and so many take two or three seconds"""
+"""in one file: twice those that list 150,000 tensors; parsing so many takes 2 or 3 seconds"""
 
 _SHOWN = 40
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-class _Unfit(ValueError):
-    """What the bounds refuse; caught below, where the origin is known."""
+class _BeyondBound(ValueError):
+    """A value beyond a bound; `parse_json` catches it and adds the origin."""
 
 
 def parse_json(data: bytes | str, origin: object, refusal: type[MixturaError]) -> Any:
-    """The value of a JSON text; `origin` (a file's name) opens the error's line."""
+    """The value of a JSON text; an error's line begins with `origin`, such as a file's name."""
     text = data if isinstance(data, str) else decoded(data, origin, refusal)
-    # Of `{},` again and again, 48 MiB would become 1.3 GB of objects.
+    # 48 MiB of `{},` would become 1.3 GB of objects.
     if sum(map(text.count, ",[{")) > VALUES:
         raise refusal(f"{origin}: holds more than {VALUES:,} values; no file of this kind does")
     try:
@@ -49,13 +49,13 @@ def parse_json(data: bytes | str, origin: object, refusal: type[MixturaError]) -
         raise refusal(f"{origin}: is not JSON ({where}); copy it again") from error
     except RecursionError as error:
         raise refusal(f"{origin}: {_deep()}") from error
-    except _Unfit as error:
+    except _BeyondBound as error:
         raise refusal(f"{origin}: {error}") from error
     return tree
 
 
 def parse_object(data: bytes | str, origin: object, refusal: type[MixturaError]) -> dict[str, Any]:
-    """As parse_json, of a text that holds one object."""
+    """As parse_json, for a text that holds one object."""
     tree = parse_json(data, origin, refusal)
     if not isinstance(tree, dict):
         raise refusal(f"{origin}: expected an object, found {tree!r:.{_SHOWN}}")
@@ -63,15 +63,15 @@ def parse_object(data: bytes | str, origin: object, refusal: type[MixturaError])
 
 
 def read_object(path: Path, refusal: type[MixturaError], most: int = MOST_BYTES) -> dict[str, Any]:
-    """The object in a file. Raises FileNotFoundError too."""
+    """The object in a file of at most `most` bytes. Raises FileNotFoundError too."""
     return parse_object(read_bytes(path, refusal, most), path, refusal)
 
 
 def read_lines(path: Path, refusal: type[MixturaError]) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each line of a log, as it stands and as the object that it holds.
+    """Each line of a log: its bytes, and the object in it.
 
-    Nothing where there is no file; a last line without its end is still being written, and left
-    out. `refusal` names the line that is no object.
+    A missing file has no lines. A last line without a line break is still being written, and is
+    left out. `refusal` names the line that is no object.
     """
     try:
         opened = open_regular(path, refusal)
@@ -90,7 +90,7 @@ def read_lines(path: Path, refusal: type[MixturaError]) -> Iterator[tuple[bytes,
 
 def _whole_number(text: str) -> int:
     if len(text.lstrip("-")) > DIGITS:
-        raise _Unfit(
+        raise _BeyondBound(
             f"holds a number of {len(text):,} digits ({text[:8]}...), where {DIGITS} are allowed"
         )
     return int(text)
@@ -99,14 +99,14 @@ def _whole_number(text: str) -> int:
 def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _Unfit(
+        raise _BeyondBound(
             f"holds the number {text:.{_SHOWN}}, which is beyond fp64; state a smaller one"
         )
     return number
 
 
 def _constant(text: str) -> NoReturn:
-    raise _Unfit(f"holds {text}, which is no number; state one, or null")
+    raise _BeyondBound(f"holds {text}, which is no number; state one, or null")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
@@ -114,7 +114,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
     if len(tree) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise _Unfit(f"has the key {twice!r:.{_SHOWN}} twice in one object; keep one of them")
+        raise _BeyondBound(f"has the key {twice!r:.{_SHOWN}} twice in one object; keep one of them")
     return tree
 
 
@@ -127,11 +127,11 @@ _DECODER = json.JSONDecoder(
 
 
 def _check_depth(tree: Any) -> None:
-    """Level by level, as no deep tree can be gone down in."""
+    """Check one level after another: recursion would fail in a deep tree."""
     level, depth = [tree], 0
     while level:
         if depth > DEPTH:
-            raise _Unfit(_deep())
+            raise _BeyondBound(_deep())
         depth += 1
         level = [
             inner
@@ -147,7 +147,7 @@ def _check_pairs(tree: Any) -> None:
         json.dumps(tree, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
-        raise _Unfit(
+        raise _BeyondBound(
             f"holds \\u{half:04x}, half of a surrogate pair, which is no character"
         ) from error
 

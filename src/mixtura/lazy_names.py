@@ -1,4 +1,4 @@
-"""Names that a package offers without importing their modules before they are used."""
+"""Names of a package whose modules are imported at their first use."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def at_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__`: `homes` says in which module each name is defined."""
+    """A package's `__getattr__`; `homes` gives the module that defines each name."""
 
     def first_use(name: str) -> Any:
         if name not in homes:

@@ -1,5 +1,5 @@
-"""What Linux and macOS have and Windows has not: locks on files, private mappings, and opening
-without waiting. Imported from here alone, so that the layers run where it is missing.
+"""What Linux and macOS have and Windows lacks: file locks, private mappings, opening without
+waiting. Only this module imports them, so that the layers run on Windows.
 """
 
 from mixtura.errors import PlatformError

@@ -1,4 +1,4 @@
-"""The processes of one run, of which each is a rank; without torch."""
+"""The processes of one run, each of which is a rank; without torch."""
 
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -7,28 +7,28 @@ T = TypeVar("T")
 
 
 class Ranks(Protocol):
-    """What code needs to know of the other processes. Every rank makes the same calls in turn."""
+    """One rank's view of a run's processes. Every rank makes the same calls in the same order."""
 
     @property
     def index(self) -> int:
-        """This process's number, from 0."""
+        """This rank's number, from 0."""
         ...
 
     @property
     def count(self) -> int: ...
 
     def sum(self, of: T) -> T:
-        """A tensor's sum over all ranks, on each of them; the tensor given may be overwritten."""
+        """A tensor's sum over all ranks, on every rank; the tensor given may be overwritten."""
         ...
 
     def barrier(self) -> None:
-        """Return when every rank has come here."""
+        """Return when every rank has called this."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class OneRank:
-    """One process, which is all there is."""
+    """The ranks of a run with a single process."""
 
     index: int = 0
     count: int = 1

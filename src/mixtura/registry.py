@@ -1,4 +1,4 @@
-"""Values by name, to which other packages add their own; without torch."""
+"""Values by name, to which other packages may add; without torch."""
 
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Routers, backends and their like, by name.
+    """Routers, backends or other values by name.
 
-    An installed package announces a name by an entry point of the `group`, which leads to a module
-    or a function that adds the value when it is imported:
+    An installed package adds a name by an entry point of the `group`. The entry point leads to a
+    module or a function that adds the value when it is imported:
 
         [project.entry-points."mixtura.routers"]
         my_router = "my_package.my_router"
@@ -24,21 +24,21 @@ class Registry(Generic[T]):
 
     @property
     def values(self) -> Mapping[str, T]:
-        """What has been added so far."""
+        """The values that were added so far."""
         return MappingProxyType(self._values)
 
     def add(self, name: str, value: T) -> None:
-        """Raises ValueError for a name in use."""
+        """Add a value. Raises ValueError for a name in use."""
         if name in self._values:
             raise ValueError(f"{self.what}={name!r} is registered already; choose another name")
         self._values[name] = value
 
     def remove(self, name: str) -> None:
-        """Forget a name that was added."""
+        """Remove a name that was added."""
         del self._values[name]
 
     def get(self, name: object) -> T:
-        """Raises ValueError for an unknown name, with those that are known."""
+        """The value of a name. Raises ValueError for an unknown name, with the known ones."""
         if not isinstance(name, str) or (name not in self._values and not self._load(name)):
             raise ValueError(
                 f"{self.what}={name!r:.60} is unknown; choose one of {', '.join(self.names())}"
@@ -46,7 +46,7 @@ class Registry(Generic[T]):
         return self._values[name]
 
     def names(self) -> tuple[str, ...]:
-        """All that are known, those of installed packages included."""
+        """All known names, those of installed packages included."""
         announced = (point.name for point in entry_points(group=self.group))
         return tuple(dict.fromkeys([*self._values, *announced]))
 

@@ -1,8 +1,8 @@
-"""Files of others, opened so that none can keep us waiting or fill the memory.
+"""Untrusted files, opened so that they neither block the process nor fill its memory.
 
-A named pipe blocks whoever opens it, and /dev/zero has no end: only regular files are read, and of
-these no more than was asked for. Each function raises `refusal`, a class of MixturaError, naming
-the file; a file that is absent is a FileNotFoundError, since the caller knows what it was for.
+A named pipe blocks on opening, and /dev/zero has no end: only regular files are read, and of these
+no more than a stated number of bytes. Each function raises `refusal`, a class of MixturaError,
+naming the file. A missing file raises FileNotFoundError, to which the caller adds its purpose.
 """
 
 import os
@@ -23,7 +23,7 @@ _KINDS = (
 
 def open_regular(path: Path, refusal: type[MixturaError]) -> BinaryIO:
     """The file, open for reading bytes."""
-    # Here, so that what reads files can be imported where there is no such flag.
+    # Imported here, so that modules that read files can be imported on Windows.
     from mixtura.posix import O_CLOEXEC, O_NONBLOCK
 
     try:
@@ -31,7 +31,7 @@ def open_regular(path: Path, refusal: type[MixturaError]) -> BinaryIO:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        # A path with a NUL in it, which some config named, is a ValueError.
+        # A path that contains a NUL raises ValueError.
         reason = error.strerror if isinstance(error, OSError) else error
         raise refusal(f"{path}: cannot be read ({reason}); give a file that can be") from error
     mode = os.fstat(descriptor).st_mode
@@ -43,7 +43,7 @@ def open_regular(path: Path, refusal: type[MixturaError]) -> BinaryIO:
 
 
 def check_regular(path: Path, refusal: type[MixturaError]) -> None:
-    """For a library that opens files by itself."""
+    """Refuse what `open_regular` refuses, before a library opens the file by itself."""
     open_regular(path, refusal).close()
 
 
@@ -57,18 +57,19 @@ def read_bytes(path: Path, refusal: type[MixturaError], most: int) -> bytes:
                 "or was damaged"
             )
         try:
-            # A file that grows in the meantime is read as it was.
+            # A file that grows in the meantime is read up to the size that was checked.
             return opened.read(size)
         except OSError as error:
             raise refusal(f"{path}: cannot be read ({error.strerror}); copy it again") from error
 
 
 def read_text(path: Path, refusal: type[MixturaError], most: int) -> str:
-    """As read_bytes, in UTF-8."""
+    """As read_bytes, decoded from UTF-8."""
     return decoded(read_bytes(path, refusal, most), path, refusal)
 
 
 def decoded(data: bytes, origin: object, refusal: type[MixturaError]) -> str:
+    """The text of UTF-8 bytes; an error's line begins with `origin`, such as a file's name."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,8 +1,8 @@
-"""Folders in the user's cache: made once, shared by processes, removed when they were not used.
+"""Folders in the user's cache: made once, shared by processes, the least recently used removed.
 
 ROOT/NAME/           an entry; its folder's lock is shared while it is in use
 ROOT/NAME/used       its time of modification says when the entry was last opened
-ROOT/.making         the lock of whoever makes or removes entries
+ROOT/.making         the lock of a process that makes or removes entries
 """
 
 import os
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtura.errors import ConfigError, StorageError
-from mixtura.files import atomic_folder, partial_beside, remove_left_overs
+from mixtura.files import atomic_folder, partial_beside, remove_partials
 from mixtura.memory import in_words
 from mixtura.posix import fcntl
 
@@ -31,7 +31,7 @@ def user_cache() -> Path:
 
 
 def most_bytes() -> int:
-    """What MIXTURA_CACHE_GB allows. Raises ConfigError where it is no size."""
+    """The bound that MIXTURA_CACHE_GB states. Raises ConfigError where that is no size."""
     stated = os.environ.get("MIXTURA_CACHE_GB")
     if not stated:
         return int(MOST_GB * 1e9)
@@ -45,7 +45,7 @@ def most_bytes() -> int:
 
 
 class Lease:
-    """An entry in use: its folder is not removed before this is released or forgotten."""
+    """An entry in use: its folder is not removed before `release` or the end of this object."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -54,22 +54,22 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """What lies in a cache."""
+    """One folder of a cache."""
 
     path: Path
     bytes: int
     used: float
-    """seconds since the epoch"""
+    """when it was last opened, in seconds since the epoch"""
 
 
 class FolderCache:
-    """The entries below one folder, `most_bytes` together unless those in use are more."""
+    """The entries below one folder: `most` bytes together, or more while more are in use."""
 
     def __init__(self, root: Path, most: int) -> None:
         self.root, self._most = root, most
 
     def entries(self) -> list[CacheEntry]:
-        """All that are there, damaged ones too, the least recently used first."""
+        """All entries, damaged ones too, the least recently used first."""
         found: list[CacheEntry] = []
         for path in sorted(self.root.glob("[!.]*/")) if self.root.is_dir() else []:
             # A link leads out of the cache. Another process may remove a folder at any moment.
@@ -79,7 +79,7 @@ class FolderCache:
         return sorted(found, key=lambda entry: entry.used)
 
     def opened(self, name: str) -> Lease | None:
-        """The entry of this name, if there is one."""
+        """The entry `name`; None where it does not exist."""
         path = self.root / name
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -87,7 +87,7 @@ class FolderCache:
             return None
         try:
             _lock(descriptor, shared=True)
-            # It may have been removed before the lock was ours.
+            # Another process may have removed the entry before this one held the lock.
             if path.stat().st_ino != os.fstat(descriptor).st_ino:
                 raise FileNotFoundError
             with suppress(PermissionError):
@@ -98,24 +98,24 @@ class FolderCache:
         return Lease(path, descriptor)
 
     def made(self, name: str, write: "Callable[[Path, Callable[[int], None]], None]") -> Lease:
-        """The entry of this name, made by `write(folder, room)` where it is not there.
+        """The entry `name`, made by `write(folder, make_room)` where it does not exist.
 
-        `write` calls `room(bytes)` before it fills the folder; older entries are then removed as
-        far as the bound asks. Raises StorageError where the disk has less room than that.
+        `write` calls `make_room(bytes)` before it fills the folder; older entries are then removed
+        as far as the bound requires. Raises StorageError where the disk has less room.
         """
         with self._making():
             lease = self.opened(name)
             if lease is None:
-                remove_left_overs(self.root)
+                remove_partials(self.root)
                 with atomic_folder(self.root / name) as folder:
                     write(folder, self._make_room)
                     (folder / USED).touch()
                 lease = self.opened(name)
-        assert lease is not None, "nobody removes an entry without the lock"
+        assert lease is not None, "an entry is removed under the lock alone"
         return lease
 
     def remove(self, name: str) -> bool:
-        """Whether it could be removed: it is there, and not in use."""
+        """Remove the entry `name`; False where it does not exist or is in use."""
         with self._making():
             return self._removed(self.root / name)
 
@@ -141,7 +141,7 @@ class FolderCache:
             return False
         try:
             _lock(descriptor, wait=False)
-            # Out of sight at once: a process killed in the middle leaves no half entry.
+            # Renamed first: a process that is killed in the middle leaves no half entry.
             doomed = partial_beside(path)
             path.rename(doomed)
             shutil.rmtree(doomed)
@@ -175,7 +175,7 @@ def _entry(path: Path) -> CacheEntry:
 
 
 def _lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> None:
-    """Raises BlockingIOError where another holds it; a file system without locks has none."""
+    """Lock a folder, if its file system has locks. Raises BlockingIOError where it is locked."""
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         fcntl.flock(descriptor, how)

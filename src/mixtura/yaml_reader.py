@@ -1,7 +1,7 @@
-"""YAML of others, within bounds: the one place where the package reads any.
+"""YAML from untrusted files, within bounds; no other module of the package parses it.
 
-Refused are nesting without end, a node that holds itself, references that grow when they are
-followed, a key that stands twice, and numbers of thousands of digits or beyond fp64. A date stays
+Refused are endless nesting, a node that contains itself, references that grow when they are
+followed, a key that occurs twice, and numbers of thousands of digits or beyond fp64. A date stays
 text, since no recipe has a use for one.
 """
 
@@ -17,11 +17,11 @@ from mixtura.errors import MixturaError
 from mixtura.regular_files import read_text
 
 MOST_BYTES = 128 << 10
-"""of a recipe; the parser takes a second or two for as many"""
+"""in a recipe; the parser takes a second or two for so many"""
 DEPTH = 32
 DIGITS = 100
 NODES = 50_000
-"""values in all, where each reference counts as what it stands for"""
+"""in all; a reference counts as often as the values that it stands for"""
 
 
 def read_yaml(path: Path, refusal: type[MixturaError]) -> Any:
@@ -30,7 +30,7 @@ def read_yaml(path: Path, refusal: type[MixturaError]) -> Any:
 
 
 def parse_yaml(text: str, origin: object, refusal: type[MixturaError]) -> Any:
-    """The value of a YAML text; `origin` (a file's name) opens the error's line."""
+    """The value of a YAML text; an error's line begins with `origin`, such as a file's name."""
     try:
         return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
@@ -38,12 +38,12 @@ def parse_yaml(text: str, origin: object, refusal: type[MixturaError]) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Bounds are checked while nodes are put together, before any is turned into a value."""
+    """Checks the bounds while nodes are composed, before any becomes a value."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
-        # By node: how many values it stands for, and how deep they go.
+        # By node: the number of its values, and the depth of their nesting.
         self._sizes: dict[Node, tuple[int, int]] = {}
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
@@ -89,7 +89,7 @@ class _Loader(yaml.SafeLoader):
         return 1 + sum(size for size, _ in sizes), 1 + max((deep for _, deep in sizes), default=0)
 
     def construct_scalar_value(self, node: ScalarNode) -> Any:
-        """A value that the text's form or a tag such as !!int makes of it."""
+        """The value of a scalar that its form, or a tag such as !!int, makes bool, int or float."""
         kind = node.tag.removeprefix(_TAG)
         if len(node.value) > DIGITS:
             raise _problem(f"{kind} of {len(node.value):,} characters", node)

@@ -13,7 +13,7 @@ pytest.importorskip("lm_eval", reason="the extra `eval` brings it")
 pytest.importorskip("transformers", reason="the extra `hf` brings it")
 from lm_eval.api.instance import Instance
 
-from mixtura.bench.evaluation import WantedTasks, bench_eval
+from mixtura.bench.evaluation import TaskOptions, bench_eval
 from mixtura.bench.harness import EngineLM
 from mixtura.checkpoints.hf.saving import save_model
 from mixtura.checkpoints.opening import OpenModel, open_model
@@ -66,7 +66,7 @@ def instances(kind: Any, arguments: list[tuple[Any, ...]]) -> list[Instance]:
 
 
 def ours(opened: OpenModel) -> EngineLM:
-    return EngineLM(opened, WantedTasks(("any",)), silent)
+    return EngineLM(opened, TaskOptions(("any",)), silent)
 
 
 def test_log_probabilities_are_transformers(opened: OpenModel, theirs: Any) -> None:
@@ -100,7 +100,7 @@ def test_an_answer_stops_before_its_end(opened: OpenModel) -> None:
     options = {"max_gen_toks": 16, "until": stop}
     (cut,) = model.generate_until(instances("generate_until", [("A", options)]))
     assert cut == whole.partition(stop)[0]
-    with pytest.raises(ConfigError, match="a task asks for num_beams"):
+    with pytest.raises(ConfigError, match="a task sets num_beams"):
         model.generate_until(instances("generate_until", [("A", {"num_beams": 4})]))
     # A context too long for the answer loses its beginning, and is answered.
     assert model.generate_until(instances("generate_until", [(TEXT * 3, {"max_gen_toks": 8})]))
@@ -137,7 +137,7 @@ def test_a_task_of_ones_own_is_as_with_transformers(
     from lm_eval.tasks import TaskManager
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tasks / "cache"))
-    wanted = WantedTasks(("wrapped_words",), folder=tasks)
+    wanted = TaskOptions(("wrapped_words",), folder=tasks)
     found = bench_eval(opened, wanted)
     (row,) = found.rows
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
@@ -151,7 +151,7 @@ def test_a_task_of_ones_own_is_as_with_transformers(
     assert row.error == pytest.approx(expected["results"]["wrapped_words"]["acc_stderr,none"])
     assert set(found.versions) == {"mixtura", "torch", "python", "lm_eval"}
     assert (
-        bench_eval(opened, WantedTasks(("wrapped_words",), 2, folder=tasks)).rows[0].questions == 2
+        bench_eval(opened, TaskOptions(("wrapped_words",), 2, folder=tasks)).rows[0].questions == 2
     )
 
 
@@ -159,11 +159,11 @@ def test_a_task_of_ones_own_is_as_with_transformers(
 def test_an_unknown_task_is_named_with_the_nearest(opened: OpenModel) -> None:
     """The harness reads thousands of files of its own for that."""
     with pytest.raises(ConfigError, match=r"no task 'hellaswga'; the nearest are .*hellaswag"):
-        bench_eval(opened, WantedTasks(("mixtura_copy", "hellaswga")))
+        bench_eval(opened, TaskOptions(("mixtura_copy", "hellaswga")))
 
 
 def test_what_cannot_be_had_is_one_line(opened: OpenModel, tasks: Path) -> None:
     (tasks / "rows.jsonl").unlink()
     with pytest.raises(DataError, match="wrapped_words cannot be run") as caught:
-        bench_eval(opened, WantedTasks(("wrapped_words",), folder=tasks))
+        bench_eval(opened, TaskOptions(("wrapped_words",), folder=tasks))
     assert len(str(caught.value)) < 500

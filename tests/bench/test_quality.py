@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtura.bench import Wanted, bench_quality
+from mixtura.bench import QualityOptions, bench_quality
 from mixtura.checkpoints.packing import pack_model
 from mixtura.checkpoints.run import load_run
 from mixtura.errors import ConfigError, DataError
@@ -13,7 +13,7 @@ from mixtura.kernels.packed.linear import arithmetic_of
 
 
 def test_eight_bits_cost_less_than_four(tiny_run: Path) -> None:
-    found = bench_quality(tiny_run, Wanted(length=32, tokens=1024, peer=True))
+    found = bench_quality(tiny_run, QualityOptions(length=32, tokens=1024, peer=True))
     rows = {row.name: row for row in found.rows}
     assert [row.name for row in found.rows] == [
         "16 bits",
@@ -44,27 +44,27 @@ def test_eight_bits_cost_less_than_four(tiny_run: Path) -> None:
 def test_a_run_reads_what_was_held_out_and_other_text_when_told(
     tiny_run: Path, tiny_corpus: Path
 ) -> None:
-    held = bench_quality(tiny_run, Wanted(bits=(16,), length=32))
+    held = bench_quality(tiny_run, QualityOptions(bits=(16,), length=32))
     assert (held.text, len(held.rows)) == ("held out from its training", 1)
-    everything = bench_quality(tiny_run, Wanted(bits=(16,), text=tiny_corpus, length=32))
+    everything = bench_quality(tiny_run, QualityOptions(bits=(16,), text=tiny_corpus, length=32))
     # A tenth of the documents is held out.
     assert 0 < held.windows < everything.windows / 4
 
 
 def test_what_cannot_be_measured_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"200 tokens exceeds the model's context of 64"):
-        bench_quality(tiny_run, Wanted(length=200))
+        bench_quality(tiny_run, QualityOptions(length=200))
     short = tmp_path / "short.txt"
     short.write_text("1, 2", encoding="utf-8")
     with pytest.raises(DataError, match="none of 1 documents"):
-        bench_quality(tiny_run, Wanted(text=short))
+        bench_quality(tiny_run, QualityOptions(text=short))
     pack_model(tiny_run, tmp_path / "packed", 8)
     with pytest.raises(ConfigError, match="is packed already"):
-        bench_quality(tmp_path / "packed", Wanted())
+        bench_quality(tmp_path / "packed", QualityOptions())
 
 
 def test_a_damaged_model_leaves_nothing_behind(tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(Exception, match="has no checkpoint yet"):
-        bench_quality(tmp_path / "run", Wanted())
+        bench_quality(tmp_path / "run", QualityOptions())

@@ -41,7 +41,7 @@ def test_turns_from_a_pipe(inside: Mixtura, tiny_run: Path) -> None:
         "[/what is no command; there are /help, /system, /regenerate, /save, /load, /reset, /quit]",
         "[the context is full: forgot 1 turn from its beginning]",
         "[the prompt of 71 tokens exceeds the model's context of 64; shorten it]",
-        "[forgot everything]",
+        "[all turns are forgotten]",
     ):
         assert remark in done.stderr
 
@@ -164,8 +164,8 @@ def test_a_system_is_told_to_a_model_with_roles(
     # "u1." is 3 tokens, and "sab." before it 4 more.
     assert [turn["prompt_tokens"] for turn in turns] == [3, 7, 3]
     assert json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))["system"] == "ab"
-    assert "[the system says that from now on]" in remarks
-    assert "[the system says nothing]" in remarks
+    assert "[the system message is set]" in remarks
+    assert "[the system message is empty]" in remarks
 
 
 class Terminal:
@@ -234,7 +234,7 @@ def test_ctrl_c_stops_an_answer_and_at_the_prompt_leaves(
     assert "tokens/s, interrupted]" in chat.until("> ")
     # What was said stays: the conversation goes on.
     chat.type("/reset\n")
-    assert "[forgot everything]" in chat.until("> ")
+    assert "[all turns are forgotten]" in chat.until("> ")
     # Between showing a prompt and waiting for a key, Python would see a signal only at the key.
     time.sleep(0.5)
     chat.process.send_signal(signal.SIGINT)

@@ -12,12 +12,12 @@ from mixtura.data import Batch
 from mixtura.data.synthetic import (
     HELDOUT_EVERY,
     NO_ANSWER,
+    AnswerCounts,
     Composition,
     CompositionConfig,
-    Marks,
     Recall,
     RecallConfig,
-    marks,
+    answer_counts,
 )
 from mixtura.errors import ConfigError
 
@@ -176,12 +176,12 @@ def test_only_answers_count_in_the_loss() -> None:
     assert F.cross_entropy(sure_BSV.flatten(0, 1), target_T).item() == 0
 
 
-def test_marks_by_hand() -> None:
+def test_answer_counts_by_hand() -> None:
     # Answers due: 10, 10, 10 and 11, of 2, 2, 1 and 2 hops (see the walk above). Who always says 10
     # is right at one of one, and at two of three.
     batch = composition(symbols=3, batch=2).at(0)
     always_ten_BSV = F.one_hot(torch.full((2, 7), 10), 14).float()
-    assert marks(always_ten_BSV, batch) == {1: Marks(1, 1), 2: Marks(2, 3)}
+    assert answer_counts(always_ten_BSV, batch) == {1: AnswerCounts(1, 1), 2: AnswerCounts(2, 3)}
 
 
 def test_a_config_names_what_is_wrong() -> None:

@@ -33,7 +33,9 @@ class Day:
         self.now = 0.0
         self.twins = [Paper(StepPlan(steps)), Paper(StepPlan(steps))]
         runs = cast(list[Run], self.twins)
-        self.pacer = Pacer(runs, lambda: self.now, limit, afterwards, first_pair=1.0, overhead=1.06)
+        self.pacer = Pacer(
+            runs, lambda: self.now, limit, afterwards, first_round_seconds=1.0, overhead=1.06
+        )
 
     def rounds(self, count: int, seconds: float) -> None:
         """As many steps of both, of which each takes as long and 6% more around it."""

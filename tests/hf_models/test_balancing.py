@@ -18,7 +18,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from mixtura.errors import ConfigError
 from mixtura.hf_models.balancing import attach_balancing
-from mixtura.hf_models.observe import observe_routing
+from mixtura.hf_models.observation import observe_routing
 from mixtura.moe.losses import balance_loss
 from mixtura.moe.routing import Routing
 

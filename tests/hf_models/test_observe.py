@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.output_capturing import OutputRecorder
 
 from mixtura.errors import ConfigError
-from mixtura.hf_models.observe import observe_routing
+from mixtura.hf_models.observation import observe_routing
 from mixtura.hf_models.routers import REFUSED, FoundRouter
 from mixtura.hf_models.scores import score_behind
 from mixtura.moe.load import load

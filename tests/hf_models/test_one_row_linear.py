@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from mixtura.hf_models.one_row_linear import OneRowLinear, take_over_linears
+from mixtura.hf_models.one_row_linear import OneRowLinear, replace_linears
 
 
 def taken_over(linear: nn.Linear) -> nn.Linear:
-    take_over_linears(linear)
+    replace_linears(linear)
     assert type(linear) is OneRowLinear
     return linear
 
@@ -55,7 +55,7 @@ def test_only_plain_linears_are_taken_over():
     model = nn.Sequential(nn.Linear(2, 2), Own(2, 2), nn.LayerNorm(2))
     before = {name: id(each) for name, each in model.named_parameters()}
 
-    take_over_linears(model)
+    replace_linears(model)
 
     assert [type(each) for each in model] == [OneRowLinear, Own, nn.LayerNorm]
     assert {name: id(each) for name, each in model.named_parameters()} == before

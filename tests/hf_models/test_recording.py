@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from mixtura.hf_models.observe import observe_routing
+from mixtura.hf_models.observation import observe_routing
 from mixtura.moe.routing import Routing
 from mixtura.trace import TraceBatch, TracedLayer, TraceMeta, TraceReader, write_trace
 from mixtura.tracing.record import Recorder

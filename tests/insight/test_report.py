@@ -165,7 +165,7 @@ def test_a_run_in_progress(moe_run: Path, open_subject: Open) -> None:
 
 def test_the_log_of_another_run_is_refused(moe_run: Path, open_subject: Open) -> None:
     (moe_run / "log.jsonl").write_text('{"step": 1, "tokens": 1, "load": [[1, 1]]}\n')
-    with pytest.raises(DataError, match="tells of 1 MoE layers, and the recipe has 2"):
+    with pytest.raises(DataError, match="has the load of 1 MoE layers, and the recipe has 2"):
         report_data(moe_run, None, open_subject)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from mixtura.insight.sample import choices_of, pieces, read, spread_windows
+from mixtura.insight.sample import choices_of, read, spread_windows, token_texts
 from mixtura.insight.specialisation import specialisation
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.moe import Routing
@@ -170,7 +170,7 @@ def test_windows_are_spread_over_the_text() -> None:
 
 def test_half_a_character_has_no_text_of_its_own() -> None:
     tokenizer = ByteTokenizer()
-    assert pieces(tokenizer, np.array(tokenizer.encode("é\n"))) == ["", "é", "\n"]
+    assert token_texts(tokenizer, np.array(tokenizer.encode("é\n"))) == ["", "é", "\n"]
     # Cut off in the middle of a character: shown as what it is, once.
-    assert pieces(tokenizer, np.array(tokenizer.encode("aé")[:-1])) == ["a", "\ufffd"]
-    assert pieces(tokenizer, np.array([], np.int64)) == []
+    assert token_texts(tokenizer, np.array(tokenizer.encode("aé")[:-1])) == ["a", "\ufffd"]
+    assert token_texts(tokenizer, np.array([], np.int64)) == []

@@ -206,7 +206,7 @@ def rewritten(path: Path, change: Callable[[dict], object]) -> Path:
 def test_a_newer_format_is_refused_by_its_number(path: Path) -> None:
     # What a later format means by its other keys is not for this version to judge.
     rewritten(path, lambda tree: tree.update(format=2, unheard_of=True))
-    words = "is a trace of format 2, and this version of Mixtura knows formats up to 1; upgrade"
+    words = "is a trace of format 2, and this version of Mixtura reads formats up to 1; upgrade"
     with pytest.raises(DataError, match=words):
         TraceReader(path)
 

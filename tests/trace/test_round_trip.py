@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mixtura.errors import DataError, StorageError
 from mixtura.trace import (
-    NOBODY,
+    ABSENT,
     LayerRows,
     TraceBatch,
     TracedLayer,
@@ -45,11 +45,11 @@ def test_three_tokens_by_hand(tmp_path: Path, hand_written: TraceBatch, write: W
     assert found.id_T.tolist() == [7, 8, 9]
     assert layer.start_T1.tolist() == [0, 2, 3, 5]
     assert layer.chosen_N.tolist() == [3, 0, 2, 1, 2]
-    assert layer.computed_N.tolist() == [3, 0, 2, 1, NOBODY]
+    assert layer.computed_N.tolist() == [3, 0, 2, 1, ABSENT]
     assert layer.weight_N.tolist() == [0.75, 0.25, 1, 0.5, 0]
     assert layer.token_N.tolist() == [0, 0, 1, 2, 2]
     assert layer.choice_N.tolist() == [0, 1, 0, 0, 1]
-    assert layer.by_choice(layer.chosen_N, 2, NOBODY).tolist() == [[3, 0], [2, -1], [1, 2]]
+    assert layer.by_choice(layer.chosen_N, 2, ABSENT).tolist() == [[3, 0], [2, -1], [1, 2]]
     assert found.layers[3].count_T.tolist() == [1, 0, 1]
 
 

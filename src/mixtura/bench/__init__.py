@@ -1,5 +1,5 @@
-"""Measurements of a model: what quantisation costs it in quality, and what it can do."""
+"""Measurements of a model: the cost of quantisation in quality, and results on tasks."""
 
-from mixtura.bench.quality import Quality, QualityRow, Wanted, bench_quality
+from mixtura.bench.quality import Quality, QualityOptions, QualityRow, bench_quality
 
-__all__ = ["Quality", "QualityRow", "Wanted", "bench_quality"]
+__all__ = ["Quality", "QualityOptions", "QualityRow", "bench_quality"]

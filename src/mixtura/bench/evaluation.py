@@ -1,4 +1,4 @@
-"""What a model can do: tasks with standard errors, from lm-evaluation-harness or offline."""
+"""Results on tasks, with standard errors: lm-evaluation-harness's tasks, or offline ones."""
 
 import hashlib
 import math
@@ -31,18 +31,18 @@ _WEIGHTS = {".safetensors", ".gguf", ".mixtura"}
 
 
 @dataclass(frozen=True, slots=True)
-class WantedTasks:
-    """What to evaluate."""
+class TaskOptions:
+    """The tasks to run, and how."""
 
     names: tuple[str, ...]
     limit: int | None = None
     """questions of each task; None: all"""
     shots: int | None = None
-    """examples in front of each question, for the harness's tasks; None: as the task has it"""
+    """examples in front of each question of a harness's task; None: the task's own number"""
     folder: Path | None = None
-    """further tasks of one's own, as the harness's YAML files"""
+    """further tasks, as the harness's YAML files"""
     together: int = 8
-    """texts that are read at a time"""
+    """the number of texts that are read at a time"""
     kv: KVKind | None = None
 
 
@@ -60,11 +60,11 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All numbers, and what they were measured on."""
+    """All numbers, and the model and versions that they were measured with."""
 
     model: str
     digest: str
-    """SHA-256 of the files that hold its weights"""
+    """SHA-256 of the files that hold the model's weights"""
     limit: int | None
     shots: int | None
     rows: tuple[Measured, ...]
@@ -75,29 +75,29 @@ class Evaluation:
         return asdict(self)
 
 
-def bench_eval(opened: OpenModel, wanted: WantedTasks, progress: Progress = silent) -> Evaluation:
-    """Run the tasks; names of `TASKS`, `mixtura` for all of them, or the harness's.
+def bench_eval(opened: OpenModel, options: TaskOptions, progress: Progress = silent) -> Evaluation:
+    """Run tasks: names of `TASKS`, `mixtura` for all of these, or the harness's names.
 
-    Raises ConfigError for a task that is not known, with the nearest ones, and for what the model
-    cannot do; DataError for a data set that cannot be had.
+    Raises ConfigError for an unknown task, with the nearest names, and for a task that the model
+    cannot run; DataError for a data set that cannot be fetched.
     """
     began = perf_counter()
-    offline, others = _sorted_out(wanted.names)
+    offline, others = _split_names(options.names)
     versions = {"mixtura": __version__, "torch": str(torch.__version__)}
     versions["python"] = platform.python_version()
     rows: list[Measured] = []
     harness = _harness(others) if others else None
-    further = None if harness is None else harness.HarnessTasks(others, wanted.folder)
+    further = None if harness is None else harness.HarnessTasks(others, options.folder)
     for task in offline:
-        rows.append(_answered(opened.decoder, opened.tokenizer, task, wanted, progress))
+        rows.append(_answered(opened.decoder, opened.tokenizer, task, options, progress))
     if harness is not None and further is not None:
         versions["lm_eval"] = harness.VERSION
-        rows += further.run(opened, wanted, progress)
+        rows += further.run(opened, options, progress)
     return Evaluation(
         opened.title,
         digest_of_weights(folder_of(opened.name)),
-        wanted.limit,
-        wanted.shots,
+        options.limit,
+        options.shots,
         tuple(rows),
         versions,
         perf_counter() - began,
@@ -105,7 +105,7 @@ def bench_eval(opened: OpenModel, wanted: WantedTasks, progress: Progress = sile
 
 
 def continued(tokenizer: Tokenizer, context: str, continuation: str) -> Continued:
-    """Tokens of both as of one text, cut where the context's tokens end, as the harness cuts."""
+    """Both as one text's tokens, cut behind the context's own tokens as in the harness."""
     begin = list(tokenizer.begin) or [tokenizer.end_of_document]
     before = [*begin, *tokenizer.encode(context)]
     whole = [*begin, *tokenizer.encode(context + continuation)]
@@ -113,7 +113,7 @@ def continued(tokenizer: Tokenizer, context: str, continuation: str) -> Continue
 
 
 def digest_of_weights(path: Path) -> str:
-    """SHA-256 over the digests of all files of weights; of a run, its newest checkpoint's."""
+    """SHA-256 over the digests of all files of weights; for a run, of its newest checkpoint."""
     if what_is(path) == "run":
         path = RunFolder(path).checkpoints().newest() or path
     files = [path] if path.is_file() else sorted(path.iterdir())
@@ -124,7 +124,7 @@ def digest_of_weights(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sorted_out(names: Sequence[str]) -> tuple[list[OfflineTask], list[str]]:
+def _split_names(names: Sequence[str]) -> tuple[list[OfflineTask], list[str]]:
     if not names:
         raise ConfigError(f"no task is named; give some, such as {GROUP}")
     offline: dict[str, OfflineTask] = {}
@@ -137,7 +137,7 @@ def _sorted_out(names: Sequence[str]) -> tuple[list[OfflineTask], list[str]]:
 
 
 def _harness(names: Sequence[str]) -> Any:
-    """The module that imports it. Raises ConfigError where it is not installed."""
+    """The module that imports the harness. Raises ConfigError where it is not installed."""
     try:
         from mixtura.bench import harness
     except ImportError as error:
@@ -151,21 +151,21 @@ def _answered(
     model: LanguageModel,
     tokenizer: Tokenizer,
     task: OfflineTask,
-    wanted: WantedTasks,
+    options: TaskOptions,
     progress: Progress,
 ) -> Measured:
-    questions = task.questions()[: wanted.limit]
+    questions = task.questions()[: options.limit]
     requests = [
         continued(tokenizer, one.context, choice) for one in questions for choice in one.choices
     ]
-    likelihoods = Likelihoods(model, wanted.together, wanted.kv)
+    likelihoods = Likelihoods(model, options.together, options.kv)
     found = likelihoods.of(requests, partial(progress, task.name))
     right, at = 0, 0
     for one in questions:
         own = found[at : at + len(one.choices)]
         at += len(own)
         if task.measure == "likeliest choice":
-            # The first of equals, so that a model that says nothing is not always right.
+            # A tie is wrong, or a model whose choices are all equally likely would be right.
             right += own[0].nats > max(other.nats for other in own[1:])
         else:
             right += own[0].greedy

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness over our engine; `lm_eval` is imported here alone."""
+"""lm-evaluation-harness over Mixtura's engine; no other module imports `lm_eval`."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from mixtura.bench.evaluation import Measured, WantedTasks
+from mixtura.bench.evaluation import Measured, TaskOptions
 from mixtura.bench.likelihoods import Continued, Likelihoods
 from mixtura.bench.offline_tasks import GROUP, TASKS
 from mixtura.checkpoints.opening import OpenModel
@@ -29,12 +29,12 @@ _STDERR = "_stderr"
 
 
 class EngineLM(TemplateLM):
-    """The harness's interface: log probabilities, of rolling windows too, and greedy answers."""
+    """The harness's interface to a model: log probabilities, rolling windows, greedy answers."""
 
-    def __init__(self, opened: OpenModel, wanted: WantedTasks, progress: Progress) -> None:
+    def __init__(self, opened: OpenModel, options: TaskOptions, progress: Progress) -> None:
         super().__init__()
-        self._opened, self._wanted, self._progress = opened, wanted, progress
-        self._likelihoods = Likelihoods(opened.decoder, wanted.together, wanted.kv)
+        self._opened, self._options, self._progress = opened, options, progress
+        self._likelihoods = Likelihoods(opened.decoder, options.together, options.kv)
 
     @property
     def eot_token_id(self) -> int:
@@ -42,7 +42,7 @@ class EngineLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context is: bos_token where the model names one."""
+        """The token of an empty context: bos_token where the model has one, else the end's."""
         tokenizer = self._opened.tokenizer
         if tokenizer.begin:
             return tokenizer.begin[0]
@@ -67,8 +67,8 @@ class EngineLM(TemplateLM):
         disable_tqdm: bool = False,
     ) -> list[tuple[float, bool]]:
         pairs = [Continued(tuple(context), tuple(after)) for _, context, after in requests]
-        told = partial(self._progress, "log probabilities")
-        return [(one.nats, one.greedy) for one in self._likelihoods.of(pairs, told)]
+        progress = partial(self._progress, "log probabilities")
+        return [(one.nats, one.greedy) for one in self._likelihoods.of(pairs, progress)]
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
@@ -94,23 +94,23 @@ class EngineLM(TemplateLM):
         return [sum(next(found).nats for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        asked = [self._request(*request.args) for request in requests]
-        opened, wanted = self._opened, self._wanted
-        many = Many(opened.decoder, opened.tokenizer, asked, wanted.together, None, wanted.kv)
+        prompts = [self._request(*request.args) for request in requests]
+        opened, options = self._opened, self._options
+        many = Many(opened.decoder, opened.tokenizer, prompts, options.together, None, options.kv)
         answers = [""] * len(requests)
         for number, result in many.run(partial(self._progress, "answers")):
             answers[number] = result.text
         return answers
 
-    def _request(self, context: str, options: Mapping[str, Any]) -> Request:
-        given = {key: value for key, value in options.items() if value is not None}
+    def _request(self, context: str, settings: Mapping[str, Any]) -> Request:
+        given = {key: value for key, value in settings.items() if value is not None}
         stops = given.pop("until", [])
         most = int(given.pop("max_gen_toks", _MAX_TOKENS))
         samples = bool(given.pop("do_sample", False))
         own = {key: given.pop(key) for key in ("temperature", "top_p", "top_k") if key in given}
         if given:
             raise ConfigError(
-                f"a task asks for {', '.join(given)}, which generation here has not; known are "
+                f"a task sets {', '.join(given)}, which generation here lacks; known are "
                 "until, max_gen_toks, do_sample, temperature, top_p and top_k"
             )
         sampling = Sampling.parse({**own, "seed": 0} if samples else {"temperature": 0.0})
@@ -120,19 +120,19 @@ class EngineLM(TemplateLM):
         return Request(prompt, sampling, most, stops, name="a task's context")
 
     def _shortened(self, text: str, room: int) -> str:
-        """Its end, where all of it leaves the answer no room."""
+        """The end of a text that leaves no room for an answer, else the text."""
         tokens, keep = self.tok_encode(text), room
         while len(tokens) > room:
             text = self._opened.tokenizer.decode(tokens[-keep:])
-            # An end may have a token more by itself.
+            # The end of a text, encoded by itself, may have one more token.
             tokens, keep = self.tok_encode(text), keep - 1
         return text
 
 
 class HarnessTasks:
-    """The harness's tasks of these names.
+    """Tasks of the harness, by name.
 
-    Raises ConfigError for a name that it does not have, with the nearest.
+    Raises ConfigError for a name that the harness lacks, with the nearest names.
     """
 
     def __init__(self, names: Sequence[str], folder: Path | None) -> None:
@@ -142,24 +142,24 @@ class HarnessTasks:
             if not self._manager.match_tasks([name]):
                 raise ConfigError(_unknown(name, self._manager.all_tasks))
 
-    def run(self, opened: OpenModel, wanted: WantedTasks, progress: Progress) -> list[Measured]:
-        """Raises DataError where a task's data cannot be had."""
-        # Its decorator hides what it takes.
+    def run(self, opened: OpenModel, options: TaskOptions, progress: Progress) -> list[Measured]:
+        """Raises DataError where a task's data cannot be fetched."""
+        # The function's decorator hides its parameters from type checkers.
         run: Any = simple_evaluate
-        model = EngineLM(opened, wanted, progress)
+        model = EngineLM(opened, options, progress)
         try:
             found = run(
                 model=model,
                 tasks=self._manager.match_tasks(list(self._names)),
-                num_fewshot=wanted.shots,
-                limit=wanted.limit,
+                num_fewshot=options.shots,
+                limit=options.limit,
                 task_manager=self._manager,
                 log_samples=False,
                 bootstrap_iters=1000,
             )
         except MixturaError:
             raise
-        # Its data sets and metrics come from many packages, with errors of their own.
+        # The harness's data sets and metrics come from many packages, with errors of their own.
         except Exception as error:
             raise DataError(
                 f"the tasks {', '.join(self._names)} cannot be run ({type(error).__name__}: "
@@ -170,7 +170,7 @@ class HarnessTasks:
 
 
 def _manager_of(names: Sequence[str], folder: Path | None) -> TaskManager:
-    """Reading what the harness itself brings takes it many seconds, so only where it is needed."""
+    """Tasks of `folder` and, only where needed, the harness's own, which take seconds to read."""
     if folder is not None:
         own = TaskManager(include_path=str(folder), include_defaults=False)
         if all(own.match_tasks([name]) for name in names):
@@ -188,7 +188,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[Measured]:
-    """Keys are `metric,filter`, and `metric_stderr,filter`."""
+    """Results as rows; the harness's keys are `metric,filter` and `metric_stderr,filter`."""
     counts = found.get("n-samples", {})
     for task, numbers in found["results"].items():
         questions = counts.get(task, {}).get("effective")

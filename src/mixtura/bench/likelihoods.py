@@ -1,6 +1,6 @@
-"""How likely a model holds texts to go on as they do, many at once.
+"""Log probabilities of continuations behind contexts, many at once.
 
-R rows of a step, N rows whose logits are asked for, V vocabulary.
+R rows of a step, N logit rows, V vocabulary.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ _MOST_LOGITS = 2**25
 
 
 class Continued(NamedTuple):
-    """Tokens, at least one, and those that follow them."""
+    """A context of at least one token, and the tokens that follow it."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -31,37 +31,37 @@ class Continued(NamedTuple):
 
 class Likelihood(NamedTuple):
     nats: float
-    """log probability of the whole continuation; 0 for none"""
+    """log probability of the whole continuation; 0 for an empty one"""
     greedy: bool
-    """whether each of its tokens is the likeliest one"""
+    """whether each token of the continuation is the likeliest one"""
 
 
 @dataclass(slots=True)
-class _Group:
-    """Continuations of one context, by the numbers of their requests."""
+class _SharedContext:
+    """One context, and the numbers of the requests of each of its continuations."""
 
     context: tuple[int, ...]
     numbers: dict[tuple[int, ...], list[int]]
 
 
-class _Reading(NamedTuple):
-    """What is to be read of one slot, from a position on; its last `asked` rows are asked for."""
+class _Chunk(NamedTuple):
+    """Tokens to read in one slot, from position `start`; the last `logit_rows` give logits."""
 
     slot: int
     start: int
     tokens: Sequence[int]
-    asked: int
+    logit_rows: int
 
 
-class _Scored(NamedTuple):
-    """Of rows, each with the token that follows."""
+class _TokenScores(NamedTuple):
+    """Of N rows, the log probability of the following token, and whether it is the likeliest."""
 
     nats_N: Tensor
     greedy_N: Tensor
 
 
 class Likelihoods:
-    """Reads what requests share only once: equal contexts, and the beginnings of similar ones.
+    """Computes continuations' log probabilities; equal beginnings of contexts are read once.
 
     Packed models compute as they do in prefill. Raises ConfigError for a model that is no decoder.
     """
@@ -76,7 +76,7 @@ class Likelihoods:
 
     @property
     def longest(self) -> int:
-        """Tokens that can be read before the last one that is predicted."""
+        """The most tokens before the last predicted one."""
         return self._decoder.config.context
 
     def of(
@@ -84,13 +84,13 @@ class Likelihoods:
         requests: Sequence[Continued],
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Likelihood]:
-        """One for each request, in their order; `progress` gets requests done and in all.
+        """One likelihood for each request, in order; `progress` gets requests done and in all.
 
-        Where a request is longer than the model's context, what comes first is left out. Raises
-        ConfigError for a continuation that no context holds.
+        A request that is longer than the model's context drops its first tokens. Raises ConfigError
+        for a continuation that does not fit into the context.
         """
         found: list[Likelihood] = [Likelihood(0.0, greedy=True)] * len(requests)
-        groups = self._groups(requests)
+        groups = self._shared_contexts(requests)
         done = 0
         scored = self._one_by_one(groups) if self._alone else self._in_slots(groups)
         for group, continuation, likelihood in scored:
@@ -101,8 +101,8 @@ class Likelihoods:
                 progress(done, len(requests))
         return found
 
-    def _groups(self, requests: Sequence[Continued]) -> list[_Group]:
-        """In an order in which neighbours begin alike."""
+    def _shared_contexts(self, requests: Sequence[Continued]) -> list[_SharedContext]:
+        """The requests by context, sorted so that neighbours share a beginning."""
         by_context: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]]
         by_context = defaultdict(lambda: defaultdict(list))
         for number, (context, continuation) in enumerate(requests):
@@ -116,11 +116,11 @@ class Likelihoods:
                     "predict it from; shorten the text"
                 )
             by_context[context[-room:]][continuation].append(number)
-        return [_Group(context, by_context[context]) for context in sorted(by_context)]
+        return [_SharedContext(context, by_context[context]) for context in sorted(by_context)]
 
     def _in_slots(
-        self, groups: Sequence[_Group]
-    ) -> Iterator[tuple[_Group, tuple[int, ...], Likelihood]]:
+        self, groups: Sequence[_SharedContext]
+    ) -> Iterator[tuple[_SharedContext, tuple[int, ...], Likelihood]]:
         if not groups:
             return
         slots = min(self._together, len(groups))
@@ -130,7 +130,7 @@ class Likelihoods:
         runner = Runner(self._decoder, plan)
         held: list[tuple[int, ...]] = [()] * slots
         each = -(-len(groups) // slots)
-        # Each slot has neighbours, so that it keeps what they share.
+        # Neighbours go to one slot, which keeps the beginning that they share.
         lists = [groups[slot * each : (slot + 1) * each] for slot in range(slots)]
         for turn in range(each):
             now = {slot: own[turn] for slot, own in enumerate(lists) if turn < len(own)}
@@ -145,47 +145,49 @@ class Likelihoods:
                     yield now[slot], continuation, likelihoods[slot]
 
     def _contexts(
-        self, runner: Runner, groups: dict[int, _Group], held: Sequence[tuple[int, ...]]
+        self, runner: Runner, groups: dict[int, _SharedContext], held: Sequence[tuple[int, ...]]
     ) -> dict[int, Tensor]:
-        """logits_V behind each slot's context."""
-        readings: list[_Reading] = []
+        """The logits_V of the last token of each slot's context."""
+        chunks: list[_Chunk] = []
         for slot, group in groups.items():
             context = group.context
             runner.expect(slot, len(context) + max(map(len, group.numbers)) - 1)
-            # The last one is always read, for its logits.
+            # The last token is always read, for its logits.
             start = min(shared_length(held[slot], context), len(context) - 1)
-            readings.append(_Reading(slot, start, context[start:], 1))
-        found = self._read(runner, readings)
+            chunks.append(_Chunk(slot, start, context[start:], 1))
+        found = self._read(runner, chunks)
         return {slot: logits_NV[0] for slot, logits_NV in found}
 
     def _continuations(
         self,
         runner: Runner,
-        groups: dict[int, _Group],
+        groups: dict[int, _SharedContext],
         logits: dict[int, Tensor],
         chosen: dict[int, tuple[int, ...]],
     ) -> dict[int, Likelihood]:
-        """One continuation for each slot."""
-        parts = {slot: [_scored(logits[slot][None], tokens[:1])] for slot, tokens in chosen.items()}
-        readings = [
-            _Reading(slot, len(groups[slot].context), tokens[:-1], len(tokens) - 1)
+        """The likelihood of one continuation for each slot."""
+        parts = {
+            slot: [_token_scores(logits[slot][None], tokens[:1])] for slot, tokens in chosen.items()
+        }
+        chunks = [
+            _Chunk(slot, len(groups[slot].context), tokens[:-1], len(tokens) - 1)
             for slot, tokens in chosen.items()
             if len(tokens) > 1
         ]
-        told = dict.fromkeys(chosen, 1)
-        for slot, logits_NV in self._read(runner, readings):
-            first = told[slot]
-            told[slot] += len(logits_NV)
-            parts[slot].append(_scored(logits_NV, chosen[slot][first : told[slot]]))
-        return {slot: _summed(own) for slot, own in parts.items()}
+        done = dict.fromkeys(chosen, 1)
+        for slot, logits_NV in self._read(runner, chunks):
+            first = done[slot]
+            done[slot] += len(logits_NV)
+            parts[slot].append(_token_scores(logits_NV, chosen[slot][first : done[slot]]))
+        return {slot: _likelihood(own) for slot, own in parts.items()}
 
-    def _read(self, runner: Runner, readings: Sequence[_Reading]) -> Iterator[tuple[int, Tensor]]:
-        """A slot and the logits_NV of rows of it that were asked for, in their order."""
+    def _read(self, runner: Runner, chunks: Sequence[_Chunk]) -> Iterator[tuple[int, Tensor]]:
+        """Each slot with logits_NV of its logit rows, in order."""
         limit = min(CHUNK, max(16, _MOST_LOGITS // self._decoder.config.vocabulary))
-        step: list[_Reading] = []
+        step: list[_Chunk] = []
         room = limit
-        for reading in readings:
-            rest = reading
+        for chunk in chunks:
+            rest = chunk
             while rest.tokens:
                 first, rest = _cut(rest, room)
                 step.append(first)
@@ -197,57 +199,57 @@ class Likelihoods:
             yield from _stepped(runner, step)
 
     def _one_by_one(
-        self, groups: Sequence[_Group]
-    ) -> Iterator[tuple[_Group, tuple[int, ...], Likelihood]]:
-        """For a router that chooses by other tokens too: each text by itself."""
+        self, groups: Sequence[_SharedContext]
+    ) -> Iterator[tuple[_SharedContext, tuple[int, ...], Likelihood]]:
+        """Each text by itself, for a router whose choices depend on other tokens of the batch."""
         device = self._decoder.head.weight.device
         for group in groups:
             for continuation in group.numbers:
                 tokens = torch.tensor([[*group.context, *continuation]], device=device)
                 with torch.inference_mode():
                     logits_SV = self._decoder(tokens[:, :-1]).logits_BSV[0].float().cpu()
-                asked_NV = logits_SV[-len(continuation) :]
-                yield group, continuation, _summed([_scored(asked_NV, continuation)])
+                logits_NV = logits_SV[-len(continuation) :]
+                yield group, continuation, _likelihood([_token_scores(logits_NV, continuation)])
 
 
-def _stepped(runner: Runner, step: Sequence[_Reading]) -> Iterator[tuple[int, Tensor]]:
+def _stepped(runner: Runner, step: Sequence[_Chunk]) -> Iterator[tuple[int, Tensor]]:
     tokens_R = torch.tensor([token for one in step for token in one.tokens])
     slots_R = torch.tensor([one.slot for one in step for _ in one.tokens])
     positions_R = torch.tensor(
         [one.start + number for one in step for number in range(len(one.tokens))]
     )
-    asked: list[int] = []
+    logit_rows: list[int] = []
     end = 0
     for one in step:
         end += len(one.tokens)
-        asked += range(end - one.asked, end)
+        logit_rows += range(end - one.logit_rows, end)
     logits_NV = runner.step(
-        tokens_R, slots_R, positions_R, "prefill", torch.tensor(asked, dtype=torch.int64)
+        tokens_R, slots_R, positions_R, "prefill", torch.tensor(logit_rows, dtype=torch.int64)
     )
     done = 0
     for one in step:
-        if one.asked:
-            yield one.slot, logits_NV[done : done + one.asked]
-            done += one.asked
+        if one.logit_rows:
+            yield one.slot, logits_NV[done : done + one.logit_rows]
+            done += one.logit_rows
 
 
-def _cut(reading: _Reading, rows: int) -> tuple[_Reading, _Reading]:
-    """Its first rows, and the rest."""
-    slot, start, tokens, asked = reading
+def _cut(chunk: _Chunk, rows: int) -> tuple[_Chunk, _Chunk]:
+    """The first `rows` tokens of a chunk, and the rest."""
+    slot, start, tokens, logit_rows = chunk
     first, rest = tokens[:rows], tokens[rows:]
-    later = min(asked, len(rest))
+    later = min(logit_rows, len(rest))
     return (
-        _Reading(slot, start, first, asked - later),
-        _Reading(slot, start + len(first), rest, later),
+        _Chunk(slot, start, first, logit_rows - later),
+        _Chunk(slot, start + len(first), rest, later),
     )
 
 
-def _scored(logits_NV: Tensor, tokens: Sequence[int]) -> _Scored:
+def _token_scores(logits_NV: Tensor, tokens: Sequence[int]) -> _TokenScores:
     token_N = torch.tensor(tokens)
     own_N = logits_NV.gather(1, token_N[:, None])[:, 0]
-    return _Scored(own_N - logits_NV.logsumexp(-1), logits_NV.argmax(-1) == token_N)
+    return _TokenScores(own_N - logits_NV.logsumexp(-1), logits_NV.argmax(-1) == token_N)
 
 
-def _summed(parts: Sequence[_Scored]) -> Likelihood:
+def _likelihood(parts: Sequence[_TokenScores]) -> Likelihood:
     nats = sum(float(part.nats_N.double().sum()) for part in parts)
     return Likelihood(nats, all(bool(part.greedy_N.all()) for part in parts))

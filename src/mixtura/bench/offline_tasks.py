@@ -1,10 +1,11 @@
-"""Small tasks that need no data set: text of Python's standard library, which every user has.
+"""Small tasks without a data set, from the text of Python's standard library.
 
-* cloze: the last word of a sentence of a docstring, among three of other sentences. Chance is 1/4.
-* recall: a number that was stated once, asked for behind real text. Each token must be the
+* cloze: the last word of a docstring's sentence, among the last words of three others. Chance is
+  1/4.
+* recall: a number that was stated once, needed again behind real text. Each token must be the
   likeliest.
-* copy: a passage of real text that stands there twice, the second time from its middle on. Each
-  token must be the likeliest.
+* copy: a passage of real text, repeated to its middle; the rest follows. Each token must be the
+  likeliest.
 """
 
 import ast
@@ -19,7 +20,7 @@ from typing import Literal
 from mixtura.data import Document, StdlibSource
 
 Measure = Literal["likeliest choice", "every token likeliest"]
-# So that one long file is not all of a task.
+# The most questions of a file: one long file must not make up a task.
 _PER_DOCUMENT = 3
 _SENTENCE = re.compile(r"[A-Z][a-z]+(?: [a-z]+,?){6,24} [a-z]{4,}\.(?=\s|$)")
 _PASSAGE = 240
@@ -28,7 +29,7 @@ _NAMES = ("amber", "birch", "cobalt", "delta", "ember", "fjord", "garnet", "haze
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A text, and ways to go on of which the first is right."""
+    """A text, and continuations of which the first is right."""
 
     context: str
     choices: tuple[str, ...]
@@ -39,28 +40,28 @@ class OfflineTask:
     name: str
     measure: Measure
     questions: Callable[[], list[Question]]
-    """the same ones each time, under one version of Python"""
+    """gives the same questions each time under one version of Python"""
 
 
 def _cloze() -> list[Question]:
     found = [text.rpartition(" ") for text in _sentences()]
     words = sorted({word for _, _, word in found})
-    draw = random.Random(0)
+    rng = random.Random(0)
     questions: list[Question] = []
     for before, _, word in found:
-        # Of about the same length, so that length tells nothing.
+        # Words of about the same length, so that length does not reveal the answer.
         others = [one for one in words if one != word and abs(len(one) - len(word)) <= 1]
         if len(others) >= 3:
-            choices = (word, *draw.sample(others, 3))
+            choices = (word, *rng.sample(others, 3))
             questions.append(Question(before, tuple(f" {one}" for one in choices)))
     return questions
 
 
 def _recall() -> list[Question]:
-    draw = random.Random(1)
+    rng = random.Random(1)
     questions: list[Question] = []
     for passage in _passages():
-        name, number = draw.choice(_NAMES), str(draw.randrange(1000, 10000))
+        name, number = rng.choice(_NAMES), str(rng.randrange(1000, 10000))
         stated = f"The code of {name} is {number}.\n\n{passage}\n\n"
         questions.append(Question(f"{stated}The code of {name} is", (f" {number}",)))
     return questions
@@ -76,7 +77,7 @@ def _copy() -> list[Question]:
 
 
 GROUP = "mixtura"
-"""names all of them"""
+"""the name of all three tasks together"""
 TASKS: Mapping[str, OfflineTask] = {
     task.name: task
     for task in (
@@ -89,7 +90,7 @@ TASKS: Mapping[str, OfflineTask] = {
 
 @cache
 def _docstrings() -> Sequence[tuple[str, ...]]:
-    """Of each file, in an order that is drawn once; each as one line, without its indentation."""
+    """Docstrings of each file, each as one line; the files are in a fixed random order."""
     found: list[tuple[str, ...]] = []
     for document in StdlibSource(limit_mb=3.0).read():
         if isinstance(document, Document):
@@ -100,7 +101,7 @@ def _docstrings() -> Sequence[tuple[str, ...]]:
 
 def _docstrings_in(source: str) -> Iterator[str]:
     with warnings.catch_warnings():
-        # Of the library's own escapes in strings; it is only read.
+        # Parsing warns of invalid escapes in the library's own strings.
         warnings.simplefilter("ignore")
         try:
             nodes = list(ast.walk(ast.parse(source)))

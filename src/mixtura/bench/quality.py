@@ -1,4 +1,4 @@
-"""What quantisation costs a model: perplexity on real text in 16, 8 and 4 bits, side by side."""
+"""The cost of quantisation: perplexity on real text in 16, 8 and 4 bits, side by side."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from mixtura.bench.rounding import round_by_llama_cpp, unpack_into
-from mixtura.bench.scoring import Score, score
+from mixtura.bench.text_loss import TextLoss, text_loss
 from mixtura.bench.windows import Windows, windows
 from mixtura.checkpoints.hub import folder_of
 from mixtura.checkpoints.model_kind import what_is
@@ -29,39 +29,39 @@ _PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What to measure."""
+class QualityOptions:
+    """The text, and the versions of the model to measure."""
 
     bits: tuple[Precision, ...] = (16, 8, 4)
     text: Path | None = None
     """a file or a folder; None: a run's own held-out text, or Python's standard library"""
     tokens: int = 16384
     length: int | None = None
-    """of a window; None: 512, or the model's context where that is shorter"""
+    """tokens of a window; None: 512, or the model's context where that is shorter"""
     head_bits: Bits | None = None
-    """of the head and the embedding; None: as many as the rest"""
+    """bits of the head's and the embedding's weights; None: those of the rest"""
     peer: bool = False
-    """llama.cpp's rules of rounding too"""
+    """whether to measure llama.cpp's rounding too"""
 
 
 @dataclass(frozen=True, slots=True)
 class QualityRow:
-    """One way to hold and to compute the model."""
+    """One version of the model: its weights and its arithmetic."""
 
     name: str
     bits: Precision
     arithmetic: Arithmetic
-    """of the products with packed weights; all else is fp32"""
+    """that of products with packed weights; the rest is fp32"""
     bytes: int
     perplexity: float
     bits_per_byte: float
     ratio: float
-    """of its perplexity to that of 16 bits"""
+    """perplexity over that of 16 bits"""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Rows in the order in which they were measured; the first is 16 bits."""
+    """The results; the first row is 16 bits."""
 
     model: str
     text: str
@@ -69,23 +69,23 @@ class Quality:
     length: int
     head_bits: Bits | None
     predicted: int
-    """tokens"""
+    """the number of predicted tokens"""
     rows: tuple[QualityRow, ...]
     unchecked: tuple[str, ...] = ()
-    """what of the weights carries no digest"""
+    """parts of the weights without a digest"""
 
     def as_data(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def bench_quality(
-    model: str | Path, wanted: Wanted, progress: Progress = silent, *, verify: bool = False
+    model: str | Path, options: QualityOptions, progress: Progress = silent, *, verify: bool = False
 ) -> Quality:
-    """Pack the model into a folder that is removed again, and read the same text each time.
+    """Pack the model into temporary folders, and measure every version on the same text.
 
-    16 bits are its weights as bf16, multiplied in fp32: what it is before anything is quantised.
-    Digests are compared before this returns, or to `verify` before anything is measured. Raises
-    ConfigError, CheckpointError or DataError, by name, for what cannot be measured.
+    16 bits are the weights as bf16, multiplied in fp32: the model before quantisation. Digests are
+    compared before this returns, with `verify` before anything is measured. Raises ConfigError,
+    CheckpointError or DataError, by name, for a model or a text that cannot be measured.
     """
     path = folder_of(str(model))
     if what_is(path) == "packed":
@@ -93,20 +93,20 @@ def bench_quality(
             f"{model}: is packed already, and what packing cost it can no longer be seen; give the "
             "model that it was packed from"
         )
-    text, documents = _text_of(path, wanted.text)
+    text, documents = _text_of(path, options.text)
     opened = open_model(path, "bfloat16", wait=verify)
     check = opened.check
     context = opened.decoder.config.context
-    length = min(512, context) if wanted.length is None else wanted.length
+    length = min(512, context) if options.length is None else options.length
     opened.decoder.check_length(length)
-    read = windows(documents, opened.tokenizer, length, wanted.tokens)
-    measure = _Measurement(path, read, wanted.head_bits, progress)
+    read = windows(documents, opened.tokenizer, length, options.tokens)
+    measure = _Measurement(path, read, options.head_bits, progress)
     measure.in_sixteen_bits(opened.decoder)
     del opened
-    for bits in wanted.bits:
+    for bits in options.bits:
         if bits == 16:
             continue
-        if wanted.peer:
+        if options.peer:
             measure.by_llama_cpp(bits)
         measure.packed(bits)
     check.finish()
@@ -116,7 +116,7 @@ def bench_quality(
         text,
         len(read.token_WS),
         length,
-        wanted.head_bits,
+        options.head_bits,
         read.predicted,
         rows,
         check.unchecked,
@@ -124,7 +124,7 @@ def bench_quality(
 
 
 class _Measurement:
-    """Rows as they come, each against the first."""
+    """Measures versions one after another, each against the first."""
 
     def __init__(
         self, path: Path, text: Windows, head_bits: Bits | None, progress: Progress
@@ -136,17 +136,17 @@ class _Measurement:
 
     def in_sixteen_bits(self, model: LanguageModel) -> None:
         size = 2 * sum(parameter.numel() for parameter in model.parameters())
-        self._add("16 bits", 16, "fp32", size, self._score(model.float(), "16 bits"))
+        self._add("16 bits", 16, "fp32", size, self._loss(model.float(), "16 bits"))
 
     def by_llama_cpp(self, bits: Bits) -> None:
         name = f"{'Q4_0' if bits == 4 else 'Q8_0'} (llama.cpp's rule), weights alone"
         model = self._plain()
-        told = partial(self._progress, f"rounding, {name}")
-        size = round_by_llama_cpp(model, bits, self._head_bits, told)
-        self._add(name, bits, "fp32", size, self._score(model, name))
+        progress = partial(self._progress, f"rounding, {name}")
+        size = round_by_llama_cpp(model, bits, self._head_bits, progress)
+        self._add(name, bits, "fp32", size, self._loss(model, name))
 
     def packed(self, bits: Bits) -> None:
-        """Its weights in a plain model; then as it is used in each phase."""
+        """Measure the packed weights in a plain model, then the packed model in each phase."""
         with TemporaryDirectory() as folder:
             out = pack_model(
                 self._path,
@@ -158,19 +158,19 @@ class _Measurement:
             model = open_model(out.path, wait=False).decoder
             name, plain = f"{bits} bits, weights alone", self._plain()
             unpack_into(plain, model)
-            self._add(name, bits, "fp32", out.bytes, self._score(plain, name))
+            self._add(name, bits, "fp32", out.bytes, self._loss(plain, name))
             del plain
             for phase in _PHASES:
                 name = f"{bits} bits, {phase}"
                 with in_phase(phase):
-                    self._add(name, bits, arithmetic_of(phase), out.bytes, self._score(model, name))
+                    self._add(name, bits, arithmetic_of(phase), out.bytes, self._loss(model, name))
 
     def _plain(self) -> LanguageModel:
-        # Compared with its digests already, or just now.
+        # The first opening compares the digests, or has compared them.
         return open_model(self._path, "bfloat16", wait=False).decoder.float()
 
-    def _score(self, model: LanguageModel, name: str) -> Score:
-        return score(model, self._text, partial(self._progress, f"reading, {name}"))
+    def _loss(self, model: LanguageModel, name: str) -> TextLoss:
+        return text_loss(model, self._text, partial(self._progress, f"reading, {name}"))
 
     def _add(
         self,
@@ -178,7 +178,7 @@ class _Measurement:
         bits: Precision,
         arithmetic: Arithmetic,
         size: int,
-        found: Score,
+        found: TextLoss,
     ) -> None:
         whole = self.rows[0].perplexity if self.rows else found.perplexity
         ratio = found.perplexity / whole
@@ -187,7 +187,7 @@ class _Measurement:
 
 
 def _text_of(path: Path, text: Path | None) -> tuple[str, Iterable[Document | Skipped]]:
-    """Its name for people, and its documents."""
+    """The text's name, and its documents."""
     if text is not None:
         return str(text), TextSource(kind="text", paths=(str(text),)).read()
     if what_is(path) == "run":

@@ -1,4 +1,4 @@
-"""A plain model whose weights are rounded: as packing rounded them, or by llama.cpp's rule.
+"""A plain model with rounded weights: those of a packed model, or by llama.cpp's rule.
 
 N output channels, K inputs.
 """
@@ -20,7 +20,7 @@ from mixtura.shapes.storage.packed import Planned
 
 @torch.no_grad()
 def unpack_into(plain: nn.Module, packed: nn.Module) -> None:
-    """Give a plain model the weights that the packed one holds; what is not packed stays."""
+    """Copy a packed model's weights into a plain model; weights that are not packed stay."""
     for one in _packed_ones(plain):
         held = packed.get_submodule(one.name.removesuffix(".weight"))
         match held:
@@ -43,11 +43,10 @@ def round_by_llama_cpp(
     head_bits: Bits | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Round in place what packing packs, and nothing else, as Q4_0 or Q8_0.
+    """Round the weights that packing would pack, in place, as Q4_0 or Q8_0.
 
-    `head_bits` are those of the head and the embedding; `progress` gets tensors done and in all.
-    Gives the bytes of such a model: groups with their scales, and 16 bits for each number that
-    stays.
+    `head_bits` is for the head and the embedding; `progress` gets tensors done and in all. Returns
+    the bytes of such a model: groups with their scales, and 16 bits for every other weight.
     """
     weights: list[tuple[Tensor, Bits]] = [
         (weight, one.bits(bits, head_bits or bits))
@@ -56,7 +55,7 @@ def round_by_llama_cpp(
     ]
     size = 0
     for done, (weight, own) in enumerate(weights):
-        # An expert at a time.
+        # One expert at a time.
         for w_NK in weight.flatten(0, -3) if weight.dim() > 2 else [weight]:
             inputs = w_NK.shape[1]
             padded_NK = F.pad(w_NK.float(), (0, -inputs % GROUP))
@@ -74,7 +73,7 @@ def _packed_ones(model: nn.Module) -> list[Planned]:
 
 
 def _weights(model: nn.Module, one: Planned) -> list[Tensor]:
-    """A matrix's own parameter, or an FFN's two."""
+    """The parameter of a matrix, or the two of an FFN."""
     if one.kind == "tiles":
         return [model.get_parameter(one.name)]
     return [model.get_parameter(name) for name in one.weights]

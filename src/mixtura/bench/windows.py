@@ -1,4 +1,4 @@
-"""Real text as windows of tokens, all of one length. W windows, S positions of one."""
+"""Real text as windows of tokens of one length. W windows, S positions of one."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from mixtura.data.split import share
 from mixtura.errors import DataError
 from mixtura.tokenizers import Tokenizer
 
-# So that a few long files are not all of the text.
+# The most windows of a document: a few long files must not make up the whole text.
 _PER_DOCUMENT = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Each begins anew, so a model predicts every token of it but the first."""
+    """Windows that each begin anew: a model predicts every token but a window's first."""
 
     token_WS: Tensor
     """int64"""
     bytes_WS: Tensor
-    """int64: UTF-8 bytes that each token adds to the text; 0 for what every text begins with"""
+    """int64: UTF-8 bytes that each token adds to the text; 0 for the tokens of `begin`"""
 
     @property
     def predicted(self) -> int:
-        """Tokens that are predicted."""
+        """The number of predicted tokens."""
         return self.token_WS[:, 1:].numel()
 
     @property
@@ -38,18 +38,18 @@ class Windows:
 def windows(
     documents: Iterable[Document | Skipped], tokenizer: Tokenizer, length: int, tokens: int
 ) -> Windows:
-    """About so many tokens, at most a few windows of each document, in an order drawn by name.
+    """About `tokens` tokens, at most 8 windows of each document, in an order by hash of its name.
 
-    What is left of a document behind its last whole window is left out. Raises DataError where no
+    A document's tokens behind its last whole window are left out. Raises DataError where no
     document fills a window.
     """
     readable = [document for document in documents if isinstance(document, Document)]
-    drawn = sorted(readable, key=lambda document: share(document.name, "quality"))
+    shuffled = sorted(readable, key=lambda document: share(document.name, "quality"))
     begin = list(tokenizer.begin)
-    # A window needs a token to predict from and one to predict.
+    # A window needs two tokens: one to predict from, and one to predict.
     own = max(2, length) - len(begin)
     found: list[tuple[list[int], list[int]]] = []
-    for document in drawn:
+    for document in shuffled:
         encoded = tokenizer.encode_batch([document.text])[0]
         for start in range(0, min(_PER_DOCUMENT * own, len(encoded.ids_N) - own + 1), own):
             part = slice(start, start + own)

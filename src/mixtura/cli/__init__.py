@@ -1,7 +1,7 @@
-"""A translator: each command parses, calls one library function and prints.
+"""The command line, a translator: each command parses, calls one library function and prints.
 
-One file a command, and one line for it in `app.py`. Nothing here imports torch before a command
-needs it, so that `--help`, `--version` and most mistakes answer at once.
+Each command has one file, and one line in `app.py`. No module imports torch before a command uses
+it, so that `--help`, `--version` and most mistakes answer at once.
 """
 
 import os
@@ -11,7 +11,7 @@ from mixtura.cli.startup import without_collection
 
 def main() -> None:
     """Run the command line of this process, and exit."""
-    # Looking for pydantic's plugins reads the entry points of every package that is installed.
+    # Pydantic's search for plugins reads the entry points of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     with without_collection():
         from mixtura.cli.app import main as run

@@ -1,4 +1,4 @@
-"""A model's text and how it went, for people and for programs."""
+"""A model's text and its figures, for people and for programs."""
 
 import sys
 from collections.abc import Iterable
@@ -25,19 +25,19 @@ def show(pieces: Iterable[str]) -> None:
 
     On a terminal, control characters are printed as their pictures.
     """
-    # A model may write any byte.
+    # A model may write any character.
     shown = visible if sys.stdout.isatty() else str
     try:
         listen(_printed(shown(piece)) for piece in pieces)
     except MixturaError:
-        # What went wrong gets a line of its own.
+        # The error gets a line of its own.
         print(flush=True)
         raise
     print(flush=True)
 
 
 def listen(pieces: Iterable[object]) -> None:
-    """Exhaust a stream; Ctrl-C ends it early, and its result then says so."""
+    """Exhaust a stream; Ctrl-C ends it early, and its result then states that."""
     try:
         for _ in pieces:
             pass
@@ -50,12 +50,12 @@ def _printed(piece: str) -> None:
 
 
 def note(text: str) -> None:
-    """A remark on stderr, where it is no part of the output."""
+    """Print a remark on stderr, apart from the output."""
     print(visible_line(f"[{text}]"), file=sys.stderr, flush=True)
 
 
 def summary(result: "Generation", stop: str = "a stop text ended it") -> str:
-    """How much, how fast, and why it ended; `stop` says it where a text did."""
+    """Tokens, speed, and the reason of the end; `stop` is the reason for a stop text."""
     count, first = plural(len(result.tokens), "token"), result.prefill_seconds
     speed = f"first after {first:.2f} s, then {result.tokens_per_second:.1f} tokens/s"
     ending = stop if result.finish == "stop" else _ENDINGS[result.finish]
@@ -67,9 +67,9 @@ def plural(count: int, noun: str) -> str:
 
 
 def as_data(result: "Generation", tokenizer: "Tokenizer") -> dict[str, Any]:
-    """For --json: what the result holds, and the numbers that follow from it.
+    """The result for --json, with the figures that follow from it.
 
-    Beside each log probability stands its token's text.
+    Each log probability has its token's text beside it.
     """
     held = asdict(result)
     if result.logprobs is None:

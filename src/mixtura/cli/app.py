@@ -1,4 +1,4 @@
-"""The command `mixtura`: its list of commands, and how every error ends."""
+"""The command `mixtura`: its list of commands, and the end of every error."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ GROUPS = ("bench", "models")
 def app(names: Sequence[str] = (*COMMANDS, *GROUPS)) -> typer.Typer:
     """The command line with these commands; only their modules are imported."""
     built = typer.Typer(
-        # Plain help wraps well at any width, keeps examples as they are, and needs no colours.
+        # Plain help wraps well at any width, keeps the line breaks of examples, and has no colours.
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["--help", "-h"]},
@@ -42,9 +42,9 @@ def command(name: str) -> Callable[..., Any]:
 
 
 def _needed(arguments: Sequence[str]) -> Sequence[str]:
-    """The command that is asked for, alone: importing all takes a fifth of a second.
+    """The requested command only: importing all of them takes a fifth of a second.
 
-    All of them where none is, so that help lists them, and for a shell that completes.
+    All commands where none is requested, for help, and for a shell that completes.
     """
     known = (*COMMANDS, *GROUPS)
     if not arguments or "_MIXTURA_COMPLETE" in os.environ:
@@ -54,8 +54,8 @@ def _needed(arguments: Sequence[str]) -> Sequence[str]:
     return arguments[:1] if arguments[0] in known else known
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         from mixtura import __version__
 
         print(f"mixtura {__version__}")
@@ -99,32 +99,31 @@ def main() -> None:
     """Run the command line of this process, and exit."""
     open_closed_streams()
     status = run(sys.argv[1:])
-    # A Ctrl-C that passed through code executed from a string (a dataclass, a namedtuple: lazy
-    # imports make many) has CPython end `python -m mixtura` by SIGINT, though it was caught and
-    # whatever the status. The next code from a string has it forget that.
+    # CPython ends `python -m mixtura` by SIGINT, whatever the status, after a Ctrl-C inside code
+    # that was executed from a string, even if it was caught. Dataclasses and namedtuples, and so
+    # lazy imports, execute such code. Another string that is executed clears this state.
     exec("")
     sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; gives its exit status, and says on stderr what a user can mend."""
+    """Run one command, print an error that a user can mend, and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character is no reason to stop.
+        # A character that the terminal lacks is replaced, not an error.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         status = app(_needed(arguments))(
             list(arguments), prog_name="mixtura", standalone_mode=False
         )
-        # Where standard output is a full disk, this is what says so.
+        # A full disk behind standard output shows here.
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except typer.TyperException as error:
-        asked = " ".join(
-            ["mixtura", *(name for name in arguments[:1] if name in (*COMMANDS, *GROUPS))]
-        )
-        return mistake(f"{error.format_message().rstrip('.')}; see '{asked} --help'")
+        named = [name for name in arguments[:1] if name in (*COMMANDS, *GROUPS)]
+        help_command = " ".join(["mixtura", *named, "--help"])
+        return mistake(f"{error.format_message().rstrip('.')}; see '{help_command}'")
     except (MixturaError, OSError) as error:
         return status_of(error)
     except (MemoryError, RuntimeError) as error:

@@ -51,7 +51,7 @@ KV = Annotated[
 
 
 def check_run(run: Path) -> None:
-    """Raises CheckpointError before any torch is loaded, where there is nothing to load."""
+    """Raises CheckpointError, before torch is loaded, where RUN is no folder."""
     if not run.is_dir():
         raise CheckpointError(
             f"{run}: no such run folder; give the folder that 'mixtura train' wrote"
@@ -59,7 +59,7 @@ def check_run(run: Path) -> None:
 
 
 def check_model(model: str) -> None:
-    """Raises CheckpointError before any torch is loaded, where there is nothing to load."""
+    """Raises CheckpointError, before torch is loaded, where MODEL does not exist."""
     if is_named(model):
         pulled_path(model)
     elif not Path(model).exists() and not is_hub_id(model):

@@ -78,13 +78,13 @@ def quality(
     """
     chosen = _precisions(bits)
     check_model(model)
-    from mixtura.bench import Wanted, bench_quality
+    from mixtura.bench import QualityOptions, bench_quality
     from mixtura.train import choose_view
 
     with choose_view() as view:
         of_head = None if head_bits is None else _BITS[head_bits]
-        wanted = Wanted(chosen, text, tokens, length, of_head, peer)
-        found = bench_quality(model, wanted, progress=view.preparing, verify=verify)
+        options = QualityOptions(chosen, text, tokens, length, of_head, peer)
+        found = bench_quality(model, options, progress=view.preparing, verify=verify)
     if verify:
         note_unchecked(found.unchecked)
     _show(found)

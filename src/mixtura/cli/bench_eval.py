@@ -9,7 +9,7 @@ import typer
 
 from mixtura.cli.answers import note, plural
 from mixtura.cli.arguments import KV, AsJson, DType, Model, at_least_one, check_model
-from mixtura.cli.opening import opened
+from mixtura.cli.opened_model import opened
 from mixtura.cli.verification import Verify, checked
 from mixtura.errors import StorageError
 
@@ -29,7 +29,7 @@ def evaluate(
     ] = "mixtura",
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Ask so many questions of each task.  [default: all]"),
+        typer.Option(min=1, help="Use so many questions of each task.  [default: all]"),
     ] = None,
     shots: Annotated[
         int | None,
@@ -66,14 +66,14 @@ def evaluate(
     check_model(model)
     if out is not None and os.path.lexists(out):
         raise StorageError(f"{out}: already exists; remove it or choose another place")
-    from mixtura.bench.evaluation import WantedTasks, bench_eval
+    from mixtura.bench.evaluation import TaskOptions, bench_eval
     from mixtura.train import choose_view
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    wanted = WantedTasks(names, limit, shots, task_folder, together, kv)
+    options = TaskOptions(names, limit, shots, task_folder, together, kv)
     loaded = opened(model, dtype, verify=verify)
     with checked(loaded.check, verify=verify), choose_view() as view:
-        found = bench_eval(loaded, wanted, progress=view.preparing)
+        found = bench_eval(loaded, options, progress=view.preparing)
     if out is not None:
         from mixtura.files import atomic_text
 

@@ -1,4 +1,4 @@
-"""`mixtura chat`: turn by turn."""
+"""`mixtura chat`: a conversation, turn by turn."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +9,7 @@ from mixtura.cli.answers import as_data, note
 from mixtura.cli.arguments import KV, AsJson, DType, Model, check_model
 from mixtura.cli.chat_session import Session
 from mixtura.cli.line_editor import LineEditor
-from mixtura.cli.opening import opened
+from mixtura.cli.opened_model import opened
 from mixtura.cli.sampling_options import (
     FrequencyPenalty,
     LogitBias,
@@ -34,7 +34,7 @@ def chat(
     model: Model,
     system: Annotated[
         str,
-        typer.Option(help="What a model with a chat template is told before the first turn."),
+        typer.Option(help="The system message, for a model with a chat template."),
     ] = "",
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
@@ -66,18 +66,19 @@ def chat(
 ) -> None:
     """Talk with a trained model, turn by turn.
 
-    The models that Mixtura trains are base models: they continue text, and know neither questions
-    nor roles. So a chat is one growing text: what you type, a line break, what the model goes on
-    to write until it writes a blank line, ends its document or reaches --max-tokens, then a blank
-    line and your next turn. A model that came with a chat template is talked with in its roles
-    instead, and ends its turn by itself. When the context is full, the oldest turns are forgotten
-    whole, and a line says so. After each answer a line says when its first token came, and how fast
-    the others did.
+    The models that Mixtura trains are base models: they continue text, and were trained neither on
+    questions nor on roles. So a chat is one growing text: what you type, a line break, what the
+    model goes on to write until it writes a blank line, ends its document or reaches --max-tokens,
+    then a blank line and your next turn. A model that came with a chat template is talked with in
+    its roles instead, and ends its turn by itself. When the context is full, the oldest turns are
+    forgotten whole, and a line says so. After each answer a line says when its first token came,
+    and how fast the others did.
 
-    /system TEXT tells a model with roles how to answer, /regenerate answers once more, /save FILE
-    and /load FILE keep a chat, /reset forgets everything, /quit leaves, /help says it again. Ctrl-C
-    stops an answer, which stays as far as it went; at the prompt it leaves, as does Ctrl-D. A line
-    that ends with a backslash goes on in the next one; \"\"\" begins lines that end with another.
+    /system TEXT sets the system message of a model with roles, /regenerate answers once more, /save
+    FILE and /load FILE keep a chat, /reset forgets everything, /quit leaves, /help lists these.
+    Ctrl-C stops an answer, which stays as far as it went; at the prompt it leaves, as does Ctrl-D.
+    A line that ends with a backslash goes on in the next one; \"\"\" begins lines that end with
+    another.
 
     What is typed on a terminal is kept for its line editor, up to 1000 lines that you alone can
     read, in the user's state folder (or MIXTURA_STATE).
@@ -104,10 +105,10 @@ def chat(
     from mixtura.engine.conversation import Conversation
     from mixtura.engine.model_defaults import ModelDefaults
 
-    settled = given.under(ModelDefaults.of(loaded.folder))
-    sampling = settled.sampling
+    resolved = given.with_defaults(ModelDefaults.of(loaded.folder))
+    sampling = resolved.sampling
     conversation = Conversation(
-        loaded.decoder, loaded.tokenizer, sampling, settled.max_tokens, system, context, kv
+        loaded.decoder, loaded.tokenizer, sampling, resolved.max_tokens, system, context, kv
     )
     editor = LineEditor(keeps=history)
     note(f"{model}, seed {sampling.seed}; /help says what there is, /quit leaves")
@@ -117,8 +118,8 @@ def chat(
     finally:
         editor.close()
     if as_json:
-        told = [_turn_data(turn, loaded.tokenizer) for turn in turns]
-        print(json.dumps({"turns": told, **sampling.model_dump()}))
+        turn_data = [_turn_data(turn, loaded.tokenizer) for turn in turns]
+        print(json.dumps({"turns": turn_data, **sampling.model_dump()}))
 
 
 def _turn_data(turn: "Turn", tokenizer: "Tokenizer") -> dict[str, Any]:

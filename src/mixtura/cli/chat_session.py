@@ -1,4 +1,4 @@
-"""A chat as it goes: what is said, and the commands that begin with a slash."""
+"""One chat: its turns, and the commands that begin with a slash."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 _HELP = f"""\
-/system TEXT   tell a model with roles how to answer, from the next turn on; alone: nothing
+/system TEXT   set the system message of a model with roles, from the next turn on; alone: none
 /regenerate    answer what was said last once more
 /save FILE     write what is remembered, as JSON
 /load FILE     go on from a chat that was saved
@@ -25,7 +25,7 @@ lines that end with {QUOTES}."""
 
 
 class Session:
-    """Turns of a conversation, read from `editor` until somebody leaves."""
+    """Turns of a conversation, read from `editor` until the user leaves."""
 
     def __init__(self, conversation: "Conversation", editor: LineEditor, model: str) -> None:
         self._conversation, self._editor, self._model = conversation, editor, model
@@ -39,7 +39,7 @@ class Session:
         }
 
     def turns(self) -> "Iterator[Turn]":
-        """Each turn once its answer has been shown."""
+        """Each turn, after its answer has been shown."""
         while (said := self._editor.said()) is not None:
             if said == "/quit":
                 return
@@ -51,7 +51,7 @@ class Session:
         try:
             if name in self._commands:
                 yield from self._commands[name](text.strip())
-            # A path, say, may follow a slash.
+            # Other text, such as a path, may begin with a slash.
             elif found and not text:
                 known = ", ".join(f"/{one}" for one in (*self._commands, "quit"))
                 note(f"{said} is no command; there are {known}")
@@ -61,18 +61,18 @@ class Session:
             note(str(error))
 
     def _help(self, text: str) -> "Iterator[Turn]":
-        _take_nothing("help", text)
+        _refuse_text("help", text)
         for line in _HELP.splitlines():
             note(line)
         yield from ()
 
     def _system(self, text: str) -> "Iterator[Turn]":
         self._conversation.system = text
-        note("the system says that from now on" if text else "the system says nothing")
+        note("the system message is set" if text else "the system message is empty")
         yield from ()
 
     def _regenerate(self, text: str) -> "Iterator[Turn]":
-        _take_nothing("regenerate", text)
+        _refuse_text("regenerate", text)
         yield from _answered(self._conversation.again())
 
     def _save(self, text: str) -> "Iterator[Turn]":
@@ -92,9 +92,9 @@ class Session:
         yield from ()
 
     def _reset(self, text: str) -> "Iterator[Turn]":
-        _take_nothing("reset", text)
+        _refuse_text("reset", text)
         self._conversation.reset()
-        note("forgot everything")
+        note("all turns are forgotten")
         yield from ()
 
 
@@ -106,7 +106,7 @@ def _answered(turn: "Turn") -> "Iterator[Turn]":
     yield turn
 
 
-def _take_nothing(name: str, text: str) -> None:
+def _refuse_text(name: str, text: str) -> None:
     if text:
         raise ConfigError(f"/{name} stands alone, and {text!r:.60} follows it; say it without")
 

@@ -1,7 +1,7 @@
-"""What a shell completes in place of a MODEL, a RECIPE or a NAME.
+"""Completions of a MODEL, a RECIPE or a NAME in a shell.
 
-Typer prints what these give. A shell completes paths by itself only where they give nothing, so
-paths stand beside the names. Nothing here loads torch, or says a word of its own.
+Typer prints the results. A shell completes paths by itself only where there is no result, so paths
+stand beside the names. No function here loads torch or prints.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def models_and_shapes(incomplete: str) -> list[str]:
-    """What `inspect` takes: known shapes and recipes too."""
+    """Arguments of `inspect`: pulled models, known shapes, recipes and paths."""
     return _with_paths(lambda: [*_pulled(), *_shapes(), *_recipes()], incomplete)
 
 
@@ -33,7 +33,7 @@ def names_to_pull(incomplete: str) -> list[str]:
 
 
 def kept_names(incomplete: str) -> list[str]:
-    """What `models remove` takes."""
+    """Arguments of `models remove`."""
     return _begun(_kept, incomplete)
 
 
@@ -65,18 +65,18 @@ def _begun(names: Callable[[], Iterable[str]], incomplete: str) -> list[str]:
     try:
         return [name for name in names() if name.startswith(incomplete)]
     except (MixturaError, OSError):
-        # The command itself says what is wrong.
+        # The command itself reports the error.
         return []
 
 
 def _with_paths(names: Callable[[], Iterable[str]], incomplete: str) -> list[str]:
     begun = _begun(names, incomplete)
-    # Without a name the shell completes paths, and better.
+    # Without a name the shell's own completion of paths is better.
     return [*begun, *_paths(incomplete)] if begun else []
 
 
 def _paths(incomplete: str) -> list[str]:
-    """Paths of the working folder; a name that has begun names no other folder."""
+    """Paths of the working folder that begin with `incomplete`."""
     shown = (path for path in Path().iterdir() if not path.name.startswith("."))
     begun = (path for path in shown if path.name.startswith(incomplete))
     return sorted(f"{path}/" if path.is_dir() else str(path) for path in begun)

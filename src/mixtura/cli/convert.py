@@ -22,7 +22,7 @@ _LEAST_GB, _MOST_GB = 0.001, 1e6
 
 
 def _shard_size(given: float) -> float:
-    # The comparison is false for NaN, too.
+    # A comparison with NaN is false, so NaN is refused too.
     if not _LEAST_GB <= given <= _MOST_GB:
         raise typer.BadParameter(f"{given} must lie in {_LEAST_GB}..{_MOST_GB:,.0f}")
     return given

@@ -1,4 +1,4 @@
-"""From an error to one line on stderr and an exit status."""
+"""Errors as one line on stderr and an exit status."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from mixtura.terminal_text import one_line
 MISTAKE = 2
 INTERRUPTED = 130
 TRACEBACK = "MIXTURA_TRACEBACK"
-"""the environment variable that shows where a mistake was found"""
+"""the environment variable that adds a traceback to an error"""
 
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another place",
@@ -25,21 +25,21 @@ _REMEDIES = {
 
 
 def status_of(error: MixturaError | OSError) -> int:
-    """The exit status of an error that a user can mend, once it is said."""
+    """Print an error that a user can mend, and return its exit status."""
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
     if isinstance(error, MixturaError):
         return mistake(str(error))
     _settle_output()
     if isinstance(error, BrokenPipeError):
-        # Whoever read our output has seen enough, as in `mixtura generate ... | head`. Typer, which
-        # meets this error first in most cases, leaves with the same status.
+        # The reader of the output has closed it, as in `mixtura generate ... | head`. Typer, which
+        # meets this error first in most cases, exits with the same status.
         return 1
     return mistake(_describe(error))
 
 
 def mistake(message: str) -> int:
-    """Say it in one line; gives the exit status of a mistake."""
+    """Print an error in one line, and return the exit status of a mistake."""
     print(one_line(f"mixtura: {message}"), file=sys.stderr)
     return MISTAKE
 
@@ -51,7 +51,7 @@ def _describe(error: OSError) -> str:
 
 
 def _settle_output() -> None:
-    """Give up what standard output does not take, or Python would fail at it again on leaving."""
+    """Drop what standard output refuses; otherwise Python fails at it again on exit."""
     try:
         sys.stdout.flush()
     except OSError:

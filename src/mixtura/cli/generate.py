@@ -10,8 +10,8 @@ import typer
 from mixtura.cli.answers import as_data, listen, note, show, summary
 from mixtura.cli.arguments import KV, AsJson, DType, Model, check_model
 from mixtura.cli.failures import INTERRUPTED
-from mixtura.cli.opening import opened
-from mixtura.cli.prompts import Asked, Out, Prompts, PromptsFile, Together, answer_all
+from mixtura.cli.opened_model import opened
+from mixtura.cli.prompts import AnswerOptions, Out, Prompts, PromptsFile, Together, answer_all
 from mixtura.cli.sampling_options import (
     CountOfLogprobs,
     FrequencyPenalty,
@@ -107,43 +107,43 @@ def generate(
         logit_bias,
         seed,
     )
-    asked = Asked(model, dtype, context, kv, given, checked_stops(stop), logprobs, verify)
+    options = AnswerOptions(model, dtype, context, kv, given, checked_stops(stop), logprobs, verify)
     _check_together(prompt, prompts, out, logprobs, as_json=as_json)
     check_model(model)
     if prompts is None:
         text = _standard_input() if prompt == "-" else prompt or ""
-        _continue(text, asked, as_json=as_json)
+        _continue(text, options, as_json=as_json)
     else:
         given_text = _standard_input() if prompts == "-" else None
-        answer_all(Prompts(prompts, given_text, out, together, asked), as_json=as_json)
+        answer_all(Prompts(prompts, given_text, out, together, options), as_json=as_json)
 
 
-def _continue(text: str, asked: Asked, *, as_json: bool) -> None:
-    loaded = opened(asked.model, asked.dtype, verify=asked.verify)
+def _continue(text: str, options: AnswerOptions, *, as_json: bool) -> None:
+    loaded = opened(options.model, options.dtype, verify=options.verify)
     from mixtura.engine.generate import generate as continue_text
     from mixtura.engine.model_defaults import ModelDefaults
 
-    settled = asked.given.under(ModelDefaults.of(loaded.folder))
-    with checked(loaded.check, verify=asked.verify):
+    resolved = options.given.with_defaults(ModelDefaults.of(loaded.folder))
+    with checked(loaded.check, verify=options.verify):
         stream = continue_text(
             loaded.decoder,
             loaded.tokenizer,
             text,
-            settled.sampling,
-            settled.max_tokens,
-            asked.context,
-            asked.kv,
-            stops=asked.stops,
-            logprobs=asked.logprobs,
+            resolved.sampling,
+            resolved.max_tokens,
+            options.context,
+            options.kv,
+            stops=options.stops,
+            logprobs=options.logprobs,
         )
         (listen if as_json else show)(loaded.check.watch(stream))
         if stream.result.finish == "interrupted":
             loaded.check.stop()
     if as_json:
         data = as_data(stream.result, loaded.tokenizer)
-        print(json.dumps({"prompt": text, **data, **settled.sampling.model_dump()}))
+        print(json.dumps({"prompt": text, **data, **resolved.sampling.model_dump()}))
     else:
-        note(f"{summary(stream.result)}, seed {settled.sampling.seed}")
+        note(f"{summary(stream.result)}, seed {resolved.sampling.seed}")
     if stream.result.finish == "interrupted":
         raise typer.Exit(INTERRUPTED)
 

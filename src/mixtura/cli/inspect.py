@@ -33,17 +33,17 @@ def inspect(
     verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is in a model, without reading its weights, but a packed model's, or to --verify.
+    """Show what is in a model. Weights are read only of a packed model, or to --verify.
 
-    Its family and shape, its parameters (all of them, and those that one token uses), and every
-    tensor that is stored, accounted for: what is missing, misshapen or unexpected is refused by
-    name, as it would be on loading. Of a known name, such as mixtral-8x7b, the shape alone.
+    It shows the family and shape, the parameters (all of them, and those that one token uses), and
+    every stored tensor. A tensor that is missing, misshapen or unexpected is refused by name, as it
+    would be on loading. For a known name, such as mixtral-8x7b, it shows only the shape.
 
     Active parameters come in two conventions: A counts every weight that one token uses, B leaves
     out an input embedding that is not also the head.
 
-    Of a recipe, by its file or its name: the model that it would train, the tokens that the run
-    reads, and the bytes of weights and of the optimizer's state. 'mixtura train' checks the rest.
+    For a recipe, by its file or its name, it shows the model to be trained, the tokens of the run,
+    and the bytes of weights and of the optimizer's state. 'mixtura train' checks the rest.
 
     \b
       mixtura inspect runs/first

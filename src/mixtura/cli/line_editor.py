@@ -1,4 +1,4 @@
-"""What somebody types in a chat: lines, several that belong together, and their history."""
+"""The input of a chat: single lines, texts of several lines, and a history."""
 
 import os
 import sys
@@ -16,17 +16,17 @@ _MOST_BYTES = 2**20
 
 
 class LineEditor:
-    """Reads what is said next; on a terminal with line editing and, if `keeps`, a history."""
+    """Reads the user's turns; on a terminal with line editing and, if `keeps`, a history."""
 
     def __init__(self, *, keeps: bool = True) -> None:
-        # Bytes that are no text are refused by the tokenizer, as one turn, and not by Python.
+        # The tokenizer refuses bytes that are no text, for one turn; Python would end the chat.
         if isinstance(sys.stdin, TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")
         self._interactive = sys.stdin.isatty()
         self._history = _history(keeps=keeps) if self._interactive else None
 
     def said(self) -> str | None:
-        """The next text; None where somebody leaves.
+        """The next text; None where the user leaves.
 
         A line that ends with a backslash goes on in the next one, and three quotation marks begin
         lines that end with three more.
@@ -70,7 +70,7 @@ class LineEditor:
 
 
 class _History:
-    """Lines of earlier chats, which the arrow keys bring back; the newest are kept."""
+    """Lines of earlier chats for the arrow keys; the newest are kept."""
 
     def __init__(self, readline: ModuleType, path: Path) -> None:
         self._readline, self._path = readline, path
@@ -79,7 +79,7 @@ class _History:
         self._before = readline.get_current_history_length()
 
     def keep(self) -> None:
-        """Add this chat's lines to the file, for its owner's eyes alone."""
+        """Add this chat's lines to the file, which only its owner can read."""
         edit = self._readline
         numbers = range(self._before + 1, edit.get_current_history_length() + 1)
         new = [edit.get_history_item(number) for number in numbers]
@@ -87,7 +87,7 @@ class _History:
             return
         from mixtura.files import atomic_text
 
-        # The file is read again, since another chat may have written it in the meantime.
+        # Read again: another chat may have written the file in the meantime.
         lines = [*self._lines(), *new][-_MOST_LINES:]
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,9 +118,9 @@ def history_path() -> Path:
 
 
 def _history(*, keeps: bool) -> _History | None:
-    """None where none is to be kept, or Python was built without readline."""
+    """None without `keeps`, or in a Python without readline."""
     with suppress(ImportError):
-        # Once it is imported, input() has line editing.
+        # The import gives input() line editing.
         import readline
 
         if keeps:

@@ -1,4 +1,4 @@
-"""`mixtura models`: which models are on this machine, and how more of them come and go."""
+"""`mixtura models`: the list of models on this machine, and commands that fetch and remove."""
 
 import json
 from dataclasses import asdict
@@ -28,7 +28,7 @@ models = typer.Typer(
 
 @models.callback(invoke_without_command=True)
 def _models(context: typer.Context, as_json: AsJson = False) -> None:
-    """Say which models are on this machine, fetch one by its name, or remove some.
+    """List the models on this machine, fetch one by its name, or remove some.
 
     \b
       mixtura models
@@ -108,7 +108,7 @@ def remove(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove models from the caches, and say how many bytes that freed.
+    """Remove models from the caches, and print how many bytes that freed.
 
     With a pulled model go the packed weights that were made from it. A model that another process
     uses stays, and is named. Of the hub's cache all revisions of a model are removed. Files of
@@ -149,7 +149,7 @@ def _by_name(name: str) -> tuple[Path, bool]:
 
 
 def _from_hub(model: str) -> tuple[Path, bool]:
-    """The hub's library shows the progress of its own downloads."""
+    """The folder of a hub id, and whether it was fetched now; the library shows progress."""
     from mixtura.checkpoints.hub import folder_of, hub_models
 
     def held() -> int:

@@ -40,8 +40,8 @@ def pack(
 
     Weights are rounded to 4 or 8 bits in groups of 32 that share a scale, which is chosen for the
     least error, large weights counting more. Norms, gates and biases stay as they are. What a GGUF
-    file holds as Q4_0 or Q8_0 is carried over exactly where the bits allow, and what had to be
-    rounded twice is said.
+    file holds as Q4_0 or Q8_0 is carried over exactly where the bits allow, and a line names what
+    had to be rounded twice.
     Every tensor and every expert has a digest, which is checked when the model is used. OUT appears
     whole or not at all, and no more than one layer's experts are in memory at a time.
 

@@ -14,8 +14,8 @@ import typer
 from mixtura.cli.answers import as_data, note, plural
 from mixtura.cli.arguments import at_least_one
 from mixtura.cli.failures import INTERRUPTED
-from mixtura.cli.opening import opened
-from mixtura.cli.sampling_options import Given, Settled
+from mixtura.cli.opened_model import opened
+from mixtura.cli.sampling_options import GivenSampling, ResolvedSampling
 from mixtura.cli.verification import checked
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ Together = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """How the model is opened, and what a user said of the answers."""
+class AnswerOptions:
+    """Options for opening the model, and for its answers."""
 
     model: str
     dtype: "DTypeName | None"
     context: int | None
     kv: Literal["bf16", "int8"] | None
-    given: Given
+    given: GivenSampling
     stops: tuple[str, ...]
     logprobs: int | None
     verify: bool
@@ -65,15 +65,15 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Many prompts, and where their answers go."""
+    """Many prompts, and the place of their answers."""
 
     name: str
-    """of the file, or '-'"""
+    """the file, or '-'"""
     text: str | None
-    """of standard input, where that is read"""
+    """the content of standard input; None for a file"""
     out: Path | None
     together: int
-    by: Asked
+    options: AnswerOptions
 
 
 @dataclass(slots=True)
@@ -88,26 +88,27 @@ class _Tally:
 
 
 def answer_all(work: Prompts, *, as_json: bool) -> None:
-    """Print each answer as it ends, or keep them in `work.out`; then what it took."""
+    """Print each answer as it ends, or write it to `work.out`; then a line with the totals."""
     from mixtura.engine.answers_file import AnswersFile, check_free
 
-    lines = _read(work)
+    lines, options = _read(work), work.options
+    seed = options.given.sampling["seed"]
     if work.out is not None:
         check_free(work.out)
-    loaded = opened(work.by.model, work.by.dtype, verify=work.by.verify)
+    loaded = opened(options.model, options.dtype, verify=options.verify)
     from mixtura.engine.model_defaults import ModelDefaults
 
-    settled = work.by.given.under(ModelDefaults.of(loaded.folder))
-    requests = _requests(lines, work, settled)
+    resolved = options.given.with_defaults(ModelDefaults.of(loaded.folder))
+    requests = _requests(lines, work, resolved)
     tally = _Tally()
     with ExitStack() as stack:
         kept = None
         if work.out is not None:
-            by = [work.by.model, work.by.dtype, work.by.context, work.by.kv]
-            asked = [*by, *(one.as_data() for one in requests)]
-            kept = stack.enter_context(AnswersFile(work.out, asked, work.by.given.sampling["seed"]))
+            key: list[Any] = [options.model, options.dtype, options.context, options.kv]
+            key += [one.as_data() for one in requests]
+            kept = stack.enter_context(AnswersFile(work.out, key, seed))
         try:
-            with checked(loaded.check, verify=work.by.verify):
+            with checked(loaded.check, verify=options.verify):
                 answers = _answers(work, loaded, lines, requests, kept, tally)
                 for answer in loaded.check.watch(answers):
                     if kept is None:
@@ -123,40 +124,42 @@ def answer_all(work: Prompts, *, as_json: bool) -> None:
     speed = (
         f"{tally.tokens} tokens in {tally.seconds:.2f} s, {tally.tokens_per_second:.1f} tokens/s"
     )
-    note(f"{plural(tally.answers, 'answer')}, {speed}, seed {work.by.given.sampling['seed']}")
+    note(f"{plural(tally.answers, 'answer')}, {speed}, seed {seed}")
     if as_json:
         out = None if work.out is None else str(work.out)
-        told = {**asdict(tally), "tokens_per_second": tally.tokens_per_second}
-        print(json.dumps({**told, "seed": work.by.given.sampling["seed"], "out": out}))
+        totals = {**asdict(tally), "tokens_per_second": tally.tokens_per_second}
+        print(json.dumps({**totals, "seed": seed, "out": out}))
     elif work.out is not None:
         print(work.out)
 
 
 def _read(work: Prompts) -> list["PromptLine"]:
-    """Raises DataError or ConfigError, naming the prompt, before a model is opened."""
+    """The prompts. Raises DataError or ConfigError, naming the prompt, before a model is opened."""
     from mixtura.engine.prompt_lines import read_prompts, read_text
 
     shown = "standard input" if work.name == "-" else work.name
     text = read_text(Path(work.name)) if work.text is None else work.text
     lines = read_prompts(text, shown)
     for number, line in enumerate(lines):
-        line.sampling(work.by.given.sampling, f"{shown}: prompt {number}")
+        line.sampling(work.options.given.sampling, f"{shown}: prompt {number}")
     return lines
 
 
-def _requests(lines: Sequence["PromptLine"], work: Prompts, settled: Settled) -> list["Request"]:
+def _requests(
+    lines: Sequence["PromptLine"], work: Prompts, resolved: ResolvedSampling
+) -> list["Request"]:
     from mixtura.engine.many import Request
 
-    seed = work.by.given.sampling["seed"]
+    seed = work.options.given.sampling["seed"]
     return [
         Request(
             prompt=line.prompt,
             sampling=line.sampling(
-                {**settled.tree, "seed": (seed + number) % 2**63}, f"prompt {number}"
+                {**resolved.tree, "seed": (seed + number) % 2**63}, f"prompt {number}"
             ),
-            max_tokens=line.max_tokens or settled.max_tokens,
-            stops=work.by.stops if line.stops is None else line.stops,
-            logprobs=work.by.logprobs if line.logprobs is None else line.logprobs,
+            max_tokens=line.max_tokens or resolved.max_tokens,
+            stops=work.options.stops if line.stops is None else line.stops,
+            logprobs=work.options.logprobs if line.logprobs is None else line.logprobs,
             name=f"prompt {number}",
         )
         for number, line in enumerate(lines)
@@ -171,7 +174,7 @@ def _answers(
     kept: "AnswersFile | None",
     tally: _Tally,
 ) -> Iterator[dict[str, Any]]:
-    """What is not kept yet, as it ends."""
+    """Each answer that is not in the file yet, as it ends."""
     from mixtura.engine.many import Many
     from mixtura.train import View, choose_view
 
@@ -179,12 +182,19 @@ def _answers(
     if len(left) < len(requests):
         before = len(requests) - len(left)
         note(f"{plural(before, 'answer')} {'is' if before == 1 else 'are'} kept from before")
-    asked = [requests[number] for number in left]
-    many = Many(loaded.decoder, loaded.tokenizer, asked, work.together, work.by.context, work.by.kv)
+    pending = [requests[number] for number in left]
+    many = Many(
+        loaded.decoder,
+        loaded.tokenizer,
+        pending,
+        work.together,
+        work.options.context,
+        work.options.kv,
+    )
     if many.why_in_turn is not None:
         note(f"one prompt at a time: {many.why_in_turn}")
     began = perf_counter()
-    # A bar would be drawn across answers that are printed.
+    # A progress bar would be drawn across printed answers.
     view = View() if kept is None and sys.stdout.isatty() else choose_view()
     with view:
         for place, result in many.run(lambda done, all_: view.preparing("answering", done, all_)):

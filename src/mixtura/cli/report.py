@@ -41,7 +41,7 @@ def report(
 
 
 def _open(run: Path) -> "Subject":
-    """A run's newest checkpoint, and the text that it was trained on."""
+    """A run's newest checkpoint, and the corpus of the run."""
     from mixtura.checkpoints.run import load_run
     from mixtura.data import prepare
     from mixtura.insight import Subject

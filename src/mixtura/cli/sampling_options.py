@@ -1,4 +1,4 @@
-"""Options of sampling, and how a user's own, a model's and Mixtura's come together."""
+"""Options of sampling, and their merge with a model's and Mixtura's defaults."""
 
 import secrets
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _DEFAULT = Sampling()
 
 
-def _or_the_models(value: object) -> str:
+def _model_default(value: object) -> str:
     return f"  [default: the model's own, else {value}]"
 
 
@@ -26,32 +26,32 @@ Temperature = Annotated[
     float | None,
     typer.Option(
         help="Lower is safer, higher is wilder; 0 always takes the likeliest token."
-        + _or_the_models(_DEFAULT.temperature)
+        + _model_default(_DEFAULT.temperature)
     ),
 ]
 TopP = Annotated[
     float | None,
     typer.Option(
-        help="Draw from the fewest tokens whose probabilities reach this; 1: from all."
-        + _or_the_models(1)
+        help="Sample from the fewest tokens whose probabilities reach this; 1: from all."
+        + _model_default(1)
     ),
 ]
 TopK = Annotated[
     int | None,
-    typer.Option(help="Draw from this many of the likeliest tokens; 0: all." + _or_the_models(0)),
+    typer.Option(help="Sample from this many of the likeliest tokens; 0: all." + _model_default(0)),
 ]
 MinP = Annotated[
     float | None,
     typer.Option(
-        help="Draw from tokens with at least this share of the likeliest one's probability; 0: "
-        "from all." + _or_the_models(0)
+        help="Sample from tokens with at least this share of the likeliest one's probability; "
+        "0: from all." + _model_default(0)
     ),
 ]
 RepetitionPenalty = Annotated[
     float | None,
     typer.Option(
         help="Above 1, tokens of the prompt and of the answer become less likely again."
-        + _or_the_models(1)
+        + _model_default(1)
     ),
 ]
 FrequencyPenalty = Annotated[
@@ -78,40 +78,40 @@ CountOfLogprobs = Annotated[
     typer.Option(
         "--logprobs",
         metavar="N",
-        help="Tell each token's log probability, and of the N likeliest at its place; in JSON.",
+        help="Give each token's log probability, and the N likeliest at its place; in JSON.",
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(help="The same seed gives the same text; drawn and shown if left out."),
+    typer.Option(help="The same seed gives the same text; random, and shown, if left out."),
 ]
 MaxTokens = Annotated[
     int | None,
     typer.Option(
-        help="Stop an answer after this many tokens." + _or_the_models(MAX_TOKENS),
+        help="Stop an answer after this many tokens." + _model_default(MAX_TOKENS),
         callback=at_least_one,
     ),
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What a user said of sampling."""
+class GivenSampling:
+    """The options of sampling that a user gave."""
 
     sampling: Tree
-    """fields of `Sampling`, the seed in any case"""
+    """fields of `Sampling`, the seed always among them"""
     max_tokens: int | None
 
-    def under(self, defaults: "ModelDefaults") -> "Settled":
-        """With the model's own settings where the user gave none; a line says which hold."""
-        held = defaults.differing(self.sampling, self.max_tokens)
-        if held:
-            note(f"the model's own generation_config.json: {', '.join(held)}")
-        return Settled(defaults.over(self.sampling), defaults.tokens(self.max_tokens))
+    def with_defaults(self, defaults: "ModelDefaults") -> "ResolvedSampling":
+        """The model's own settings where the user gave none; a line on stderr lists these."""
+        applied = defaults.differing(self.sampling, self.max_tokens)
+        if applied:
+            note(f"the model's own generation_config.json: {', '.join(applied)}")
+        return ResolvedSampling(defaults.over(self.sampling), defaults.tokens(self.max_tokens))
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class ResolvedSampling:
     tree: Tree
     """fields of `Sampling`"""
     max_tokens: int
@@ -132,7 +132,7 @@ def given_sampling(
     presence_penalty: float | None,
     logit_bias: list[str] | None,
     seed: int | None,
-) -> Given:
+) -> GivenSampling:
     """Raises ConfigError where a value is out of bounds."""
     stated = {
         "temperature": temperature,
@@ -147,7 +147,7 @@ def given_sampling(
     }
     tree = {name: value for name, value in stated.items() if value is not None}
     Sampling.parse(tree, "sampling")
-    return Given(tree, max_tokens)
+    return GivenSampling(tree, max_tokens)
 
 
 def checked_stops(stops: list[str] | None) -> tuple[str, ...]:

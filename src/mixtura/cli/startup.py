@@ -1,4 +1,4 @@
-"""The start of a command that loads a model."""
+"""A faster start of commands that load a model."""
 
 import gc
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """What is imported and loaded inside is not searched for cycles, then or later.
+    """A block without garbage collection; its objects are not searched for cycles later, either.
 
-    Modules stay until the process ends, and searching them again and again takes a tenth of the
-    time of importing torch.
+    Modules stay until the process ends, and searching them repeatedly takes a tenth of the time
+    of importing torch.
     """
     gc.disable()
     try:

@@ -5,10 +5,10 @@ import sys
 
 
 def open_closed_streams() -> None:
-    """The null device in place of each standard stream that is closed.
+    """Put the null device in place of each standard stream that is closed.
 
-    Python has None there. And the next file that is opened would get the stream's number, so that
-    what a library prints would land in that file.
+    Python sets a closed stream to None. The next file that is opened would also get the stream's
+    number, so that a library's output would land in that file.
     """
     for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
         if getattr(sys, name) is not None:

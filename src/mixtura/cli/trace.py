@@ -1,4 +1,4 @@
-"""`mixtura trace`: which expert did what, token by token."""
+"""`mixtura trace`: the experts of each token, as a Parquet file."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from mixtura.cli.answers import note, plural
 from mixtura.cli.arguments import AsJson, DType, Model, check_model
-from mixtura.cli.opening import opened
+from mixtura.cli.opened_model import opened
 from mixtura.cli.verification import Verify, note_unchecked
 from mixtura.errors import ConfigError, DataError
 

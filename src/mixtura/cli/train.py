@@ -68,7 +68,7 @@ def train(
       mixtura train recipes/stdlib-bytes.yaml --out runs/first --resume --set train.steps=4000
       mixtura train mine.yaml --from runs/first --out runs/mine
     """
-    # What is wrong with the file itself shows before torch is loaded.
+    # An error in the file itself shows before torch is loaded.
     tree = with_overrides(read_yaml(recipe), overrides or ())
     from mixtura.runs import ChangedKeys, Recipe, RunFolder
     from mixtura.train import choose_view, recipe_and_origin

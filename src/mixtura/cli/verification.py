@@ -1,4 +1,4 @@
-"""--verify: digests compared before a command starts; without it, before its result is complete."""
+"""--verify: digests are compared before a command starts; without it, before its result ends."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +23,9 @@ Verify = Annotated[
 
 @contextmanager
 def checked(check: "Check", *, verify: bool) -> Iterator[None]:
-    """A block that uses a model while it is being checked; the check is over when the block is.
+    """A block that uses a model; the check of its weights ends with the block.
 
-    Raises CheckpointError, naming the file and the tensor, for weights that are not what was
+    Raises CheckpointError, naming the file and the tensor, for weights that differ from what was
     written.
     """
     if verify:

@@ -1,14 +1,14 @@
-"""Corpora: text in, batches of tokens out; knows nothing of models.
+"""Corpora: text in, batches of tokens out; independent of models.
 
-`prepare` reads a source (`stdlib`, `text` or `huggingface`), leaves out what it cannot read and
-what it has read before, splits documents into train and held-out, encodes them, and packs tokens
-with a domain label each into files that are mapped into memory. `Batches` draws from such a file:
+`prepare` reads a source (`stdlib`, `text` or `huggingface`), leaves out unreadable documents and
+duplicates, splits the rest into train and held-out, encodes them, and packs tokens with a domain
+label each into files that are mapped into memory. `Batches` reads windows of such a file:
 
     corpus = prepare(DataConfig(), Path("cache"))
     batches = Batches(corpus.train, batch=8, length=256, seed=0)
     batches.at(0).tokens_BS            # (8, 256), int64
 
-The held-out text is walked in order, with the bytes that its tokens stand for, so that a model's
+The held-out text is read in order, with the bytes that its tokens stand for, so that a model's
 loss in nats becomes bits per byte, which is comparable between tokenizers:
 
     for batch in heldout_batches(corpus.heldout, batch=8, length=256):
@@ -71,6 +71,6 @@ _HOMES = {
     "python_spans": "mixtura.data.python_domains",
 }
 
-# Hidden from type checkers, which would take any misspelt name for one that exists.
+# Hidden from type checkers: with a __getattr__ they would accept every misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

@@ -15,7 +15,7 @@ from mixtura.ranks import ONE_RANK, Ranks
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """B sequences of S tokens, and for each token the one that follows it in the text."""
+    """B sequences of S tokens, and for each token its successor in the text."""
 
     tokens_BS: Tensor  # int64
     targets_BS: Tensor  # int64
@@ -24,19 +24,19 @@ class Batch:
 
 
 class Batches:
-    """Windows of a token file in an order that depends on the seed and the epoch alone.
+    """Windows of a token file, in an order that depends on the seed and the epoch only.
 
     In an epoch the file, taken as a ring, is cut into W = tokens // length windows from a random
-    start, and each is drawn once: every token but at most length - 1 is a target exactly once.
-    Batches go on from one epoch to the next. Over several ranks each has its part of every batch,
-    and together they have the batch that one process would have.
+    start, and each window is used once: every token but at most length - 1 is a target exactly
+    once. Batches go on from one epoch to the next. With several ranks each reads its part of every
+    batch; together they have the batch of one process.
     """
 
     def __init__(
         self, token_file: TokenFile, batch: int, length: int, seed: int, ranks: Ranks = ONE_RANK
     ) -> None:
         """Raises DataError if the file holds no window of `length` tokens and a target, and for a
-        batch that ranks cannot share evenly.
+        batch that is no multiple of the number of ranks.
         """
         _check(token_file, batch=batch, length=length)
         if batch % ranks.count:
@@ -55,7 +55,7 @@ class Batches:
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def at(self, step: int) -> Batch:
-        """The batch of a step, counted from 0: the same one however it is reached."""
+        """This rank's part of the batch of a step, counted from 0; independent of earlier calls."""
         part = self._batch // self._ranks.count
         first = step * self._batch + self._ranks.index * part
         epoch_B, place_B = np.divmod(np.arange(first, first + part), self._windows)
@@ -66,13 +66,13 @@ class Batches:
         return _batch_at(self._file, starts_B, self._length)
 
     def epochs_of(self, steps: int) -> float:
-        """How often that many steps go through the file."""
+        """The number of passes over the file in `steps` steps."""
         return steps * self._batch / self._windows
 
     def _starts(self, epoch: int) -> NDArray[np.int64]:
-        """Where the windows of an epoch begin, in the order in which they are drawn."""
+        """The first token of each window of an epoch, in the order of use."""
         if self._epoch is None or self._epoch[0] != epoch:
-            # NumPy promises the raw bits of Philox for good, but not what its shuffles do.
+            # NumPy keeps Philox's raw bits the same in every version, but not its shuffles.
             bits = np.random.Philox(np.random.SeedSequence([self._seed, epoch]))
             offset = int(bits.random_raw()) % len(self._file)
             order_W = np.argsort(bits.random_raw(self._windows), kind="stable")
@@ -85,8 +85,8 @@ def heldout_batches(
 ) -> Iterator[Batch]:
     """Windows of a token file in order, from its beginning; the last batch may be smaller.
 
-    With `limit_tokens` only so many targets (rounded down to windows, at least one), spread
-    evenly over the file. Raises DataError as `Batches` does.
+    With `limit_tokens` only so many targets (rounded down to windows, at least one) are used,
+    spread evenly over the file. Raises DataError as `Batches` does.
     """
     _check(token_file, batch=batch, length=length)
     windows = (len(token_file) - 1) // length
@@ -108,7 +108,7 @@ def _check(token_file: TokenFile, batch: int, length: int) -> None:
 
 
 def _batch_at(token_file: TokenFile, starts_B: NDArray[np.int64], length: int) -> Batch:
-    # Past the end the text goes on at its beginning.
+    # The file is a ring: its first token follows the last.
     place_BS = (starts_B[:, None] + np.arange(length + 1)) % len(token_file)
     tokens_BS = torch.from_numpy(token_file.tokens[place_BS].astype(np.int64))
     return Batch(

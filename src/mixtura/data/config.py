@@ -1,4 +1,4 @@
-"""What a corpus is made of, as a recipe's `data` section."""
+"""The `data` section of a recipe: source and tokenizer of a corpus."""
 
 from typing import Annotated
 
@@ -18,7 +18,7 @@ TokenizerConfig = Annotated[
 
 
 class DataConfig(Config):
-    """Source, tokenizer, and the share of documents that is held out, drawn by `seed`."""
+    """Source, tokenizer, and the share of documents that is held out, which `seed` selects."""
 
     source: SourceConfig = StdlibSource()
     tokenizer: TokenizerConfig = BytesConfig()

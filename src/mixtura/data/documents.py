@@ -1,4 +1,4 @@
-"""What a source hands over: documents, and the names of what it could not use."""
+"""What a source yields: documents, and the names of what it skipped."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text with a name. `cut`, where there is one, splits it into spans of several domains."""
+    """A text with a name; `cut`, if given, splits the text into spans of several domains."""
 
     name: str
     domain: str
@@ -28,29 +28,29 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file, folder or row that was left out, and why."""
+    """A file, folder or row that a source left out, and the reason."""
 
     name: str
     reason: str
 
 
 class Source(Protocol):
-    """Where documents come from. Each method raises DataError if there is no such place."""
+    """Where documents come from. Each method raises DataError if the place does not exist."""
 
     @property
     def kind(self) -> str: ...
 
     @property
     def unit(self) -> Literal["bytes", "documents"]:
-        """What `size` counts."""
+        """The unit of `size`."""
         ...
 
     def size(self) -> int:
-        """How much `read` will yield, roughly, for progress; 0 where nobody knows."""
+        """About how much `read` will yield, for progress; 0 where that is unknown."""
         ...
 
     def fingerprint(self) -> str:
-        """Changes whenever `read` would yield something else."""
+        """A text that changes whenever `read` would yield other documents."""
         ...
 
     def read(self) -> Iterator[Document | Skipped]:

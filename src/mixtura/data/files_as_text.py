@@ -1,4 +1,4 @@
-"""Files read as documents: UTF-8 text, or the reason why a file is none."""
+"""Files read as documents: UTF-8 text, or the reason why a file is skipped."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from mixtura.data.documents import Skipped
 
 
 def read_text(path: Path) -> str | Skipped:
-    """The text of a UTF-8 file, without a byte-order mark, or why it is left out."""
+    """The text of a UTF-8 file without a byte-order mark, or the reason why it is skipped."""
     try:
         reason = _why_no_file(path)
         raw = b"" if reason else path.read_bytes()
@@ -29,12 +29,12 @@ def read_text(path: Path) -> str | Skipped:
 
 
 def printable(path: Path) -> str:
-    """The path as text; Linux allows names that no UTF-8 file could hold."""
+    """The path as UTF-8 text; Linux allows names that are not."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _why_no_file(path: Path) -> str | None:
-    """Why a path that exists cannot hold text; reading a pipe, say, would wait for ever."""
+    """Why an existing path cannot be read as text; reading a pipe would wait for ever."""
     if path.is_dir():
         next(path.iterdir(), None)
         return "a folder without files"
@@ -45,9 +45,8 @@ def _why_no_file(path: Path) -> str | None:
 def files_under(folder: Path, without: Container[str] = ()) -> Iterator[Path]:
     """Every file below a folder, sorted, and then each folder that cannot be listed.
 
-    Names that start with a dot and folders named in `without` are passed over, and links to
-    folders are not followed. Where there is no file, the folder itself comes, so that reading it
-    says why.
+    Names that start with a dot and folders named in `without` are left out, and links to folders
+    are not followed. A folder without files yields itself, so that `read_text` gives the reason.
     """
     unlisted: list[Path] = []
     found = False
@@ -67,12 +66,12 @@ def files_under(folder: Path, without: Container[str] = ()) -> Iterator[Path]:
 
 
 def total_bytes(paths: Iterable[Path]) -> int:
-    """Bytes of the files that can be looked at."""
+    """Bytes of the files whose size can be read."""
     return sum(size for _, size, _ in _stamps(paths))
 
 
 def fingerprint_of(paths: Iterable[Path]) -> str:
-    """A digest of the files' places, sizes and times; it changes when one of them does."""
+    """A digest of the files' paths, sizes and times; it changes when one of these does."""
     return hashlib.sha256(json.dumps(list(_stamps(paths))).encode()).hexdigest()
 
 
@@ -81,6 +80,6 @@ def _stamps(paths: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
         try:
             status = path.stat()
         except OSError:
-            # Reading will name it.
+            # `read_text` gives the reason.
             continue
         yield str(path.resolve()), status.st_size, status.st_mtime_ns

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DomainOf = Callable[[Mapping[str, Any]], str]
 
-# What marks a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
+# One of these files is in a folder that `save_to_disk` of Dataset or DatasetDict wrote.
 _SAVED = ("state.json", "dataset_dict.json")
 
 
@@ -45,7 +45,7 @@ class HuggingFaceSource(Config):
 
     def size(self) -> int:
         rows = self._rows()
-        # A streamed split does not know its length.
+        # A streamed split has no length.
         known = len(rows) if isinstance(rows, Sized) else self.limit_documents or 0
         return min(known, self.limit_documents or known)
 
@@ -54,7 +54,7 @@ class HuggingFaceSource(Config):
         if local.is_dir():
             return fingerprint_of(files_under(local))
         with self._refusals():
-            # The folder's name holds the dataset's version and a hash of its files.
+            # The folder's name contains the dataset's version and a hash of its files.
             return _package().load_dataset_builder(self.name, self.config).cache_dir
 
     def read(self) -> Iterator[Document | Skipped]:
@@ -65,7 +65,7 @@ class HuggingFaceSource(Config):
             for number, row in enumerate(rows):
                 if number == self.limit_documents:
                     return
-                name = f"{self._title()}/{self.split}/{number}"
+                name = f"{self._dataset_name()}/{self.split}/{number}"
                 text = row[self.text_field]
                 if not isinstance(text, str | None):
                     raise ValueError(
@@ -77,13 +77,13 @@ class HuggingFaceSource(Config):
                 else:
                     yield Skipped(name, "empty")
 
-    def _title(self) -> str:
-        """The name without what leads to a folder, so that it may be moved and is split alike."""
+    def _dataset_name(self) -> str:
+        """A folder's own name, or the hub id, so that a moved folder is split in the same way."""
         local = Path(self.name).expanduser()
         return local.resolve().name if local.is_dir() else self.name
 
     def _rows(self) -> datasets.Dataset | datasets.IterableDataset:
-        """The split's rows, with no other field than the text's and the domain's."""
+        """The split's rows, with only the fields of text and domain."""
         fields = {self.text_field, self.domain_field or self.text_field}
         with self._refusals():
             return self._split().select_columns(sorted(fields))
@@ -91,13 +91,13 @@ class HuggingFaceSource(Config):
     def _domain_names(self, rows: datasets.Dataset | datasets.IterableDataset) -> DomainOf:
         field = self.domain_field
         if field is None:
-            domain = Path(self._title()).name
+            domain = Path(self._dataset_name()).name
             return lambda _: domain
         feature = (rows.features or {}).get(field)
         named: Callable[[Any], str] = str
         if feature is not None and isinstance(feature, _package().ClassLabel):
             named = feature.int2str
-        # A row without a label holds None, or -1 where labels are numbers.
+        # A missing label is None, or -1 among numbers.
         return lambda row: "unlabelled" if row[field] in (None, -1) else named(row[field])
 
     def _split(self) -> datasets.Dataset | datasets.IterableDataset:
@@ -108,7 +108,7 @@ class HuggingFaceSource(Config):
             return _package().load_dataset(name, self.config, split=self.split, streaming=streamed)
         saved = _package().load_from_disk(str(local))
         if isinstance(saved, _package().Dataset):
-            # One that was saved by itself may not say which split it was.
+            # A dataset that was saved by itself may lack the name of its split.
             saved = {str(saved.split or self.split): saved}
         if self.split not in saved:
             raise ValueError(f"no split {self.split!r}; it has {', '.join(saved)}")
@@ -116,7 +116,7 @@ class HuggingFaceSource(Config):
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Turn what is wrong with a name, a split, a field or a file into a DataError."""
+        """Turn an error about a name, a split, a field or a file into a DataError."""
         package = _package()
         try:
             yield
@@ -126,7 +126,7 @@ class HuggingFaceSource(Config):
 
 
 def _package() -> ModuleType:
-    """The package `datasets`, imported when a corpus first needs it. Raises DataError."""
+    """The package `datasets`, imported at its first use. Raises DataError."""
     try:
         import datasets
     except ImportError as error:

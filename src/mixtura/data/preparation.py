@@ -1,4 +1,4 @@
-"""From a source to a packed corpus on disk, once: later calls find it there."""
+"""From a source to a packed corpus on disk; later calls find the corpus there."""
 
 import hashlib
 import json
@@ -8,19 +8,19 @@ from heapq import heappop, heappush
 from pathlib import Path
 
 from mixtura.data.config import DataConfig
+from mixtura.data.corpus_writer import DomainNumbers, SideWriter
 from mixtura.data.documents import Document, Skipped, Source
 from mixtura.data.split import SIDES, Side, share, split
 from mixtura.data.token_file import FORMAT, META, Corpus, CorpusMeta
-from mixtura.data.token_packing import DomainNumbers, SideWriter
 from mixtura.errors import DataError, StorageError
 from mixtura.files import atomic_folder
 from mixtura.progress import Progress, silent
 from mixtura.tokenizers.tokenizer import GivenConfig, Tokenizer
 
-# Enough for all cores of an encoder, and little beside a corpus.
+# Enough to keep all cores of an encoder busy, and little beside a corpus.
 _CHUNK_CHARACTERS = 2**20
 _CHUNK_DOCUMENTS = 1024
-# A dataset may have millions of empty rows.
+# Skipped rows that are named: a dataset may have millions of empty ones.
 _NAMED = 1000
 
 
@@ -32,9 +32,9 @@ def prepare(
 ) -> Corpus:
     """The corpus that `config` describes, packed below `cache_dir` if it is not there yet.
 
-    `tokenizer` is what a config of kind `given` stands for; other kinds build their own. A corpus
-    is found again as long as config and source stay the same; a change of either packs anew.
-    Raises DataError where nothing readable is left, or where a packed file is damaged, and
+    `tokenizer` is used by a config of kind `given`; other kinds build their own. A corpus is found
+    again as long as config and source stay the same; a change of either packs another one. Raises
+    DataError where the source has no readable text, or where a packed file is damaged, and
     StorageError where the disk refuses.
     """
     folder = cache_dir / f"{config.source.kind}-{_key(config)}"
@@ -65,14 +65,14 @@ def _pack(config: DataConfig, folder: Path, progress: Progress, given: Tokenizer
     else:
         tokenizer = config.tokenizer.build(lambda limit: _training_text(config, limit, progress))
     tokenizer.save(folder)
-    reading = _Reading(config, "packing", progress)
+    source_pass = _SourcePass(config, "packing", progress)
     numbers = DomainNumbers()
     with ExitStack() as stack:
         writers = {
             side: stack.enter_context(SideWriter(folder, side, tokenizer, numbers))
             for side in SIDES
         }
-        for chunk in _chunks(reading.documents()):
+        for chunk in _chunks(source_pass.documents()):
             encoded = tokenizer.encode_batch([document.text for _, document in chunk])
             for (side, document), tokens in zip(chunk, encoded, strict=True):
                 writers[side].append(document, tokens)
@@ -83,15 +83,15 @@ def _pack(config: DataConfig, folder: Path, progress: Progress, given: Tokenizer
         domains=numbers.names,
         train=writers["train"].meta(),
         heldout=writers["heldout"].meta(),
-        duplicates=reading.duplicates,
-        skipped_count=reading.skipped_count,
-        skipped=tuple((one.name, one.reason) for one in reading.skipped),
+        duplicates=source_pass.duplicates,
+        skipped_count=source_pass.skipped_count,
+        skipped=tuple((one.name, one.reason) for one in source_pass.skipped),
     )
     (folder / META).write_text(meta.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-class _Reading:
-    """One pass over a source: usable documents with their sides, and a count of the others."""
+class _SourcePass:
+    """One pass over a source: usable documents with their sides, and counts of the others."""
 
     def __init__(self, config: DataConfig, stage: str, progress: Progress) -> None:
         self._config = config
@@ -102,11 +102,11 @@ class _Reading:
         self.skipped: list[Skipped] = []
 
     def documents(self) -> Iterator[tuple[Side, Document]]:
-        """Raises DataError if fewer than two documents are left."""
+        """Raises DataError if fewer than two documents are usable."""
         return split(self._usable(), self._config.heldout, self._config.seed)
 
     def _usable(self) -> Iterator[Document]:
-        """Documents whose text did not come before."""
+        """Documents without duplicates of earlier texts."""
         source: Source = self._config.source
         total = source.size()
         done = 0
@@ -128,7 +128,7 @@ class _Reading:
                 continue
             seen.add(digest)
             yield item
-        # What was skipped counts as done, too.
+        # Skipped documents count as done, too.
         self._progress(self._stage, total, total)
         if not seen:
             raise DataError(f"data.source.kind={source.kind}: no text is left; {self._skips()}")
@@ -161,16 +161,16 @@ def _chunks(
 
 
 def _training_text(config: DataConfig, limit: float, progress: Progress) -> Iterator[str]:
-    """Training documents up to `limit` bytes in all, drawn by name, in the source's order."""
+    """Training documents of up to `limit` bytes, selected by name, in the source's order."""
     heap: list[tuple[float, int, bytes]] = []
     total = 0
-    reading = _Reading(config, "sampling for the tokenizer", progress)
-    for number, (side, document) in enumerate(reading.documents()):
+    source_pass = _SourcePass(config, "sampling for the tokenizer", progress)
+    for number, (side, document) in enumerate(source_pass.documents()):
         if side == "train":
             raw = document.text.encode()
             heappush(heap, (-share(document.name, "sample"), number, raw))
             total += len(raw)
-            # The first is always kept, however large it is.
+            # One document is kept even where it is larger than the limit.
             while total > limit and len(heap) > 1:
                 total -= len(heappop(heap)[2])
     progress("training the tokenizer", 0, 0)
@@ -178,7 +178,7 @@ def _training_text(config: DataConfig, limit: float, progress: Progress) -> Iter
 
 
 def _digest(folder: Path, domains: tuple[str, ...]) -> str:
-    """SHA-256 of what the corpus says, wherever and whenever it was packed."""
+    """SHA-256 of the corpus's content, independent of place and time."""
     digest = hashlib.sha256(json.dumps(domains).encode())
     for path in sorted(folder.iterdir()):
         with path.open("rb") as handle:

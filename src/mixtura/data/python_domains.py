@@ -1,10 +1,10 @@
 """The domains inside Python source: code, comment, docstring, string and table.
 
-* docstring: a statement that is nothing but a string;
-* comment: from `#` to the end of the line, with lines that follow each other as one;
+* docstring: a statement that consists of one string;
+* comment: from `#` to the end of the line; comments on consecutive lines are one;
 * table: brackets that hold mostly short literals, sixteen or more, over two hundred characters;
 * string: a literal of three lines or more elsewhere, or brackets that hold mostly long ones;
-* code: all the rest, and the whole of a file that `tokenize` cannot read.
+* code: the rest, and the whole of a file that `tokenize` cannot read.
 """
 
 import io
@@ -37,7 +37,7 @@ def python_spans(text: str) -> list[Span]:
     """The domains of a Python file, as spans of characters."""
     try:
         regions = _Scanner(text).regions()
-    # A SyntaxError also where indentation is inconsistent.
+    # Inconsistent indentation raises SyntaxError.
     except (tokenize.TokenError, SyntaxError):
         return [Span(0, "code")]
     spans: list[Span] = []
@@ -63,10 +63,10 @@ class _Scanner:
         # tokenize counts rows from 1, and only "\n" ends one.
         self.row_starts = [0, 0, *accumulate(map(len, io.StringIO(text)))]
         self.found: list[_Region] = []
-        # Of the logical line at hand: its strings, and whether it holds anything else.
+        # The strings of the current logical line, and whether it holds only strings.
         self.strings: list[_Region] = []
         self.only_strings = True
-        # Of the outermost bracket at hand.
+        # State of the outermost open bracket.
         self.depth = 0
         self.bracket_start = 0
         self.literals = 0
@@ -125,7 +125,7 @@ class _Scanner:
         many = self.literals >= _TABLE_LITERALS and 4 * self.names <= self.literals
         if many and end - start >= _TABLE_CHARACTERS:
             long = self.literal_characters > _LONG_LITERAL * self.literals
-            # What was found inside the brackets is part of the table.
+            # Regions inside the brackets are part of the table.
             self.found = [region for region in self.found if region.start < start]
             self.strings = [region for region in self.strings if region.start < start]
             self.found.append(_Region(start, end, "string" if long else "table"))

@@ -1,4 +1,4 @@
-"""The source of the machine's own Python standard library: a corpus that every user has."""
+"""The source of the machine's own Python standard library, a corpus that every user has."""
 
 import platform
 import sysconfig
@@ -15,16 +15,16 @@ from mixtura.data.python_domains import python_spans
 from mixtura.data.split import share
 from mixtura.errors import DataError
 
-# Third-party packages, tests, generated tables, and programs that are no library.
+# Third-party packages, tests, generated tables, and programs.
 _LEFT_OUT = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings"}
 )
 
 
 class StdlibSource(Config):
-    """About 10 MB of code, comments, docstrings and tables, offline; nothing is imported.
+    """About 10 MB of code, comments, docstrings and tables, read offline and never imported.
 
-    `limit_mb` (10^6 bytes) takes a sample of whole files, the same one each time.
+    `limit_mb` (10^6 bytes) takes a sample of whole files, always the same one.
     """
 
     kind: Literal["stdlib"] = "stdlib"
@@ -38,7 +38,7 @@ class StdlibSource(Config):
         return total_bytes(self._files().values())
 
     def fingerprint(self) -> str:
-        # The library does not change under a Python version, wherever it stands.
+        # The library's text depends on the Python version only.
         return f"{platform.python_implementation()} {platform.python_version()}"
 
     def read(self) -> Iterator[Document | Skipped]:
@@ -53,7 +53,7 @@ class StdlibSource(Config):
         files = {
             path.relative_to(root).as_posix(): path
             for path in files_under(root, without=_LEFT_OUT)
-            # Many an __init__.py is empty.
+            # Many __init__.py files are empty.
             if path.suffix == ".py" and total_bytes([path])
         }
         if not files:
@@ -65,7 +65,7 @@ class StdlibSource(Config):
 
 
 def _sample(files: dict[str, Path], limit: float) -> dict[str, Path]:
-    """Whole files up to `limit` bytes, drawn by name and so not all from the letter `a`."""
+    """Whole files of up to `limit` bytes, selected by a hash of their names."""
     kept: set[str] = set()
     for name in sorted(files, key=lambda name: share(name, "sample")):
         size = files[name].stat().st_size

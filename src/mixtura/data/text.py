@@ -23,7 +23,7 @@ from mixtura.errors import DataError
 
 class _Found(NamedTuple):
     path: Path
-    # Without what leads to the corpus, so that it may be moved and is split as before.
+    # Relative to the corpus, so that a moved corpus is split in the same way.
     name: str
     folder: str
 
@@ -32,9 +32,9 @@ class TextSource(Config):
     """UTF-8 text at `paths`: files, folders (every file below) and globs (`corpus/**/*.md`).
 
     A file is one document, or several where `separator` cuts it. `domain="folder"` labels a
-    document by the folder, just below the one given, in which it lies (a file named by itself: by
-    its own name). `domain="content"` labels by kind of file, its suffix, and cuts Python files
-    into code, comment, docstring, string and table.
+    document by its folder just below the given path; a file given by itself gets its own name.
+    `domain="content"` labels a document by the file's suffix, and cuts Python files into code,
+    comment, docstring, string and table.
     """
 
     kind: Literal["text"]
@@ -85,7 +85,7 @@ class TextSource(Config):
         names: set[str] = set()
         for given in self.paths:
             for found in _expanded(given):
-                # Path.resolve refuses a loop of links, which reading is to name.
+                # Path.resolve raises at a loop of links; realpath leaves the error to the reader.
                 place = os.path.realpath(found.path)
                 if place in places:
                     continue
@@ -122,7 +122,7 @@ def _expand(given: str) -> Iterator[_Found]:
 
 
 def _below(root: Path, file: Path) -> _Found:
-    """A file and the first folder on the way to it from `root`, or else `root` itself."""
+    """A file, labelled by the first folder on its path from `root`, or else by `root`."""
     inside = file.relative_to(root)
     top = root.resolve().name or "text"
     folder = inside.parts[0] if len(inside.parts) > 1 else top

@@ -1,6 +1,6 @@
 """Packed corpora: token files that are mapped into memory, and the folder that holds them.
 
-Per side (train, heldout), little-endian, one entry a token unless said otherwise:
+Each side (train, heldout) has these little-endian files, with one entry a token unless noted:
 
 * SIDE.tokens: uint16, or uint32 for vocabularies over 65,536; each document ends with its token;
 * SIDE.domains: uint8, an index into the corpus's domains;
@@ -32,7 +32,7 @@ META = "meta.json"
 
 
 class SideMeta(Config):
-    """What one side's files hold."""
+    """The counts of one side's files."""
 
     tokens: int
     documents: int
@@ -40,7 +40,7 @@ class SideMeta(Config):
 
 
 class CorpusMeta(Config):
-    """The content of meta.json. `digest` is of the tokens, domains, starts and tokenizer."""
+    """The content of meta.json; `digest` is over tokens, domains, starts and tokenizer."""
 
     format: Literal[1]
     digest: str
@@ -75,7 +75,7 @@ class TokenFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Corpus:
-    """A prepared corpus. `digest` tells two corpora of different tokens or labels apart."""
+    """A prepared corpus; corpora with other tokens or labels have another `digest`."""
 
     folder: Path
     train: TokenFile
@@ -90,7 +90,7 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> "Corpus":
-        """Raises DataError, naming the file, where one is missing, truncated or not ours."""
+        """Raises DataError, naming the file, where one is missing, truncated or of another kind."""
         meta = _read_meta(folder)
         train, heldout = (_map_side(folder, side, meta) for side in SIDES)
         return cls(
@@ -122,18 +122,18 @@ def _read_meta(folder: Path) -> CorpusMeta:
 
 
 def _map_side(folder: Path, side: Side, meta: CorpusMeta) -> TokenFile:
-    described = meta.train if side == "train" else meta.heldout
+    side_meta = meta.train if side == "train" else meta.heldout
 
     def mapped(part: str, dtype: DTypeLike, count: int) -> NDArray:
         return _map(folder / f"{side}.{part}", np.dtype(dtype), count)
 
     return TokenFile(
         name=side,
-        tokens=mapped("tokens", token_dtype(meta.vocabulary), described.tokens),
-        domains=mapped("domains", "u1", described.tokens),
-        widths=mapped("widths", "u1", described.tokens),
-        starts=mapped("starts", "<i8", described.documents),
-        domain_bytes=described.domain_bytes,
+        tokens=mapped("tokens", token_dtype(meta.vocabulary), side_meta.tokens),
+        domains=mapped("domains", "u1", side_meta.tokens),
+        widths=mapped("widths", "u1", side_meta.tokens),
+        starts=mapped("starts", "<i8", side_meta.documents),
+        domain_bytes=side_meta.domain_bytes,
     )
 
 

@@ -1,4 +1,4 @@
-"""The demo: an MoE and its dense twin on the same text in the same order, side by side.
+"""The demo: an MoE and its dense twin, trained side by side on the same text in the same order.
 
 result = run_demo(Path("runs/demo"), view=choose_view())
 """

@@ -1,4 +1,4 @@
-"""What the demo found, as one value, as JSON and as a table."""
+"""The demo's result as one value, as JSON and as a table."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class TwinOutcome:
-    """One of the two models at the end."""
+    """The final figures of one of the two models."""
 
     total_parameters: int
     active_parameters: int
@@ -17,15 +17,15 @@ class TwinOutcome:
     flops_per_token: int
     """forward, a multiply-add is 2, attention over the whole training length"""
     tokens_per_second: float
-    """of training steps alone"""
+    """in training steps only"""
     heldout_bits_per_byte: float
     learning_rate: float
     training_seconds: float
-    """of its own steps: no evaluation, no checkpoint, not the other's steps"""
+    """in this model's steps: without evaluations, checkpoints, and the other model's steps"""
     load_max_over_mean: list[float] | None = None
-    """for each layer, load summed over the last 100 steps; None for the dense twin"""
+    """of each layer, from the load of the last 100 steps; None for the dense twin"""
     seconds_to_dense_loss: float | None = None
-    """training seconds until held-out loss is the dense twin's last; None: not reached"""
+    """training seconds until the held-out loss reaches the dense twin's last; None: not reached"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +35,20 @@ class Outcome:
     moe: TwinOutcome
     dense: TwinOutcome
     steps: int
-    """of each twin"""
+    """the number of each twin's steps"""
     steps_planned: int
-    """as many as fitted by the speed at the start"""
+    """the number of steps that fitted at the speed of the start"""
     cut_because: str | None
-    """why there were fewer; None where there were not"""
+    """the reason for fewer steps; None where all were taken"""
     tokens: int
     sample: str
     report: Path
     seconds: float
-    """of everything, from the first file read to the report"""
+    """the whole demo, from the first file to the report"""
 
     @property
     def gain(self) -> float:
-        """By what share the MoE's held-out bits per byte lie below the dense twin's."""
+        """The share by which the MoE's held-out bits per byte lie below the dense twin's."""
         return 1 - self.moe.heldout_bits_per_byte / self.dense.heldout_bits_per_byte
 
     @property
@@ -57,7 +57,7 @@ class Outcome:
 
     @property
     def cut(self) -> str | None:
-        """How many steps were cut and why, as a sentence; None where none was."""
+        """The number of steps cut and the reason, as a sentence; None where none was cut."""
         if self.cut_because is None:
             return None
         return (
@@ -78,7 +78,7 @@ class Outcome:
         }
 
     def table(self) -> Table:
-        """The two side by side, and the MoE over the twin."""
+        """Both models side by side, and the MoE's figures over the twin's."""
         moe, dense = self.moe, self.dense
         reached = moe.seconds_to_dense_loss
         table = Table(title=f"After the same {self.tokens:,} tokens of the standard library")
@@ -104,7 +104,7 @@ class Outcome:
 
 
 def seconds_to_reach(target: float, evaluations: list[tuple[float, float]]) -> float | None:
-    """Seconds at which falling (seconds, loss) points cross `target`, on a line between them."""
+    """Seconds at which (seconds, loss) points, joined by lines, first fall to `target`."""
     before: tuple[float, float] | None = None
     for seconds, loss in evaluations:
         if loss <= target:

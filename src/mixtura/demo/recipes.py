@@ -1,4 +1,4 @@
-"""The demo's recipes: an MoE and the dense twin of its active compute."""
+"""The demo's recipes: an MoE, and the dense twin of the same active compute."""
 
 from importlib.resources import files
 
@@ -26,7 +26,7 @@ def demo_tree() -> Tree:
 
 
 def twin_recipes(steps: int, overrides: tuple[str, ...] = ()) -> dict[str, Recipe]:
-    """`moe` and `dense`: the same text, tokens and order; each with its own learning rate.
+    """Recipes `moe` and `dense`: the same text, tokens and order, each with a learning rate.
 
     `overrides` are dotted keys of twins.yaml, as in moe.moe.balance.loss=0. Raises ConfigError.
     """

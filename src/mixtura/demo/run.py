@@ -1,4 +1,4 @@
-"""Run the demo: time a few steps, train both twins in turn, compare, sample, report."""
+"""The demo: it times a few steps, trains both twins in turn, compares, samples and reports."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -20,20 +20,20 @@ from mixtura.runs.step_plan import StepPlan
 from mixtura.train import Run, StepReport, Summary, View, opened_run, prepare_corpus, train_in_turn
 from mixtura.train.building import build_trainer
 
-# The promise: all of the demo, but its set-up.
+# The bound of the whole demo, without the installation.
 LIMIT_SECONDS = 360.0
-# What a command needs to start and to write its page.
+# The start of the command, and writing the page.
 OTHER_SECONDS = 8.0
-# Steps of both twins that take as long as the last evaluation, the report and the sample.
+# Rounds (steps of both twins) that take as long as the last evaluation, report and sample.
 AFTERWARDS_STEPS = 20.0
-# Training time that leaves room for these and for reading the text; the pacer guards the limit.
+# Training time that leaves room for the rest and for reading the text; the pacer keeps the limit.
 BUDGET_SECONDS = 290.0
 MOST_STEPS = 2400
 FEWEST_STEPS = 20
 TIMED_STEPS = 8
-# On a machine that is too busy for eight of them.
+# The bound of the timing on a busy machine, which may fit fewer than eight rounds.
 TIMED_SECONDS = 20.0
-# Forward passes over the held-out tokens cost as much as so many steps.
+# An evaluation's forward passes cost as much as so many steps.
 EVALUATION_STEPS = 5.3
 PROMPT = "def read_lines(path):\n    "
 SAMPLE_TOKENS = 200
@@ -50,23 +50,23 @@ def run_demo(
 ) -> Outcome | None:
     """Train into `out`/moe and `out`/dense and write `out`/report.html.
 
-    As many steps as fit into six minutes with all the rest, looked at again on the way (see
-    `Pacer`), unless `steps` says how many. None where it was interrupted: both are saved, and
-    `resume` goes on with as many steps as were planned by then. Raises ConfigError, StorageError or
-    CheckpointError.
+    The number of steps fits the whole demo into six minutes and is corrected on the way (see
+    `Pacer`), unless `steps` is given. Returns None where the demo was interrupted: both runs are
+    saved, and `resume` goes on with the steps that were planned by then. Raises ConfigError,
+    StorageError or CheckpointError.
     """
     began = clock()
     folders = {name: RunFolder(out / name) for name in ("moe", "dense")}
     with view:
-        recipes, pair = _recipes(folders, resume, steps, tuple(overrides), view, clock)
+        recipes, round_seconds = _recipes(folders, resume, steps, tuple(overrides), view, clock)
         corpus = prepare_corpus(recipes["moe"], view)
 
         def pacer(runs: Sequence[Run]) -> Pacer | None:
-            if pair is None:
+            if round_seconds is None:
                 return None
             ends = began + LIMIT_SECONDS - OTHER_SECONDS
             overhead = _overhead(recipes["moe"].train.steps)
-            return Pacer(runs, clock, ends, AFTERWARDS_STEPS, pair, overhead)
+            return Pacer(runs, clock, ends, AFTERWARDS_STEPS, round_seconds, overhead)
 
         summaries = _train(recipes, corpus, folders, view, pacer, resume=resume)
     if any(summary.interrupted for summary in summaries.values()):
@@ -88,7 +88,7 @@ def run_demo(
 
 
 def _why_cut(plan: StepPlan) -> str | None:
-    """The reason of the deepest correction; later ones may have given a part back."""
+    """The reason of the deepest correction; later corrections may have restored some steps."""
     if plan.last >= plan.steps:
         return None
     return min(plan.corrections, key=lambda correction: correction.steps).reason
@@ -111,7 +111,7 @@ def _recipes(
     view: View,
     clock: Callable[[], float],
 ) -> tuple[dict[str, Recipe], float | None]:
-    """Both recipes, and the seconds of a step of both where these say how many steps there are."""
+    """Both recipes, and a round's seconds where the number of steps follows from them."""
     recorded = {name: folder.recorded() for name, folder in folders.items()}
     if resume:
         found = {name: recipe for name, recipe in recorded.items() if recipe is not None}
@@ -124,43 +124,45 @@ def _recipes(
         folder.check(drafts[name], resume=False)
     if steps is not None:
         return drafts, None
-    pair = _seconds_of_a_pair(drafts, view, clock)
-    return twin_recipes(_steps_that_fit(pair, view), overrides), pair
+    round_seconds = _measured_round_seconds(drafts, view, clock)
+    return twin_recipes(_steps_that_fit(round_seconds, view), overrides), round_seconds
 
 
-def _seconds_of_a_pair(recipes: dict[str, Recipe], view: View, clock: Callable[[], float]) -> float:
-    """What a step of both twins takes here, from a few steps that are thrown away."""
+def _measured_round_seconds(
+    recipes: dict[str, Recipe], view: View, clock: Callable[[], float]
+) -> float:
+    """Seconds of a round on this machine, from a few rounds whose models are dropped."""
     corpus = prepare_corpus(recipes["moe"], view)
     trainers = [build_trainer(recipe, corpus) for recipe in recipes.values()]
-    pairs: list[float] = []
+    rounds: list[float] = []
     began = clock()
-    while len(pairs) < 2 + TIMED_STEPS and (len(pairs) < 3 or clock() - began < TIMED_SECONDS):
-        pairs.append(sum(trainer.step().seconds for trainer in trainers))
-    # The first two find caches cold.
-    return statistics.median(pairs[2:])
+    while len(rounds) < 2 + TIMED_STEPS and (len(rounds) < 3 or clock() - began < TIMED_SECONDS):
+        rounds.append(sum(trainer.step().seconds for trainer in trainers))
+    # The first two rounds warm the caches.
+    return statistics.median(rounds[2:])
 
 
-def _steps_that_fit(pair: float, view: View) -> int:
-    fitting = int(BUDGET_SECONDS / (pair * _overhead(1000)))
+def _steps_that_fit(round_seconds: float, view: View) -> int:
+    fitting = int(BUDGET_SECONDS / (round_seconds * _overhead(1000)))
     if fitting >= 200:
         fitting = fitting // 20 * 20
     steps = max(FEWEST_STEPS, min(MOST_STEPS, fitting))
-    minutes = steps * pair * _overhead(steps) / 60
+    minutes = steps * round_seconds * _overhead(steps) / 60
     view.told(
-        f"a step of both twins takes {pair * 1000:.0f} ms here: training for {steps} steps "
-        f"(at most {MOST_STEPS}), about {minutes:.1f} minutes; fewer if other work slows the "
+        f"a step of both twins takes {round_seconds * 1000:.0f} ms here: training for {steps} "
+        f"steps (at most {MOST_STEPS}), about {minutes:.1f} minutes; fewer if other work slows the "
         "machine on the way"
     )
     return steps
 
 
 def _overhead(steps: int) -> float:
-    """How much longer a step is with its share of evaluations and checkpoints; 1.06 of 1,000."""
+    """The factor by which evaluations and checkpoints lengthen a step; 1.06 at 1,000 steps."""
     return 1.01 + EVALUATIONS * EVALUATION_STEPS / steps
 
 
 class _TwinView(View):
-    """The dense twin's view: silent, but for a comparison at each evaluation."""
+    """The dense twin's view: it shows only a comparison at each evaluation."""
 
     def __init__(self, main: View, moe_evaluations: Path) -> None:
         self._main, self._moe_evaluations = main, moe_evaluations
@@ -203,7 +205,7 @@ def _train(
 
 
 def _share_corrections(recipes: dict[str, Recipe], folders: dict[str, RunFolder]) -> None:
-    """A kill between the writing of two folders leaves one of them a correction behind."""
+    """Copy the newest plan to both folders: a kill may have come between their two writes."""
     plans = {name: folders[name].plan(recipe) for name, recipe in recipes.items()}
     newest = max(plans.values(), key=lambda plan: len(plan.corrections))
     for name, plan in plans.items():

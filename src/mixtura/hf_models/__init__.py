@@ -1,4 +1,4 @@
-"""Hugging Face transformers: our experts in its models, and right balancing in its training."""
+"""Hugging Face transformers: Mixtura's experts and balancing in its models."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from mixtura.hf_models.backend import register
 
 if TYPE_CHECKING:
     from mixtura.hf_models.balancing import Balancing, attach_balancing
-    from mixtura.hf_models.observe import Observation, observe_routing
+    from mixtura.hf_models.observation import Observation, observe_routing
     from mixtura.hf_models.packed_experts import pack_experts
 
 __all__ = [
@@ -22,15 +22,15 @@ __all__ = [
 
 _HOMES = {
     "Balancing": "balancing",
-    "Observation": "observe",
+    "Observation": "observation",
     "attach_balancing": "balancing",
-    "observe_routing": "observe",
+    "observe_routing": "observation",
     "pack_experts": "packed_experts",
 }
 
 
-def _first_use(name: str) -> Any:
-    """Import what `name` stands for; transformers stays out until then."""
+def _attribute(name: str) -> Any:
+    """The attribute `name`, imported at its first use; transformers is imported only then."""
     if name not in _HOMES:
         raise AttributeError(f"module 'mixtura.hf_models' has no attribute {name!r}")
     try:
@@ -44,6 +44,6 @@ def _first_use(name: str) -> Any:
     return getattr(home, name)
 
 
-# Hidden from type checkers, which would take any misspelt name for one that exists.
+# Hidden from type checkers: with a __getattr__ they would accept every misspelt name.
 if not TYPE_CHECKING:
-    __getattr__ = _first_use
+    __getattr__ = _attribute

@@ -1,4 +1,4 @@
-"""`register`: Mixtura's experts as an implementation that transformers' models can be asked for."""
+"""`register`: Mixtura's experts as an implementation that transformers' models can select."""
 
 import importlib.metadata
 
@@ -8,14 +8,14 @@ from mixtura.errors import ConfigError
 
 NAME = "mixtura"
 OLDEST = "5.7"
-"""the first transformers whose experts interface others may add to"""
+"""the first transformers with an experts interface that accepts other implementations"""
 
 
 def register() -> None:
     """Add `experts_implementation="mixtura"` to transformers; a second call changes nothing.
 
-    And "mixtura-8bit" and "mixtura-4bit", which pack the experts of a model when they are first
-    used, for inference on a CPU.
+    "mixtura-8bit" and "mixtura-4bit" are added too. They pack a model's experts at their first use,
+    for inference on a CPU.
 
     Raises ConfigError where transformers is absent, or older than 5.7.
     """
@@ -39,5 +39,5 @@ def register() -> None:
     forwards = {NAME: experts_forward, **{name: forward_of(bits) for name, bits in NAMES.items()}}
     for name, forward in forwards.items():
         ExpertsInterface.register(name, forward)
-        # FP8 experts look here; ours then refuses them by name.
+        # FP8 experts have an interface of their own, where Mixtura's function refuses them by name.
         FP8ExpertsInterface.register(name, forward)

@@ -1,4 +1,4 @@
-"""Balancing for any mixture-of-experts model of transformers, without editing it.
+"""Balancing for any mixture-of-experts model of transformers, through hooks.
 
 E experts, K experts per token.
 """
@@ -19,9 +19,9 @@ from mixtura.config import Config
 from mixtura.errors import ConfigError
 from mixtura.hf_models.choosing_bias import ChoosingBias, find_bias
 from mixtura.hf_models.layer_load import LayerLoad, LayerReport
-from mixtura.hf_models.observe import Observation, Through
-from mixtura.hf_models.own_loss import silenced
-from mixtura.hf_models.reentrant import gauge, hung_onto
+from mixtura.hf_models.observation import Observation, WeightFunction
+from mixtura.hf_models.own_loss import own_losses_disabled
+from mixtura.hf_models.reentrant_gradients import gradient_probe, with_attached_loss
 from mixtura.hf_models.routers import Decision, FoundRouter
 from mixtura.hf_models.scores import KNOWN, ScoreName
 from mixtura.hf_models.step_share import share_of_step
@@ -33,27 +33,27 @@ from mixtura.moe.shares import Scope
 T = TypeVar("T")
 
 if TYPE_CHECKING:
-    # It needs accelerate, and a loop of one's own does not.
+    # Trainer imports accelerate, which a training loop of the user's own may lack.
     from transformers import Trainer
 
 
 class BalancingConfig(Config):
-    """What is added to a model's loss, and what moves its choosing biases."""
+    """The losses that are added to a model's loss, and the updates of its choosing biases."""
 
     balance: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    """weight of Switch's loss, E * sum f * P of each layer, averaged over layers; 1 when even"""
+    """weight of Switch's loss, E * sum f * P in each layer, averaged over layers; 1 when even"""
     z_loss: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """weight of the mean squared logsumexp of the logits"""
     bias_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """DeepSeek-V3's gamma, for models with a choosing bias"""
     scope: Scope = "sequence"
-    """which tokens `balance` is taken over"""
+    """the tokens that `balance` is computed over"""
     scale: Literal["switch", "transformers"] = "switch"
-    """`transformers` multiplies `balance` by K, as its own loss is, for recipes that expect it"""
+    """`transformers` multiplies `balance` by K, the scale of transformers' own loss"""
     keep_own_loss: bool = False
-    """whether the model's own, pooled router loss stays beside ours"""
+    """whether the model's own, pooled router loss is added too"""
     scores: Literal["auto"] | ScoreName = "auto"
-    """the function of the logits that weights follow; see `observe_routing`"""
+    """the function of the logits that the weights follow; see `observe_routing`"""
 
 
 def attach_balancing(
@@ -69,10 +69,10 @@ def attach_balancing(
 ) -> "Balancing":
     """Balance every MoE layer of `model` from now on; see `BalancingConfig` for the arguments.
 
-    In training, the loss that the model returns has the balancing losses in it, for Trainer,
+    In training the loss that the model returns includes the balancing losses, for Trainer,
     accelerate or a loop of one's own; in evaluation nothing is added. Attach to the module that is
-    called: after `get_peft_model`. Choosing biases move after each step of an optimizer that holds
-    a parameter of the model. Raises ConfigError for a model or an argument that cannot be served.
+    called: after `get_peft_model`. Choosing biases are updated after each step of an optimizer that
+    holds a parameter of the model. Raises ConfigError for a model or an argument that does not fit.
     """
     config = BalancingConfig.parse(
         {
@@ -100,22 +100,22 @@ class _Layer:
 class _Pass:
     """One forward pass of the whole model."""
 
-    counts: bool
-    """whether it trains"""
+    trains: bool
+    """whether the pass is part of training"""
     around: ExitStack
     routings: list[tuple[FoundRouter, Routing]] = field(default_factory=list)
     share: Tensor | float = 1.0
-    """of the optimizer step's loss"""
+    """the pass's share of the optimizer step's loss"""
     layers: int = 0
-    """those that gave a loss"""
-    awaited: dict[FoundRouter, Routing] = field(default_factory=dict)
-    """those whose gradients come when a backward pass runs them again"""
+    """the number of layers with a loss"""
+    recomputed_later: dict[FoundRouter, Routing] = field(default_factory=dict)
+    """routers whose layers a backward pass runs again, with gradients"""
     scale: Tensor | None = None
-    """the gradient of the whole loss by ours, once a backward pass has begun"""
+    """the gradient of the total loss by the balancing loss; None before the backward pass"""
 
 
 class Balancing:
-    """What `attach_balancing` gives: at work until `detach()`, or the end of a `with` block."""
+    """The result of `attach_balancing`: active until `detach()` or the end of a `with` block."""
 
     def __init__(self, model: nn.Module, config: BalancingConfig) -> None:
         self.config = config
@@ -123,11 +123,11 @@ class Balancing:
         self._layers: dict[FoundRouter, _Layer] = {}
         self._pass: _Pass | None = None
         self._in_backward: _Pass | None = None
-        self._untaken: Tensor | None = None
-        self._counted = 0
+        self._pending_loss: Tensor | None = None
+        self._passes_of_step = 0
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
-        self._observation = Observation(model, self._routed, config.scores, self._recomputed)
+        self._observation = Observation(model, self._on_routing, config.scores, self._on_recomputed)
         try:
             self._biases = self._find_biases()
             self._check_z_loss()
@@ -136,11 +136,11 @@ class Balancing:
             raise
         self._handles = [
             *self._hook(model),
-            register_optimizer_step_post_hook(self._stepped),
+            register_optimizer_step_post_hook(self._on_optimizer_step),
         ]
 
     def detach(self) -> None:
-        """Remove every hook; the model is as it was, with the weights that it has now."""
+        """Remove every hook; the model keeps its present weights."""
         self._observation.detach()
         for handle in self._handles:
             handle.remove()
@@ -153,28 +153,28 @@ class Balancing:
         self.detach()
 
     def take_loss(self) -> Tensor:
-        """The last pass's balancing loss, for a loop that computes its loss from logits.
+        """The last pass's balancing loss, for a training loop that computes its loss from logits.
 
-        Weighted, averaged over layers. Raises ConfigError where it is in the model's own already.
+        Weighted, and averaged over layers. Raises ConfigError where the model's loss includes it.
         """
-        if self._untaken is None:
+        if self._pending_loss is None:
             raise ConfigError(
                 "the balancing loss is in the loss that the model returned, or was taken before; "
                 "use output.loss, or call the model in training mode without labels"
             )
-        taken, self._untaken = self._untaken, None
+        taken, self._pending_loss = self._pending_loss, None
         return taken
 
     def end_step(self) -> None:
-        """Close an optimizer step: biases move, and load counts afresh.
+        """End an optimizer step: update the choosing biases, and begin a new load count.
 
-        Called by itself after each step of a torch optimizer with parameters of the model; call it
-        only where the optimizer is none, as DeepSpeed's.
+        Called automatically after each step of a torch optimizer that holds parameters of the
+        model. Call it after each step of another kind of optimizer, such as DeepSpeed's.
         """
-        # A second optimizer of the same step comes too late.
-        if not self._counted:
+        # A second optimizer of the same step changes nothing.
+        if not self._passes_of_step:
             return
-        self._counted = 0
+        self._passes_of_step = 0
         for router, layer in self._layers.items():
             load_E = layer.balancer.end_step(layer.device)
             layer.load.add(load_E)
@@ -187,10 +187,10 @@ class Balancing:
         return tuple(report for report in reports if report is not None)
 
     def take_log(self) -> dict[str, float]:
-        """What happened since the last call, by name, for a logger; waits for the device.
+        """Figures since the last call, by name, for a logger; waits for the device.
 
-        `moe/balance_loss` (1 at even load) and `moe/z_loss` are means, without their weights;
-        `moe/layer_NN/max_over_mean` is that of the load since then; `moe/collapsed_layers` and
+        `moe/balance_loss` (1 at even load) and `moe/z_loss` are means without their weights.
+        `moe/layer_NN/max_over_mean` is of the load since the last call. `moe/collapsed_layers` and
         `moe/starving_experts` count over the last 100 steps.
         """
         log = {
@@ -207,24 +207,24 @@ class Balancing:
         return log
 
     def log_to(self, trainer: "Trainer") -> None:
-        """Add `take_log()` to each line that `trainer` logs of its training, wherever it logs."""
+        """Add `take_log()` to each training line that `trainer` logs, in all of its loggers."""
         log = trainer.log
 
         def with_balance(logs: dict[str, float], start_time: float | None = None) -> None:
-            # Evaluation is logged by other names; after `detach` there is nothing to add.
+            # Lines of evaluation have no key "loss"; after `detach` there is nothing to add.
             if "loss" in logs and self._handles:
                 logs.update(self.take_log())
             log(logs, start_time)
 
-        # Not a callback: Trainer writes its history, and calls TensorBoard's, before a user's.
+        # A callback would be too late: Trainer writes its history and calls TensorBoard first.
         trainer.log = with_balance
 
     def _find_biases(self) -> dict[FoundRouter, ChoosingBias]:
         if not self.config.bias_rate:
             return {}
         modules = dict(self._model.named_modules())
-        chosen = [router for router in self._observation.routers if router.chooses]
-        return {router: find_bias(modules, router) for router in chosen}
+        routers = [router for router in self._observation.routers if router.has_logits]
+        return {router: find_bias(modules, router) for router in routers}
 
     def _check_z_loss(self) -> None:
         for router in self._observation.routers:
@@ -235,7 +235,7 @@ class Balancing:
                 )
 
     def _hook(self, model: nn.Module) -> list[RemovableHandle]:
-        # Closures that name their module: a copied model carries them, and is not ours.
+        # Each hook compares its module: a copied model carries the hooks too, but is another model.
         def begin(module: nn.Module, _: object) -> None:
             if module is model:
                 self._begin()
@@ -249,24 +249,24 @@ class Balancing:
         ]
 
     def _begin(self) -> None:
-        if self._untaken is not None:
-            self._untaken = None
+        if self._pending_loss is not None:
+            self._pending_loss = None
             raise ConfigError(
                 "the last training pass had no labels, so its balancing loss reached no loss; give "
                 "labels to the model, or add balancing.take_loss() to the loss that you compute"
             )
         around = ExitStack()
         if not self.config.keep_own_loss:
-            around.enter_context(silenced(self._model))
+            around.enter_context(own_losses_disabled(self._model))
         self._pass = _Pass(self._model.training and torch.is_grad_enabled(), around)
 
-    def _routed(self, router: FoundRouter, routing: Routing) -> None:
+    def _on_routing(self, router: FoundRouter, routing: Routing) -> None:
         if self._pass is not None:
             self._pass.routings.append((router, routing))
         elif router.owner.training and torch.is_grad_enabled():
             raise ConfigError(
                 f"the model was called around the {type(self._model).__name__} that balancing is "
-                "attached to, so its losses would be lost; attach it to the module that is called"
+                "attached to, which drops its losses; attach it to the module that is called"
             )
 
     def _end(self, kwargs: dict[str, Any], output: Any) -> Any:
@@ -274,11 +274,11 @@ class Balancing:
         if done is None:
             return None
         done.around.close()
-        if output is None or not done.counts or not done.routings:
+        if output is None or not done.trains or not done.routings:
             return None
         done.share = share_of_step(self._model, kwargs)
         loss = self._loss(done)
-        self._counted += 1
+        self._passes_of_step += 1
         if loss is None:
             return None
         if isinstance(output, ModelOutput) and output.get("loss") is not None:
@@ -286,22 +286,22 @@ class Balancing:
         elif isinstance(output, tuple) and kwargs.get("labels") is not None:
             return (output[0] + loss.to(output[0].device), *output[1:])
         else:
-            self._untaken = loss
+            self._pending_loss = loss
         return None
 
     def _loss(self, done: _Pass) -> Tensor | None:
-        """The pass's losses, weighted, averaged over layers, and added up; None where none is."""
+        """The sum of the pass's weighted losses, averaged over layers; None where there is none."""
         by_layer: list[dict[str, Tensor]] = []
         for router, routing in done.routings:
             layer = self._layer(router, routing)
-            # What a layer that is used twice saw before is of this step too.
+            # A layer that is used twice in a pass trains both uses for this step.
             layer.balancer.end_micro_step()
             layer.balancer.observe(routing)
             if routing.probs_TE is None:
                 continue
             by_layer.append(layer.balancer.losses(routing))
             if not routing.probs_TE.requires_grad:
-                done.awaited[router] = routing
+                done.recomputed_later[router] = routing
         done.layers = len(by_layer)
         if not by_layer or not by_layer[0]:
             return None
@@ -310,9 +310,11 @@ class Balancing:
             name: torch.stack([losses[name].to(device) for losses in by_layer]).mean()
             for name in by_layer[0]
         }
-        self._note(means)
+        self._add_to_log(means)
         loss = done.share * torch.stack(list(means.values())).sum()
-        return loss + gauge(partial(self._backward_began, done), device) if done.awaited else loss
+        if done.recomputed_later:
+            loss = loss + gradient_probe(partial(self._on_backward, done), device)
+        return loss
 
     def _layer(self, router: FoundRouter, routing: Routing) -> _Layer:
         if router not in self._layers:
@@ -324,28 +326,28 @@ class Balancing:
                 scope=self.config.scope,
             )
             self._layers[router] = _Layer(
-                # The spec of any router with probabilities: weights are all given.
+                # Any spec of a router with probabilities serves: all loss weights are given.
                 Balancer(config, SoftmaxTopKConfig(), routing.num_experts, _ProcessGroup()),
                 LayerLoad(router.layer, router.name, routing.top_k),
                 routing.chosen_N.device,
             )
         return self._layers[router]
 
-    def _note(self, means: dict[str, Tensor]) -> None:
+    def _add_to_log(self, means: dict[str, Tensor]) -> None:
         weights = next(iter(self._layers.values())).balancer.weights
         self._summed += 1
         for name, mean in means.items():
             value = mean.detach() / {str(key): weight for key, weight in weights.items()}[name]
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def _backward_began(self, done: _Pass, scale: Tensor) -> None:
-        # Autograd runs the latest nodes first: of two passes in one backward, the second is through
-        # before the first begins.
+    def _on_backward(self, done: _Pass, scale: Tensor) -> None:
+        # Autograd runs the latest nodes first: with two passes in one backward, the second pass is
+        # complete before the first begins.
         done.scale, self._in_backward = scale, done
 
-    def _recomputed(self, router: FoundRouter, decision: Decision) -> Through | None:
+    def _on_recomputed(self, router: FoundRouter, decision: Decision) -> WeightFunction | None:
         done = self._in_backward
-        earlier = None if done is None else done.awaited.pop(router, None)
+        earlier = None if done is None else done.recomputed_later.pop(router, None)
         if done is None or earlier is None or done.scale is None:
             return None
         routing = self._observation.translation(
@@ -353,41 +355,41 @@ class Balancing:
         )
         losses = self._layers[router].balancer.losses(routing)
         loss = done.share * sum(losses.values(), torch.zeros(())) / done.layers
-        return partial(hung_onto, loss=loss, scale=done.scale)
+        return partial(with_attached_loss, loss=loss, scale=done.scale)
 
-    def _stepped(self, optimizer: Optimizer, *_: object) -> None:
-        # A wrapper, as accelerate's, also steps without its optimizer, which speaks for itself.
+    def _on_optimizer_step(self, optimizer: Optimizer, *_: object) -> None:
+        # accelerate's wrapper also steps without its optimizer, whose own hook calls this method.
         if isinstance(vars(optimizer).get("optimizer"), Optimizer):
             return
-        ours = {id(parameter) for parameter in self._model.parameters()}
-        if any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
+        own_ids = {id(parameter) for parameter in self._model.parameters()}
+        if any(id(p) in own_ids for group in optimizer.param_groups for p in group["params"]):
             self.end_step()
 
 
 class _ProcessGroup:
-    """torch's default process group as `Ranks`; one rank for as long as there is none.
+    """torch's default process group as `Ranks`; a single rank while there is no group.
 
-    Looked up at each call: trainers of transformers begin the group after the model is balanced.
+    The group is looked up at each call: trainers may start it after `attach_balancing`.
     """
 
     @property
-    def _is_there(self) -> bool:
+    def _has_group(self) -> bool:
         return torch.distributed.is_available() and torch.distributed.is_initialized()
 
     @property
     def index(self) -> int:
-        return torch.distributed.get_rank() if self._is_there else 0
+        return torch.distributed.get_rank() if self._has_group else 0
 
     @property
     def count(self) -> int:
-        return torch.distributed.get_world_size() if self._is_there else 1
+        return torch.distributed.get_world_size() if self._has_group else 1
 
     def sum(self, of: T) -> T:
-        if self._is_there:
-            assert isinstance(of, Tensor), "tensors alone are summed"
+        if self._has_group:
+            assert isinstance(of, Tensor), "only tensors are summed"
             torch.distributed.all_reduce(of)
         return of
 
     def barrier(self) -> None:
-        if self._is_there:
+        if self._has_group:
             torch.distributed.barrier()

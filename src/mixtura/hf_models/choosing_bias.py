@@ -1,4 +1,4 @@
-"""The bias that chooses experts and never weighs them, in transformers' models. E experts."""
+"""The choosing bias of transformers' models: it affects choices, never weights. E experts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from mixtura.errors import ConfigError
 from mixtura.hf_models.routers import FoundRouter
 from mixtura.moe.bias import bias_step
 
-# What models call it; ones that count in the router's own weights are called otherwise.
+# Its names in models; biases that are added to the router's weights have other names.
 NAMES = ("e_score_correction_bias", "expert_bias")
 
 
 @dataclass(frozen=True, slots=True)
 class ChoosingBias:
-    """Where a router's bias is kept; looked up anew at each step, as `to` may replace it."""
+    """The place of a router's bias. It is looked up at each use, as `to` may replace the tensor."""
 
     holder: nn.Module
     name: str
@@ -28,16 +28,16 @@ class ChoosingBias:
         return bias_E
 
     def step(self, load_E: Tensor, rate: float) -> None:
-        """Move it after an optimizer step of that load."""
+        """Update the bias after an optimizer step with the load `load_E`."""
         with torch.no_grad():
             bias_E = self.value
             bias_E.copy_(bias_step(bias_E.flatten(), load_E, rate).view_as(bias_E))
 
 
 def find_bias(modules: Mapping[str, nn.Module], router: FoundRouter) -> ChoosingBias:
-    """The bias of a router, in it or in its block.
+    """The bias of a router, in the router or in its block.
 
-    Raises ConfigError where there is none, and for one that is too coarse for small steps.
+    Raises ConfigError for a router without a bias, and for a dtype too coarse for small steps.
     """
     places = list(router.module.modules())
     outer = router.name

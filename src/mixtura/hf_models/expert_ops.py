@@ -1,4 +1,4 @@
-"""The experts' products as operators of torch's library, so that `torch.compile` need not look in.
+"""The experts' products as operators of torch's library, which `torch.compile` does not trace.
 
 T tokens, D width, K experts per token, E experts, N = T*K rows sorted by expert, I inputs and
 O outputs of a product, F expert width, H = 2F.
@@ -22,10 +22,10 @@ def _multiply(rows_N: Tensor, count_E: Tensor, *widths: int) -> SegmentProducts:
 def segment_rows(
     rows_NI: Tensor, weight: Tensor, count_E: Tensor, transposed: bool, inference: bool
 ) -> Tensor:
-    """(N, O): each segment's rows times its weights, and 0 for rows past the last segment.
+    """(N, O): each segment's rows times the segment's weights; 0 for rows past the last segment.
 
-    Weights are stored as (E, O, I), or as (E, I, O) where `transposed`. `inference` may take
-    products that have no backward.
+    Weights are stored as (E, O, I), or as (E, I, O) if `transposed`. With `inference` products
+    without a backward pass may be used.
     """
     weight_EIO = weight if transposed else weight.mT
     with torch.autocast(rows_NI.device.type, enabled=False):
@@ -53,9 +53,9 @@ def _(left_NO: Tensor, right_NI: Tensor, count_E: Tensor) -> Tensor:
     return left_NO.new_empty(count_E.shape[0], left_NO.shape[1], right_NI.shape[1])
 
 
-def _keep(ctx, inputs, output: Tensor) -> None:  # noqa: ARG001
+def _save_inputs(ctx, inputs, output: Tensor) -> None:  # noqa: ARG001
     rows_NI, weight, count_E, transposed, inference = inputs
-    assert not inference, "these products have no backward"
+    assert not inference, "products for inference have no backward"
     needs_rows, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(
         rows_NI if needs_weight else None, weight if needs_rows else None, count_E
@@ -74,7 +74,7 @@ def _backward(ctx, grad_NO: Tensor):
     return grad_NI, grad_weight, None, None, None
 
 
-segment_rows.register_autograd(_backward, setup_context=_keep)
+segment_rows.register_autograd(_backward, setup_context=_save_inputs)
 
 
 def swiglu_tokens(
@@ -102,7 +102,7 @@ def _(x_TD: Tensor, *_: object) -> Tensor:
 def order_tokens(
     expert_TK: Tensor, num_experts: int, padding: permute.Padding = permute.COMPACT
 ) -> permute.Order:
-    """The order of rows by expert, where token t's are the K rows from t*K on."""
+    """The order of rows by expert; token t has the K rows from t*K on."""
     tokens, top_k = expert_TK.shape
     token_T = torch.arange(tokens, device=expert_TK.device)
     return permute.order_by_expert(

@@ -1,4 +1,4 @@
-"""What `experts_implementation="mixtura"` runs in place of a transformers model's experts.
+"""The function behind `experts_implementation="mixtura"`, in place of a model's own experts.
 
 T tokens, D width, K experts per token, E experts, N = T*K rows sorted by expert, F expert width,
 H rows of the first product: 2F, or F for experts without a gate.
@@ -27,8 +27,8 @@ from mixtura.moe.backends import best_products, padding_of
 
 
 class ExpertsModule(Protocol):
-    """What transformers' experts interface promises of a module; biases and `post_expert_norm`
-    are there where their flag is set, and `up_proj` replaces `gate_up_proj` without a gate."""
+    """A module of transformers' experts interface. Biases and `post_expert_norm` exist only where
+    their flag is set, and without a gate `up_proj` replaces `gate_up_proj`."""
 
     num_experts: int
     has_gate: bool
@@ -68,10 +68,10 @@ class _Bank:
 def experts_forward(
     self: ExpertsModule, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """(T, D) from (T, D), (T, K) and (T, K), as transformers' experts interface has it.
+    """(T, D) from (T, D), (T, K) and (T, K), with the signature of transformers' interface.
 
-    An id equal to the number of experts marks a row that no expert here computes: it adds nothing,
-    and its weight gets no gradient. Raises ConfigError for experts that this cannot compute.
+    An id equal to the number of experts stands for an unused row: it adds nothing, and its weight
+    gets no gradient. Raises ConfigError for experts that this function cannot compute.
     """
     x_TD, expert_TK = hidden_states, top_k_index.long()
     weight_TK = top_k_weights.masked_fill(expert_TK >= self.num_experts, 0)
@@ -84,7 +84,7 @@ def experts_forward(
     if not _is_swiglu(self):
         y_TD = _any_experts(self, x_TD, expert_TK, weight_TK, bank, trains)
     elif not trains and x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16:
-        # Between one token's products, an operator's own cost would be felt.
+        # For one token an operator of torch's library costs as much as the products.
         compute = swiglu_tokens_operator if torch.compiler.is_compiling() else swiglu_tokens
         y_TD = compute(x_TD, expert_TK, weight_TK, bank.w_in, bank.w_out)
     elif torch.compiler.is_compiling():
@@ -143,12 +143,12 @@ def _is_swiglu(module: ExpertsModule) -> bool:
 
 
 def _has_norm(module: ExpertsModule) -> bool:
-    # The flag is younger than the interface.
+    # Early versions of the interface lack this flag.
     return getattr(module, "has_post_expert_norm", False)
 
 
 def _swiglu_experts(x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, bank: _Bank) -> Tensor:
-    """Mixtura's own fused path, which keeps one tensor of width H for the backward pass."""
+    """Mixtura's fused experts, which keep one tensor of width H for the backward pass."""
     products = best_products(x_TD.dtype, x_TD.device, *bank.w_out.shape[1:])
     order = order_tokens(expert_TK, bank.num_experts, padding_of(products, x_TD.dtype))
     with torch.autocast(x_TD.device.type, enabled=False):
@@ -165,10 +165,10 @@ def _any_experts(
     bank: _Bank,
     trains: bool,
 ) -> Tensor:
-    """Our products around the module's own gate, biases and norm."""
+    """Mixtura's products, with the module's own gate, biases and norm between them."""
     order = order_tokens(expert_TK, bank.num_experts)
     expert_N = expert_TK.flatten()[order.row_M]
-    lost_N = expert_N >= bank.num_experts
+    unused_N = expert_N >= bank.num_experts
     expert_N = expert_N.clamp(max=bank.num_experts - 1)
     rows_ND = _permute(x_TD, order)
     transposed, count_E = module.is_transposed, order.segment_E
@@ -181,13 +181,13 @@ def _any_experts(
         y_ND = y_ND + bank.bias_out_ED[expert_N]
     if _has_norm(module):
         y_ND = module.post_expert_norm(y_ND)
-    # A bias or a norm makes something of rows that no expert computes.
-    y_ND = y_ND.masked_fill(lost_N[:, None], 0)
+    # A bias or a norm turns an unused row's zeros into other values.
+    y_ND = y_ND.masked_fill(unused_N[:, None], 0)
     return _combine(y_ND, weight_TK, order)
 
 
 def _permute(x_TD: Tensor, order: permute.Order) -> Tensor:
-    # A compiler sees through plain gathers, and makes one pass of them and their neighbours.
+    # The compiler fuses plain gathers with the operations around them.
     if torch.compiler.is_compiling():
         return x_TD.index_select(0, order.token_M)
     return permute.permute(x_TD, order)

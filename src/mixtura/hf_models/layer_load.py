@@ -1,4 +1,4 @@
-"""What one layer's experts were sent, step by step. E experts, W steps in the window."""
+"""One layer's load, step by step. E experts, W steps in the window."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ class LayerReport:
     layer: int
     """the block's number"""
     router: str
-    """its name in the model"""
+    """the router's name in the model"""
     steps: int
-    """how many were counted"""
+    """the number of these steps"""
     load: tuple[int, ...]
     """rows that chose each expert, over these steps and all ranks"""
     max_over_mean: float
-    """the busiest expert over the mean; 1 is even"""
+    """the busiest expert's load over the mean; 1 is even"""
     collapsed: bool
     """whether over 90% of the rows chose the busiest top_k experts"""
     starving: tuple[int, ...]
-    """experts under a tenth of their even share"""
+    """experts whose load is under a tenth of an even share"""
 
     def __str__(self) -> str:
         words = [f"layer {self.layer}: busiest over mean {self.max_over_mean:.2f}"]
@@ -38,7 +38,7 @@ class LayerReport:
 
 
 class LayerLoad:
-    """The loads of the last steps, kept on the device until somebody asks."""
+    """The loads of the last steps, kept on the device until `report` copies them."""
 
     def __init__(self, layer: int, router: str, top_k: int) -> None:
         self.layer, self.router, self.top_k = layer, router, top_k
@@ -46,7 +46,7 @@ class LayerLoad:
         self._unlogged_E: Tensor | None = None
 
     def add(self, load_E: Tensor) -> None:
-        """Take an optimizer step's load."""
+        """Add an optimizer step's load."""
         self._window.append(load_E)
         self._unlogged_E = load_E if self._unlogged_E is None else self._unlogged_E + load_E
 
@@ -66,6 +66,6 @@ class LayerLoad:
         )
 
     def take_max_over_mean(self) -> float | None:
-        """That of the steps since it was last taken; None where there was none."""
+        """max_over_mean of the steps since the last call; None where there was no step."""
         load_E, self._unlogged_E = self._unlogged_E, None
         return None if load_E is None else float(max_over_mean(load_E))

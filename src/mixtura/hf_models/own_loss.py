@@ -1,4 +1,4 @@
-"""The router losses that transformers' models have of their own, and how to silence them."""
+"""The router losses of transformers' own models, and a block that disables them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,15 +6,15 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import PreTrainedModel
 
-# The weights that a model's forward pass gives to losses of its routers.
+# The weights of router losses in a model's forward pass.
 COEFFICIENTS = ("router_aux_loss_coef", "router_z_loss_coef", "aux_loss_coef")
 
 
 @contextmanager
-def silenced(model: nn.Module) -> Iterator[None]:
-    """While it lasts, the model's own router losses weigh nothing in its loss.
+def own_losses_disabled(model: nn.Module) -> Iterator[None]:
+    """A block in which the model's own router losses have weight 0.
 
-    No longer than that, so that a config saved meanwhile is the user's.
+    The weights are restored at its end, so that a config that is saved later is the user's.
     """
     kept = [
         (place, name, vars(place)[name])
@@ -32,7 +32,7 @@ def silenced(model: nn.Module) -> Iterator[None]:
 
 
 def _places(model: nn.Module) -> list[object]:
-    """Models and their configs, where coefficients are kept."""
+    """Models and their configs, which hold the weights."""
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     configs = {id(config): config for module in models for config in _configs(module.config)}
     return [*models, *configs.values()]

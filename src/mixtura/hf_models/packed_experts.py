@@ -15,7 +15,7 @@ from transformers.integrations.moe import _default_apply_gate
 
 from mixtura.errors import ConfigError
 from mixtura.hf_models.experts import ExpertsModule
-from mixtura.hf_models.one_row_linear import take_over_linears
+from mixtura.hf_models.one_row_linear import replace_linears
 from mixtura.kernels.experts_ffn import Biases
 from mixtura.kernels.packed.experts import Rows
 from mixtura.kernels.packed.groups import GROUP, Bits, quantise
@@ -26,7 +26,7 @@ from mixtura.shapes import Activation
 
 NAMES: dict[str, Bits] = {"mixtura-4bit": 4, "mixtura-8bit": 8}
 
-# Fewer rows than this are computed as decoding is: each weight is read for few of them anyway.
+# Fewer tokens are computed as in decoding: each weight is then used for few rows in any case.
 _PREFILL_FROM = 64
 _GATED: list[tuple[str, Activation]] = [
     ("silu", "swiglu"),
@@ -38,13 +38,13 @@ _REMEDY = "; choose experts_implementation='mixtura'"
 
 
 def pack_experts(model: PreTrainedModel, bits: Bits = 8) -> None:
-    """Pack every experts module of a model now, rather than at its first use.
+    """Pack every experts module of a model now, not at its first use.
 
-    Its other projections keep their weights, and multiply one row of bf16 by `OneRowLinear`.
-    Raises ConfigError for experts that packed kernels cannot compute, before any is packed.
+    Other projections keep their weights, and use `OneRowLinear`, which is faster for one row of
+    bf16. Raises ConfigError, before any is packed, for experts that packed kernels cannot compute.
     """
     name = next(name for name, own in NAMES.items() if own == bits)
-    found = [module for module in model.modules() if _takes_part(module)]
+    found = [module for module in model.modules() if _is_experts_module(module)]
     if not found:
         raise ConfigError(
             f"{type(model).__name__} has no experts that transformers' experts interface serves"
@@ -53,7 +53,7 @@ def pack_experts(model: PreTrainedModel, bits: Bits = 8) -> None:
         _activation_of(module)
     for module in found:
         _packed(module, bits)
-    take_over_linears(model)
+    replace_linears(model)
     model.set_experts_implementation(name)
 
 
@@ -66,7 +66,7 @@ def packed_forward(
 ) -> Tensor:
     """(T, D) from (T, D), (T, K) and (T, K); an id of `num_experts` adds nothing. No backward.
 
-    The module's own weights are given up for the packed ones, and lie on the meta device after.
+    The packed weights replace the module's own, which are on the meta device afterwards.
     """
     if torch.is_grad_enabled() and hidden_states.requires_grad:
         raise ConfigError(f"packed experts have no backward pass{_REMEDY} to train")
@@ -82,8 +82,8 @@ def forward_of(bits: Bits) -> Callable[..., Tensor]:
     return partial(packed_forward, bits)
 
 
-def _takes_part(module: nn.Module) -> bool:
-    # transformers' decorator sets its flags on each module that it serves.
+def _is_experts_module(module: nn.Module) -> bool:
+    # transformers' decorator sets these flags on each experts module.
     return {"has_gate", "has_bias", "is_transposed"} <= vars(module).keys()
 
 
@@ -97,11 +97,11 @@ def _packed(module: Any, bits: Bits) -> PackedExperts:
             )
         return held
     packed = _pack(module, bits)
-    # Past nn.Module's own bookkeeping: it is no part of what the model saves.
+    # Not through nn.Module's __setattr__: the packed experts are no part of the state dict.
     vars(module)["_mixtura_packed"] = packed
     for name in [name for name, _ in module.named_parameters(recurse=False)]:
         own = getattr(module, name)
-        # Whoever saves the model now is told so, rather than given weights that are not there.
+        # Saving a meta tensor fails, where a missing weight would be left out in silence.
         setattr(module, name, nn.Parameter(own.detach().to("meta"), requires_grad=False))
     return packed
 
@@ -131,7 +131,7 @@ def _pack(module: Any, bits: Bits) -> PackedExperts:
 
 
 def _gate_first(rows: Tensor, module: ExpertsModule) -> Tensor:
-    """Along the last dim [gate; up], where a family has them take turns."""
+    """Rows in the order [gate; up] along the last dim, from families that interleave the two."""
     if not module.has_gate or module.is_concatenated:
         return rows
     return rows.unflatten(-1, (-1, 2)).mT.flatten(-2)

@@ -1,6 +1,6 @@
-"""Where a transformers model decides: its routers, found by what each model says of itself.
+"""The routers of a transformers model, found by the model's own declaration.
 
-Since version 5 a model names the modules that give `router_logits` (`_can_record_outputs`).
+From version 5 on a model names the modules that give `router_logits` (`_can_record_outputs`).
 T tokens, E experts, K experts per token, B sequences of S tokens.
 """
 
@@ -18,14 +18,14 @@ from mixtura.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one call of a router gave, as it gave it."""
+    """The outputs of one call of a router."""
 
     logits_TE: Tensor | None
-    """None for a router that reads them not, as a hash"""
+    """None for a router that chooses without logits, such as a hash"""
     chosen_TK: Tensor
     weight_TK: Tensor
-    lost_TK: Tensor | None = None
-    """True where the expert had no room; None where there is no capacity"""
+    dropped_TK: Tensor | None = None
+    """True for a dropped row, whose expert was full; None for a router without capacity"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,25 +33,25 @@ class FoundRouter:
     """One router in a model."""
 
     layer: int
-    """its block's number; blocks of a later stack, as a decoder's, are counted on"""
+    """its block's number; a decoder's blocks are numbered after those of an encoder"""
     name: str
     kind: str
-    """the name of its class"""
+    """the name of the router's class"""
     module: nn.Module
     owner: PreTrainedModel
-    """the smallest model around it, whose forward sees the tokens and their mask"""
+    """the smallest model around the router, whose forward gets the tokens and their mask"""
     logits_at: int
-    """the place of the logits among its outputs"""
+    """the place of the logits among the router's outputs"""
     experts: nn.Module | None = None
-    """whose arguments hold the choices, where the router gives logits alone"""
+    """the experts module, whose arguments hold the choices, if the router gives only logits"""
 
     @property
-    def chooses(self) -> bool:
-        """False for a hash, whose choices nothing moves."""
+    def has_logits(self) -> bool:
+        """False for a hash, whose choices no bias can change."""
         return READERS.get(self.kind) is not _read_hash
 
     def number(self, name: str) -> int:
-        """A count that the module keeps, such as `top_k`."""
+        """An integer attribute of the module, such as `top_k`."""
         value = vars(self.module)[name]
         assert isinstance(value, int)
         return value
@@ -90,21 +90,21 @@ def _read_hash(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
 
 
 def _read_llama4(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
-    """(score_TE, logits_TE): the score is 0 where an expert was not chosen."""
+    """(score_TE, logits_TE): the score is 0 for an expert that was not chosen."""
     score_TE, logits_TE = outputs[0], outputs[router.logits_at]
     chosen_TK = logits_TE.topk(router.number("top_k"), dim=-1).indices
     return Decision(logits_TE, chosen_TK, score_TE.gather(1, chosen_TK))
 
 
 def _read_switch(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
-    """(one-hot_BSE, weight_BS1, logits_BSE): one-hot is zero where the expert had no room."""
+    """(one-hot_BSE, weight_BS1, logits_BSE): the one-hot row of a dropped row is zero."""
     kept_TE, weight_T1 = outputs[0].flatten(0, 1), outputs[1].flatten(0, 1)
     logits_TE = outputs[router.logits_at].flatten(0, 1)
-    lost_T1 = kept_TE.sum(-1, keepdim=True) == 0
-    wished_T1 = torch.where(
-        lost_T1, logits_TE.argmax(-1, keepdim=True), kept_TE.argmax(-1, keepdim=True)
+    dropped_T1 = kept_TE.sum(-1, keepdim=True) == 0
+    chosen_T1 = torch.where(
+        dropped_T1, logits_TE.argmax(-1, keepdim=True), kept_TE.argmax(-1, keepdim=True)
     )
-    return Decision(logits_TE, wished_T1, weight_T1, lost_T1)
+    return Decision(logits_TE, chosen_T1, weight_T1, dropped_T1)
 
 
 READERS: Mapping[str, Callable[[FoundRouter, tuple[Any, ...]], Decision]] = {
@@ -112,15 +112,15 @@ READERS: Mapping[str, Callable[[FoundRouter, tuple[Any, ...]], Decision]] = {
     "SwitchTransformersTop1Router": _read_switch,
     "DeepseekV4HashRouter": _read_hash,
 }
-# Routers whose one output is logits; the experts beside them are called with ids and weights.
+# Routers whose only output is logits; the experts beside them get ids and weights.
 LOGITS_ALONE = frozenset({"DbrxRouter"})
-# Beside experts, but not among the modules that the model names.
+# Routers that are not among the modules that their model declares.
 UNNAMED = frozenset({"DeepseekV4HashRouter"})
 REFUSED: Mapping[str, str] = {
     "DogeCDMoE": "it chooses by product keys, and has no probability for each expert",
     "JetMoeTopKGating": "its attention is routed as well, and its rows come sorted by expert",
-    "NllbMoeTop2Router": "it does not tell which second expert it chose",
-    "ZayaRouter": "it hides which tokens chose to skip the layer",
+    "NllbMoeTop2Router": "it does not give its second choice",
+    "ZayaRouter": "it does not give the tokens that skip the layer",
     "Ernie4_5_VLMoeMoeBlock": "text and images have routers of their own, on parts of a sequence",
 }
 
@@ -128,8 +128,8 @@ REFUSED: Mapping[str, str] = {
 def find_routers(model: nn.Module) -> tuple[FoundRouter, ...]:
     """The routers of a model, in the order of its modules.
 
-    Raises ConfigError for a model without any, for one whose router cannot be read, and under
-    expert parallelism, where a router's output no longer tells what it chose.
+    Raises ConfigError for a model without a router, for a router that cannot be read, and under
+    expert parallelism, where a router's outputs do not hold its choices.
     """
     modules = dict(model.named_modules())
     declared = dict(_declared(model))
@@ -150,7 +150,7 @@ def find_routers(model: nn.Module) -> tuple[FoundRouter, ...]:
 
 
 def _declared(model: nn.Module) -> Iterator[tuple[type[nn.Module], int]]:
-    """Classes of modules that give router logits, and where among their outputs."""
+    """Classes of modules that give router logits, and the logits' place among their outputs."""
     for module in model.modules():
         if not isinstance(module, PreTrainedModel):
             continue
@@ -178,7 +178,7 @@ def _found(modules: Mapping[str, nn.Module], name: str, kind: str, logits_at: in
 
 
 def _around(name: str) -> Iterator[str]:
-    """The modules around one, from the inside out; the last is the model itself, ''."""
+    """Names of the modules around a module, from the inside out; the last is '', the model."""
     while name:
         name = name.rpartition(".")[0]
         yield name
@@ -186,7 +186,7 @@ def _around(name: str) -> Iterator[str]:
 
 def _check_experts(modules: Mapping[str, nn.Module], found: list[FoundRouter]) -> None:
     for name, module in modules.items():
-        # Every class of the experts interface has this attribute.
+        # Every class of transformers' experts interface has this attribute.
         parallel = vars(module).get("_is_expert_parallel")
         if parallel is None:
             continue
@@ -203,7 +203,7 @@ def _check_experts(modules: Mapping[str, nn.Module], found: list[FoundRouter]) -
 
 
 def _numbered(modules: Mapping[str, nn.Module], found: list[FoundRouter]) -> Iterator[FoundRouter]:
-    """With the block's number: the first number in the name, past the blocks of earlier stacks."""
+    """Routers with their block's number: the first number in the name, after earlier stacks."""
     offsets: dict[str, int] = {}
     total = 0
     for router in found:

@@ -1,4 +1,4 @@
-"""What a router of transformers believes: the function of its logits that its weights follow.
+"""The scores of a transformers router: the function of its logits that its weights follow.
 
 T tokens, E experts, K experts per token.
 """
@@ -19,19 +19,19 @@ SCORES: Mapping[ScoreName, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits_TE: logits_TE.softmax(-1),
     "sigmoid": torch.sigmoid,
     "sqrt_softplus": lambda logits_TE: F.softplus(logits_TE).sqrt(),
-    # What the router calls its logits has been through a softmax already.
+    # The router's `logits` have been through a softmax already.
     "probabilities": lambda logits_TE: logits_TE,
 }
-"""score_TE of logits_TE; `probs_TE` is a token's scores over their sum"""
+"""score_TE from logits_TE; `probs_TE` are a token's scores over their sum"""
 
-# Weights that follow no score, even up to a factor: sampled ones, and ones scaled by expert.
+# Routers whose weights follow no score up to a factor: they are sampled, or scaled by expert.
 KNOWN: Mapping[str, ScoreName] = {
     "PhimoeTopKRouter": "softmax",
     "Gemma4TextRouter": "probabilities",
     "DiffusionGemmaTextRouter": "probabilities",
 }
 
-# Mean deviations of a right guess: rounding shows 0.003 in bf16, and 1e-7 in fp32.
+# Bounds of the mean deviation of the right score; rounding causes 0.003 in bf16, 1e-7 in fp32.
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 0.02
 
@@ -39,15 +39,15 @@ HALF_TOLERANCE = 0.02
 def probabilities(name: ScoreName, logits_TE: Tensor) -> Tensor:
     """probs_TE in fp32, each token's sum to 1."""
     score_TE = SCORES[name](logits_TE.float())
-    # As DeepSeek-V3's: a row of zeros stays finite.
+    # DeepSeek-V3's epsilon, which keeps a row of zeros finite.
     return score_TE if name == "softmax" else score_TE / (score_TE.sum(-1, keepdim=True) + 1e-20)
 
 
 def score_behind(name: str, logits_TE: Tensor, chosen_TK: Tensor, weight_TK: Tensor) -> ScoreName:
-    """Which score the weights follow, up to a factor for each token; `name` is the router's.
+    """The score that the weights follow, up to a factor for each token; `name` is the router's.
 
-    With one expert a token the factor is the same for all tokens. Raises ConfigError where no score
-    fits, or more than one.
+    With one expert a token the factor must be the same for all tokens. Raises ConfigError where no
+    score fits, or more than one.
     """
     misfits: dict[ScoreName, float] = {
         score: _misfit(SCORES[score](logits_TE.detach().double()), chosen_TK, weight_TK.detach())
@@ -69,9 +69,9 @@ def score_behind(name: str, logits_TE: Tensor, chosen_TK: Tensor, weight_TK: Ten
 
 
 def _misfit(score_TE: Tensor, chosen_TK: Tensor, weight_TK: Tensor) -> float:
-    """The mean relative deviation of weight over score from its mean; 0 for a perfect fit."""
+    """The mean relative deviation of weight / score from its mean; 0 for a perfect fit."""
     if weight_TK.shape[1] == 1 and bool((weight_TK == weight_TK[0]).all()):
-        # The same for every token, as one weight over its sum is: it follows nothing.
+        # A weight of every token over itself is constant, and follows no score.
         return float("inf")
     ratio_TK = weight_TK.double() / score_TE.gather(1, chosen_TK)
     mean = ratio_TK.mean(1, keepdim=True) if ratio_TK.shape[1] > 1 else ratio_TK.mean()

@@ -1,4 +1,4 @@
-"""From what a router of transformers gave to Mixtura's `Routing`.
+"""The outputs of a transformers router as Mixtura's `Routing`.
 
 T tokens, E experts, K experts per token.
 """
@@ -13,10 +13,10 @@ from mixtura.moe.routing import Routing
 
 
 class Translation:
-    """It learns from a router's first call which score its weights follow."""
+    """Translates decisions; a router's first call shows the score that its weights follow."""
 
     def __init__(self, scores: Literal["auto"] | ScoreName = "auto") -> None:
-        self._named: Literal["auto"] | ScoreName = scores
+        self._named_score: Literal["auto"] | ScoreName = scores
         self._scores: dict[FoundRouter, ScoreName] = {}
 
     def __call__(
@@ -26,21 +26,21 @@ class Translation:
         num_sequences: int,
         valid_T: Tensor | None,
     ) -> Routing:
-        """Raises ConfigError where no score is known for the router (see `score_behind`)."""
+        """Raises ConfigError where a router's score cannot be found (see `score_behind`)."""
         chosen_TK = decision.chosen_TK
-        logits_TE, probs_TE, num_experts = self._beliefs(router, decision)
+        logits_TE, probs_TE, num_experts = self._probabilities(router, decision)
         return Routing.of_choices(
             chosen_TK,
             decision.weight_TK,
             num_experts,
-            unused_TK=decision.lost_TK,
+            unused_TK=decision.dropped_TK,
             logits_TE=logits_TE,
             probs_TE=probs_TE,
             valid_T=None if valid_T is None else valid_T.to(chosen_TK.device),
             num_sequences=num_sequences,
         )
 
-    def _beliefs(
+    def _probabilities(
         self, router: FoundRouter, decision: Decision
     ) -> tuple[Tensor | None, Tensor | None, int]:
         """logits_TE, probs_TE and E."""
@@ -52,8 +52,8 @@ class Translation:
         return None if score == "probabilities" else logits_TE, probs_TE, logits_TE.shape[1]
 
     def _score(self, router: FoundRouter, logits_TE: Tensor, decision: Decision) -> ScoreName:
-        if self._named != "auto":
-            return self._named
+        if self._named_score != "auto":
+            return self._named_score
         if router.kind in KNOWN:
             return KNOWN[router.kind]
         if router not in self._scores:

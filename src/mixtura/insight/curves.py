@@ -1,4 +1,4 @@
-"""A run's log, read back: losses, speed and expert load over time.
+"""A run's log as arrays: losses, speed and expert load over time.
 
 I log lines, J evaluations, E experts of one layer.
 """
@@ -18,29 +18,29 @@ from mixtura.runs.folder import RunFolder
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
-# Of any number in a log: sums of such numbers and their digits stay within fp64.
+# The largest number in a log: sums of such numbers, and their digits, stay within fp64.
 _MOST = 1e18
 
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """What a run wrote down while it trained."""
+    """The values that a run logged in training."""
 
     step_I: Counts
     tokens_I: Counts
     seconds_I: Floats
-    """spent on training so far, without evaluations and checkpoints"""
+    """training time so far, without evaluations and checkpoints"""
     loss_I: Floats
     """training loss in nats per token, without the balancing losses"""
     tokens_per_second_I: Floats
     loads: tuple[Counts, ...]
-    """for each MoE layer load_IE, the rows that chose each expert; none for a dense model"""
+    """load_IE of each MoE layer: the rows that chose each expert; empty for a dense model"""
     eval_tokens_J: Counts
     bits_per_byte_J: Floats
 
     @classmethod
     def read(cls, run: Path) -> Self:
-        """Read `log.jsonl` and `eval.jsonl`; an absent one is empty. Raises DataError."""
+        """Read `log.jsonl` and `eval.jsonl`; a missing file is empty. Raises DataError."""
         try:
             return cls._read(run)
         except DataError:
@@ -54,7 +54,7 @@ class Curves:
     @classmethod
     def _read(cls, run: Path) -> Self:
         folder = RunFolder(run)
-        # As arrays at once: of a long run's load, numbers as objects would fill the memory.
+        # Each line's load becomes an array at once: Python integers of a long run fill the memory.
         log = [
             {**row, "load": [_counts(load_E) for load_E in row.get("load", [])]}
             for _, row in read_lines(folder.log, DataError)
@@ -73,7 +73,7 @@ class Curves:
 
     @property
     def eval_seconds_J(self) -> Floats:
-        """Training time at each evaluation, between log lines on a line; NaN past the last one."""
+        """Training time at each evaluation, interpolated between log lines; NaN past the last."""
         if not len(self.tokens_I):
             return np.full(len(self.eval_tokens_J), np.nan)
         tokens, seconds = np.append(0, self.tokens_I), np.append(0.0, self.seconds_I)
@@ -81,7 +81,7 @@ class Curves:
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str, dtype: type[np.generic]) -> NDArray:
-    """One number a row; NaN (or 0 among integers) where the row has none."""
+    """One number a row; NaN, or 0 among integers, where the row lacks the key."""
     absent = np.nan if np.issubdtype(dtype, np.floating) else 0
     values = [row.get(key) for row in rows]
     for value in values:
@@ -91,7 +91,7 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str, dtype: type[np.generic]
 
 
 def _counts(load_E: Any) -> Counts:
-    """Of one layer in one line."""
+    """One layer's load in one line."""
     counts_E = np.array(load_E, np.int64)
     if counts_E.ndim != 1 or (counts_E < 0).any():
         raise ValueError(f"load={load_E!r:.40}")
@@ -121,7 +121,7 @@ def running_mean(values_I: Floats, window: int) -> Floats:
 
 
 def reached(x_J: NDArray[np.number], bits_J: Floats, target: float) -> float | None:
-    """The x (tokens, seconds) at which the curve first came down to `target`; None if it never did.
+    """The x (tokens, seconds) at which the curve first falls to `target`; None if it never does.
 
     Between evaluations the curve is a straight line.
     """

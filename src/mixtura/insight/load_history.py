@@ -1,4 +1,4 @@
-"""Expert load over a run, in as many steps as a picture can show.
+"""Expert load over a run, summed into as many columns as a picture can show.
 
 I log lines, X columns of the picture, E experts of one layer.
 """
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from mixtura.insight.curves import Counts, Curves
 from mixtura.moe.load import collapsed, max_over_mean, starving
 
-# The window over which an expert is judged to starve, and a layer to have collapsed.
-JUDGED_STEPS = 100
+# The window of steps for starving experts and collapsed layers.
+WINDOW_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,10 @@ class LayerHistory:
     """One layer's load by time and expert; even load is 1."""
 
     relative_XE: NDArray[np.float64]
-    """load over an even share, of all rows that were logged in the column's steps"""
+    """load over an even share, of the rows logged in a column's steps"""
     max_over_mean_X: NDArray[np.float64]
     recent_E: NDArray[np.int64]
-    """load of the last 100 steps, as far as they were logged"""
+    """load of the last 100 steps, as far as they are in the log"""
     starving_E: NDArray[np.bool_]
     collapsed: bool
 
@@ -35,7 +35,7 @@ class LayerHistory:
 
 @dataclass(frozen=True, slots=True)
 class LoadHistory:
-    """Every layer's load, over the same columns."""
+    """Every layer's load in the same columns."""
 
     first_step_X: NDArray[np.int64]
     last_step_X: NDArray[np.int64]
@@ -43,18 +43,18 @@ class LoadHistory:
 
     @property
     def top(self) -> float:
-        """Where the axis of every layer's max/mean load ends: above the largest value."""
+        """The end of the axis of max/mean load in all layers: above the largest value."""
         return max(1.5, 1.08 * max(float(one.max_over_mean_X.max()) for one in self.layers))
 
 
 def load_history(curves: Curves, top_k: int, columns: int) -> LoadHistory:
-    """Sum the logged load into at most `columns` columns of about as many log lines each.
+    """Sum the logged load into at most `columns` columns, each of about as many log lines.
 
-    The log must hold at least one line with a load.
+    At least one log line must have a load.
     """
     count = min(columns, len(curves.step_I))
     bounds = np.linspace(0, len(curves.step_I), count + 1).astype(np.int64)
-    recent_I = curves.step_I > curves.step_I[-1] - JUDGED_STEPS
+    recent_I = curves.step_I > curves.step_I[-1] - WINDOW_STEPS
     return LoadHistory(
         first_step_X=curves.step_I[bounds[:-1]],
         last_step_X=curves.step_I[bounds[1:] - 1],
@@ -69,7 +69,7 @@ def _layer(
 ) -> LayerHistory:
     load_XE = np.add.reduceat(load_IE, starts, axis=0)
     recent_E = torch.from_numpy(load_IE[recent_I].sum(0))
-    # A column without a row, as of a layer that saw no token, shows as even.
+    # A column without rows shows as even.
     mean_X1 = np.maximum(load_XE.mean(-1, keepdims=True), 1e-300)
     return LayerHistory(
         relative_XE=load_XE / mean_X1,

@@ -1,4 +1,4 @@
-"""The page's figures and curves, as plain data: every number is computed here, none in the page.
+"""The page's figures and curves as plain data; the page itself computes none of them.
 
 I log lines, J evaluations, X columns, E experts of one layer.
 """
@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 
 from mixtura.errors import DataError
 from mixtura.insight.curves import reached, running_mean
-from mixtura.insight.load_history import JUDGED_STEPS, load_history
+from mixtura.insight.load_history import WINDOW_STEPS, load_history
 from mixtura.insight.run import Run
 from mixtura.runs.folder import RunFolder
 
 Tree = dict[str, Any]
 
-# Of a line and of a heat map, the most points that a page can show side by side.
+# The most points of a line, and columns of a heat map, that a page can show.
 _POINTS = 1500
 _COLUMNS = 72
-# A mean over this share of the log is smooth, and still bends where the loss does.
+# A mean over a fortieth of the log is smooth, and still follows the loss.
 _SMOOTHED = 1 / 40
 
 
 def listed(values: NDArray, digits: int | None = None) -> list[Any]:
-    """Plain numbers, rounded if asked; None for NaN and infinity, which JSON lacks."""
+    """Plain numbers, rounded to `digits` if given; None for NaN and infinity, which JSON lacks."""
     plain = values.tolist() if digits is None else np.round(values, digits).tolist()
     return [_finite(value) for value in plain]
 
@@ -81,7 +81,7 @@ def _run(run: Run, label: str, is_twin: bool, window: int) -> Tree:
 
 
 def _median(values: NDArray) -> float | None:
-    """The middle value; a first step that compiles or warms up does not move it."""
+    """The median, which a slow first step does not move."""
     present = values[np.isfinite(values)]
     return float(np.median(present)) if len(present) else None
 
@@ -93,33 +93,33 @@ def _thinned(count: int) -> NDArray[np.int64]:
 
 
 def comparison(run: Run, twin: Run) -> Tree | None:
-    """Both at the last evaluation that both have; None where they have none in common."""
-    ours, theirs = run.curves, twin.curves
-    common = np.intersect1d(ours.eval_tokens_J, theirs.eval_tokens_J)
+    """Both runs at the last evaluation that they share; None where they share none."""
+    run_curves, twin_curves = run.curves, twin.curves
+    common = np.intersect1d(run_curves.eval_tokens_J, twin_curves.eval_tokens_J)
     if not len(common):
         return None
     tokens = int(common[-1])
-    at_run = int(np.flatnonzero(ours.eval_tokens_J == tokens)[0])
-    at_twin = int(np.flatnonzero(theirs.eval_tokens_J == tokens)[0])
-    target = float(theirs.bits_per_byte_J[at_twin])
+    at_run = int(np.flatnonzero(run_curves.eval_tokens_J == tokens)[0])
+    at_twin = int(np.flatnonzero(twin_curves.eval_tokens_J == tokens)[0])
+    target = float(twin_curves.bits_per_byte_J[at_twin])
     sooner = {}
-    for axis, mine, other in (
-        ("tokens", ours.eval_tokens_J, theirs.eval_tokens_J),
-        ("seconds", ours.eval_seconds_J, theirs.eval_seconds_J),
+    for axis, run_axis, twin_axis in (
+        ("tokens", run_curves.eval_tokens_J, twin_curves.eval_tokens_J),
+        ("seconds", run_curves.eval_seconds_J, twin_curves.eval_seconds_J),
     ):
-        when = reached(mine, ours.bits_per_byte_J, target)
+        when = reached(run_axis, run_curves.bits_per_byte_J, target)
         if when is not None and isfinite(when) and when > 0:
-            sooner[axis] = {"run": when, "twin": float(other[at_twin])}
+            sooner[axis] = {"run": when, "twin": float(twin_axis[at_twin])}
     return {
         "tokens": tokens,
-        "run": float(ours.bits_per_byte_J[at_run]),
+        "run": float(run_curves.bits_per_byte_J[at_run]),
         "twin": target,
         "sooner": sooner,
     }
 
 
 def _recent(run: Run) -> str:
-    steps = min(JUDGED_STEPS, run.done)
+    steps = min(WINDOW_STEPS, run.done)
     return f"last {steps} steps" + ("" if run.recent_max_over_mean else ", as logged")
 
 
@@ -129,11 +129,11 @@ def _load(run: Run) -> Tree | None:
     logged, built = len(run.curves.loads), len(run.moe_layers)
     if logged != built:
         raise DataError(
-            f"{RunFolder(run.folder).log}: tells of {logged} MoE layers, and the recipe has "
+            f"{RunFolder(run.folder).log}: has the load of {logged} MoE layers, and the recipe has "
             f"{built}; is it another run's?"
         )
     history = load_history(run.curves, run.model.moe.top_k, _COLUMNS)
-    # The run itself counted every step; the log may hold one in ten of them.
+    # The summary covers every step; the log may hold one step in ten.
     recent = run.recent_max_over_mean or [one.recent_max_over_mean for one in history.layers]
     if len(recent) != built:
         raise DataError(

@@ -1,5 +1,5 @@
-// The page's data, its theme, its header. Text from the run enters as text nodes alone, never as
-// markup: whatever a file or a run is called, it is shown and not interpreted.
+// The page's data, its theme, its header. Text from the run becomes text nodes and never markup, so
+// that no name of a file or a run is interpreted.
 const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
@@ -18,7 +18,7 @@ function el(tag, attributes = {}, ...children) {
 
 const fixed = (value, digits) => (value === null ? "–" : value.toFixed(digits));
 
-/** 1234567 -> 1.23M; three digits that count. */
+/** 1234567 -> 1.23M; three significant digits. */
 function si(value) {
   if (value === null) return "–";
   const steps = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
@@ -34,7 +34,7 @@ const signed = (value, digits) => (value < 0 ? "−" : "+") + Math.abs(value).to
 
 // ---- colours
 
-/** What a CSS colour looks like here and now, as rgb(): Plotly knows no var() and no oklab(). */
+/** The present value of a CSS colour as rgb(): Plotly reads neither var() nor oklab(). */
 function rgb(colour) {
   const probe = el("span", { style: `color: ${colour}` });
   document.body.append(probe);
@@ -46,10 +46,10 @@ function rgb(colour) {
   return `rgb(${r},${g},${b})`;
 }
 
-// How far from even is full colour: a quarter, or four times.
+// The log2 ratio of full colour: a quarter of even, or four times.
 const FULL = 2;
 
-/** Ratio to even -> colour: blue below, orange above, by the logarithm; text stays readable on it. */
+/** Ratio to even -> colour: blue below, orange above, logarithmic; text on it stays readable. */
 function ratioColour(ratio) {
   if (ratio === null) return "var(--card)";
   const far = Math.max(-FULL, Math.min(FULL, Math.log2(Math.max(ratio, 1e-9)))) / FULL;

@@ -1,4 +1,4 @@
-"""From plain data to one HTML file that needs nothing else."""
+"""A page from plain data: one HTML file that needs no other."""
 
 import html
 import json
@@ -11,8 +11,8 @@ _SCRIPTS = ("page.js", "charts.js", "tokens.js")
 
 
 def render(data: dict[str, Any], title: str, num_experts: int) -> str:
-    """The page. All text in `data` is carried as JSON and shown as text, whatever it holds."""
-    # Imported here: a fifth of a second that only a report pays.
+    """The page. Text in `data` is embedded as JSON, and the page never interprets it."""
+    # Imported here: it takes a fifth of a second, and only a report uses it.
     from plotly.offline import get_plotlyjs
 
     parts = {
@@ -23,7 +23,7 @@ def render(data: dict[str, Any], title: str, num_experts: int) -> str:
         "SCRIPT": "\n".join(_resource(name) for name in _SCRIPTS),
     }
     page = _resource("page.html")
-    # One pass from the front, so that a %MARK% inside one part is never taken for another's.
+    # One pass from the front, so that a %MARK% inside a part is not replaced.
     rendered: list[str] = []
     for mark, part in parts.items():
         before, found, page = page.partition(f"%{mark}%")
@@ -33,7 +33,7 @@ def render(data: dict[str, Any], title: str, num_experts: int) -> str:
 
 
 def embedded(data: dict[str, Any]) -> str:
-    """JSON that can stand inside a <script>: no character in it can end the element."""
+    """JSON for the inside of a <script>: no character in it can end the element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")

@@ -1,7 +1,7 @@
-"""A colour for every expert: told apart by most eyes, and readable under text.
+"""A colour for every expert: distinct to most eyes, and readable under text.
 
-Colours are chosen in OKLab (Ottosson 2020), whose distances follow what people see. Deficient
-colour vision is simulated as Machado, Oliveira and Fernandes (2009) do, at full severity.
+Colours are chosen in OKLab (Ottosson 2020), whose distances follow perception. Deficient
+colour vision is simulated as in Machado, Oliveira and Fernandes (2009), at full severity.
 
 E experts, N candidates, 3 channels.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Of each candidate: lightness and chroma on a light page, and on a dark one.
+# Lightness and chroma of a candidate on a light page, and on a dark one.
 _LEVELS = (
     ((0.885, 0.062), (0.385, 0.060)),
     ((0.845, 0.105), (0.455, 0.110)),
@@ -53,7 +53,7 @@ _PROTANOPIA = np.array(
         [-0.003882, -0.048116, 1.051998],
     ]
 )
-# A difference that only some eyes see counts, but not as much as one that all see.
+# Distances to deficient eyes are smaller; they count 2.2 times, so that they weigh as well.
 _DEFICIENT_WEIGHT = 2.2
 _MOST_EXCHANGES = 500
 
@@ -67,9 +67,9 @@ class Palette:
 
 
 def palette(num_experts: int) -> Palette:
-    """Colours whose two closest are as far apart as a simple search makes them; always the same.
+    """Colours whose two closest are as far apart as a simple search finds; deterministic.
 
-    Beyond the number of candidates, 432, they repeat.
+    Beyond the 432 candidates they repeat.
     """
     light_N3, dark_N3 = _candidates()
     distance_NN = np.minimum(_distances(light_N3), 1.15 * _distances(dark_N3))
@@ -83,7 +83,7 @@ def palette(num_experts: int) -> Palette:
 
 
 def _candidates() -> tuple[Array, Array]:
-    """Linear RGB of every hue at every level, light and dark; what a screen shows of both."""
+    """Linear RGB of every hue at every level, light and dark, clipped to what a screen shows."""
     hue_H = np.deg2rad(_FIRST_HUE + np.arange(_HUES) * 360.0 / _HUES)
     light, dark = [], []
     for (lightness, chroma), (dark_lightness, dark_chroma) in _LEVELS:
@@ -105,7 +105,7 @@ def _oklab(rgb_N3: Array) -> Array:
 
 
 def _distances(rgb_N3: Array) -> Array:
-    """The least distance of each pair to normal, deuteranope and protanope eyes."""
+    """Each pair's least distance to normal, deuteranope and protanope eyes."""
     views = [_between(_oklab(rgb_N3))]
     for matrix in (_DEUTERANOPIA, _PROTANOPIA):
         seen_N3 = np.clip(rgb_N3 @ matrix.T, 0.0, 1.0)
@@ -118,7 +118,7 @@ def _between(lab_N3: Array) -> Array:
 
 
 def _farthest_first(distance_NN: Array, count: int) -> list[int]:
-    # The level in the middle looks best, and most reports show few experts.
+    # The second level looks best, and most reports show few experts.
     order = [_HUES]
     nearest_N = distance_NN[order[0]].copy()
     while len(order) < count:
@@ -128,7 +128,7 @@ def _farthest_first(distance_NN: Array, count: int) -> list[int]:
 
 
 def _exchanged(distance_NN: Array, order: list[int]) -> list[int]:
-    """Replace one of the two closest by what is farthest from the rest, as long as that helps."""
+    """Replace one of the two closest by the candidate farthest from the rest, while that helps."""
     order = list(order)
     for _ in range(_MOST_EXCHANGES if len(order) > 1 else 0):
         among = distance_NN[np.ix_(order, order)] + np.diag(np.full(len(order), np.inf))

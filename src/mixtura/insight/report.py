@@ -28,13 +28,13 @@ def write_report(
 ) -> Path:
     """Write the page about the run in folder `run` to the file `out`; gives `out`.
 
-    `twin` is the dense twin's folder; left out, it is the folder `dense` beside `run`, if that
-    holds a run on the same corpus. `subject` opens an MoE's newest checkpoint and its corpus, and
-    `progress` is told how much of the text is read; a dense run needs neither. Runs in progress are
-    shown as far as they are. Raises CheckpointError where there is no run or no checkpoint,
-    DataError for a damaged log or a twin on other text, StorageError where the disk refuses.
+    `twin` is the dense twin's folder. None means the folder `dense` beside `run`, if it holds a run
+    on the same corpus. `subject` opens an MoE's newest checkpoint and its corpus, and `progress`
+    follows the reading of the text; a dense run uses neither. A run in progress is shown up to its
+    last log line. Raises CheckpointError where the run or its checkpoint is missing, DataError for
+    a damaged log or a twin on other text, StorageError where the disk refuses.
     """
-    # A run may be of an earlier version, or damaged where no reader looks.
+    # A run of an earlier version, or a damaged one, may fail in a place without a check.
     with reading(run):
         data = report_data(run, twin, subject, progress)
     experts = data["text"]["experts"] if data["text"] else 0
@@ -48,22 +48,22 @@ def report_data(
     subject: Callable[[Path], Subject],
     progress: Progress = silent,
 ) -> Tree:
-    """What the page shows, as plain data."""
-    ours = Run.read(run)
-    theirs = _twin(ours, twin)
-    opened = subject(run) if ours.moe_layers else None
+    """The page's content as plain data."""
+    moe_run = Run.read(run)
+    twin_run = _twin(moe_run, twin)
+    opened = subject(run) if moe_run.moe_layers else None
     tree: Tree = {
-        "name": ours.name,
-        "subtitle": _subtitle(ours),
-        **overview(ours, theirs),
+        "name": moe_run.name,
+        "subtitle": _subtitle(moe_run),
+        **overview(moe_run, twin_run),
         "text": None,
         "domains": None,
         "definitions": _DEFINITIONS,
         "written": f"Written by Mixtura {version('mixtura')}. This file needs no network.",
     }
     if opened is not None:
-        tree["text"], tree["domains"] = texts(opened, ours.length, progress)
-        tree["text"]["lead"] = _text_lead(ours, opened)
+        tree["text"], tree["domains"] = texts(opened, moe_run.length, progress)
+        tree["text"]["lead"] = _text_lead(moe_run, opened)
         tree["domains"]["lead"] = _domains_lead(tree["domains"])
     return tree
 
@@ -102,7 +102,7 @@ def _described(model: ModelConfig) -> list[str]:
 
 
 def _experts(model: ModelConfig) -> list[str]:
-    """A layer's experts, and in which layers; a pyramid's from the fewest to the most."""
+    """The number of experts, and of layers with experts; a pyramid has several numbers."""
     if model.moe is None:
         return ["dense"]
     counts = sorted({shape.num_experts for shape in model.moe_shapes.values()})

@@ -1,4 +1,4 @@
-"""A run's folder as far as a report reads it: its recipe, and its logs."""
+"""The files of a run's folder that a report reads: its recipe and its logs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,28 +17,28 @@ TWIN = "dense"
 
 
 class _Section(Config):
-    """The part of a recipe that says which kind of model it is, and its shape."""
+    """The section of a recipe with the model's kind and shape."""
 
     model: ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run set out to do, and its curves so far."""
+    """A run's recipe, and its curves so far."""
 
     folder: Path
     name: str
     model: ModelConfig
     steps: int
-    """as planned, or as the plan was corrected on the way"""
+    """the number of planned steps, after all corrections of the plan"""
     length: int
-    """of the training sequences"""
+    """tokens of a training sequence"""
     source: str
     """kind of the data's source"""
     corpus: str | None
-    """digest of what it was trained on"""
+    """digest of the corpus that the run was trained on"""
     recent_max_over_mean: tuple[float, ...] | None
-    """by MoE layer, over the last 100 steps; known once the run is complete"""
+    """by MoE layer, over the last 100 steps; None before the run is complete"""
     curves: Curves
 
     @classmethod
@@ -76,12 +76,12 @@ class Run:
 
     @property
     def moe_layers(self) -> list[int]:
-        """The layers that hold an MoE, in order."""
+        """The numbers of the MoE layers, in order."""
         return list(self.model.moe_shapes)
 
     @property
     def done(self) -> int:
-        """Steps that the log knows of."""
+        """The last step in the log."""
         return int(self.curves.step_I[-1]) if len(self.curves.step_I) else 0
 
 
@@ -103,7 +103,7 @@ def _recent(folder: Path) -> tuple[float, ...] | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is none. Raises CheckpointError."""
+    """The object in a file; empty without the file. Raises CheckpointError."""
     try:
         return read_object(path, CheckpointError)
     except FileNotFoundError:
@@ -111,7 +111,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def find_twin(run: Run) -> Path | None:
-    """The folder `dense` beside an MoE's run, if it holds a run on the same corpus."""
+    """The folder `dense` beside an MoE's run, if that holds a run on the same corpus."""
     beside = run.folder.resolve().parent / TWIN
     if not run.moe_layers or not (beside / RECIPE).is_file():
         return None

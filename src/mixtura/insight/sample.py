@@ -1,4 +1,4 @@
-"""What the routers do with held-out text: the model run over windows, its choices as arrays.
+"""Routing of held-out text: the model is run over windows, and its choices become arrays.
 
 W windows of S tokens, T = W*S tokens, K choices per token, E experts, P probabilities kept.
 """
@@ -14,41 +14,41 @@ from numpy.typing import NDArray
 from mixtura.models import DecoderOutput, LanguageModel
 from mixtura.progress import Progress, silent
 from mixtura.tokenizers import Tokenizer
-from mixtura.trace import NOBODY, LayerRows
+from mixtura.trace import ABSENT, LayerRows
 from mixtura.tracing.record import layer_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What one layer's router decided for T tokens."""
+    """One layer's routing of T tokens."""
 
     layer: int
-    """its number in the model"""
+    """the layer's number in the model"""
     num_experts: int
     chosen_TK: NDArray[np.int64]
-    """experts wished for, first choice first; -1 where a token has fewer"""
+    """chosen experts, first choice first; -1 where a token has fewer"""
     computed_TK: NDArray[np.int64]
-    """experts that computed the row; -1 where none had room"""
+    """experts that computed the rows; -1 for a dropped row, or where a token has fewer"""
     weight_TK: NDArray[np.float32]
-    """combine weights; 0 where no expert computed the row"""
+    """combine weights; 0 for a dropped row"""
     probs_TE: NDArray[np.float32] | None
-    """what the router believed; None for a router without probabilities"""
+    """the router's probabilities; None where they are left out, or the router has none"""
 
     @property
     def first_T(self) -> NDArray[np.int64]:
-        """Each token's first expert; -1 where it has none."""
+        """Each token's first expert; -1 for a token without experts."""
         return self.chosen_TK[:, 0]
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """T tokens as the decoder read them."""
+    """T tokens, what each cost to predict, and their routing."""
 
     tokens_T: NDArray[np.int64]
     bits_T: NDArray[np.float32]
-    """what each token cost to predict; NaN where nothing came before it"""
+    """each token's negative log2 probability; NaN for a window's first token"""
     layers: tuple[Choices, ...]
-    """MoE layers alone, in order"""
+    """the MoE layers, in order"""
 
 
 def read(
@@ -62,9 +62,9 @@ def read(
 ) -> Reading:
     """Run the decoder over `tokens_T` in windows of `window` tokens; the last may be shorter.
 
-    Windows begin every `stride` tokens, by default where the last one ended, as in evaluation. A
-    token that stands in several is taken from the first, where the most comes before it. Without
-    `probs` each layer's probs_TE, which is by far the largest part, is left out.
+    Windows begin every `stride` tokens, by default where the previous window ended, as in
+    evaluation. A token in several windows is taken from the first, in which most tokens precede it.
+    Without `probs` each layer's probs_TE, by far the largest part, is left out.
     """
     tokens_T = np.asarray(tokens_T, np.int64)
     was_training = decoder.training
@@ -90,7 +90,7 @@ def read(
 
 
 class _Span(NamedTuple):
-    """A window, and the first of its tokens that no earlier window has told about."""
+    """A window, and the first of its tokens that no earlier window covers."""
 
     start: int
     new: int
@@ -98,18 +98,18 @@ class _Span(NamedTuple):
 
 
 def _spans(length: int, window: int, stride: int) -> Iterator[_Span]:
-    told = 0
+    covered = 0
     for start in range(0, length, stride):
         end = min(start + window, length)
-        if end > told:
-            yield _Span(start, told, end)
-        told = end
+        if end > covered:
+            yield _Span(start, covered, end)
+        covered = end
 
 
 def _read_span(
     decoder: LanguageModel, tokens_T: NDArray[np.int64], span: _Span, probs: bool
 ) -> tuple[NDArray[np.float32], dict[int, LayerRows]]:
-    """What each new token cost, and its rows by layer."""
+    """bits_S of the span's new tokens, and their rows by layer."""
     tokens_S = tokens_T[span.start : span.end]
     tokens_BS = torch.from_numpy(tokens_S)[None].to(decoder.device)
     output: DecoderOutput = decoder(tokens_BS)
@@ -121,32 +121,32 @@ def _read_span(
     layers: dict[int, LayerRows] = {}
     for layer, moe in enumerate(output.layers):
         if moe is not None:
-            believed = probs and moe.routing.probs_TE is not None
-            rows = layer_rows(moe.routing, "float32" if believed else None)
+            with_probs = probs and moe.routing.probs_TE is not None
+            rows = layer_rows(moe.routing, "float32" if with_probs else None)
             layers[layer] = rows.take(new_S)
     return bits_S[new_S], layers
 
 
 def choices_of(rows: LayerRows, layer: int, num_experts: int) -> Choices:
-    """A layer's rows by token and rank of choice; K is the most choices that a token has."""
+    """A layer's rows by token and rank of choice; K is the largest number of choices of a token."""
     width = int(rows.count_T.max(initial=1))
     return Choices(
         layer=layer,
         num_experts=num_experts,
-        chosen_TK=rows.by_choice(rows.chosen_N, width, NOBODY),
-        computed_TK=rows.by_choice(rows.computed_N, width, NOBODY),
+        chosen_TK=rows.by_choice(rows.chosen_N, width, ABSENT),
+        computed_TK=rows.by_choice(rows.computed_N, width, ABSENT),
         weight_TK=rows.by_choice(rows.weight_N, width, 0),
         probs_TE=rows.probs_TE,
     )
 
 
 def spread_windows(length: int, window: int, most: int) -> list[int]:
-    """Starts of up to `most` windows that do not overlap, evenly spread over `length` tokens."""
+    """Starts of at most `most` windows without overlap, evenly spread over `length` tokens."""
     count = max(1, min(most, length // window))
     return [int(start) for start in np.linspace(0, max(0, length - window), count)]
 
 
-def pieces(tokenizer: Tokenizer, tokens: NDArray[np.integer]) -> list[str]:
+def token_texts(tokenizer: Tokenizer, tokens: NDArray[np.integer]) -> list[str]:
     """The text that each token completes; "" for one that leaves a character unfinished."""
     stream = tokenizer.stream()
     shown = [stream.push(int(token)) for token in tokens]

@@ -1,4 +1,4 @@
-"""Which experts a domain, and a token, go to: counts of first choices, and what follows from them.
+"""The experts that a domain and a token go to: counts of first choices, and their statistics.
 
 L MoE layers, D domains, E experts, T tokens.
 """
@@ -11,34 +11,34 @@ from numpy.typing import NDArray
 Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
 
-# A token seen less often says little about an expert.
+# A rarer token says little about an expert.
 _SEEN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Specialisation:
-    """One layer: how often a domain's tokens had each expert as their first."""
+    """One layer: how often each expert is the first choice of a domain's tokens."""
 
     counts_DE: Counts
 
     @property
     def share_DE(self) -> Shares:
-        """Of a domain's tokens, the share that each expert is first for; NaN in an empty domain."""
+        """Each expert's share of a domain's first choices; NaN for a domain without tokens."""
         return _divided(self.counts_DE, self.counts_DE.sum(1, keepdims=True))
 
     @property
     def share_E(self) -> Shares:
-        """Of all tokens, the share that each expert is first for."""
+        """Each expert's share of all first choices."""
         return _divided(self.counts_DE.sum(0), self.counts_DE.sum())
 
     @property
     def lift_DE(self) -> Shares:
-        """share_DE over share_E: 1 where the domain makes no difference, NaN where unknown."""
+        """share_DE over share_E: 1 where the domain makes no difference, NaN where undefined."""
         return _divided(self.share_DE, self.share_E)
 
     @property
     def information(self) -> float:
-        """Bits that a token's first expert tells about its domain; 0 where it tells nothing."""
+        """Mutual information of a token's first expert and its domain, in bits."""
         share_DE = _divided(self.counts_DE, self.counts_DE.sum())
         even_DE = share_DE.sum(1, keepdims=True) * share_DE.sum(0)
         seen = self.counts_DE > 0
@@ -46,7 +46,7 @@ class Specialisation:
 
     @property
     def domain_entropy(self) -> float:
-        """Bits that would settle the domain: the most that `information` could be."""
+        """Entropy of the domains in bits, the upper bound of `information`."""
         share_D = _divided(self.counts_DE.sum(1), self.counts_DE.sum())
         seen_D = share_D[share_D > 0]
         return float(-(seen_D * np.log2(seen_D)).sum())
@@ -65,11 +65,11 @@ def specialisation(
 def telling_tokens(
     tokens_T: NDArray[np.integer], first_T: NDArray[np.integer], num_experts: int, most: int
 ) -> list[list[int]]:
-    """For each expert the tokens that tell most about it, the most telling first.
+    """For each expert its most characteristic tokens, the most characteristic first.
 
-    Ranked by n log(n / n_even), each token's part in the mutual information of token and expert:
-    n tokens went there, n_even would have if the token made no difference. Only what is over-
-    represented counts, and only tokens seen five times or more.
+    Ranked by n log(n / n_even), each token's part of the mutual information of token and expert:
+    n tokens went to the expert, and n_even would if the token made no difference. Only tokens with
+    n > n_even count, and only those that occur five times or more.
     """
     has = first_T >= 0
     kinds, kind_T = np.unique(tokens_T[has], return_inverse=True)
@@ -88,6 +88,6 @@ def telling_tokens(
 
 
 def _divided(above: NDArray[np.number], below: NDArray[np.number] | np.number) -> Shares:
-    """NaN, without a warning, where nothing is divided by nothing."""
+    """above / below; NaN, without a warning, for 0 / 0."""
     below = np.asarray(below, np.float64)
     return np.asarray(above, np.float64) / np.where(below == 0, np.nan, below)

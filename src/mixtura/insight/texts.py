@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixtura.data import Corpus, TokenFile
-from mixtura.insight.sample import NOBODY, Choices, Reading, pieces, read, spread_windows
+from mixtura.insight.sample import ABSENT, Choices, Reading, read, spread_windows, token_texts
 from mixtura.insight.specialisation import Specialisation, specialisation, telling_tokens
 from mixtura.models import LanguageModel
 from mixtura.progress import Progress
@@ -21,18 +21,18 @@ Tree = dict[str, Any]
 _TEXTS = 4
 _TEXT_TOKENS = 1024
 _STUDIED_TOKENS = 2**15
-# Beyond these a router's probabilities are told as one sum.
+# The page states the probabilities of further experts as one sum.
 _KEPT = 16
 _TELLING = 6
 _FEW = 20
-# Where a text is looked for, and how far a line's beginning may be.
+# Places that are compared for each text, and the most tokens to the beginning of a line.
 _CANDIDATES = 24
 _LINE = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model, the corpus whose held-out side it reads, and after how many steps it stands."""
+    """A model, the corpus whose held-out side is read, and the model's training step."""
 
     decoder: LanguageModel
     corpus: Corpus
@@ -40,7 +40,7 @@ class Subject:
 
 
 def texts(subject: Subject, length: int, progress: Progress) -> tuple[Tree, Tree]:
-    """`text` and `domains` of the page; windows are `length` tokens, as in training."""
+    """`text` and `domains` of the page; windows have `length` tokens, as in training."""
     corpus, decoder = subject.corpus, subject.decoder
     window = min(length, decoder.config.context, max(2, len(corpus.heldout)))
     starts = _chosen_starts(corpus, max(window, _TEXT_TOKENS // window * window))
@@ -58,13 +58,13 @@ def texts(subject: Subject, length: int, progress: Progress) -> tuple[Tree, Tree
 
 
 def _studied(heldout: TokenFile, window: int) -> NDArray[np.int64]:
-    """Indices of windows spread over the held-out text."""
+    """The tokens of windows that are spread over the held-out text, as indices."""
     starts = spread_windows(len(heldout), window, max(1, _STUDIED_TOKENS // window))
     return np.concatenate([np.arange(s, min(s + window, len(heldout))) for s in starts])
 
 
 def _chosen_starts(corpus: Corpus, length: int) -> list[int]:
-    """Where the texts begin that hold the most kinds of text, in the order of the corpus."""
+    """First tokens of the texts with the most even mixture of domains, in the corpus's order."""
     starts = spread_windows(len(corpus.heldout), length, _CANDIDATES)
     starts = [_line_start(corpus, start) for start in starts]
     mixed = sorted(starts, key=lambda s: -_mixture(corpus.heldout.domains[s : s + length]))
@@ -78,7 +78,7 @@ def _mixture(domains_T: NDArray[np.uint8]) -> float:
 
 
 def _line_start(corpus: Corpus, start: int) -> int:
-    """The first token after a line break or a document's end, near `start`; or `start` itself."""
+    """The first token after a line break or a document's end near `start`; else `start`."""
     if start == 0:
         return 0
     tokenizer = corpus.tokenizer
@@ -91,10 +91,10 @@ def _line_start(corpus: Corpus, start: int) -> int:
 @dataclass(frozen=True, slots=True)
 class _Text:
     reading: Reading
-    pieces: list[str]
+    token_texts: list[str]
     domains_T: NDArray[np.uint8]
     ended: list[int]
-    """where a document ends"""
+    """indices of tokens that end a document"""
 
 
 def _text(subject: Subject, start: int, window: int) -> _Text:
@@ -102,9 +102,9 @@ def _text(subject: Subject, start: int, window: int) -> _Text:
     place = slice(start, start + max(window, _TEXT_TOKENS // window * window))
     tokens_T = np.asarray(heldout.tokens[place], np.int64)
     return _Text(
-        # Half a window at least comes before each token, so that no text breaks off in the middle.
+        # Windows overlap by half, so that no context begins anew in the middle of a text.
         reading=read(subject.decoder, tokens_T, window, max(1, window // 2)),
-        pieces=pieces(tokenizer, tokens_T),
+        token_texts=token_texts(tokenizer, tokens_T),
         domains_T=np.asarray(heldout.domains[place]),
         ended=np.flatnonzero(tokens_T == tokenizer.end_of_document).tolist(),
     )
@@ -115,19 +115,19 @@ def _text_tree(shown: list[_Text], found: list[Specialisation]) -> Tree:
     num_experts = max(layer.num_experts for layer in layers)
     kept = min(num_experts, _KEPT)
     choices = max(c.chosen_TK.shape[1] for text in shown for c in text.reading.layers)
-    tokens = sum(len(text.pieces) for text in shown)
-    characters = sum(len(piece) for text in shown for piece in text.pieces)
+    tokens = sum(len(text.token_texts) for text in shown)
+    characters = sum(len(piece) for text in shown for piece in text.token_texts)
     return {
         "experts": num_experts,
         "kept": kept,
         "choices": choices,
-        # Pieces of words need their edges shown; single letters would drown in edges.
+        # Edges are shown between parts of words; between single letters they would be too many.
         "whole": characters > 1.5 * tokens,
         "first_layer": int(np.argmax([layer.information for layer in found])),
         "texts": [
             {
                 "label": str(number),
-                "pieces": text.pieces,
+                "pieces": text.token_texts,
                 "ended": text.ended,
                 "bits": [None if np.isnan(b) else round(float(b), 2) for b in text.reading.bits_T],
                 "domain": text.domains_T.tolist(),
@@ -139,23 +139,23 @@ def _text_tree(shown: list[_Text], found: list[Specialisation]) -> Tree:
 
 
 def packed(choices: Choices, width: int, kept: int) -> Tree:
-    """A layer's choices as little-endian arrays in base64, `width` choices and `kept` probabilities
-    a token; probabilities as 65535ths, of expert -1 where the layer has fewer experts. `computed`
-    is left out where all was as chosen."""
+    """A layer's choices as little-endian arrays in base64, with `width` choices and `kept`
+    probabilities a token. Probabilities are in 65535ths; expert -1 fills up a layer with fewer
+    experts. `computed` is left out where every chosen expert computed its row."""
     spare = ((0, 0), (0, width - choices.chosen_TK.shape[1]))
     tree = {
-        "chosen": _base64(np.pad(choices.chosen_TK, spare, constant_values=NOBODY), "<i2"),
+        "chosen": _base64(np.pad(choices.chosen_TK, spare, constant_values=ABSENT), "<i2"),
         "weight": _base64(np.pad(choices.weight_TK, spare), "<f4"),
     }
     if not np.array_equal(choices.chosen_TK, choices.computed_TK):
         tree["computed"] = _base64(
-            np.pad(choices.computed_TK, spare, constant_values=NOBODY), "<i2"
+            np.pad(choices.computed_TK, spare, constant_values=ABSENT), "<i2"
         )
     if choices.probs_TE is not None:
         likely_TP = np.argsort(-choices.probs_TE, axis=1, kind="stable")[:, :kept]
         probs_TP = np.take_along_axis(choices.probs_TE, likely_TP, axis=1)
         fewer = ((0, 0), (0, kept - likely_TP.shape[1]))
-        tree["likely"] = _base64(np.pad(likely_TP, fewer, constant_values=NOBODY), "<i2")
+        tree["likely"] = _base64(np.pad(likely_TP, fewer, constant_values=ABSENT), "<i2")
         tree["probs"] = _base64((np.pad(probs_TP, fewer) * 65535).round(), "<u2")
     return tree
 
@@ -172,7 +172,7 @@ def _domain_tree(
     return {
         "names": list(subject.corpus.domains),
         "tokens": tokens_D.tolist(),
-        # Fewer than some twenty for each expert say little about any one of them.
+        # With fewer than twenty tokens an expert, shares are mostly chance.
         "few": (tokens_D < _FEW * max(one.counts_DE.shape[1] for one in found)).tolist(),
         "entropy": found[0].domain_entropy,
         "layers": [

@@ -1,13 +1,13 @@
-// The coloured text, what hovering over a token tells, the table of experts, and the matrices.
+// The coloured text, the tip over a token, the table of experts, and the matrices.
 
-// ---- what Python packed: little-endian arrays in base64
+// ---- arrays from Python: little-endian, in base64
 
 function unpacked(text, Kind) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   return new Kind(bytes.buffer);
 }
 
-/** One layer's choices for one text; unpacked when first looked at. */
+/** One layer's choices for one text; unpacked at their first use. */
 function choicesOf(text, layer) {
   const packed = text.layers[layer];
   packed.open ??= {
@@ -24,7 +24,7 @@ const checkedValue = (name) => document.querySelector(`input[name=${name}]:check
 
 // ---- the text
 
-/** A token's text with its white space made visible; breaks and indents stay what they are. */
+/** A token's text with visible marks for line breaks, tabs and control characters. */
 function shownToken(piece, ended, unfinished) {
   if (ended) return [el("span", { class: "mark" }, "⟨end⟩\n")];
   if (unfinished) return [el("span", { class: "mark" }, "‹")];
@@ -49,7 +49,7 @@ function drawTokens() {
   paintOnly();
 }
 
-/** With an expert singled out, its tokens alone keep their colour. */
+/** While one expert is selected, only its tokens keep their colour. */
 function paintOnly() {
   $("tokens").classList.toggle("one", state.only !== null);
   $("only").textContent = state.only === null ? "" : `#tokens.one .x${state.only} { background: var(--e${state.only}); color: var(--ink); }`;
@@ -71,7 +71,7 @@ function nameOf(text, index) {
   return whole ? `part of ${visible(whole)}` : "part of a character";
 }
 
-/** Rows of the tip: an expert, the router's probability, and its weight where it was chosen. */
+/** Rows of the tip: an expert, the router's probability, and the weight of a chosen expert. */
 function tipRows(choices, index) {
   const K = D.text.choices, P = D.text.kept, rows = new Map();
   for (let p = 0; choices.likely && p < P; p++) {
@@ -173,7 +173,7 @@ function sharesOf(layer) {
   return { overall, share, lift };
 }
 
-/** Experts beside others of the same favourite domain; the most partial first. */
+/** Experts sorted by the domain of their highest lift, then by that lift. */
 function byDomain({ lift, overall }) {
   const known = domainsRead().filter((d) => !D.domains.few[d]);
   const best = overall.map((_, e) => known.reduce((top, d) => ((lift[d][e] ?? 0) > (lift[top][e] ?? 0) ? d : top), known[0] ?? 0));
@@ -186,8 +186,8 @@ function ordered(shares) {
   return state.order === "load" ? experts.sort((a, b) => shares.overall[b] - shares.overall[a]) : byDomain(shares);
 }
 
-/** What a cell says in words; a domain of few tokens is told, and not coloured. */
-function told(shares, expert, d) {
+/** A cell's title; a domain of few tokens gets words and no colour. */
+function cellTitle(shares, expert, d) {
   const share = shares.share[d][expert], lift = shares.lift[d][expert];
   const few = D.domains.few[d] ? `, of only ${D.domains.tokens[d]} tokens` : "";
   return `E${expert} is first for ${percent(share)} of ${D.domains.names[d]}` + (lift === null ? "" : `, ${lift.toFixed(2)}× its share of all`) + few;
@@ -195,14 +195,14 @@ function told(shares, expert, d) {
 
 const cellColour = (shares, expert, d) => (D.domains.few[d] ? "var(--card)" : ratioColour(shares.lift[d][expert]));
 
-/** Domains that were read at all, the largest first. */
+/** Domains with tokens, the largest first. */
 const domainsRead = () => D.domains.names.map((_, d) => d).filter((d) => D.domains.tokens[d] > 0).sort((a, b) => D.domains.tokens[b] - D.domains.tokens[a]);
 
 const inHundred = (share) => (100 * share).toFixed(share < 0.0995 ? 1 : 0);
 
 function cell(shares, expert, d) {
   const look = { class: D.domains.few[d] ? "cell few" : "cell", style: `background-color: ${cellColour(shares, expert, d)}` };
-  return el("td", { ...look, title: told(shares, expert, d) }, inHundred(shares.share[d][expert]));
+  return el("td", { ...look, title: cellTitle(shares, expert, d) }, inHundred(shares.share[d][expert]));
 }
 
 function drawExperts() {
@@ -241,7 +241,7 @@ function matrix(layer) {
     picture.append(svg("text", { x: 0, y: row * high + 14 }, label));
     order.forEach((expert, column) => {
       const box = svg("rect", { x: left + column * step, y: row * high, width: step * 0.96, height: high - 1, style: `fill: ${cellColour(shares, expert, d)}` });
-      box.append(svg("title", {}, told(shares, expert, d)));
+      box.append(svg("title", {}, cellTitle(shares, expert, d)));
       picture.append(box);
     });
   });

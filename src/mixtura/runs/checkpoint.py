@@ -24,7 +24,7 @@ from mixtura.ranks import ONE_RANK, Ranks
 from mixtura.shapes import ModelShape
 from mixtura.tensor_files.digests import digests_of, folder_claims, recorded_digests, write_digests
 from mixtura.tensor_files.header import read_header
-from mixtura.tensor_files.writing import write_tensors
+from mixtura.tensor_files.safetensors_writer import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,1 +1,1 @@
-"""Safetensors files: their header, how they are written, and the digests of their tensors."""
+"""Safetensors files: their header, a writer, and the digests of their tensors."""

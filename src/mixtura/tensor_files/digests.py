@@ -1,6 +1,6 @@
-"""digests.json: SHA-256 of every tensor that is written beside it, and what is checked by it.
+"""digests.json: the SHA-256 of every tensor in the files beside it, and the claims made of it.
 
-Of experts that lie in one tensor, one digest each, of equal parts of its bytes.
+A tensor that holds several experts has one digest for each, of equal parts of its bytes.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ _THREADS = 4
 _HEX = frozenset("0123456789abcdef")
 
 Digests = Mapping[str, Sequence[str]]
-"""of each tensor by name: one, or one for each expert"""
+"""one digest for each tensor by name, or one for each of its experts"""
 
 
 def digests_of(
     tensors: "Mapping[str, Tensor]", experts: Mapping[str, int] | None = None
 ) -> Digests:
-    """Of tensors on any device; `experts` says how many lie one after another in a tensor."""
+    """The digests of tensors on any device; `experts` gives the number of experts in a tensor."""
     parts = experts or {}
     with ThreadPoolExecutor(_THREADS, "digests") as pool:
         found = pool.map(lambda name: _digests(tensors[name], parts.get(name, 1)), list(tensors))
@@ -42,7 +42,7 @@ def write_digests(folder: Path, files: Mapping[str, Digests]) -> None:
 
 
 def recorded_digests(folder: Path) -> Mapping[str, Digests] | None:
-    """By file, then by tensor; None where nothing was written. Raises CheckpointError."""
+    """Digests by file, then by tensor; None without a digests.json. Raises CheckpointError."""
     path = folder / FILE
     try:
         recorded = read_object(path, CheckpointError, MOST_BYTES_LISTED).get("sha256")
@@ -56,12 +56,12 @@ def recorded_digests(folder: Path) -> Mapping[str, Digests] | None:
 def folder_claims(
     folder: Path, recorded: Mapping[str, Digests], role_of: Callable[[str], str | None]
 ) -> Iterator[Claim]:
-    """One for each digest, with the role of its tensor in the model.
+    """One claim for each digest, with the role of its tensor in the model.
 
-    Raises CheckpointError for a file or a tensor that is listed and not there.
+    Raises CheckpointError for a file or a tensor that is listed but missing.
     """
     for file, digests in recorded.items():
-        # A name with a folder in it would lead elsewhere.
+        # A name that contains a folder would lead out of this one.
         if Path(file).name != file:
             raise CheckpointError(f"{folder / FILE}: names the file {file!r}, which leaves it")
         spans = read_header(folder / file)

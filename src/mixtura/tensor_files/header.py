@@ -1,7 +1,7 @@
-"""The header of a safetensors file: where each tensor lies. Nothing in it is taken on trust.
+"""The header of a safetensors file: the place of each tensor, checked against the file's size.
 
 https://github.com/huggingface/safetensors: 8 bytes of length, JSON, then the tensors' bytes one
-after another, without a hole.
+after another, without gaps.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64,
 }  # fmt: skip
-"""of one number, by dtype"""
+"""bits of one number, by dtype"""
 _LENGTH_BYTES = 8
 _MOST_DIMS = 8
 
@@ -32,15 +32,15 @@ class TensorSpan:
     dtype: str
     shape: tuple[int, ...]
     start: int
-    """its first byte in the file"""
+    """the tensor's first byte in the file"""
     bytes: int
 
 
 def read_header(path: Path) -> Mapping[str, TensorSpan]:
-    """Every tensor, in the order of the file; together they are all of it.
+    """Every tensor, in the order of the file; together they fill the file.
 
-    Raises CheckpointError for a file that is missing, cut short, or whose header does not add up;
-    what to do about it depends on whose file it is.
+    Raises CheckpointError for a file that is missing, cut short, or whose header does not add up.
+    The caller adds the remedy, which depends on the kind of checkpoint.
     """
     try:
         with open_regular(path, CheckpointError) as opened:
@@ -96,7 +96,7 @@ def _fields(entry: Any) -> tuple[Any, Any, Any]:
 
 
 def _whole_numbers(value: Any) -> bool:
-    """Whether it is a list of numbers of 0 or more."""
+    """Whether `value` is a list of integers of 0 or more."""
     return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
 
 

@@ -1,8 +1,8 @@
-"""Text to token ids and back; knows nothing of models or corpora.
+"""Text to token ids and back; independent of models and corpora.
 
-`load_tokenizer(folder)` opens a tokenizer that was saved, of Mixtura's own or of others: bytes,
+`load_tokenizer(folder)` opens a saved tokenizer, Mixtura's own or a Hugging Face folder's: bytes,
 byte-level BPE, SentencePiece. A recipe's section builds one: `BytesConfig`, `BpeConfig` (trained on
-the run's text), `FileConfig` (of a folder).
+the run's text), `FileConfig` (read from a folder).
 """
 
 from typing import TYPE_CHECKING
@@ -52,6 +52,6 @@ _HOMES = {
     "load_tokenizer": "mixtura.tokenizers.saved_tokenizer",
 }
 
-# Hidden from type checkers, which would take any misspelt name for one that exists.
+# Hidden from type checkers: with a __getattr__ they would accept every misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Byte-level BPE built from its parts: tokens, merges, and how text is cut before merging."""
+"""Byte-level BPE built from its parts: tokens, merges, and the split of text into words."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -12,36 +12,36 @@ from tokenizers import Tokenizer as Backend
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """How a family of tokenizers cuts text into words; its merges never cross a cut."""
+    """How a family of tokenizers splits text into words; merges never cross a split."""
 
     patterns: tuple[str, ...]
-    """each isolates what it matches in what the ones before it left"""
+    """regular expressions; each isolates its matches in the parts that the earlier ones left"""
     whole_words: bool = False
-    """whether a word that is a token is that token, whatever the merges would make of it"""
+    """whether a word in the vocabulary becomes that token without merges"""
     canonical: bool = False
     """whether text is put into Unicode's canonical form (NFC) first"""
     begins: bool = False
-    """whether a text begins with bos_token where nothing says otherwise"""
+    """whether a text begins with bos_token where the file does not say"""
 
 
 @dataclass(frozen=True, slots=True)
 class ByteLevelVocabulary:
-    """Tokens are spelt in GPT-2's letters for bytes, but for special and added ones."""
+    """The parts; tokens but special and added ones are in GPT-2's letters for bytes."""
 
     tokens: Sequence[str]
     merges: Sequence[tuple[str, str]]
-    """the earlier ones first"""
+    """in their order of application"""
     splitting: Splitting
     special: Sequence[str]
-    """marks that no text turns into, and that no text shows"""
+    """special tokens, which no text becomes and which are not shown"""
     added: Sequence[str]
-    """tokens that are found in any text before it is cut"""
+    """tokens that are found in a text before it is split"""
     begin: str | None
-    """what every text begins with"""
+    """the token that every text begins with"""
 
 
 def _words(digits: str) -> str:
-    """Words as GPT-4 and its likes have them, `digits` being what a number is cut into."""
+    """The words of GPT-4 and similar tokenizers; `digits` is the pattern for a part of a number."""
     contractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
     letters = r"[^\r\n\p{L}\p{N}]?\p{L}+"
     signs = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -52,7 +52,7 @@ def _words(digits: str) -> str:
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _MARKS = r"\p{Lm}\p{Lo}\p{M}"
 _ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-# Words that begin anew at a capital behind small letters, as GPT-4o has them.
+# As in GPT-4o, a capital behind small letters begins a new word.
 _GPT4O_WORDS = "|".join(
     (
         rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}{_MARKS}]*[\p{{Ll}}{_MARKS}]+{_ENDINGS}",
@@ -85,7 +85,7 @@ SPLITTINGS: Mapping[str, Splitting] = {
     ),
     "default": Splitting((r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
-"""By llama.cpp's names (tokenizer.ggml.pre); `default` is what it does where a file names none."""
+"""By llama.cpp's names (tokenizer.ggml.pre); llama.cpp uses `default` where a file names none."""
 
 
 def splitting_of(name: str) -> Splitting:
@@ -98,7 +98,7 @@ def splitting_of(name: str) -> Splitting:
 
 
 def byte_level_tokenizer(vocabulary: ByteLevelVocabulary, facts: TokenFacts) -> CheckpointTokenizer:
-    """Raises DataError for parts that do not fit together."""
+    """The tokenizer of these parts. Raises DataError for parts that do not fit together."""
     splitting = vocabulary.splitting
     token_of = _numbered(vocabulary)
     model = models.BPE(token_of, list(vocabulary.merges), ignore_merges=splitting.whole_words)
@@ -120,14 +120,14 @@ def byte_level_tokenizer(vocabulary: ByteLevelVocabulary, facts: TokenFacts) -> 
 
 
 def pre_tokenizer_of(splitting: Splitting) -> pre_tokenizers.PreTokenizer:
-    """Cuts text, and spells each word in GPT-2's letters for bytes."""
+    """Splits text, and writes each word in GPT-2's letters for bytes."""
     isolate = [pre_tokenizers.Split(Regex(p), "isolated") for p in splitting.patterns]
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([*isolate, in_bytes])
 
 
 def _numbered(vocabulary: ByteLevelVocabulary) -> dict[str, int]:
-    """The number of each token. Raises DataError where one stands twice, or a merge needs none."""
+    """Each token's number. Raises DataError for a token that occurs twice or that a merge lacks."""
     token_of = {token: number for number, token in enumerate(vocabulary.tokens)}
     if len(token_of) < len(vocabulary.tokens):
         twice = next(t for n, t in enumerate(vocabulary.tokens) if token_of[t] != n)

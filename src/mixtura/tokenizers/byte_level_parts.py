@@ -1,4 +1,4 @@
-"""A byte-level tokenizer taken apart: its tokens, its merges, and how it cuts text before them."""
+"""The parts of a byte-level tokenizer: its tokens, its merges, and its split of text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer
 from mixtura.tokenizers.tokenizer_library import read_again
 from tokenizers import Tokenizer as Backend
 
-# What the known ways of cutting differ in: contractions in either case, runs of digits of several
-# scripts, spaces and line ends of all kinds, signs beside letters, scripts without spaces.
+# The known splits differ in contractions of either case, runs of digits of several scripts, all
+# kinds of spaces and line ends, signs beside letters, and scripts without spaces.
 _PROBES = (
     "Don't DON'T we'Ll it's I'd  x1 12 123 1234 12345678  7\u0664\u0665\u0666\u0667 \u00bd\u00b2",
     "a\tb\n\nc \n d\r\n\r\n  e   \n\t\tf(x)==[1,2];!!!\n...?? --__-- $9 #if <|x|> \u00a0\u3000y ",
@@ -23,21 +23,21 @@ _PROBES = (
 
 @dataclass(frozen=True, slots=True)
 class ByteLevelParts:
-    """What `ByteLevelVocabulary` puts together, of any tokenizer that could be."""
+    """The parts from which `ByteLevelVocabulary` builds the same tokenizer."""
 
     tokens: tuple[str | None, ...]
-    """by number; None where a number stands for nothing"""
+    """by number; None for a number without a token"""
     merges: tuple[str, ...]
-    """two tokens with a space between, the earlier ones first"""
+    """two tokens with a space between, in their order of application"""
     splitting: str
     """a name of SPLITTINGS"""
     special: frozenset[int]
     added: frozenset[int]
-    """found in any text before it is cut, and shown"""
+    """tokens that are found in a text before it is split, and shown"""
 
 
 def byte_level_parts(tokenizer: CheckpointTokenizer) -> ByteLevelParts:
-    """Raises DataError for one that is no byte-level BPE, or that cuts text in a nameless way."""
+    """The parts. Raises DataError for another kind of tokenizer, or for a split without a name."""
     text = tokenizer.to_json()
     tree = parse_object(text, "the tokenizer", DataError)
     model = tree["model"]
@@ -62,7 +62,7 @@ def byte_level_parts(tokenizer: CheckpointTokenizer) -> ByteLevelParts:
 
 
 def _splitting_of(backend: Backend, whole_words: bool) -> str:
-    """The first known way that cuts these texts alike, and treats whole words alike."""
+    """The first known split that agrees on all probes, and on whole words."""
     if backend.pre_tokenizer is not None:
         cuts = [backend.pre_tokenizer.pre_tokenize_str(probe) for probe in _PROBES]
         for name, splitting in SPLITTINGS.items():

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 
 def byte_offsets(text: str) -> NDArray[np.int64]:
-    """Where in the UTF-8 text each character starts, and last its length: len(text) + 1 numbers."""
+    """The first byte of each character in the UTF-8 text, then its length: len(text) + 1 values."""
     if text.isascii():
         return np.arange(len(text) + 1)
     points = np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))

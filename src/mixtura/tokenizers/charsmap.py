@@ -1,7 +1,7 @@
 """SentencePiece's replacements of characters (`precompiled_charsmap`), such as those of NFKC.
 
-The bytes hold a trie of what is replaced, a double array as darts-clone lays it out, and behind it
-the texts that it points to.
+The bytes hold a trie of the texts to replace, a double array in the layout of darts-clone, and
+behind it the replacements that the trie points to.
 """
 
 import struct
@@ -13,7 +13,7 @@ from mixtura.errors import DataError
 
 # SentencePiece's own nmt_nfkc_cf has 260 KB.
 _LARGEST = 8 * 2**20
-# Characters of the longest text that is looked for; those of SentencePiece have 18.
+# Characters of the longest text that is replaced; SentencePiece's longest has 18.
 _LONGEST = 64
 
 
@@ -25,8 +25,8 @@ class _Found(NamedTuple):
 class Charsmap:
     """Replaces, from left to right, the longest text that has a replacement.
 
-    Raises DataError for bytes that hold no such map, some of them only when text leads there;
-    `origin` opens its line.
+    Raises DataError for bytes that hold no such map, in part only when a text reaches the damage;
+    the error's line begins with `origin`.
     """
 
     def __init__(self, raw: bytes, origin: str = "the tokenizer") -> None:
@@ -53,7 +53,7 @@ class Charsmap:
             for byte in text[end].encode():
                 place ^= byte
                 unit = self._unit(place)
-                # The label, and the bit that marks a number where a node would be.
+                # The label, and the bit that says that the unit is a number and no node.
                 if unit & 0x800000FF != byte:
                     return found
                 place ^= _offset(unit)
@@ -77,5 +77,5 @@ class Charsmap:
 
 
 def _offset(unit: int) -> int:
-    """From a node's own place to where its children begin, combined by exclusive or."""
+    """A unit's offset to its children, to be combined with its own place by exclusive or."""
     return (unit >> 10) << ((unit & 0x200) >> 6)

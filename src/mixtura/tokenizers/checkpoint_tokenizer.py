@@ -1,4 +1,4 @@
-"""The tokenizer that a model came with: its marks, what ends an answer, how it is talked with."""
+"""The tokenizer of a checkpoint: its special tokens, the ends of an answer, its chat template."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from mixtura.errors import DataError
 from mixtura.files import atomic_text
 from mixtura.tokenizers.subwords import FILE, SubwordTokenizer, without_prefix
 from mixtura.tokenizers.tokenizer import DESCRIPTION
-from mixtura.tokenizers.tokenizer_library import checked, quietly, read_again
+from mixtura.tokenizers.tokenizer_library import captured_stderr, checked, read_again
 from tokenizers import Tokenizer as Backend
 
 HF_CONFIG = "tokenizer_config.json"
@@ -19,47 +19,47 @@ HF_TEMPLATE = "chat_template.jinja"
 
 
 class Spelling(Config):
-    """How SentencePiece or llama.cpp prepares text, beside what a tokenizer.json can say."""
+    """How SentencePiece or llama.cpp prepares text, as far as a tokenizer.json cannot state it."""
 
     prefix: bool = True
     """whether a space is set before a text"""
     prefix_after: Literal["nothing", "marks", "added"] = "nothing"
-    """what, within a text, a space is set behind as well: special tokens, or all added ones"""
+    """where else a space is set: behind special tokens (marks), or behind all added tokens"""
     collapse: bool = False
-    """whether spaces around a text go, and runs of them become one"""
+    """whether spaces around a text are removed, and runs of them become one"""
 
     @property
     def strips(self) -> bool:
-        """Whether a decoded text loses the space in front."""
+        """Whether decoding removes the space in front of a text."""
         return self.prefix or self.collapse
 
 
 class TokenFacts(Config):
-    """What a checkpoint says of its tokens beside its tokenizer.json."""
+    """What a checkpoint states about its tokens outside of its tokenizer.json."""
 
     end_of_document: str | None = None
-    """None: the usual one that the vocabulary holds, else the first of `ends`"""
+    """the token's text; None: the first known one in the vocabulary, else the first of `ends`"""
     ends: tuple[str | int, ...] = ()
-    """what ends an answer, by text or number; the end of a document does in any case"""
+    """tokens that end an answer, by text or number, beside the end of a document"""
     names: Mapping[str, str] = {}
-    """tokens by the names that chat templates know: bos_token, eos_token, ..."""
+    """tokens by their names in chat templates: bos_token, eos_token, ..."""
     add_bos: bool | None = None
-    """whether every text begins with bos_token; None: as the tokenizer.json itself says"""
+    """whether every text begins with bos_token; None: as the tokenizer.json states"""
     chat_template: str | None = None
-    """Jinja, as transformers has it; None where the model knows no roles"""
+    """Jinja, as in transformers; None for a model without roles"""
     spelling: Spelling | None = None
-    """None: the tokenizer.json says all"""
+    """None: the tokenizer.json states everything"""
 
 
 class CheckpointTokenizer(SubwordTokenizer):
-    """A tokenizer from the text of a `tokenizer.json`, and what the model's files say beside it.
+    """A tokenizer from the text of a `tokenizer.json`, and the facts in the model's other files.
 
-    Text never turns into special tokens but through `encode_with_marks`. Raises DataError as
-    SubwordTokenizer does, and where `facts` name what is no token.
+    Text becomes special tokens only in `encode_with_marks`. Raises DataError as SubwordTokenizer
+    does, and where `facts` name a token that does not exist.
     """
 
     template_origin = "the model's chat template"
-    """what an error about the template opens with; whoever knows its file says so"""
+    """the beginning of an error about the template; a loader replaces it by the file's name"""
 
     def __init__(self, text: str, facts: TokenFacts, origin: str = FILE) -> None:
         self.facts = facts
@@ -74,18 +74,18 @@ class CheckpointTokenizer(SubwordTokenizer):
 
     @cached_property
     def special(self) -> Mapping[str, int]:
-        """Special tokens by their text, such as that of the end of a turn."""
+        """The number of each special token by its text, such as that of the end of a turn."""
         added = self._backend.get_added_tokens_decoder()
         return {token.content: number for number, token in added.items() if token.special}
 
     def encode_with_marks(self, text: str, continues: bool = False) -> list[int]:
-        """Tokens of a text in which the names of special tokens stand for them."""
+        """Tokens of a text in which the text of a special token, a mark, becomes that token."""
         with checked(self._origin):
-            backend = self._marking_on if continues else self._marking
+            backend = self._continuing_with_marks if continues else self._backend_with_marks
             return backend.encode(text, add_special_tokens=False).ids
 
     def save(self, folder: Path) -> None:
-        """Write what `load_tokenizer` needs, and what transformers' AutoTokenizer does."""
+        """Write the files that `load_tokenizer` and transformers' AutoTokenizer read."""
         facts = self.facts
         description = {"kind": "checkpoint", **facts.model_dump(exclude={"chat_template"})}
         config = {
@@ -100,15 +100,15 @@ class CheckpointTokenizer(SubwordTokenizer):
         atomic_text(folder / DESCRIPTION, json.dumps(description, ensure_ascii=False) + "\n")
 
     @cached_property
-    def _marking(self) -> Backend:
-        # Another one, because the setting belongs to the whole tokenizer, which threads share.
+    def _backend_with_marks(self) -> Backend:
+        # A second backend, as the setting holds for the whole tokenizer, which threads share.
         backend = read_again(self._backend.to_str(), self._origin)
         backend.encode_special_tokens = False
         return backend
 
     @cached_property
-    def _marking_on(self) -> Backend:
-        return without_prefix(self._marking, self._origin)
+    def _continuing_with_marks(self) -> Backend:
+        return without_prefix(self._backend_with_marks, self._origin)
 
     def _find_end(self, end: str | None, origin: str) -> int:
         try:
@@ -128,8 +128,8 @@ class CheckpointTokenizer(SubwordTokenizer):
         return (self._token(self.facts.names["bos_token"], origin),)
 
     def _added_in_front(self) -> tuple[int, ...]:
-        """What the tokenizer.json's own post-processor sets before a text."""
-        with checked(self._origin), quietly():
+        """Tokens that the post-processor of the tokenizer.json sets before a text."""
+        with checked(self._origin), captured_stderr():
             plain = self._backend.encode("a", add_special_tokens=False).ids
             full = self._backend.encode("a").ids
         starts = range(len(full) - len(plain) + 1)

@@ -1,4 +1,4 @@
-"""Any tokenizer of ours as one that transformers' AutoTokenizer reads."""
+"""Any tokenizer of Mixtura's in a form that transformers' AutoTokenizer reads."""
 
 from collections.abc import Iterator
 
@@ -7,12 +7,12 @@ from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer, TokenFa
 from mixtura.tokenizers.subwords import END_OF_DOCUMENT, SubwordTokenizer
 from mixtura.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 
-# Bytes that GPT-2 spells as the characters of their number; the others follow from 256 on.
-_AS_THEY_ARE = (range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100))
+# Bytes whose letter in GPT-2 is the character of their number; letters of the rest follow 255.
+_PRINTABLE = (range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100))
 
 
 def as_checkpoint(tokenizer: Tokenizer) -> CheckpointTokenizer:
-    """The same tokens for every text, in a form whose `save` writes a tokenizer.json."""
+    """A tokenizer with the same tokens for every text, whose `save` writes a tokenizer.json."""
     match tokenizer:
         case CheckpointTokenizer():
             return tokenizer
@@ -27,7 +27,7 @@ def as_checkpoint(tokenizer: Tokenizer) -> CheckpointTokenizer:
 
 
 def _bytes_as_bpe() -> CheckpointTokenizer:
-    """Byte-level BPE that never merges."""
+    """Byte-level BPE without merges."""
     vocabulary = ByteLevelVocabulary(
         tokens=[*letters_of_bytes(), END_OF_DOCUMENT],
         merges=[],
@@ -41,10 +41,10 @@ def _bytes_as_bpe() -> CheckpointTokenizer:
 
 
 def letters_of_bytes() -> Iterator[str]:
-    """The letter that GPT-2 spells each byte with, from 0 on."""
+    """GPT-2's letter for each byte, from 0 on."""
     spare = 0x100
     for byte in range(0x100):
-        if any(byte in kept for kept in _AS_THEY_ARE):
+        if any(byte in kept for kept in _PRINTABLE):
             yield chr(byte)
         else:
             yield chr(spare)

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder: its vocabulary, and what is said of its tokens beside."""
+"""The tokenizer of a Hugging Face folder: its vocabulary, and the facts in other files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,11 +26,11 @@ _MODEL = "config.json"
 
 
 def hugging_face_tokenizer(folder: Path) -> CheckpointTokenizer:
-    """Raises DataError where a file is missing or damaged, or cannot serve.
+    """The tokenizer of tokenizer.json, or else of tokenizer.model.
 
-    All but tokenizer.json, or else tokenizer.model, may be missing: tokenizer_config.json and
-    chat_template.jinja, and generation_config.json or config.json, of which the ends of an answer
-    are taken.
+    Optional files are tokenizer_config.json and chat_template.jinja, and, for the ends of an
+    answer, generation_config.json or config.json. Raises DataError where a file is missing,
+    damaged or not supported.
     """
     if not (folder / FILE).is_file() and (folder / MODEL_FILE).is_file():
         tokenizer: CheckpointTokenizer = sentencepiece_beside(folder / MODEL_FILE)
@@ -43,7 +43,7 @@ def hugging_face_tokenizer(folder: Path) -> CheckpointTokenizer:
 
 
 def sentencepiece_beside(path: Path, end_of_document: str | None = None) -> SentencePieceTokenizer:
-    """A `tokenizer.model`, with what the other files of its folder say.
+    """The tokenizer of a `tokenizer.model` and of the other files of its folder.
 
     As in transformers, a text begins with bos_token unless tokenizer_config.json denies it. Raises
     DataError as `hugging_face_tokenizer` does.
@@ -54,7 +54,7 @@ def sentencepiece_beside(path: Path, end_of_document: str | None = None) -> Sent
     stated = config.get("add_prefix_space")
     spelling = {
         "prefix": file.prefix if stated is None else stated,
-        # Older configs do not say; their models were trained with a space behind marks.
+        # Older configs lack the key; their models were trained with a space behind special tokens.
         "prefix_after": "nothing" if config.get("legacy") is False else "marks",
         "collapse": file.collapse,
     }
@@ -78,7 +78,7 @@ def sentencepiece_beside(path: Path, end_of_document: str | None = None) -> Sent
 def _facts(
     folder: Path, config: Mapping[str, Any], own: Mapping[str, str], further: Mapping[str, Any]
 ) -> TokenFacts:
-    """`own` are names of tokens by the vocabulary itself; the files beside it come first."""
+    """`own` are the vocabulary's own names of tokens; names in the files beside it replace them."""
     names = {**own, **_names(_object(folder / "special_tokens_map.json")), **_names(config)}
     ends = _object(folder / _GENERATION).get("eos_token_id")
     if ends is None:
@@ -94,7 +94,7 @@ def _facts(
 
 
 def _added_tokens(folder: Path, config: Mapping[str, Any]) -> list[AddedPiece]:
-    """Tokens beside those of tokenizer.model. Raises DataError for what is no such list."""
+    """Tokens that other files add to tokenizer.model. Raises DataError for a malformed list."""
     found: list[AddedPiece] = []
     for text, number in _object(folder / "added_tokens.json").items():
         found.append(AddedPiece(_number(number, folder / "added_tokens.json"), text, False))
@@ -123,9 +123,9 @@ def _number(number: object, path: Path) -> int:
 
 
 def chat_template_of(folder: Path) -> str | None:
-    """Of the file of its own, else of tokenizer_config.json; of several the default one.
+    """The template of its own file, else of tokenizer_config.json; the default of several.
 
-    Raises DataError for one that is neither text nor a list of named texts.
+    Raises DataError for a value that is neither text nor a list of named texts.
     """
     if (folder / HF_TEMPLATE).is_file():
         return read_text(folder / HF_TEMPLATE)
@@ -142,13 +142,13 @@ def chat_template_of(folder: Path) -> str | None:
 
 
 def template_origin(folder: Path) -> str:
-    """What an error about the template opens with."""
+    """The beginning of an error about the template."""
     own = folder / HF_TEMPLATE
     return f"{own if own.is_file() else folder / HF_CONFIG}: the chat template"
 
 
 def _named_templates(stated: object) -> dict[str, str] | None:
-    """By name; None where the list, or transformers' mapping, holds anything else."""
+    """Templates by name; None for any other content of the list or of transformers' mapping."""
     if isinstance(stated, list):
         if not all(isinstance(one, dict) and {"name", "template"} <= one.keys() for one in stated):
             return None
@@ -162,7 +162,7 @@ def _named_templates(stated: object) -> dict[str, str] | None:
 
 
 def read_text(path: Path) -> str:
-    """Raises DataError."""
+    """A text file of the folder. Raises DataError."""
     try:
         return regular_files.read_text(path, DataError, MOST_BYTES)
     except FileNotFoundError:
@@ -178,7 +178,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _names(config: Mapping[str, Any]) -> dict[str, str]:
-    """Tokens that have a name, such as eos_token; some files have them with their settings."""
+    """Tokens by name, such as eos_token; some files state a token with its settings."""
     found = {key: value for key, value in config.items() if key.endswith("_token")}
     texts = {
         key: value["content"] if isinstance(value, dict) and "content" in value else value

@@ -19,18 +19,18 @@ _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 @dataclass(frozen=True, slots=True)
 class PieceText:
-    """Bytes are put together as SentencePiece and llama.cpp do.
+    """Decodes pieces; bytes are joined as in SentencePiece and llama.cpp.
 
-    The package `tokenizers` makes a whole run of bytes U+FFFD where one of them is no character, so
-    that what a stream has shown might change.
+    The package `tokenizers` makes a whole run of bytes U+FFFD where one of them is no character.
+    A stream could then change text that it has shown.
     """
 
     piece_of: Callable[[int], str | None]
-    """how a token is spelt; None for one that is not shown"""
+    """a token's piece; None for a token that is not shown"""
     strips: bool
-    """whether the space in front of a text goes"""
+    """whether the space in front of a text is removed"""
     collapse: bool = False
-    """whether all spaces in front do"""
+    """whether all spaces in front are removed"""
 
     def __call__(self, tokens: Sequence[int]) -> str:
         raw = bytearray()
@@ -45,26 +45,26 @@ class PieceText:
                 continue
             if strips and not raw and piece.startswith(SPACE):
                 piece = piece[1:]
-                # Where runs of spaces become one, each piece in front loses its own.
+                # With `collapse`, every piece in front of the first text is stripped.
                 strips = self.collapse
             raw += piece.replace(SPACE, " ").encode()
         return raw.decode("utf-8", _EACH_BYTE)
 
 
 def decoder_steps(strips: bool) -> list[dict[str, Any]]:
-    """The `decoder` of a tokenizer.json that stands for PieceText."""
+    """The `decoder` of a tokenizer.json that decodes as PieceText does."""
     return [*_STEPS, _STRIP] if strips else [*_STEPS]
 
 
 def strips_of(decoder: Mapping[str, Any] | None) -> bool | None:
-    """Whether such a decoder drops the space in front; None for any other decoder."""
+    """`strips` of a decoder made by `decoder_steps`; None for any other decoder."""
     steps = (decoder or {}).get("decoders")
     return next((strips for strips in (False, True) if steps == decoder_steps(strips)), None)
 
 
 def _each_byte(error: UnicodeError) -> tuple[str, int]:
     """One U+FFFD for each byte that is no character; `replace` writes one for a run of them."""
-    assert isinstance(error, UnicodeDecodeError), "it is used for decoding alone"
+    assert isinstance(error, UnicodeDecodeError), "registered for decoding only"
     return "\ufffd" * (error.end - error.start), error.end
 
 

@@ -1,6 +1,6 @@
-"""Vocabularies of scored pieces, as SentencePiece and llama.cpp's `llama` kind have them.
+"""Vocabularies of scored pieces, as in SentencePiece and llama.cpp's `llama` kind.
 
-"▁" stands for a space in a piece, and `<0xE9>` for a byte.
+In a piece "▁" stands for a space, and `<0xE9>` for a byte.
 """
 
 import math
@@ -35,9 +35,9 @@ _KINDS = frozenset(PieceKind)
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Texts with scores and kinds, by token.
+    """Each token's text, score and kind.
 
-    Raises DataError where these do not fit together, or no tokenizer can be made of them.
+    Raises DataError where these do not fit together, or cannot form a tokenizer.
     """
 
     algorithm: Algorithm
@@ -82,7 +82,7 @@ class Pieces:
 
 
 class AddedPiece(NamedTuple):
-    """A token that a vocabulary was given later."""
+    """A token that was added to a finished vocabulary."""
 
     number: int
     text: str
@@ -90,9 +90,9 @@ class AddedPiece(NamedTuple):
 
 
 def extended(pieces: Pieces, added: Iterable[AddedPiece], marks: Container[str]) -> Pieces:
-    """With these tokens too; `marks` and special ones are control pieces, whatever they were.
+    """`pieces` with added tokens; `marks` and special tokens become control pieces.
 
-    Raises DataError where one stands at another's number.
+    Raises DataError where an added token has the number of another one.
     """
     texts, scores, kinds = list(pieces.texts), list(pieces.scores), list(pieces.kinds)
     for one in added:
@@ -121,7 +121,7 @@ def byte_name(byte: int) -> str:
 
 
 def model_of(pieces: Pieces) -> dict[str, Any]:
-    """The `model` of a tokenizer.json. Raises DataError for what it cannot say exactly."""
+    """The `model` of a tokenizer.json. Raises DataError for pieces that it cannot hold exactly."""
     unknown = pieces.of_kind(PieceKind.UNKNOWN)
     if pieces.algorithm == "bpe":
         return {
@@ -130,7 +130,7 @@ def model_of(pieces: Pieces) -> dict[str, Any]:
             "unk_token": unknown[0] if unknown else None,
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
-            # A run of unknown characters is one token there; bytes are always told apart.
+            # In SentencePiece a run of unknown characters is one token, and bytes stay separate.
             "fuse_unk": True,
             "byte_fallback": pieces.byte_fallback,
             "ignore_merges": False,
@@ -148,7 +148,7 @@ def model_of(pieces: Pieces) -> dict[str, Any]:
 
 
 def merges_of(pieces: Pieces) -> list[tuple[str, str]]:
-    """Every way to make a piece of two, the best piece first.
+    """Every merge of two pieces into one, the piece of the highest score first.
 
     SentencePiece joins the two neighbours that make the piece of the highest score, and of equal
     scores the leftmost. Raises DataError where no order of merges does the same.
@@ -162,26 +162,26 @@ def merges_of(pieces: Pieces) -> list[tuple[str, str]]:
     for text, score, kind in zip(pieces.texts, pieces.scores, pieces.kinds, strict=True):
         if kind not in {PieceKind.NORMAL, PieceKind.UNUSED}:
             continue
-        ways = _ways(text, normal)
-        if ways and kind == PieceKind.UNUSED:
+        pairs = _pairs(text, normal)
+        if pairs and kind == PieceKind.UNUSED:
             raise DataError(
                 f"joins through the unused piece {text!r:.60}, which is not supported; give a "
                 "tokenizer.json instead"
             )
-        if ways:
-            made.append((score, text, ways))
-    # Of one score, the longest first: see _check_tie.
+        if pairs:
+            made.append((score, text, pairs))
+    # At equal scores the longest comes first: see _check_tie.
     made.sort(key=lambda one: (-one[0], -len(one[1])))
     for _, tied in groupby(made, key=lambda one: one[0]):
         _check_tie([text for _, text, _ in tied])
-    return [way for _, _, ways in made for way in ways]
+    return [pair for _, _, pairs in made for pair in pairs]
 
 
-def _ways(text: str, normal: set[str]) -> list[tuple[str, str]]:
-    """How a piece can be joined of two, in the order that finds the leftmost first.
+def _pairs(text: str, normal: set[str]) -> list[tuple[str, str]]:
+    """Pairs of pieces that make `text`, in the order that finds the leftmost first.
 
-    Two of these overlap in a text where the piece is `xy` and also `yz`, so that it repeats itself
-    at the length of `x`: then the way that begins with `x` must come first.
+    Two pairs overlap in a text where the piece is `xy` and also `yz`, so that it repeats itself at
+    the length of `x`. The pair that begins with `x` must then come first.
     """
     cuts = [cut for cut in range(1, len(text)) if text[:cut] in normal and text[cut:] in normal]
     if len(cuts) > 1:
@@ -193,7 +193,7 @@ def _check_tie(texts: Sequence[str]) -> None:
     """Raises DataError for pieces of one score, unless all are runs of one character.
 
     Llama's runs of spaces all have one score. Joined from the left, the pieces of a run never grow
-    to the right, so the leftmost two that make a piece also make the longest.
+    to the right, so the leftmost pair also makes the longest piece.
     """
     if len(texts) > 1 and len(set("".join(texts))) > 1:
         raise DataError(

@@ -1,4 +1,4 @@
-"""A tokenizer from the folder where it was saved."""
+"""A tokenizer from the folder that holds it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +25,9 @@ class _Description(Config):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """What `Tokenizer.save` wrote there, or a Hugging Face folder's tokenizer.json or .model.
+    """The tokenizer that `Tokenizer.save` wrote there, or that of a Hugging Face folder.
 
-    Raises DataError if there is none, or none that can be used.
+    Raises DataError if the folder holds no tokenizer, or none that is supported.
     """
     path = folder / DESCRIPTION
     if not path.exists():

@@ -1,7 +1,7 @@
 """SentencePiece's `tokenizer.model`, read from its bytes.
 
-The file is a protobuf message, `ModelProto` of SentencePiece's sentencepiece_model.proto. What is
-read of it is copied into plain values and checked, so that a damaged file is refused in one line.
+The file is a protobuf message, `ModelProto` of SentencePiece's sentencepiece_model.proto. Its
+fields are copied into plain values and checked, so that a damaged file is refused in one line.
 """
 
 import struct
@@ -20,9 +20,9 @@ from mixtura.tokenizers.subwords import MODEL_FILE
 _LARGEST = 64 * 2**20
 _ALGORITHMS: dict[int, Algorithm] = {1: "unigram", 2: "bpe"}
 _OTHERS = {3: "word", 4: "char"}
-Part = Literal["unk", "bos", "eos", "pad"]
-# Where the names stand in TrainerSpec, and what they are where it is silent.
-_NAMES: dict[Part, tuple[int, str]] = {
+NamedPiece = Literal["unk", "bos", "eos", "pad"]
+# The field of each name in TrainerSpec, and its default.
+_NAMES: dict[NamedPiece, tuple[int, str]] = {
     "unk": (45, "<unk>"),
     "bos": (46, "<s>"),
     "eos": (47, "</s>"),
@@ -32,21 +32,21 @@ _NAMES: dict[Part, tuple[int, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceFile:
-    """All of a `tokenizer.model` that changes tokens or text."""
+    """The fields of a `tokenizer.model` that affect tokens or text."""
 
     pieces: Pieces
     charsmap: bytes
-    """replacements before anything else, as `Charsmap` reads them; empty for none"""
+    """replacements that come first, in the format of `Charsmap`; empty for none"""
     collapse: bool
-    """whether spaces around the text go, and runs of them become one"""
+    """whether spaces around the text are removed, and runs of them become one"""
     prefix: bool
     """whether a space is set before every text"""
-    names: dict[Part, str]
-    """pieces with a part to play"""
+    names: dict[NamedPiece, str]
+    """texts of the unknown piece and of bos, eos and pad, as far as the vocabulary has them"""
 
 
 def read_sentencepiece(path: Path) -> SentencePieceFile:
-    """Raises DataError for a file that is none, is damaged, or holds what is not supported."""
+    """Raises DataError for a file of another kind, for damage, and for unsupported settings."""
     try:
         raw = read_bytes(path, DataError, _LARGEST)
     except FileNotFoundError:
@@ -69,7 +69,7 @@ def _parsed(raw: bytes) -> SentencePieceFile:
                 texts.append(piece.text(1, ""))
                 scores.append(piece.real(2))
                 kinds.append(piece.number(3, PieceKind.NORMAL))
-            # A repeated message adds to the one before it.
+            # Protobuf merges a repeated message into the one before it.
             case 2:
                 trainer += _as_bytes(value)
             case 3:
@@ -107,13 +107,13 @@ def _check_settings(training: "_Message", rules: "_Message", after: "_Message") 
             raise DataError(f"uses {what}, which is not supported; give a tokenizer.json instead")
 
 
-def _names(training: "_Message", pieces: Pieces) -> dict[Part, str]:
+def _names(training: "_Message", pieces: Pieces) -> dict[NamedPiece, str]:
     held = {
         text
         for text, kind in zip(pieces.texts, pieces.kinds, strict=True)
         if kind in {PieceKind.CONTROL, PieceKind.UNKNOWN}
     }
-    found: dict[Part, str] = {}
+    found: dict[NamedPiece, str] = {}
     for part, (field, usual) in _NAMES.items():
         name = training.text(field, usual)
         if name in held:
@@ -122,7 +122,7 @@ def _names(training: "_Message", pieces: Pieces) -> dict[Part, str]:
 
 
 class _Message:
-    """The last value of each field counts. Raises DataError for one of another type."""
+    """Fields of a message, of which the last value counts. Raises DataError for another type."""
 
     def __init__(self, raw: bytes) -> None:
         self._values = dict(_fields(raw))
@@ -177,7 +177,7 @@ def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, the lowest first, and where it ends."""
+    """An integer in 7 bits a byte, the lowest first, and the place behind it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(raw):

@@ -1,4 +1,4 @@
-"""The tokenizer.json of scored pieces: written for other programs, and taken apart for our own."""
+"""The tokenizer.json of scored pieces: written for other programs, and split up for our own."""
 
 import base64
 import json
@@ -15,9 +15,9 @@ Tree = dict[str, Any]
 def sentencepiece_json(
     pieces: Pieces, spelling: Spelling, *, charsmap: bytes = b"", begin: str | None = None
 ) -> str:
-    """As nearly as the format can say it; `begin` is the token that every text begins with.
+    """The tokenizer.json that comes nearest; `begin` is the token that every text begins with.
 
-    Raises DataError for pieces that it cannot hold.
+    Raises DataError for pieces that the format cannot hold.
     """
     tree = {
         "version": "1.0",
@@ -38,7 +38,7 @@ def sentencepiece_json(
 
 
 def charsmap_of(tree: Tree, origin: str = "the tokenizer") -> Charsmap | None:
-    """What `sentencepiece_json` put in. Raises DataError, naming `origin`, where it is damaged."""
+    """The map that `sentencepiece_json` stored. Raises DataError, naming `origin`, for damage."""
     for one in (tree["normalizer"] or {}).get("normalizers", []):
         if one["type"] == "Precompiled":
             return Charsmap(base64.b64decode(one["precompiled_charsmap"]), origin)
@@ -46,16 +46,16 @@ def charsmap_of(tree: Tree, origin: str = "the tokenizer") -> Charsmap | None:
 
 
 def plain_of(tree: Tree) -> Tree:
-    """For text that is spelt as its pieces are."""
+    """A tokenizer.json for text that is already in the letters of pieces."""
     added = [{**one, "normalized": False} for one in tree["added_tokens"]]
     return {**tree, "added_tokens": added, "normalizer": None, "pre_tokenizer": None}
 
 
 def lattice_of(tree: Tree) -> Tree:
-    """Of a unigram model, for text alone.
+    """A unigram tokenizer.json that encodes text only.
 
-    It finds every piece in a text, so those that no text becomes are renamed; characters that are
-    no piece stay unknown.
+    The library finds every piece in a text, so pieces that no text becomes are renamed. Characters
+    that are no piece stay unknown.
     """
     shown = {one["content"] for one in tree["added_tokens"] if not one["special"]}
     never = {one["content"] for one in tree["added_tokens"]} - shown
@@ -66,9 +66,9 @@ def lattice_of(tree: Tree) -> Tree:
 
     def renamed(number: int, text: str, score: float) -> tuple[str, float]:
         if text in never:
-            # Text is spelt without spaces, so that none holds this name.
+            # In the letters of pieces a text has no space, so no text contains this name.
             return f" {number}", 0.0
-        # As SentencePiece weighs it, so that what the user defined is always found.
+        # SentencePiece's score for a user-defined piece, which always wins.
         return text, len(text.encode()) * best - 0.1 if text in shown else score
 
     of_number = [renamed(number, *entry) for number, entry in enumerate(vocabulary)]
@@ -77,7 +77,7 @@ def lattice_of(tree: Tree) -> Tree:
 
 
 def unigram_bytes(tree: Tree) -> tuple[int, list[int]] | None:
-    """Of a unigram model that falls back to bytes: the unknown token, and each byte's."""
+    """The unknown token and each byte's token; None unless a unigram model falls back to bytes."""
     model = tree["model"]
     if model["type"] != "Unigram" or not model["byte_fallback"]:
         return None
@@ -87,7 +87,7 @@ def unigram_bytes(tree: Tree) -> tuple[int, list[int]] | None:
 
 def _is_added(pieces: Pieces, text: str, kind: int) -> bool:
     if kind == PieceKind.UNUSED:
-        # Joins never reach it, but a unigram model and one character alone would.
+        # Merges never make an unused piece; a unigram model and a single character would.
         return pieces.algorithm == "unigram" or len(text) == 1
     return kind in {PieceKind.CONTROL, PieceKind.UNKNOWN, PieceKind.USER_DEFINED}
 
@@ -99,7 +99,7 @@ def _added(number: int, text: str, special: bool) -> Tree:
         "single_word": False,
         "lstrip": False,
         "rstrip": False,
-        # A run of spaces is found once they are spelt as pieces spell them.
+        # A run of spaces is found after normalization has replaced each by "▁".
         "normalized": SPACE in text and not special,
         "special": special,
     }
@@ -128,7 +128,7 @@ def _pre_tokenizer(spelling: Spelling) -> Tree | None:
 
 
 def _by_first_word(spelling: Spelling) -> bool:
-    """Only this form sets no space behind marks."""
+    """Whether to use Metaspace, the one step that sets no space behind special tokens."""
     return spelling.prefix and spelling.prefix_after == "nothing"
 
 

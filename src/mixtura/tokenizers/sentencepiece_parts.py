@@ -1,4 +1,4 @@
-"""A tokenizer of scored pieces taken apart: its pieces, and whether a space is set in front."""
+"""The parts of a tokenizer of scored pieces: its pieces, and whether it sets a space in front."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +17,20 @@ _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceParts:
-    """What makes the same tokens in llama.cpp."""
+    """The parts from which llama.cpp makes the same tokens."""
 
     pieces: Pieces
-    """scores are ranks, since a tokenizer.json keeps no others"""
+    """their scores are ranks of merges, the only order in a tokenizer.json"""
     prefix: bool
 
 
 def is_scored_pieces(tree: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json is of this kind, by its way back from bytes."""
+    """Whether a tokenizer.json holds scored pieces: by a fallback to bytes, or a unigram model."""
     return bool(tree["model"].get("byte_fallback")) or tree["model"].get("type") == "Unigram"
 
 
 def sentencepiece_parts(tokenizer: CheckpointTokenizer) -> SentencePieceParts:
-    """Raises DataError for a tokenizer whose tokens depend on more than pieces and their order."""
+    """The parts. Raises DataError where tokens depend on more than pieces and their order."""
     tree = json.loads(tokenizer.to_json())
     if tree["model"]["type"] != "BPE":
         raise DataError(
@@ -48,7 +48,7 @@ def sentencepiece_parts(tokenizer: CheckpointTokenizer) -> SentencePieceParts:
             )
     pieces = _pieces(tree)
     added = {one["content"] for one in tree["added_tokens"]}
-    # What was added is found before anything is joined, so merges to it do nothing.
+    # Added tokens are found before any merge, so merges to them have no effect.
     stated = {(left, right) for left, right in _merges(tree) if left + right not in added}
     if set(merges_of(pieces)) != stated:
         raise DataError(
@@ -59,7 +59,7 @@ def sentencepiece_parts(tokenizer: CheckpointTokenizer) -> SentencePieceParts:
 
 
 def _prefix_of(tree: Mapping[str, Any]) -> bool:
-    """Of a tokenizer.json of others'. Raises DataError for steps that are not SentencePiece's."""
+    """`prefix` of a foreign tokenizer.json. Raises DataError for steps that llama.cpp lacks."""
     prefix = False
     for step in (*_steps(tree["normalizer"]), *_steps(tree["pre_tokenizer"])):
         match step["type"]:
@@ -67,7 +67,7 @@ def _prefix_of(tree: Mapping[str, Any]) -> bool:
                 prefix = True
             case "Metaspace" if step["replacement"] == SPACE and not step.get("split", True):
                 prefix = prefix or step["prepend_scheme"] != "never"
-            # Gemma's cuts at spaces, of which none are left by then.
+            # Gemma's step splits at spaces, and the normalizer has replaced them all.
             case "Split" if step["pattern"] == {"String": " "}:
                 pass
             case "Replace" if step == _REPLACE:
@@ -102,7 +102,7 @@ def _pieces(tree: Mapping[str, Any]) -> Pieces:
         **model["vocab"],
         **{one["content"]: one["id"] for one in tree["added_tokens"]},
     }
-    # The first merge to a piece says when it is made.
+    # A piece's rank is that of the first merge that makes it.
     made = dict.fromkeys(left + right for left, right in _merges(tree))
     rank_of: dict[str, int] = {text: rank for rank, text in enumerate(made)}
     bytes_of = {byte_name(byte) for byte in range(256)} if model["byte_fallback"] else set()

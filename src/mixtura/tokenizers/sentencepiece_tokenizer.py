@@ -1,8 +1,8 @@
 """Tokenizers of scored pieces that treat spaces and bytes as SentencePiece and llama.cpp do.
 
-A `tokenizer.json` says almost all of it, and other programs read it. It cannot say that a space is
-set before a text whatever the text begins with, nor which characters SentencePiece replaces where
-several belong together. `Spelling` states that beside it, and text is prepared here.
+Two things cannot be stated in a `tokenizer.json`, which other programs read: a space before every
+text whatever it begins with, and SentencePiece's replacements of several characters together.
+`Spelling` states them beside it, and this module prepares the text.
 """
 
 import json
@@ -32,28 +32,28 @@ from tokenizers import Encoding
 _SPACES = re.compile(" {2,}")
 
 
-class _Spelt(NamedTuple):
-    """A text as the pieces spell it."""
+class _PreparedText(NamedTuple):
+    """A text in the letters of pieces."""
 
     text: str
     set_at: tuple[int, ...]
-    """where a space was set that the text did not have"""
+    """places of spaces that the original text did not have"""
 
 
 class _Token(NamedTuple):
     number: int
     end: int
-    """where it ends in the text that was spelt"""
+    """where the token ends in the prepared text"""
 
 
 class SentencePieceTokenizer(CheckpointTokenizer):
-    """From what `sentencepiece_json` wrote, with `facts.spelling`.
+    """The tokenizer of a text that `sentencepiece_json` wrote, with `facts.spelling`.
 
     Raises DataError where the text is no such tokenizer.json.
     """
 
     def __init__(self, text: str, facts: TokenFacts, origin: str = FILE) -> None:
-        assert facts.spelling is not None, "this class was chosen because it is stated"
+        assert facts.spelling is not None, "this class is chosen where a spelling is stated"
         self._spelling, self._text = facts.spelling, text
         try:
             tree = parse_object(text, origin, DataError)
@@ -78,16 +78,16 @@ class SentencePieceTokenizer(CheckpointTokenizer):
 
     def encode(self, text: str, continues: bool = False) -> list[int]:
         to_utf8(text)
-        spelt = self._spelt(text, begins=not continues)
+        prepared = self._prepared(text, begins=not continues)
         with checked(self._origin):
-            encoding = self._encoder.encode(spelt.text, add_special_tokens=False)
-        return [token.number for token in self._tokens(encoding, spelt)]
+            encoding = self._encoder.encode(prepared.text, add_special_tokens=False)
+        return [token.number for token in self._tokens(encoding, prepared)]
 
     def encode_with_marks(self, text: str, continues: bool = False) -> list[int]:
         to_utf8(text)
         ids: list[int] = []
         begins = not continues
-        # Odd pieces are marks.
+        # Parts with an odd number are special tokens.
         for number, piece in enumerate(self._marks.split(text)):
             if number % 2:
                 ids.append(self.special[piece])
@@ -98,19 +98,19 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
-        """Raises DataError for a tokenizer that changes text, so that bytes would mean nothing."""
+        """Raises DataError for a tokenizer that changes text: its bytes per token are undefined."""
         if self._charsmap is not None or self._spelling.collapse:
             raise DataError(
                 "this tokenizer replaces characters or drops spaces, so its tokens do not say how "
                 "many bytes of a text they stand for; use one that gives text back as it was"
             )
-        spelt = [self._spelt(text, begins=True) for text in texts]
-        spelt_texts = [one.text for one in spelt]
+        prepared = [self._prepared(text, begins=True) for text in texts]
+        prepared_texts = [one.text for one in prepared]
         with checked(self._origin):
-            encodings = self._encoder.encode_batch(spelt_texts, add_special_tokens=False)
+            encodings = self._encoder.encode_batch(prepared_texts, add_special_tokens=False)
         return [
             _with_bytes(text, own, self._tokens(encoding, own))
-            for text, own, encoding in zip(texts, spelt, encodings, strict=True)
+            for text, own, encoding in zip(texts, prepared, encodings, strict=True)
         ]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -126,12 +126,12 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         text = self._backend.id_to_token(token)
         return None if text in self._hidden else text
 
-    def _spelt(self, text: str, begins: bool) -> _Spelt:
+    def _prepared(self, text: str, begins: bool) -> _PreparedText:
         rule = self._spelling
         if not text:
-            return _Spelt("", ())
+            return _PreparedText("", ())
         if self._charsmap is not None:
-            # What the user defined, the odd parts, is kept as it is.
+            # Parts with an odd number are user-defined pieces, which stay unchanged.
             parts = self._shown.split(text)
             parts[::2] = map(self._charsmap, parts[::2])
             text = "".join(parts)
@@ -142,9 +142,9 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         if rule.prefix and rule.prefix_after == "added":
             return _spaced(self._shown.split(text), ahead)
         text = SPACE + text if ahead else text
-        return _Spelt(text.rstrip(SPACE) if rule.collapse else text, (0,) if ahead else ())
+        return _PreparedText(text.rstrip(SPACE) if rule.collapse else text, (0,) if ahead else ())
 
-    def _tokens(self, encoding: Encoding, spelt: _Spelt) -> Iterator[_Token]:
+    def _tokens(self, encoding: Encoding, prepared: _PreparedText) -> Iterator[_Token]:
         if self._bytes_of_unknown is None:
             for number, (_, end) in zip(encoding.ids, encoding.offsets, strict=True):
                 yield _Token(number, end)
@@ -155,10 +155,10 @@ class SentencePieceTokenizer(CheckpointTokenizer):
                 yield _Token(number, end)
                 continue
             for at in range(start, end):
-                yield from (_Token(of_byte[byte], at + 1) for byte in spelt.text[at].encode())
+                yield from (_Token(of_byte[byte], at + 1) for byte in prepared.text[at].encode())
 
     def _check_text_comes_back(self, origin: str) -> None:
-        """A model runs without it, and `encode_batch` refuses where it matters."""
+        """Not checked: generation needs no exact text, and `encode_batch` refuses where it does."""
 
 
 def sentencepiece_tokenizer(
@@ -169,9 +169,10 @@ def sentencepiece_tokenizer(
     begin: str | None = None,
     origin: str = "the vocabulary",
 ) -> SentencePieceTokenizer:
-    """With `facts.spelling`, else its defaults; `begin` is what every text begins with.
+    """A tokenizer of pieces, with `facts.spelling` or its defaults.
 
-    Raises DataError for pieces that do not fit together.
+    `begin` is the token that every text begins with. Raises DataError for pieces that do not fit
+    together.
     """
     spelling = facts.spelling or Spelling()
     text = sentencepiece_json(pieces, spelling, charsmap=charsmap, begin=begin)
@@ -180,29 +181,29 @@ def sentencepiece_tokenizer(
 
 
 def _one_of(names: Collection[str]) -> re.Pattern[str]:
-    """Splits text so that odd parts are names, the longest that fit."""
+    """A pattern that splits a text so that odd parts are names, the longest that match."""
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
-def _spaced(parts: Sequence[str], ahead: bool) -> _Spelt:
-    """Spaces set before the text, if `ahead`, and behind each added token, the odd parts."""
-    spelt = ""
+def _spaced(parts: Sequence[str], ahead: bool) -> _PreparedText:
+    """Set a space before the text, if `ahead`, and behind each added token, the odd parts."""
+    prepared = ""
     set_at: list[int] = []
     for number, part in enumerate(parts):
         is_added = bool(number % 2)
         if ahead and part and not is_added:
-            set_at.append(len(spelt))
-            spelt += SPACE
-        spelt += part
+            set_at.append(len(prepared))
+            prepared += SPACE
+        prepared += part
         ahead = is_added if part else ahead
-    return _Spelt(spelt, tuple(set_at))
+    return _PreparedText(prepared, tuple(set_at))
 
 
-def _with_bytes(text: str, spelt: _Spelt, tokens: Iterator[_Token]) -> Encoded:
+def _with_bytes(text: str, prepared: _PreparedText, tokens: Iterator[_Token]) -> Encoded:
     found = list(tokens)
     end_N = np.array([token.end for token in found], np.int64)
-    # What was set before the end of a token is no part of the text.
-    end_N -= np.searchsorted(np.array(spelt.set_at, np.int64), end_N)
+    # Spaces that were set before a token's end are no part of the text.
+    end_N -= np.searchsorted(np.array(prepared.set_at, np.int64), end_N)
     ids_N = np.array([token.number for token in found], np.int64)
     return Encoded(ids_N, bytes_added(text, end_N))

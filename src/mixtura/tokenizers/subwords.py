@@ -20,16 +20,16 @@ from mixtura.tokenizers.characters import byte_offsets
 from mixtura.tokenizers.piece_text import PieceText, strips_of
 from mixtura.tokenizers.text_stream import TextStream
 from mixtura.tokenizers.tokenizer import DESCRIPTION, Encoded, TrainingText, check_tokens, to_utf8
-from mixtura.tokenizers.tokenizer_library import backend_of, checked, quietly, read_again
+from mixtura.tokenizers.tokenizer_library import backend_of, captured_stderr, checked, read_again
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 FILE = "tokenizer.json"
 MODEL_FILE = "tokenizer.model"
 MOST_BYTES = 128 << 20
-"""of a tokenizer.json; the largest published ones have a third of that"""
+"""in a tokenizer.json; the largest published ones have a third of that"""
 END_OF_DOCUMENT = "<|endoftext|>"
-# What published tokenizers call the end of a document; the first that a file has is it.
+# Ends of a document in published tokenizers; the first one in a vocabulary is used.
 _KNOWN_ENDS = (
     END_OF_DOCUMENT,
     "<|end_of_text|>",
@@ -42,10 +42,10 @@ _PROBE = "If x==1:\n\tprint('Ünï-code')  # 2026\r\n Жук 木 🙂 ﬁn \n"
 
 
 class BpeConfig(Config):
-    """Byte-level BPE, trained on the training documents: `vocabulary` tokens with the end's.
+    """Byte-level BPE, trained on the training documents: `vocabulary` tokens, the end's included.
 
-    Of a larger corpus a sample of `sample_mb` (10^6 bytes) is used. Little text yields fewer tokens
-    than asked for; the corpus says how many.
+    Of a larger corpus a sample of `sample_mb` (10^6 bytes) is used. A small text yields fewer
+    tokens; the corpus states their number.
     """
 
     kind: Literal["bpe"]
@@ -63,7 +63,7 @@ class BpeConfig(Config):
             vocab_size=self.vocabulary,
             special_tokens=[END_OF_DOCUMENT],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            # A row of dashes, say, may be long and frequent; packed files count bytes up to 255.
+            # A long row of dashes may be frequent, and a corpus stores a token's bytes up to 255.
             max_token_length=128,
             show_progress=False,
         )
@@ -74,7 +74,7 @@ class BpeConfig(Config):
 class FileConfig(Config):
     """A `tokenizer.json` or SentencePiece's `tokenizer.model`, or a folder that holds one.
 
-    `end_of_document` names the token that ends a document, where it is none of the usual ones.
+    `end_of_document` is the text of the token that ends a document, where no known one does.
     """
 
     kind: Literal["file"]
@@ -116,14 +116,15 @@ class FileConfig(Config):
 class SubwordTokenizer:
     """A tokenizer from the text of a `tokenizer.json`, on all cores.
 
-    Raises DataError if the text is none, lacks the token that ends a document, or does not give
-    text back as it was (but for Unicode's canonical form, NFC, which many published ones apply).
+    Raises DataError if the text is no tokenizer.json, if the token that ends a document is missing,
+    or if decoding does not give a text back. Differences within Unicode's canonical form (NFC),
+    which many published tokenizers apply, are allowed.
     """
 
     def __init__(self, text: str, end: str | None = None, origin: str = FILE) -> None:
         self._origin = origin
         self._backend = backend_of(text, origin)
-        # A document that quotes the name of a special token must not turn into that token.
+        # A document that quotes the text of a special token must not become that token.
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -131,7 +132,7 @@ class SubwordTokenizer:
         self.end_of_document = self._find_end(end, origin)
         self.begin: tuple[int, ...] = ()
         self.ends = frozenset({self.end_of_document})
-        with quietly():
+        with captured_stderr():
             self._check_text_comes_back(origin)
 
     def _check_text_comes_back(self, origin: str) -> None:
@@ -161,8 +162,8 @@ class SubwordTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         check_tokens(tokens, self.vocabulary)
-        if self._of_pieces is not None:
-            return self._of_pieces(tokens)
+        if self._piece_decoder is not None:
+            return self._piece_decoder(tokens)
         with checked(self._origin):
             return self._backend.decode([t for t in tokens if t != self.end_of_document])
 
@@ -178,7 +179,7 @@ class SubwordTokenizer:
         atomic_text(folder / DESCRIPTION, json.dumps({"kind": "file", "end_of_document": end}))
 
     def token_text(self, token: int) -> str:
-        """How the vocabulary spells a token."""
+        """A token's text in the vocabulary."""
         text = self._backend.id_to_token(token)
         assert text is not None, "a token of the vocabulary"
         return text
@@ -188,8 +189,8 @@ class SubwordTokenizer:
         return self._backend.to_str(pretty=pretty)
 
     @cached_property
-    def _of_pieces(self) -> PieceText | None:
-        """For a decoder of scored pieces; None for any other."""
+    def _piece_decoder(self) -> PieceText | None:
+        """The decoder of scored pieces; None for a tokenizer of another kind."""
         decoder = self._backend.decoder
         strips = None if decoder is None else strips_of(json.loads(decoder.__getstate__()))
         if strips is None:
@@ -219,7 +220,7 @@ class SubwordTokenizer:
 
 
 def without_prefix(backend: Backend, origin: str) -> Backend:
-    """One that sets no space before a text; the same one where it never does."""
+    """A backend that sets no space before a text; `backend` itself where it sets none."""
     tree = json.loads(backend.to_str())
     steps = {"type": "Sequence", "normalizers": [tree["normalizer"]] if tree["normalizer"] else []}
     changed = [_drop_prefix(steps), _drop_prefix(tree["pre_tokenizer"])]
@@ -232,7 +233,7 @@ def without_prefix(backend: Backend, origin: str) -> Backend:
 
 
 def _drop_prefix(step: Any) -> bool:
-    """Whether this step of a tokenizer.json, or one inside, set a space; it does no more then."""
+    """Remove the space that a step of a tokenizer.json sets; False where it sets none."""
     if step is None:
         return False
     inner = [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
@@ -249,10 +250,10 @@ def _drop_prefix(step: Any) -> bool:
 
 
 def bytes_added(text: str, end_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What each token adds to the text, in UTF-8 bytes, from the characters where it ends.
+    """UTF-8 bytes that each token adds to the text; `end_N` are the characters where tokens end.
 
-    Of the tokens that share a character the first has all its bytes. What lies between tokens
-    (some leave out spaces there) goes to the next one, and at the end to the last.
+    The first of several tokens that share a character has all its bytes. Characters between two
+    tokens (some tokenizers leave out spaces) count for the next token, and at the end for the last.
     """
     if not len(end_N):
         return np.zeros(0, np.int64)

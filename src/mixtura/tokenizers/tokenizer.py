@@ -1,4 +1,4 @@
-"""Tokenizers: what they promise, bytes as tokens, and how one is chosen, saved and loaded."""
+"""The protocol of tokenizers, bytes as tokens, and a tokenizer given by the caller."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ from mixtura.tokenizers.text_stream import TextStream
 DESCRIPTION = "tokenizer.mixtura.json"
 
 TrainingText = Callable[[float], Iterable[str]]
-"""Called with a number of bytes, gives about so much text to train a tokenizer on."""
+"""Called with a number of bytes; yields texts of about that size to train a tokenizer on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """N tokens of a text, and the UTF-8 bytes that each adds to it; these sum to the text's."""
+    """N tokens of a text, and the UTF-8 bytes that each adds to it; the bytes sum to the text's."""
 
     ids_N: NDArray[np.integer]
     bytes_N: NDArray[np.integer]
@@ -36,7 +36,7 @@ class Tokenizer(Protocol):
 
     @property
     def vocabulary(self) -> int:
-        """Tokens are 0..vocabulary-1, that of the end of a document included."""
+        """The number of tokens: they are 0..vocabulary-1, the end of a document included."""
         ...
 
     @property
@@ -44,26 +44,26 @@ class Tokenizer(Protocol):
 
     @property
     def begin(self) -> tuple[int, ...]:
-        """What the model has every text begin with; `encode` does not add it."""
+        """Tokens that every text of the model begins with; `encode` does not add them."""
         ...
 
     @property
     def ends(self) -> frozenset[int]:
-        """Tokens that end what the model writes, that of the end of a document included."""
+        """Tokens that end a generated text, the end of a document included."""
         ...
 
     def encode(self, text: str, continues: bool = False) -> list[int]:
-        """Tokens of a text; none is added, and none stands for special markers in the text.
+        """Tokens of a text. No special token is added, and no text becomes one.
 
-        Some set a space before a text, but not before one that `continues` other tokens. Raises
-        DataError if the text holds half a surrogate pair, which UTF-8 cannot write.
+        Some tokenizers set a space before a text, but not before one that `continues` other tokens.
+        Raises DataError for half a surrogate pair, which UTF-8 cannot write.
         """
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]: ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, without ends of documents; U+FFFD for bytes that are no character.
+        """The text of tokens, without ends of documents; U+FFFD for a byte that is no character.
 
         Raises DataError if a token is not in the vocabulary.
         """
@@ -74,11 +74,11 @@ class Tokenizer(Protocol):
         ...
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
-        """For text that goes on behind these tokens, which is not shown again."""
+        """A stream whose tokens follow the tokens `after`, whose text is not repeated."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write what `load_tokenizer` needs. Raises StorageError."""
+        """Write the files that `load_tokenizer` reads. Raises StorageError."""
         ...
 
 
@@ -95,9 +95,9 @@ class BytesConfig(Config):
 
 
 class GivenConfig(Config):
-    """A tokenizer that the caller of `prepare` brings, such as that of the model to go on with.
+    """A tokenizer that the caller of `prepare` passes, such as that of a model to train further.
 
-    `digest` says which one it is, so that a corpus packed with it is found again.
+    A corpus that was packed with it is found again by `digest`.
     """
 
     kind: Literal["given"]
@@ -106,7 +106,7 @@ class GivenConfig(Config):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self:
-        """The digest is of the files that `save` writes."""
+        """The config of a tokenizer; `digest` is of the files that `save` writes."""
         digest = hashlib.sha256()
         with TemporaryDirectory() as folder:
             tokenizer.save(Path(folder))

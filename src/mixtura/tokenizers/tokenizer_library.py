@@ -1,7 +1,7 @@
-"""Calls into the package `tokenizers`, which strangers' files can make panic.
+"""Calls into the package `tokenizers`, in which untrusted files can cause a panic of Rust.
 
-A panic of Rust's is no Exception in Python, so that `except Exception` lets it through, and it
-writes a line of its own, or forty with RUST_BACKTRACE, to the process's standard error.
+A panic is no Exception in Python, so that `except Exception` does not catch it. It also writes a
+line, or forty with RUST_BACKTRACE, to the process's standard error.
 """
 
 import json
@@ -19,26 +19,26 @@ from mixtura.json_reader import parse_json
 from tokenizers import Tokenizer as Backend
 
 MOST_TOKENS = 1 << 24
-"""the numbers of tokens lie below; the largest published vocabularies have 262,144"""
+"""bound of token numbers; the largest published vocabularies have 262,144"""
 MOST_ADDED = 1 << 16
-"""tokens that are found in a text before it is cut; the library reads 60,000 in two seconds"""
+"""tokens that are found in a text before it is split; the library reads 60,000 in 2 seconds"""
 MOST_GROWTH = 64
-"""bytes that a rule may make of one; the library ends the process where no memory is left"""
+"""bytes that rules may make of one; the library ends the process where memory runs out"""
 _SHOWN = 200
 _PREFIX = "continuing_subword_prefix"
-# Its key with a value that is neither null nor empty, or a letter that is spelt as its number, as
-# a key's may be too. Any other text need not be parsed for it.
+# Finds the key with a value that is neither null nor empty, or an escaped letter, in which the
+# key may be hidden. A text without a match is not parsed for the key.
 _MAY_STATE_A_PREFIX = re.compile(rf'"{_PREFIX}"\s*:\s*(?!null|""|\s)|\\u00(?:5[fF]|6|7[0-9aA])')
 _ONE_AT_A_TIME = threading.RLock()
 
 
 def backend_of(text: str, origin: str) -> Backend:
-    """The library's tokenizer of a `tokenizer.json`, within bounds, and without chance.
+    """The library's tokenizer of a `tokenizer.json`, within bounds, and without random dropout.
 
-    Raises DataError, which opens with `origin`, for a text that is none, or goes beyond a bound.
+    Raises DataError, which begins with `origin`, for another text, or for one beyond a bound.
     """
     _check_prefix(text, origin)
-    with quietly(), checked(origin):
+    with captured_stderr(), checked(origin):
         # The library raises nothing narrower than Exception.
         try:
             backend = Backend.from_str(text)
@@ -52,7 +52,7 @@ def backend_of(text: str, origin: str) -> Backend:
                     f"{origin}: its {part} may make {growth:,} bytes of one, where {MOST_GROWTH} "
                     "are allowed; use another tokenizer"
                 )
-    # Of BPE alone: merges that are left out by chance, for training. None stands for 0.
+    # Only BPE has dropout: merges that are left out at random in training. None means 0.
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None
     return backend
@@ -60,11 +60,11 @@ def backend_of(text: str, origin: str) -> Backend:
 
 @contextmanager
 def checked(origin: str) -> Iterator[None]:
-    """A block of calls into the library; DataError where one of them fails or panics."""
+    """A block of calls into the library; an error or a panic in it becomes a DataError."""
     try:
         yield
     except BaseException as error:
-        # What the library raises is Exception itself; the class of panics can't be imported.
+        # The library raises plain Exception, and the class of panics cannot be imported.
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise DataError(
@@ -73,11 +73,11 @@ def checked(origin: str) -> Iterator[None]:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """A block without a panic's own words; what else comes on standard error comes behind it."""
+def captured_stderr() -> Iterator[None]:
+    """A block whose standard error is held back, and dropped where a DataError ends the block."""
     with _ONE_AT_A_TIME, tempfile.TemporaryFile() as kept:
         sys.stderr.flush()
-        theirs = os.dup(2)
+        original = os.dup(2)
         os.dup2(kept.fileno(), 2)
         try:
             yield
@@ -85,24 +85,24 @@ def quietly() -> Iterator[None]:
             kept.truncate(0)
             raise
         finally:
-            os.dup2(theirs, 2)
-            os.close(theirs)
+            os.dup2(original, 2)
+            os.close(original)
             kept.seek(0)
-            if said := kept.read():
-                os.write(2, said)
+            if written := kept.read():
+                os.write(2, written)
 
 
 def read_again(text: str, origin: str) -> Backend:
-    """Of what the library wrote itself, which may make it panic all the same."""
-    with quietly(), checked(origin):
+    """A tokenizer from a text that the library wrote, which may panic all the same."""
+    with captured_stderr(), checked(origin):
         return Backend.from_str(text)
 
 
 def _check_prefix(text: str, origin: str) -> None:
-    """Refuse BPE whose later pieces begin with a mark, such as BERT's ##.
+    """Refuse BPE whose later pieces begin with a prefix, such as BERT's ##.
 
-    The library cuts as many bytes off a piece as the mark has letters, and the process ends where
-    that is within a letter.
+    The library cuts as many bytes off a piece as the prefix has letters, and the process ends where
+    that cuts a letter in two.
     """
     if not _MAY_STATE_A_PREFIX.search(text):
         return
@@ -134,19 +134,19 @@ def _check_tokens(backend: Backend, origin: str) -> None:
 
 
 def _tree_of(part: Any) -> Mapping[str, Any] | None:
-    """A part of a tokenizer as its file has it."""
+    """A part of a tokenizer as it stands in a tokenizer.json."""
     return None if part is None else json.loads(part.__getstate__())
 
 
 def _growth(step: Mapping[str, Any] | None) -> int:
-    """Bytes that a normalizer or a decoder may make of one, its steps together."""
+    """The most bytes that all steps of a normalizer or a decoder may make of one."""
     if step is None:
         return 1
     growth = 1
     for one in (*step.get("normalizers", ()), *step.get("decoders", ())):
         growth *= _growth(one)
     if step["type"] == "Replace":
-        # A pattern may match nothing at all, in front of each byte.
+        # A pattern may match the empty text in front of each byte.
         growth *= 1 + len(step["content"].encode())
     if step["type"] == "Prepend":
         growth *= 1 + len(step["prepend"].encode())

@@ -1,6 +1,7 @@
 """Tokens and their routing as arrays.
 
-T tokens, N rows of one layer: the experts that each token chose, E experts, K choices at most.
+T tokens, N routed rows of one layer: one for each expert that a token chose. E experts, K choices
+at most.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,30 +11,31 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-NOBODY = -1
+ABSENT = -1
+"""no expert, or no domain"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerRows:
-    """What one layer's router decided: token by token, each token's first choice first."""
+    """One layer's routing: rows in the order of tokens, each token's first choice first."""
 
     start_T1: NDArray[np.int64]
-    """token t has the rows start[t] up to start[t + 1]; one entry more than tokens"""
+    """token t has the rows start[t]..start[t + 1] - 1; one entry more than tokens"""
     chosen_N: NDArray[np.int32]
-    """the expert wished for"""
+    """the chosen expert, before capacity"""
     weight_N: NDArray[np.float32]
-    """its combine weight; 0 where no expert computed the row"""
+    """the row's combine weight; 0 for a dropped row"""
     computed_N: NDArray[np.int32]
-    """the expert that computed the row; -1 where none had room"""
+    """the expert that computed the row; -1 for a dropped row"""
     probs_TE: NDArray[np.floating] | None = None
-    """what the router believed; None where it was not recorded, or not read"""
+    """the router's probabilities; None where they were not recorded, or not read"""
 
     def __len__(self) -> int:
         return len(self.start_T1) - 1
 
     @property
     def count_T(self) -> NDArray[np.int64]:
-        """How many experts each token chose."""
+        """The number of experts that each token chose."""
         return np.diff(self.start_T1)
 
     @property
@@ -42,17 +44,17 @@ class LayerRows:
 
     @property
     def choice_N(self) -> NDArray[np.int64]:
-        """Rank of the choice; 0 is the token's first expert."""
+        """The rank of each choice; 0 is the token's first expert."""
         return np.arange(len(self.chosen_N)) - np.repeat(self.start_T1[:-1], self.count_T)
 
     def by_choice(self, of_N: NDArray[Any], width: int, fill: float) -> NDArray[Any]:
-        """of_TK: a row's value by token and rank of choice; `fill` where a token has fewer."""
+        """of_TK: rows' values by token and rank of choice; `fill` where a token has fewer."""
         of_TK = np.full((len(self), width), fill, of_N.dtype)
         of_TK[self.token_N, self.choice_N] = of_N
         return of_TK
 
     def take(self, index_T: NDArray[np.integer]) -> Self:
-        """The rows of these tokens, in their order."""
+        """The rows of the tokens `index_T`, in that order."""
         count_T = self.count_T[index_T]
         start_T1 = np.concatenate([[0], np.cumsum(count_T)])
         row_N = np.arange(start_T1[-1]) + np.repeat(self.start_T1[index_T] - start_T1[:-1], count_T)
@@ -66,7 +68,7 @@ class LayerRows:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """One after the other."""
+        """The rows of all parts, one part after another."""
         count_T = np.concatenate([part.count_T for part in parts])
         probs = [part.probs_TE for part in parts if part.probs_TE is not None]
         return cls(
@@ -80,15 +82,15 @@ class LayerRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TraceBatch:
-    """T tokens, in the order in which a model read them, and what each layer did with them."""
+    """T tokens, in the order in which a model read them, and their routing in each layer."""
 
     id_T: NDArray[np.int32]
     position_T: NDArray[np.int32]
-    """in the token's sequence, from 0"""
+    """the token's place in its sequence, from 0"""
     sequence_T: NDArray[np.int32]
-    """which sequence, or document, the token is of"""
+    """the number of the token's sequence, or document"""
     domain_T: NDArray[np.int32]
-    """the number of its domain's name in the reader or writer; -1 where it has none"""
+    """the number of the domain's name in the reader or writer; -1 for no domain"""
     layers: Mapping[int, LayerRows]
     """by the layer's number in the model"""
 
@@ -96,7 +98,7 @@ class TraceBatch:
         return len(self.id_T)
 
     def take(self, index_T: NDArray[np.integer]) -> Self:
-        """These tokens, in this order."""
+        """The tokens `index_T`, in that order."""
         return type(self)(
             self.id_T[index_T],
             self.position_T[index_T],
@@ -107,7 +109,7 @@ class TraceBatch:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """One after the other; at least one, all of the same layers."""
+        """The tokens of all parts (one or more, of the same layers), one part after another."""
         return cls(
             np.concatenate([part.id_T for part in parts]),
             np.concatenate([part.position_T for part in parts]),

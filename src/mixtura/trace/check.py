@@ -1,16 +1,16 @@
-"""What a batch must be before it is written. T tokens, N rows of a layer, E experts."""
+"""The checks of a batch before it is written. T tokens, N rows of a layer, E experts."""
 
 import numpy as np
 
 from mixtura.errors import DataError
-from mixtura.trace.batch import NOBODY, LayerRows, TraceBatch
+from mixtura.trace.batch import ABSENT, LayerRows, TraceBatch
 from mixtura.trace.meta import TracedLayer, TraceMeta
 
 _MOST = 2**31
 
 
 def check_batch(batch: TraceBatch, meta: TraceMeta, num_domains: int) -> None:
-    """Raises DataError for a value out of range, and for arrays that do not belong together."""
+    """Raises DataError for a value out of range, and for arrays of lengths that differ."""
     for name, of_T, bound in (
         ("id", batch.id_T, meta.vocabulary),
         ("position", batch.position_T, _MOST),
@@ -19,7 +19,7 @@ def check_batch(batch: TraceBatch, meta: TraceMeta, num_domains: int) -> None:
         _check_length(name, len(of_T), len(batch), "tokens")
         _check_range(name, of_T, 0, bound - 1)
     _check_length("domain", len(batch.domain_T), len(batch), "tokens")
-    _check_range("domain", batch.domain_T, NOBODY, num_domains - 1)
+    _check_range("domain", batch.domain_T, ABSENT, num_domains - 1)
     if set(batch.layers) != set(meta.numbers):
         raise DataError(
             f"layers {sorted(batch.layers)} were given, and the trace is of layers "
@@ -41,7 +41,7 @@ def _check_layer(rows: LayerRows, layer: TracedLayer, tokens: int, meta: TraceMe
     ):
         _check_length(f"{name}: {what}", len(of_N), int(rows.start_T1[-1]), "rows")
     _check_range(f"{name}: expert", rows.chosen_N, 0, last)
-    _check_range(f"{name}: computed_by", rows.computed_N, NOBODY, last)
+    _check_range(f"{name}: computed_by", rows.computed_N, ABSENT, last)
     if meta.probabilities is None:
         return
     found = None if rows.probs_TE is None else rows.probs_TE.shape

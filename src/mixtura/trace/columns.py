@@ -1,4 +1,4 @@
-"""The columns of a trace, and how arrays become them and come back.
+"""The columns of a trace, and their conversion from arrays and to arrays.
 
 T tokens, N rows of a layer, E experts.
 """
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from mixtura.errors import DataError
-from mixtura.trace.batch import NOBODY, LayerRows, TraceBatch
+from mixtura.trace.batch import ABSENT, LayerRows, TraceBatch
 from mixtura.trace.meta import TracedLayer, TraceMeta
 
 META_KEY = "mixtura.trace"
@@ -22,7 +22,7 @@ _EXPERTS = pa.list_(pa.int32())
 _WEIGHTS = pa.list_(pa.float32())
 _DOMAIN = pa.dictionary(pa.int32(), pa.string())
 _STORED = {"float16": pa.float16(), "float32": pa.float32()}
-# What Parquet calls the values of a list.
+# Parquet's path to the values of a list.
 _VALUES = ".list.element"
 
 
@@ -62,15 +62,15 @@ def schema_of(meta: TraceMeta) -> pa.Schema:
     return pa.schema(fields, metadata={META_KEY: meta.model_dump_json()})
 
 
-def few_valued(meta: TraceMeta) -> list[str]:
-    """Parquet's paths of columns with few distinct values, which a dictionary makes small."""
+def dictionary_columns(meta: TraceMeta) -> list[str]:
+    """Parquet's paths of columns with few distinct values, which a dictionary compresses."""
     numbers = [layer.layer for layer in meta.layers]
     lists = [name(number) for number in numbers for name in (experts_of, computed_by_of)]
     return ["id", "sequence", "domain", *(f"{name}{_VALUES}" for name in lists)]
 
 
-def fractions(meta: TraceMeta) -> list[str]:
-    """Parquet's paths of floating-point columns, whose exponents compress when stored by byte."""
+def float_columns(meta: TraceMeta) -> list[str]:
+    """Parquet's paths of floating-point columns, which compress when they are split by byte."""
     names = [weights_of(layer.layer) for layer in meta.layers]
     if meta.probabilities is not None:
         names += [probabilities_of(layer.layer) for layer in meta.layers]
@@ -78,8 +78,8 @@ def fractions(meta: TraceMeta) -> list[str]:
 
 
 def to_arrow(batch: TraceBatch, meta: TraceMeta, domains: Sequence[str]) -> pa.RecordBatch:
-    """A copy of checked arrays."""
-    number_T = pa.array(batch.domain_T, _ID, mask=batch.domain_T == NOBODY)
+    """A record batch with copies of the arrays, which `check_batch` has checked."""
+    number_T = pa.array(batch.domain_T, _ID, mask=batch.domain_T == ABSENT)
     columns: list[pa.Array] = [
         *(_copied(of_T, np.int32) for of_T in (batch.id_T, batch.position_T, batch.sequence_T)),
         pa.DictionaryArray.from_arrays(number_T, pa.array(domains, pa.string())),
@@ -105,31 +105,31 @@ def _layer_to_arrow(rows: LayerRows, layer: TracedLayer, meta: TraceMeta) -> lis
 
 
 def _computed_by(rows: LayerRows) -> pa.Array:
-    """Null for a token whose chosen experts computed all: in a dropless model, for every one."""
-    moved_N = rows.computed_N != rows.chosen_N
-    if not moved_N.any():
+    """Null for a token all of whose chosen experts computed it, as in every dropless model."""
+    changed_N = rows.computed_N != rows.chosen_N
+    if not changed_N.any():
         return pa.nulls(len(rows), _EXPERTS)
-    moved_T = np.zeros(len(rows), bool)
-    moved_T[rows.token_N[moved_N]] = True
-    kept_N = moved_T[rows.token_N]
-    start_T1 = np.concatenate([[0], np.cumsum(np.where(moved_T, rows.count_T, 0))])
+    changed_T = np.zeros(len(rows), bool)
+    changed_T[rows.token_N[changed_N]] = True
+    kept_N = changed_T[rows.token_N]
+    start_T1 = np.concatenate([[0], np.cumsum(np.where(changed_T, rows.count_T, 0))])
     return pa.ListArray.from_arrays(
         _copied(start_T1, np.int32),
         _copied(rows.computed_N[kept_N], np.int32),
         _EXPERTS,
-        mask=pa.array(~moved_T),
+        mask=pa.array(~changed_T),
     )
 
 
 def _copied(values: np.ndarray, dtype: np.dtype | type) -> pa.Array:
-    # Arrow would share the caller's memory, which the caller may fill anew.
+    # Arrow would share the caller's memory, into which the caller may write again.
     return pa.array(np.array(values, dtype, copy=True))
 
 
 def from_arrow(
     batch: pa.RecordBatch, layers: Sequence[TracedLayer], domains: Sequence[str]
 ) -> TraceBatch:
-    """Raises DataError where lists that belong together differ in length, or a name is unknown."""
+    """Raises DataError where the lists of a layer differ in length, or a domain has no name."""
     return TraceBatch(
         batch.column("id").to_numpy(),
         batch.column("position").to_numpy(),
@@ -141,14 +141,14 @@ def from_arrow(
 
 def _domain_numbers(column: pa.DictionaryArray, domains: Sequence[str]) -> np.ndarray:
     if column.null_count == len(column):
-        return np.full(len(column), NOBODY, np.int32)
+        return np.full(len(column), ABSENT, np.int32)
     number_of = {name: number for number, name in enumerate(domains)}
     names = column.dictionary.to_pylist()
     if not number_of.keys() >= set(names):
         raise DataError(f"a domain of {names} is not among those stated, {list(domains)}")
-    # A file's parts have dictionaries of their own; the extra entry is what a null points to.
+    # Each part of a file has a dictionary of its own. A null points to the extra last entry.
     name_numbers = [number_of[name] for name in names]
-    known = np.array([*name_numbers, NOBODY], np.int32)
+    known = np.array([*name_numbers, ABSENT], np.int32)
     return known[column.indices.fill_null(len(name_numbers)).to_numpy()]
 
 
@@ -177,14 +177,14 @@ def _starts(lists: pa.ListArray) -> np.ndarray:
 def _computed_from_arrow(
     lists: pa.ListArray, chosen_N: np.ndarray, start_T1: np.ndarray
 ) -> np.ndarray | None:
-    """None where the lists do not fit the chosen experts."""
+    """computed_N; None where the lists do not fit the chosen experts."""
     if lists.null_count == len(lists):
         return chosen_N
-    moved_T = lists.is_valid().to_numpy(zero_copy_only=False)
-    moved_N = np.repeat(moved_T, np.diff(start_T1))
-    moved = lists.flatten().to_numpy()
-    if len(moved) != moved_N.sum():
+    changed_T = lists.is_valid().to_numpy(zero_copy_only=False)
+    changed_N = np.repeat(changed_T, np.diff(start_T1))
+    changed = lists.flatten().to_numpy()
+    if len(changed) != changed_N.sum():
         return None
     computed_N = chosen_N.copy()
-    computed_N[moved_N] = moved
+    computed_N[changed_N] = changed
     return computed_N

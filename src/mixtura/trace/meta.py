@@ -1,4 +1,4 @@
-"""What a trace says of its model, as JSON in the file's schema."""
+"""The description of a trace's model, as JSON in the file's schema."""
 
 from typing import Literal, Self
 
@@ -16,29 +16,29 @@ class TracedLayer(Config):
     """An MoE layer whose routing was recorded."""
 
     layer: int = Field(ge=0)
-    """its number among all layers of the model, from 0"""
+    """the layer's number among all layers of the model, from 0"""
     num_experts: int = Field(ge=1)
     top_k: int = Field(ge=1)
-    """experts of a token; their mean, or the most, where tokens have different numbers of them"""
+    """experts of a token; the mean or the maximum where tokens differ"""
     num_groups: int = Field(default=1, ge=1)
-    """groups of equally many consecutive experts"""
+    """groups of consecutive experts, all of one size"""
     groups_kept: int = Field(default=1, ge=1)
-    """in how many groups, at most, a token has experts"""
+    """the most groups in which a token has experts"""
 
 
 class TraceMeta(Config):
-    """The model that was recorded, and what was recorded of it."""
+    """The recorded model, and which values were recorded."""
 
     format: Literal[1] = FORMAT
     model: str
-    """a name for people; nothing depends on it"""
+    """a title; nothing depends on it"""
     vocabulary: int = Field(ge=1)
     layers: tuple[TracedLayer, ...] = Field(min_length=1)
     probabilities: Probabilities | None = None
-    """what the probabilities of all experts are stored as; null where they are left out"""
+    """the dtype of all experts' probabilities; null where they are left out"""
     tokenizer: str | None = None
     tokenizer_digest: str | None = None
-    """tells apart two tokenizers of one name"""
+    """distinguishes tokenizers of one name"""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -53,7 +53,7 @@ class TraceMeta(Config):
         return tuple(layer.layer for layer in self.layers)
 
     def among(self, chosen: tuple[int, ...] | None) -> tuple[TracedLayer, ...]:
-        """The layers of these numbers, all by default. Raises DataError for one not recorded."""
+        """The layers of these numbers; None: all. Raises DataError for a layer that is missing."""
         if chosen is None:
             return self.layers
         missing = sorted(set(chosen) - set(self.numbers))

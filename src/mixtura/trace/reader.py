@@ -1,4 +1,4 @@
-"""Reading a trace, whole or in part, as arrays."""
+"""A reader of traces, whole or in part, as arrays."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mixtura.errors import ConfigError, DataError
 from mixtura.json_reader import parse_json, parse_object
 from mixtura.regular_files import check_regular
-from mixtura.trace.batch import NOBODY, LayerRows, TraceBatch
+from mixtura.trace.batch import ABSENT, LayerRows, TraceBatch
 from mixtura.trace.columns import (
     DOMAINS_KEY,
     META_KEY,
@@ -28,7 +28,7 @@ _BATCH = 8192
 
 
 class TraceReader:
-    """A trace that is open for reading; leave its `with` block, or `close` it, afterwards."""
+    """A trace that is open for reading, until its `with` block or `close`."""
 
     def __init__(self, path: Path) -> None:
         """Raises DataError for a file that is no trace, is damaged, or of a newer format."""
@@ -68,8 +68,8 @@ class TraceReader:
     ) -> Iterator[TraceBatch]:
         """All tokens in the order of the file, at most `tokens` at a time.
 
-        Of `layers`, all by default; what is left out is not read from disk. Raises DataError for a
-        layer that was not recorded, and for a damaged file.
+        Only `layers` (None: all) are read from disk, and probabilities only if they are included.
+        Raises DataError for a layer that was not recorded, and for a damaged file.
         """
         if tokens < 1:
             raise DataError(f"tokens={tokens} must be 1 or more")
@@ -78,14 +78,14 @@ class TraceReader:
     def sequences(
         self, numbers: Sequence[int], layers: Sequence[int] | None = None
     ) -> list[TraceBatch]:
-        """The tokens of each of these sequences by position, without probabilities.
+        """The tokens of each sequence in `numbers`, by position, without probabilities.
 
-        Raises DataError for a sequence that the trace does not have, or not without gaps.
+        Raises DataError for a sequence that the trace lacks, or that has gaps.
         """
-        wanted = np.unique(np.asarray(numbers, np.int64))
+        distinct = np.unique(np.asarray(numbers, np.int64))
         parts: list[TraceBatch] = []
-        for batch in self._read(layers, False, _BATCH, self._groups_with(wanted)):
-            found_T = np.isin(batch.sequence_T, wanted)
+        for batch in self._read(layers, False, _BATCH, self._groups_with(distinct)):
+            found_T = np.isin(batch.sequence_T, distinct)
             if found_T.any():
                 parts.append(batch.take(np.flatnonzero(found_T)))
         return [self._ordered(parts, number) for number in numbers]
@@ -93,10 +93,10 @@ class TraceReader:
     def experts_by_token(
         self, layers: Sequence[int] | None = None
     ) -> Iterator[Mapping[int, NDArray[np.int32]]]:
-        """For each token in turn, the experts that computed it in each layer, by its number.
+        """For each token in turn, the experts that computed it, by the layer's number.
 
-        What a benchmark or a simulation of caches feeds on. First choices come first; rows that no
-        expert computed are left out.
+        This is the input of benchmarks and of simulated caches. First choices come first; dropped
+        rows are left out.
         """
         for batch in self.batches(layers, probabilities=False):
             split = {n: _computed(rows) for n, rows in batch.layers.items()}
@@ -116,20 +116,20 @@ class TraceReader:
         for layer in chosen:
             columns += columns_of(layer.layer, probabilities=stored)
         if not groups:
-            # pyarrow 18 takes a file without parts for a damaged one.
+            # pyarrow 18 reports a file without row groups as damaged.
             return
         with self._damage("is damaged"):
             for part in self._file.iter_batches(tokens, groups, columns):
                 yield from_arrow(part, chosen, self.domains)
 
-    def _groups_with(self, wanted: NDArray[np.int64]) -> list[int]:
-        """The parts of the file that may hold one of the sequences, by their least and largest."""
+    def _groups_with(self, distinct: NDArray[np.int64]) -> list[int]:
+        """The row groups that may hold one of these sequences, by their statistics."""
         column = TOKEN_COLUMNS.index("sequence")
         found: list[int] = []
         for group in range(self._file.num_row_groups):
             span = self._file.metadata.row_group(group).column(column).statistics
             if span is not None and span.has_min_max:
-                possible = bool(((wanted >= span.min) & (wanted <= span.max)).any())
+                possible = bool(((distinct >= span.min) & (distinct <= span.max)).any())
             else:
                 possible = True
             if possible:
@@ -137,10 +137,10 @@ class TraceReader:
         return found
 
     def _ordered(self, parts: Sequence[TraceBatch], number: int) -> TraceBatch:
-        mine = [part.take(np.flatnonzero(part.sequence_T == number)) for part in parts]
-        if not sum(map(len, mine)):
+        own_parts = [part.take(np.flatnonzero(part.sequence_T == number)) for part in parts]
+        if not sum(map(len, own_parts)):
             raise DataError(f"{self.path}: has no sequence {number}")
-        whole = TraceBatch.joined(mine)
+        whole = TraceBatch.joined(own_parts)
         whole = whole.take(np.argsort(whole.position_T, kind="stable"))
         step_T = np.diff(whole.position_T)
         if (step_T != 1).any():
@@ -157,7 +157,7 @@ class TraceReader:
         stated = tree["format"]
         if isinstance(stated, int) and stated > FORMAT:
             raise DataError(
-                f"{self.path}: is a trace of format {stated}, and this version of Mixtura knows "
+                f"{self.path}: is a trace of format {stated}, and this version of Mixtura reads "
                 f"formats up to {FORMAT}; upgrade Mixtura"
             )
         try:
@@ -168,7 +168,7 @@ class TraceReader:
         return meta
 
     def _read_domains(self) -> tuple[str, ...]:
-        """The names by their numbers; by where they first stand, in a file that was filtered."""
+        """The domains' names by number; a file that others filtered has them in order of use."""
         if DOMAINS_KEY.encode() not in self._file.metadata.metadata:
             with self._damage("is damaged"):
                 parts = self._file.iter_batches(columns=["domain"])
@@ -191,7 +191,7 @@ class TraceReader:
                 )
 
     def _stated(self, key: str) -> bytes:
-        """What the file says under a name of ours."""
+        """The metadata that a trace has under `key`."""
         metadata = self._file.metadata.metadata or {}
         if key.encode() not in metadata:
             raise DataError(
@@ -201,7 +201,7 @@ class TraceReader:
 
     @contextmanager
     def _damage(self, what: str) -> Iterator[None]:
-        """Say of the file what Arrow finds wrong with it."""
+        """Turn an error of Arrow's into a DataError that names the file."""
         try:
             yield
         except DataError as error:
@@ -212,7 +212,7 @@ class TraceReader:
 
 
 def _computed(rows: LayerRows) -> list[NDArray[np.int32]]:
-    """Each token's experts."""
-    kept_N = rows.computed_N != NOBODY
+    """The experts that computed each token."""
+    kept_N = rows.computed_N != ABSENT
     kept_T1 = np.concatenate([[0], np.cumsum(kept_N)])[rows.start_T1]
     return np.split(rows.computed_N[kept_N], kept_T1[1:-1])

@@ -1,4 +1,4 @@
-"""Writing a trace while a model runs, in bounded memory.
+"""A writer of traces, for use while a model runs, in bounded memory.
 
 T tokens, N rows of a layer, E experts.
 """
@@ -16,10 +16,16 @@ import pyarrow.parquet as pq
 from mixtura.files import atomic_write
 from mixtura.trace.batch import TraceBatch
 from mixtura.trace.check import check_batch
-from mixtura.trace.columns import DOMAINS_KEY, few_valued, fractions, schema_of, to_arrow
+from mixtura.trace.columns import (
+    DOMAINS_KEY,
+    dictionary_columns,
+    float_columns,
+    schema_of,
+    to_arrow,
+)
 from mixtura.trace.meta import TraceMeta
 
-# A part of the file is held in memory until it is complete; Parquet's own buffers come on top.
+# A row group is held in memory until it is complete, beside Parquet's own buffers.
 _GROUP_BYTES = 2**25
 _GROUP_TOKENS = 2**15
 
@@ -28,7 +34,7 @@ _GROUP_TOKENS = 2**15
 def write_trace(path: Path, meta: TraceMeta) -> "Iterator[TraceWriter]":
     """A writer whose tokens become the file `path` when the block ends without error.
 
-    The file appears whole or not at all. Raises StorageError if the file system refuses.
+    Otherwise `path` stays as it was. Raises StorageError if the file system refuses.
     """
     with atomic_write(path) as handle:
         writer = TraceWriter(handle, meta)
@@ -36,7 +42,7 @@ def write_trace(path: Path, meta: TraceMeta) -> "Iterator[TraceWriter]":
             yield writer
             writer.finish()
         except BaseException:
-            writer.give_up()
+            writer.abandon()
             raise
 
 
@@ -48,25 +54,25 @@ class TraceWriter:
         self.group_tokens = max(1, min(_GROUP_TOKENS, _GROUP_BYTES // bytes_in_memory(meta)))
         self.domains: list[str] = []
         self.tokens = 0
-        """appended so far"""
+        """the number of tokens appended so far"""
         self._kept: list[pa.RecordBatch] = []
         self._file = _parquet(handle, meta)
 
     @property
     def kept(self) -> int:
-        """Tokens in memory, not yet in the file."""
+        """The number of tokens in memory that are not in the file yet."""
         return sum(len(part) for part in self._kept)
 
     def domain_number(self, name: str) -> int:
-        """The number of a domain, as `TraceBatch.domain_T` has it; a new name gets the next."""
+        """The number of a domain for `TraceBatch.domain_T`; a new name gets the next number."""
         if name not in self.domains:
             self.domains.append(name)
         return self.domains.index(name)
 
     def append(self, batch: TraceBatch) -> None:
-        """Add tokens; the arrays may be used again afterwards.
+        """Add tokens; the caller may write into the arrays afterwards.
 
-        Raises DataError, and adds nothing, where they do not fit the trace or each other.
+        Raises DataError, and adds nothing, where the arrays do not fit the trace or each other.
         """
         check_batch(batch, self.meta, len(self.domains))
         done = 0
@@ -80,37 +86,37 @@ class TraceWriter:
         self.tokens += len(batch)
 
     def finish(self) -> None:
-        """Write what is left, and the file's end."""
+        """Write the remaining tokens and the file's end."""
         if self._kept:
             self._flush()
         self._file.add_key_value_metadata({DOMAINS_KEY: json.dumps(self.domains)})
         self._file.close()
 
-    def give_up(self) -> None:
-        """Let go of the handle, whatever has become of it."""
+    def abandon(self) -> None:
+        """Close the file without an error, after a failure."""
         self._kept.clear()
         with suppress(Exception):
             self._file.close()
-        # Where closing failed, Arrow would try again when it is collected, and warn.
+        # If close() failed, Arrow would close again on collection, and warn.
         self._file.is_open = False
 
     def _flush(self) -> None:
-        # A name that came later is not in the dictionaries of earlier parts.
+        # Earlier parts have dictionaries without the names that came later.
         table = pa.Table.from_batches(self._kept).unify_dictionaries()
         self._kept.clear()
         self._file.write_table(table, row_group_size=self.group_tokens)
 
 
 def _parquet(handle: BinaryIO, meta: TraceMeta) -> pq.ParquetWriter:
-    # Both of these take names of columns as well, which the stubs do not know.
-    small_numbers: Any = few_valued(meta)
-    by_byte: Any = fractions(meta)
+    # Both options also take names of columns, which the stubs lack.
+    by_dictionary: Any = dictionary_columns(meta)
+    by_byte: Any = float_columns(meta)
     return pq.ParquetWriter(
         handle,
         schema_of(meta),
         compression="zstd",
         compression_level=1,
-        use_dictionary=small_numbers,
+        use_dictionary=by_dictionary,
         use_byte_stream_split=by_byte,
         column_encoding={"position": "DELTA_BINARY_PACKED"},
         write_page_checksum=True,
@@ -118,7 +124,7 @@ def _parquet(handle: BinaryIO, meta: TraceMeta) -> pq.ParquetWriter:
 
 
 def bytes_in_memory(meta: TraceMeta) -> int:
-    """Of a token with `top_k` experts in each layer."""
+    """Bytes of one token with `top_k` experts in each layer."""
     width = {None: 0, "float16": 2, "float32": 4}[meta.probabilities]
-    # Per layer, offsets of two lists, and per row an expert and a weight, 4 bytes each.
+    # In each layer two offsets, and for each row an expert and a weight, of 4 bytes each.
     return 16 + sum(8 + 8 * layer.top_k + width * layer.num_experts for layer in meta.layers)

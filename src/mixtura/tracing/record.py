@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixtura.errors import DataError
 from mixtura.moe.routing import Routing
-from mixtura.trace import NOBODY, LayerRows, TraceBatch, TraceWriter
+from mixtura.trace import ABSENT, LayerRows, TraceBatch, TraceWriter
 
 
 class Recorder:
@@ -23,7 +23,7 @@ class Recorder:
 
     def __init__(self, writer: TraceWriter) -> None:
         self.writer = writer
-        self.domain = NOBODY
+        self.domain = ABSENT
         """the writer's number of the domain that tokens are of; -1 for none"""
         # As arrays, so that neither graph nor device memory is held.
         self._taken: dict[int, LayerRows] = {}
@@ -122,7 +122,7 @@ def layer_rows(routing: Routing, probabilities: str | None = None) -> LayerRows:
         start_T1=np.concatenate([[0], np.cumsum(count_T)]),
         chosen_N=chosen_N[row_N],
         weight_N=_array(routing.weight_N.float())[row_N],
-        computed_N=np.where(computed_N == routing.num_experts, NOBODY, computed_N),
+        computed_N=np.where(computed_N == routing.num_experts, ABSENT, computed_N),
         probs_TE=probs_TE,
     )
 

@@ -25,7 +25,7 @@ from mixtura.moe.routers.token_choice import LinearRouter
 from mixtura.moe.routers.top_p import TopP
 from mixtura.moe.routing import Routing, token_rows
 from mixtura.moe.tokens import Tokens
-from mixtura.trace import NOBODY, LayerRows, TraceBatch, TraceReader
+from mixtura.trace import ABSENT, LayerRows, TraceBatch, TraceReader
 
 Weights = Literal["recorded", "recomputed"]
 
@@ -153,7 +153,7 @@ class _Table:
 
     @classmethod
     def of(cls, rows: LayerRows, num_experts: int, width: int) -> "_Table":
-        computed_N = np.where(rows.computed_N == NOBODY, num_experts, rows.computed_N)
+        computed_N = np.where(rows.computed_N == ABSENT, num_experts, rows.computed_N)
 
         def table(of_N: NDArray, fill: int, dtype: torch.dtype) -> Tensor:
             padded_RK = np.pad(

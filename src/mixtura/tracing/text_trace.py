@@ -15,7 +15,7 @@ from mixtura.integrity import Check
 from mixtura.models import LanguageModel
 from mixtura.progress import Progress, silent
 from mixtura.tokenizers import Tokenizer
-from mixtura.trace import NOBODY, TraceMeta, write_trace
+from mixtura.trace import ABSENT, TraceMeta, write_trace
 from mixtura.tracing.model_trace import record
 from mixtura.tracing.record import Recorder
 
@@ -101,7 +101,7 @@ class _Reading:
     def run(self, recorder: Recorder) -> None:
         device = self._model.device
         for domain, tokens in self._windows():
-            recorder.domain = recorder.writer.domain_number(domain) if domain else NOBODY
+            recorder.domain = recorder.writer.domain_number(domain) if domain else ABSENT
             with torch.inference_mode():
                 self._model(torch.tensor([tokens], device=device))
             self.sequences += 1

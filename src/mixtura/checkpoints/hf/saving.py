@@ -26,7 +26,7 @@ from mixtura.models import Decoder
 from mixtura.models.precision import gate_names
 from mixtura.shapes.families import Family, Piece
 from mixtura.tensor_files.digests import Digests, digests_of, write_digests
-from mixtura.tensor_files.writing import write_tensors
+from mixtura.tensor_files.safetensors_writer import write_tensors
 
 SHARD_BYTES = 5_000_000_000
 COMPANIONS = (

@@ -9,16 +9,16 @@ from pydantic import Field, model_validator
 
 from mixtura.config import Config
 from mixtura.data.batches import Batch
-from mixtura.data.synthetic.questions import NO_ANSWER, Ints, Purpose, as_batch, draws
+from mixtura.data.synthetic.questions import NO_ANSWER, Ints, Purpose, as_batch, random_numbers
 
-# One in so many cycles is never seen in training.
+# One in eight cycles is held out from training.
 HELDOUT_EVERY = 8
 
 
 class CompositionConfig(Config):
     """A mapping of `symbols` in the context, and `questions` about it, of 1 to `hops` hops."""
 
-    # Nine symbols have 40,320 cycles, which are still listed at once.
+    # Nine symbols have 40,320 cycles, few enough to list.
     symbols: int = Field(default=8, ge=3, le=9)
     hops: int = Field(default=4, ge=1)
     questions: int = Field(default=16, ge=1)
@@ -26,11 +26,11 @@ class CompositionConfig(Config):
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
-    def _never_home(self) -> Self:
+    def _check_hops(self) -> Self:
         if self.hops >= self.symbols:
             raise ValueError(
-                f"hops={self.hops} must lie in 1..symbols-1={self.symbols - 1}, or a walk comes "
-                "home; lower hops or add symbols"
+                f"hops={self.hops} must lie in 1..symbols-1={self.symbols - 1}, or a walk returns "
+                "to its start; lower hops or add symbols"
             )
         return self
 
@@ -38,11 +38,11 @@ class CompositionConfig(Config):
 class Composition:
     """Composition: where does a walk of h hops end, under a mapping that the context spells out?
 
-    The mapping f is one cycle through all N symbols, so that no walk of h < N hops comes home, and
-    a guess is right once in N - 1. A sequence is the N pairs `a -> f(a)`, one token each, in random
-    order, then Q times `h` and `start`; the answer f^h(start) is due at `start`. No answer is
-    written down, and one in HELDOUT_EVERY of the (N - 1)! cycles is kept from training, so
-    that what a model answers there it has worked out. Tokens: N * N pairs, symbols, hop counts.
+    The mapping f is one cycle through all N symbols, so that no walk of h < N hops returns to its
+    start, and a guess is right once in N - 1. A sequence is the N pairs `a -> f(a)`, one token
+    each, in random order, then Q times `h` and `start`; the target f^h(start) stands at `start`. No
+    token holds an answer, and one in HELDOUT_EVERY of the (N - 1)! cycles is held out, so that a
+    right answer about such a cycle cannot be remembered. Tokens: N * N pairs, symbols, hop counts.
     """
 
     def __init__(self, config: CompositionConfig) -> None:
@@ -50,31 +50,38 @@ class Composition:
         self.vocabulary = config.symbols**2 + config.symbols + config.hops
         self.length = config.symbols + 2 * config.questions
         next_CN = _cycles(config.symbols)
-        order_C = np.argsort(draws(config.seed, Purpose.TABLE, 0, len(next_CN)), kind="stable")
+        order_C = np.argsort(
+            random_numbers(config.seed, Purpose.TABLE, 0, len(next_CN)), kind="stable"
+        )
         held = -(-len(next_CN) // HELDOUT_EVERY)
         self._heldout_CN, self._train_CN = np.split(next_CN[order_C], [held])
 
     def at(self, step: int) -> Batch:
-        """The batch of a step, counted from 0; `domains_BS` holds h where an answer is due."""
-        return self._draw(self._train_CN, Purpose.TRAIN, step)
+        """The batch of a step, counted from 0; `domains_BS` holds h at each answer, else 0."""
+        return self._random_batch(self._train_CN, Purpose.TRAIN, step)
 
     def heldout(self, batches: int) -> Iterator[Batch]:
-        """So many batches of questions about mappings that training never meets."""
-        return (self._draw(self._heldout_CN, Purpose.HELDOUT, number) for number in range(batches))
+        """Batches of questions about the mappings that are held out from training."""
+        return (
+            self._random_batch(self._heldout_CN, Purpose.HELDOUT, number)
+            for number in range(batches)
+        )
 
-    def _draw(self, next_CN: Ints, purpose: Purpose, number: int) -> Batch:
+    def _random_batch(self, next_CN: Ints, purpose: Purpose, number: int) -> Batch:
         sequences, symbols = self.config.batch, self.config.symbols
         questions = self.config.questions
-        raw = draws(self.config.seed, purpose, number, sequences * (1 + symbols + 2 * questions))
+        raw = random_numbers(
+            self.config.seed, purpose, number, sequences * (1 + symbols + 2 * questions)
+        )
         which_B1, order_BN, hop_BQ, start_BQ = np.split(
             raw.reshape(sequences, -1), np.cumsum([1, symbols, questions]), axis=1
         )
         next_BN = next_CN[which_B1[:, 0] % len(next_CN)]
         order_BN = np.argsort(order_BN, kind="stable")
         hop_BQ, start_BQ = 1 + hop_BQ % self.config.hops, start_BQ % symbols
-        return self._ask(next_BN, order_BN, hop_BQ, start_BQ)
+        return self._batch_of(next_BN, order_BN, hop_BQ, start_BQ)
 
-    def _ask(self, next_BN: Ints, order_BN: Ints, hop_BQ: Ints, start_BQ: Ints) -> Batch:
+    def _batch_of(self, next_BN: Ints, order_BN: Ints, hop_BQ: Ints, start_BQ: Ints) -> Batch:
         symbols = self.config.symbols
         first_symbol, first_hop = symbols**2, symbols**2 + symbols
         tokens_BS = np.empty((len(next_BN), self.length), np.int64)
@@ -89,7 +96,7 @@ class Composition:
 
 
 def _walk(next_BN: Ints, start_BQ: Ints, hop_BQ: Ints) -> Ints:
-    """f^h(start) of each question, f being its sequence's `next_BN`."""
+    """f^h(start) of each question, with f the mapping `next_BN` of its sequence."""
     here_BQ = start_BQ
     for hop in range(int(hop_BQ.max())):
         here_BQ = np.where(hop < hop_BQ, np.take_along_axis(next_BN, here_BQ, 1), here_BQ)

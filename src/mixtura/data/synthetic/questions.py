@@ -1,4 +1,4 @@
-"""Questions with one right answer: their random numbers, their batches, their marks.
+"""Questions with one right answer: their random numbers, their batches, their counts.
 
 B sequences, S positions, V vocabulary.
 """
@@ -19,7 +19,7 @@ NO_ANSWER = -100
 
 
 class Purpose(IntEnum):
-    """What random numbers are drawn for; no two purposes share any."""
+    """The use of random numbers; no two purposes share any."""
 
     TABLE = 0
     ORDER = 1
@@ -27,8 +27,8 @@ class Purpose(IntEnum):
     HELDOUT = 3
 
 
-def draws(seed: int, purpose: Purpose, number: int, count: int) -> Ints:
-    """Numbers below 2**63. NumPy promises the raw bits of Philox for good."""
+def random_numbers(seed: int, purpose: Purpose, number: int, count: int) -> Ints:
+    """Random integers below 2**63. NumPy keeps Philox's raw bits the same in every version."""
     bits = np.random.Philox(np.random.SeedSequence([seed, purpose, number]))
     return (bits.random_raw(count) >> np.uint64(1)).astype(np.int64)
 
@@ -43,19 +43,19 @@ def as_batch(tokens_BS: Ints, targets_BS: Ints, domains_BS: Ints) -> Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
-    """How many answers were due, and how many were right."""
+class AnswerCounts:
+    """Of `due` answers, the number that were right."""
 
     right: int
-    asked: int
+    due: int
 
 
-def marks(logits_BSV: Tensor, batch: Batch) -> dict[int, Marks]:
-    """By the label in `domains_BS` (the hop count; 0 for facts); right is the largest logit."""
+def answer_counts(logits_BSV: Tensor, batch: Batch) -> dict[int, AnswerCounts]:
+    """By the label in `domains_BS` (hops; 0 for facts); an answer is the largest logit's token."""
     due_BS = batch.targets_BS != NO_ANSWER
     right_BS = logits_BSV.argmax(-1) == batch.targets_BS
-    found: dict[int, Marks] = {}
+    found: dict[int, AnswerCounts] = {}
     for label in batch.domains_BS[due_BS].unique().tolist():
         these_BS = due_BS & (batch.domains_BS == label)
-        found[label] = Marks(int(right_BS[these_BS].sum()), int(these_BS.sum()))
+        found[label] = AnswerCounts(int(right_BS[these_BS].sum()), int(these_BS.sum()))
     return found

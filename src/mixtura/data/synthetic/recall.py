@@ -7,17 +7,17 @@ from pydantic import Field
 
 from mixtura.config import Config
 from mixtura.data.batches import Batch
-from mixtura.data.synthetic.questions import NO_ANSWER, Ints, Purpose, as_batch, draws
+from mixtura.data.synthetic.questions import NO_ANSWER, Ints, Purpose, as_batch, random_numbers
 
 
 class RecallConfig(Config):
-    """A fixed random table (entity, relation) -> value; a batch asks for `batch` of its facts."""
+    """A fixed random table (entity, relation) -> value; a batch covers `batch` facts."""
 
     entities: int = Field(ge=1)
     relations: int = Field(ge=1)
     values: int = Field(ge=2)
     batch: int = Field(ge=1)
-    # Of the table, and of the order in which its facts are asked for.
+    # It determines the table, and the order of its facts in each epoch.
     seed: int = Field(default=0, ge=0)
 
     @property
@@ -26,11 +26,11 @@ class RecallConfig(Config):
 
 
 class Recall:
-    """Fact recall: a sequence is an entity and a relation, and the value is due at the relation.
+    """Fact recall: a sequence is an entity and a relation, with the value as the last target.
 
-    Nothing in the context helps, and no fact follows from others: a model answers what it has
-    stored in its weights. In an epoch each fact is asked for once, in that epoch's own order;
-    batches go on from one epoch to the next. Tokens: entities, then relations, then values.
+    Nothing in the context helps, and no fact follows from others: a right answer is stored in the
+    weights. In an epoch each fact occurs once, in an order of that epoch; batches go on from one
+    epoch to the next. Tokens: entities, then relations, then values.
     """
 
     length = 2
@@ -38,29 +38,31 @@ class Recall:
     def __init__(self, config: RecallConfig) -> None:
         self.config = config
         self.vocabulary = config.entities + config.relations + config.values
-        self._value_F = draws(config.seed, Purpose.TABLE, 0, config.facts) % config.values
+        self._value_F = random_numbers(config.seed, Purpose.TABLE, 0, config.facts) % config.values
         self._epoch: tuple[int, Ints] | None = None
 
     def at(self, step: int) -> Batch:
         """The batch of a step, counted from 0: (B, 2)."""
         facts = self.config.facts
-        asked_B = np.arange(step * self.config.batch, (step + 1) * self.config.batch)
-        epochs = range(asked_B[0] // facts, asked_B[-1] // facts + 1)
+        place_B = np.arange(step * self.config.batch, (step + 1) * self.config.batch)
+        epochs = range(place_B[0] // facts, place_B[-1] // facts + 1)
         order = np.concatenate([self._order(epoch) for epoch in epochs])
-        return self._ask(order[asked_B - epochs[0] * facts])
+        return self._batch_of(order[place_B - epochs[0] * facts])
 
     def every_fact(self) -> Iterator[Batch]:
         """Each fact once, in the table's order; the last batch may be smaller."""
         for first in range(0, self.config.facts, self.config.batch):
-            yield self._ask(np.arange(first, min(first + self.config.batch, self.config.facts)))
+            yield self._batch_of(
+                np.arange(first, min(first + self.config.batch, self.config.facts))
+            )
 
     def _order(self, epoch: int) -> Ints:
         if self._epoch is None or self._epoch[0] != epoch:
-            raw_F = draws(self.config.seed, Purpose.ORDER, epoch, self.config.facts)
+            raw_F = random_numbers(self.config.seed, Purpose.ORDER, epoch, self.config.facts)
             self._epoch = epoch, np.argsort(raw_F, kind="stable")
         return self._epoch[1]
 
-    def _ask(self, fact_B: Ints) -> Batch:
+    def _batch_of(self, fact_B: Ints) -> Batch:
         entities, relations = self.config.entities, self.config.relations
         entity_B, relation_B = np.divmod(fact_B, relations)
         tokens_BS = np.stack([entity_B, entities + relation_B], 1)

@@ -1,4 +1,4 @@
-"""Writing one side of a packed corpus, of whose files `packed` tells. N tokens of a document."""
+"""A writer of one side of a corpus; `token_file` describes the files. N tokens of a document."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,12 +15,12 @@ from mixtura.errors import DataError
 from mixtura.tokenizers.characters import byte_offsets
 from mixtura.tokenizers.tokenizer import Encoded, Tokenizer
 
-# Domains and widths are kept as one byte each.
+# A domain and a width take one byte each.
 _LIMIT = 256
 
 
 class DomainNumbers:
-    """Numbers domains in the order in which they are met."""
+    """Numbers of domains, in the order of their first use."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -79,7 +79,7 @@ class SideWriter:
         self._tokens.write(encoded.ids_N.astype(self._dtype).tobytes())
         self._widths.write(encoded.bytes_N.astype(np.uint8).tobytes())
         self._domains.write(domains_N.tobytes())
-        # The end is a token of its own: it adds no text, and has the domain of what it ends.
+        # The end is a token that adds no text, and has the domain of the document's last span.
         self._tokens.write(np.array([self._end], self._dtype).tobytes())
         self._widths.write(b"\0")
         self._domains.write(numbers[-1:].tobytes())
@@ -105,5 +105,5 @@ def _spans_of(encoded: Encoded, text: str, spans: Sequence[Span]) -> NDArray[np.
         return np.zeros(len(encoded.ids_N), np.uint8)
     span_starts = byte_offsets(text)[[span.start for span in spans]]
     last_byte_N = np.cumsum(encoded.bytes_N, dtype=np.int64) - 1
-    # Before the first byte, where a token adds none, is the first span.
+    # A token at the beginning that adds no byte belongs to the first span.
     return (np.searchsorted(span_starts, last_byte_N, side="right") - 1).clip(min=0)

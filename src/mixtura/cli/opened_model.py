@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def opened(model: str, dtype: "DTypeName | None", *, verify: bool) -> "OpenModel":
-    """The model, with progress where it is packed first, and its remarks on stderr.
+    """The model; a GGUF file that is packed first shows progress, and remarks go to stderr.
 
     Raises as `open_model` does.
     """

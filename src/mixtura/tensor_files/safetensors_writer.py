@@ -1,4 +1,4 @@
-"""Writing a safetensors file, with what the disk says as an error of ours."""
+"""A writer of safetensors files; an error of the disk becomes a StorageError."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,15 +18,15 @@ def write_tensors(
     out: Path,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write them to `path`, a file of the folder that becomes `out`. Raises StorageError."""
-    # Not before: whoever inspects a run needs no torch.
+    """Write `tensors` to `path`, a file of the folder that becomes `out`. Raises StorageError."""
+    # Imported here: the modules that inspect a run import this one and do without torch.
     from safetensors.torch import save_file
 
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         save_file(whole, path, None if metadata is None else dict(metadata))
     except SafetensorError as error:
-        # The library has no OSError of its own for a full disk.
+        # The library raises its own error, not an OSError, for a full disk.
         raise StorageError(
             f"{out}: cannot be written ({error}); nothing was half-written: free some space or "
             "choose another place"

@@ -1,4 +1,4 @@
-"""How well a model predicts windows of text. B windows at once, S positions, V vocabulary."""
+"""A model's loss on windows of text. B windows at once, S positions, V vocabulary."""
 
 import math
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from mixtura.bench.windows import Windows
 from mixtura.errors import NonFiniteError
 from mixtura.models import LanguageModel
 
-# Logits of that many tokens are held at once.
+# Logits of so many tokens are in memory at once.
 _TOKENS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """What a text cost a model."""
+class TextLoss:
+    """The loss of a text."""
 
     nats: float
-    """summed over tokens"""
+    """negative log probability, summed over tokens"""
     tokens: int
     bytes: int
 
@@ -33,12 +33,12 @@ class Score:
         return self.nats / math.log(2) / self.bytes
 
 
-def score(
+def text_loss(
     model: LanguageModel, text: Windows, progress: Callable[[int, int], None] | None = None
-) -> Score:
-    """Every token but a window's first, predicted from those before it; summed in fp64.
+) -> TextLoss:
+    """The loss of every token but a window's first, given those before it; summed in fp64.
 
-    `progress` gets tokens done and in all. Raises NonFiniteError where a loss is not finite.
+    `progress` gets tokens done and in all. Raises NonFiniteError where the loss is not finite.
     """
     count, length = text.token_WS.shape
     at_once = max(1, _TOKENS_AT_ONCE // length)
@@ -56,4 +56,4 @@ def score(
             )
         if progress is not None:
             progress((start + len(token_BS)) * length, count * length)
-    return Score(nats, text.predicted, text.predicted_bytes)
+    return TextLoss(nats, text.predicted, text.predicted_bytes)

@@ -1,4 +1,4 @@
-"""The routing of a transformers model, as it happens, through hooks alone.
+"""The routing of a transformers model during its forward passes, by hooks only.
 
 T tokens, E experts, K experts per token, N = T*K routed rows, B sequences of S tokens.
 """
@@ -19,10 +19,10 @@ from mixtura.hf_models.scores import ScoreName
 from mixtura.hf_models.translation import Translation
 from mixtura.moe.routing import Routing
 
-Through = Callable[[Tensor], Tensor]
-OnRecomputed = Callable[[FoundRouter, Decision], Through | None]
-"""What a router gave while a backward pass runs its layer again, with gradients; it may answer with
-a function for the router's weights to pass through."""
+WeightFunction = Callable[[Tensor], Tensor]
+OnRecomputed = Callable[[FoundRouter, Decision], WeightFunction | None]
+"""Called with a router's outputs while a backward pass runs its layer again, with gradients. It may
+return a function that the router's weights are then passed through."""
 
 
 def observe_routing(
@@ -32,18 +32,18 @@ def observe_routing(
 ) -> "Observation":
     """Call `on_routing(layer, routing)` for each MoE layer at the end of each forward pass.
 
-    `layer` is the block's number in the decoder; an encoder's blocks come first. Logits and
-    probabilities are in the autograd graph, but under reentrant checkpointing, whose forward pass
-    has none. What checkpointing computes again is not told again. Padding is what a 2-D
-    `attention_mask` says. `scores` names the function of the logits that the weights follow; `auto`
-    finds it by comparing the two. Raises ConfigError for a model that cannot be read.
+    `layer` is the block's number; a decoder's blocks are numbered after those of an encoder. Logits
+    and probabilities are in the autograd graph, except under reentrant checkpointing, whose forward
+    pass has none. Passes that checkpointing computes again are not reported again. Padding comes
+    from a 2-D `attention_mask`. `scores` names the function of the logits that the weights follow;
+    `auto` finds it by comparing the two. Raises ConfigError for a model that cannot be read.
     """
     return Observation(model, lambda router, routing: on_routing(router.layer, routing), scores)
 
 
 @dataclass(slots=True)
 class _Forward:
-    """A model's forward pass while it lasts."""
+    """A model's forward pass while it runs."""
 
     module: nn.Module
     num_sequences: int
@@ -65,7 +65,7 @@ class Observation:
         self.routers = find_routers(model)
         self.translation = Translation(scores)
         self._on_routing, self._on_recomputed = on_routing, on_recomputed
-        self._under_way: list[_Forward] = []
+        self._running: list[_Forward] = []
         self._handles: list[RemovableHandle] = []
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
@@ -85,7 +85,7 @@ class Observation:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    # Hooks are closures that name their module: a copied model carries them, and must not report.
+    # Each hook compares its module: a copied model carries the hooks too, and must not report.
 
     def _hook_model(self, model: PreTrainedModel) -> None:
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -104,25 +104,25 @@ class Observation:
     def _hook_router(self, router: FoundRouter) -> None:
         logits: list[Tensor] = []
 
-        def called(module: nn.Module, _: object, output: Any) -> Any:
+        def router_called(module: nn.Module, _: object, output: Any) -> Any:
             if module is not router.module:
                 return None
             if router.experts is not None:
                 logits[:] = [output]
                 return None
-            through = self._arrived(router, output if isinstance(output, tuple) else (output,))
-            return None if through is None else _passed_through(router, output, through)
+            function = self._record(router, output if isinstance(output, tuple) else (output,))
+            return None if function is None else _with_weights(router, output, function)
 
-        def handed(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        def experts_called(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if module is not router.experts:
                 return None
             x_TD, chosen_TK, weight_TK = args
-            through = self._arrived(router, (logits.pop(), weight_TK, chosen_TK))
-            return None if through is None else (x_TD, chosen_TK, through(weight_TK))
+            function = self._record(router, (logits.pop(), weight_TK, chosen_TK))
+            return None if function is None else (x_TD, chosen_TK, function(weight_TK))
 
-        self._handles.append(router.module.register_forward_hook(called))
+        self._handles.append(router.module.register_forward_hook(router_called))
         if router.experts is not None:
-            self._handles.append(router.experts.register_forward_pre_hook(handed))
+            self._handles.append(router.experts.register_forward_pre_hook(experts_called))
 
     def _begin(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         names = inspect.signature(model.forward).parameters
@@ -133,19 +133,19 @@ class Observation:
         if isinstance(tokens, Tensor) and tokens.dim() >= 2:
             num_sequences, length = tokens.shape[:2]
             valid_T = self._valid(model, given.get("attention_mask"), num_sequences, length)
-        self._under_way.append(_Forward(model, num_sequences, num_sequences * length, valid_T))
+        self._running.append(_Forward(model, num_sequences, num_sequences * length, valid_T))
 
     def _valid(
         self, model: PreTrainedModel, mask: object, num_sequences: int, length: int
     ) -> Tensor | None:
-        """valid_T from a mask over (B, S), or over (B, past + S) while generating."""
+        """valid_T from a mask over (B, S), or over (B, past + S) with a cache."""
         if mask is None:
             return None
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
             return mask[:, mask.shape[1] - length :].reshape(-1).bool()
-        # A mask made ready by the model around this one, which was given the plain one.
+        # The model around this one has prepared the mask; its own forward got the plain mask.
         tokens = num_sequences * length
-        for outer in reversed(self._under_way):
+        for outer in reversed(self._running):
             if outer.valid_T is not None and len(outer.valid_T) == tokens:
                 return outer.valid_T
         found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
@@ -155,17 +155,17 @@ class Observation:
         )
 
     def _end(self, model: PreTrainedModel, *, finished: bool) -> None:
-        # A forward pass that failed before it began is not there.
-        if not self._under_way or self._under_way[-1].module is not model:
+        # A forward pass that failed before its hook is not in the list.
+        if not self._running or self._running[-1].module is not model:
             return
-        forward = self._under_way.pop()
+        forward = self._running.pop()
         if not finished:
             return
-        # Only now: within a checkpointed layer, what is computed here would be missed on the second
-        # run.
-        called = {router.layer for router, _ in forward.outputs}
+        # Read only now: a tensor computed inside a checkpointed layer would be missing when the
+        # layer runs again.
+        called_layers = {router.layer for router, _ in forward.outputs}
         for router in self.routers:
-            if router.owner is model and router.layer not in called:
+            if router.owner is model and router.layer not in called_layers:
                 raise ConfigError(
                     f"layer {router.layer}: the forward pass ended, and router {router.name} was "
                     "not called, so a fused kernel or a copy may stand in for it; switch kernels "
@@ -174,9 +174,9 @@ class Observation:
         for router, outputs in forward.outputs:
             self._on_routing(router, self._routing(router, router.read(outputs), forward))
 
-    def _arrived(self, router: FoundRouter, outputs: tuple[Any, ...]) -> Through | None:
-        if self._under_way and self._under_way[-1].module is router.owner:
-            self._under_way[-1].outputs.append((router, outputs))
+    def _record(self, router: FoundRouter, outputs: tuple[Any, ...]) -> WeightFunction | None:
+        if self._running and self._running[-1].module is router.owner:
+            self._running[-1].outputs.append((router, outputs))
         elif self._on_recomputed is not None and torch.is_grad_enabled():
             return self._on_recomputed(router, router.read(outputs))
         return None
@@ -186,19 +186,19 @@ class Observation:
         if tokens != forward.tokens:
             raise ConfigError(
                 f"layer {router.layer}: router {router.name} was given {tokens} tokens of a batch "
-                f"of {forward.tokens}, so nobody knows which; give input_ids or inputs_embeds of "
+                f"of {forward.tokens}, so it is unknown which; give input_ids or inputs_embeds of "
                 "shape (batch, sequence, ...) to the model"
             )
         return self.translation(router, decision, forward.num_sequences, forward.valid_T)
 
 
-def _passed_through(router: FoundRouter, output: Any, through: Callable[[Tensor], Tensor]) -> Any:
-    """The output with the weights that experts will see passed through a function."""
+def _with_weights(router: FoundRouter, output: Any, function: WeightFunction) -> Any:
+    """A router's output, with the weights for the experts passed through `function`."""
     if not isinstance(output, tuple):
-        return through(output)
+        return function(output)
     weights_at = next(
         at
         for at, out in enumerate(output)
         if at != router.logits_at and isinstance(out, Tensor) and out.is_floating_point()
     )
-    return (*output[:weights_at], through(output[weights_at]), *output[weights_at + 1 :])
+    return (*output[:weights_at], function(output[weights_at]), *output[weights_at + 1 :])

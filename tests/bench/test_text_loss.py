@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixtura.bench.scoring import score
+from mixtura.bench.text_loss import text_loss
 from mixtura.bench.windows import Windows
 from mixtura.errors import NonFiniteError
 from mixtura.models import LanguageModel
@@ -34,7 +34,7 @@ def text(count: int, length: int, vocabulary: int) -> Windows:
 
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large() -> None:
     # 8 tokens equally likely: 3 bits a token, and each is 2 bytes: 1.5 bits a byte.
-    found = score(Guesses(8, 0.0), text(3, 5, 8))
+    found = text_loss(Guesses(8, 0.0), text(3, 5, 8))
     assert (found.tokens, found.bytes) == (12, 24)
     assert found.perplexity == pytest.approx(8)
     assert found.bits_per_byte == pytest.approx(1.5)
@@ -42,14 +42,14 @@ def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large()
 
 def test_a_better_guess_costs_less() -> None:
     # e^2 against 7 others of e^0: the right one has 7.389 / 14.389, so a perplexity of 1.947.
-    found = score(Guesses(8, 2.0), text(3, 5, 8))
+    found = text_loss(Guesses(8, 2.0), text(3, 5, 8))
     assert found.perplexity == pytest.approx((math.exp(2) + 7) / math.exp(2))
 
 
 def test_windows_in_several_passes_add_up() -> None:
     # 1,024 tokens at once are 4 windows of 256, so 10 windows take three passes.
     told: list[tuple[int, int]] = []
-    found = score(Guesses(8, 2.0), text(10, 256, 8), lambda *done: told.append(done))
+    found = text_loss(Guesses(8, 2.0), text(10, 256, 8), lambda *done: told.append(done))
     assert found.tokens == 2550
     assert found.perplexity == pytest.approx((math.exp(2) + 7) / math.exp(2))
     assert told == [(1024, 2560), (2048, 2560), (2560, 2560)]
@@ -57,7 +57,7 @@ def test_windows_in_several_passes_add_up() -> None:
 
 def test_a_loss_that_is_not_finite_is_said() -> None:
     with pytest.raises(NonFiniteError, match="windows 4 to 7 "):
-        score(OverflowsLater(), text(10, 256, 8))
+        text_loss(OverflowsLater(), text(10, 256, 8))
 
 
 class OverflowsLater(Guesses):

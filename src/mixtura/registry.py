@@ -1,9 +1,11 @@
 """Values by name, to which other packages may add; without torch."""
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 T = TypeVar("T")
 
@@ -41,16 +43,24 @@ class Registry(Generic[T]):
         """The value of a name. Raises ValueError for an unknown name, with the known ones."""
         if not isinstance(name, str) or (name not in self._values and not self._load(name)):
             raise ValueError(
-                f"{self.what}={name!r:.60} is unknown; choose one of {', '.join(self.names())}"
+                f"{self.what}={name!r:.60} is unknown; choose one of {', '.join(self.names())}, or "
+                "import the package that registers it"
             )
         return self._values[name]
 
     def names(self) -> tuple[str, ...]:
         """All known names, those of installed packages included."""
-        announced = (point.name for point in entry_points(group=self.group))
+        announced = (point.name for point in self._announced())
         return tuple(dict.fromkeys([*self._values, *announced]))
 
     def _load(self, name: str) -> bool:
-        for point in entry_points(group=self.group, name=name):
-            point.load()
+        for point in self._announced():
+            if point.name == name:
+                point.load()
         return name in self._values
+
+    def _announced(self) -> "EntryPoints":
+        # Here, as importing it takes longer than all that a known name needs.
+        from importlib.metadata import entry_points
+
+        return entry_points(group=self.group)

@@ -1,7 +1,6 @@
 """What recipes and runs say of their models without torch, beside what torch's configs say."""
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
@@ -9,29 +8,23 @@ from safetensors.torch import load_file
 
 from mixtura.checkpoints.inspection import (
     DEFAULT_ROUTER,
-    GATES_OF_THEIR_OWN,
+    PLAIN_GATES,
     inspect_model,
     inspect_recipe,
     is_recipe,
     model_of_recipe,
 )
 from mixtura.errors import CheckpointError, ConfigError
-from mixtura.moe.routers.router import RouterSpec
+from mixtura.moe.routers import ROUTERS, RouterSpec
 from mixtura.runs import load_recipe
 from mixtura.runs.checkpoint import OPTIMIZER
 
 
-def kinds_with_own_weights(spec: type[RouterSpec]) -> set[str]:
-    found: set[str] = set()
-    for own in spec.__subclasses__():
-        found |= kinds_with_own_weights(own)
-        if "kind" in own.model_fields and own.weights is not RouterSpec.weights:
-            found |= set(get_args(own.model_fields["kind"].annotation))
-    return found
-
-
-def test_gates_that_are_not_one_matrix_are_known() -> None:
-    assert kinds_with_own_weights(RouterSpec) == GATES_OF_THEIR_OWN
+def test_plain_gates_are_the_routers_of_one_matrix() -> None:
+    one_matrix = {
+        name for name, kind in ROUTERS.values.items() if kind.config.weights is RouterSpec.weights
+    }
+    assert one_matrix == PLAIN_GATES
 
 
 @pytest.mark.parametrize("router", [None, {"kind": "switch"}, {"kind": "noisy_topk"}])

@@ -1,15 +1,17 @@
 """Activations, forward and backward. N rows, F hidden width, H = 2F where gated."""
 
 import math
-from typing import get_args
 
 import pytest
 import torch
 
-from mixtura.kernels.activation import activate, activate_backward
+from mixtura.kernels.activation import activate, activate_backward, register_activation
+from mixtura.moe import MoE, MoEConfig
 from mixtura.shapes import Activation
+from mixtura.shapes.activations import ACTIVATIONS as NAMES
+from mixtura.shapes.activations import OWN
 
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+ACTIVATIONS: tuple[Activation, ...] = OWN
 
 
 def test_by_hand() -> None:
@@ -45,3 +47,19 @@ def test_no_rows(activation: Activation) -> None:
     )
     assert a_NF.shape[0] == grad_h_NH.shape[0] == 0
     assert grad_h_NH.shape[1] == 6
+
+
+def test_register_activation_trains_and_packs_by_its_name() -> None:
+    # Squared ReLU has no backward of its own here: autograd makes one.
+    register_activation("relu_squared", lambda h: h.relu().square(), gated=False)
+    try:
+        torch.manual_seed(0)
+        tree = {"num_experts": 3, "top_k": 2, "expert_width": 32, "activation": "relu_squared"}
+        layer = MoE(32, MoEConfig.parse(tree)).double()
+        x_TD = torch.randn(5, 32, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x: layer.eval()(x).hidden, (x_TD,))
+        naive = MoE(32, MoEConfig.parse({**tree, "backend": "naive"})).double()
+        naive.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(layer(x_TD).hidden, naive.eval()(x_TD).hidden)
+    finally:
+        NAMES.remove("relu_squared")

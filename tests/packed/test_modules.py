@@ -18,7 +18,7 @@ from mixtura.packed.modules import (
     PackedLinear,
 )
 from mixtura.shapes import Activation
-from mixtura.shapes.moe import GATED
+from mixtura.shapes.activations import is_gated
 
 BITS: list[Bits] = [4, 8]
 # What rounding activations to 8 bits may add, of the output's norm: 0.006 was measured.
@@ -38,14 +38,14 @@ def packed_linear(weight_NK: Tensor, bits: Bits, bias: Tensor | None) -> PackedL
 def packed_experts(
     experts: int, hidden: int, bits: Bits, activation: Activation, biased: bool = False
 ) -> PackedExperts:
-    rows = hidden * (2 if activation in GATED else 1)
+    rows = hidden * (2 if is_gated(activation) else 1)
     w_in, w_out = normal(experts, rows, 32), normal(experts, 32, hidden, seed=1) / 4
     tiles_ES = torch.stack(
         [
             tile_expert(
                 quantise(one, bits),
                 quantise(nn.functional.pad(other, (0, -hidden % 32)), bits),
-                activation in GATED,
+                is_gated(activation),
             )
             for one, other in zip(w_in, w_out, strict=True)
         ]

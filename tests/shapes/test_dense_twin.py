@@ -1,7 +1,5 @@
 """Dense twins: as much active compute, or as many parameters in total, all else equal."""
 
-from typing import get_args
-
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,11 +12,12 @@ from mixtura.shapes import (
     dense_of_total,
     dense_twin,
 )
+from mixtura.shapes.activations import OWN
 
 # A busy machine draws slowly, and that is no fault of the code.
 CHECKS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+ACTIVATIONS: tuple[Activation, ...] = OWN
 
 
 @st.composite

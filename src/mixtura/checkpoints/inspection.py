@@ -23,8 +23,15 @@ from mixtura.shapes.known import known_config, known_shape
 from mixtura.shapes.moe import MoEShape
 from mixtura.shapes.storage.numbers import TRAINED_BYTES
 
-GATES_OF_THEIR_OWN = frozenset({"batchwise", "hash", "hierarchical", "noisy_topk", "reinforce"})
-"""kinds of routers whose weights are more than one matrix, or other ones: their configs know"""
+PLAIN_GATES = frozenset(
+    {
+        *("base", "dbrx", "deepseek_v2", "deepseek_v3", "expert_choice", "expert_threshold"),
+        *("gshard", "sigmoid_topk", "sinkhorn", "softmax_topk", "sparse_mixer", "switch"),
+        *("top_p", "topk_softmax"),
+    }
+)
+"""kinds of routers whose one matrix follows from the shape; of others, and of those of another
+package, the router's own config says what they store"""
 DEFAULT_ROUTER = "softmax_topk"
 
 
@@ -126,10 +133,10 @@ def _is_of_a_shape(config: Mapping[str, Any]) -> bool:
         return False
     router = moe.get("router")
     kind = router.get("kind") if isinstance(router, Mapping) else None
-    own = isinstance(kind, str) and kind in GATES_OF_THEIR_OWN
+    plain = not isinstance(kind, str) or kind in PLAIN_GATES
     known = {"kind", *DecoderShape.model_fields}
     known_of_moe = {"capacity", "balance", "backend", *MoEShape.model_fields}
-    complete = "vocabulary" in config and not own
+    complete = "vocabulary" in config and plain
     return complete and config.keys() <= known and moe.keys() <= known_of_moe
 
 

@@ -119,6 +119,9 @@ def _why_not_attention(attention: nn.Module) -> str | None:
 
 
 def _why_not_ffn(ffn: nn.Module) -> str | None:
+    experts = ffn.experts if isinstance(ffn, MoE) else ffn
+    if isinstance(experts, PackedExperts) and experts.activation not in ACTIVATIONS:
+        return f"activation={experts.activation}"
     if not isinstance(ffn, MoE):
         return None if isinstance(ffn, PackedFFN) else f"a {type(ffn).__name__}"
     if not isinstance(ffn.experts, PackedExperts):

@@ -11,7 +11,7 @@ from mixtura.kernels.experts_ffn import Biases
 from mixtura.moe.backends import BACKENDS, BackendName, ExpertBank
 from mixtura.moe.routing import Routing
 from mixtura.shapes import Activation
-from mixtura.shapes.moe import GATED
+from mixtura.shapes.activations import is_gated
 
 
 class Experts(nn.Module):
@@ -31,7 +31,7 @@ class Experts(nn.Module):
         self.activation: Activation = activation
         self.backend = backend
         self._compute = BACKENDS.get(backend)
-        rows = expert_width * (2 if activation in GATED else 1)
+        rows = expert_width * (2 if is_gated(activation) else 1)
         self.w_in = nn.Parameter(torch.empty(num_experts, rows, width))
         self.w_out = nn.Parameter(torch.empty(num_experts, width, expert_width))
         self.b_in = nn.Parameter(torch.zeros(num_experts, rows)) if bias else None
@@ -59,7 +59,7 @@ class DenseFFN(nn.Module):
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
         self.activation: Activation = activation
-        rows = hidden * (2 if activation in GATED else 1)
+        rows = hidden * (2 if is_gated(activation) else 1)
         self.w_in = nn.Parameter(torch.empty(rows, width))
         self.w_out = nn.Parameter(torch.empty(width, hidden))
         nn.init.normal_(self.w_in, std=width**-0.5)

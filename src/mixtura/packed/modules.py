@@ -18,7 +18,7 @@ from mixtura.kernels.packed.tiles import untile, untile_expert, untile_rows
 from mixtura.kernels.phase import current_phase
 from mixtura.moe.routing import Routing
 from mixtura.shapes import Activation
-from mixtura.shapes.moe import GATED
+from mixtura.shapes.activations import is_gated
 
 
 class PackedModule(nn.Module):
@@ -122,7 +122,7 @@ class PackedExperts(PackedModule):
 
     @property
     def gated(self) -> bool:
-        return self.activation in GATED
+        return is_gated(self.activation)
 
     @property
     def biases(self) -> PackedBiases | None:

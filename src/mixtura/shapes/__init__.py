@@ -1,5 +1,6 @@
 """Shapes of models without torch: one ledger of weights answers every count."""
 
+from mixtura.shapes.activations import Activation
 from mixtura.shapes.attention import (
     AnyAttention,
     AttentionShape,
@@ -15,7 +16,7 @@ from mixtura.shapes.decoder import (
 )
 from mixtura.shapes.ledger import Buffer, Convention, Role, Saved, Weight
 from mixtura.shapes.model import ModelShape
-from mixtura.shapes.moe import Activation, MoEPlacement, MoEShape, PyramidStep
+from mixtura.shapes.moe import MoEPlacement, MoEShape, PyramidStep
 
 __all__ = [
     "Activation",

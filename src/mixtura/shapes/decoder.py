@@ -8,10 +8,11 @@ from pydantic import Field, model_validator
 
 from mixtura.config import Config
 from mixtura.shapes import bounds
+from mixtura.shapes.activations import Activation, is_gated
 from mixtura.shapes.attention import AnyAttention, AttentionShape
 from mixtura.shapes.ledger import Role, Saved, Weight
 from mixtura.shapes.model import ModelShape
-from mixtura.shapes.moe import GATED, Activation, MoEShape, ffn_weights
+from mixtura.shapes.moe import MoEShape, ffn_weights
 
 # What stands in a block where a dense decoder has its FFN.
 _FFN_ROLES: frozenset[Role] = frozenset({"ffn", "router", "expert", "shared_expert", "residual"})
@@ -185,7 +186,7 @@ def _dense(shape: DecoderShape, goal: int, multiple: int) -> DecoderShape:
     """All else equal, dense FFNs of one width that hold `goal` weights together, or nearly."""
     fields = {name: getattr(shape, name) for name in DecoderShape.model_fields}
     activation = shape.moe.activation if shape.moe else shape.activation
-    matrices = 3 if activation in GATED else 2
+    matrices = 3 if is_gated(activation) else 2
     exact = goal / (shape.layers * matrices * shape.width)
     ffn_width = max(multiple, round(exact / multiple) * multiple)
     return DecoderShape(**{**fields, "moe": None, "ffn_width": ffn_width, "activation": activation})

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from mixtura.config import Config
 from mixtura.shapes import bounds
+from mixtura.shapes.activations import Activation, is_gated
 from mixtura.shapes.gate import gate_buffers
 from mixtura.shapes.ledger import Role, Saved, Weight, weights_of
-
-Activation = Literal["swiglu", "swiglu_clamped", "geglu", "geglu_tanh", "gelu", "relu"]
-GATED: frozenset[Activation] = frozenset({"swiglu", "swiglu_clamped", "geglu", "geglu_tanh"})
 
 
 class MoEPlacement(Config):
@@ -124,7 +122,7 @@ class MoEShape(Config):
         """The layer's ledger, for a model `width` wide, names opened by `prefix`."""
         share = Fraction(self.top_k, self.num_experts)
         yield from self.gate_tensors(width, f"{prefix}router.")
-        rows = self.expert_width * (2 if self.activation in GATED else 1)
+        rows = self.expert_width * (2 if is_gated(self.activation) else 1)
         yield Weight(f"{prefix}experts.w_in", (self.num_experts, rows, width), "expert", share)
         out_shape = (self.num_experts, width, self.expert_width)
         yield Weight(f"{prefix}experts.w_out", out_shape, "expert", share)
@@ -155,6 +153,6 @@ def ffn_weights(
 ) -> Iterator[Weight]:
     """A dense FFN's two matrices; none where `hidden` is 0."""
     if hidden:
-        rows = hidden * (2 if activation in GATED else 1)
+        rows = hidden * (2 if is_gated(activation) else 1)
         yield Weight(f"{prefix}w_in", (rows, width), role)
         yield Weight(f"{prefix}w_out", (width, hidden), role)

@@ -23,9 +23,9 @@ from mixtura.kernels.experts_ffn import (
     ragged_takes,
 )
 from mixtura.shapes import Activation
-from mixtura.shapes.moe import GATED
+from mixtura.shapes.activations import OWN, is_gated
 
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+ACTIVATIONS: tuple[Activation, ...] = OWN
 RAGGED: tuple[Products, ...] = (
     ("ragged",) if ragged_takes(torch.float32, torch.device("cpu")) else ()
 )
@@ -74,7 +74,7 @@ def case(
     generator = torch.Generator().manual_seed(seed)
     width, hidden = widths
     num_rows, num_experts = sum(counts) + lost, len(counts)
-    rows = 2 * hidden if activation in GATED else hidden
+    rows = 2 * hidden if is_gated(activation) else hidden
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
         made = torch.randn(size, generator=generator, dtype=torch.float64) * scale

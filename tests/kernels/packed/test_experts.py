@@ -18,7 +18,7 @@ from mixtura.kernels.packed.linear import Arithmetic, arithmetic_of
 from mixtura.kernels.packed.tiles import ExpertGroups, tile_expert
 from mixtura.kernels.phase import PHASES, Phase
 from mixtura.shapes import Activation
-from mixtura.shapes.moe import GATED
+from mixtura.shapes.activations import is_gated
 
 SETS = instruction_sets()
 WIDTH, EXPERTS = 96, 5
@@ -26,7 +26,7 @@ needs_native = pytest.mark.skipif(native() is None, reason="no compiled kernels 
 
 
 def some_experts(hidden: int, activation: Activation, bits: Bits) -> list[ExpertGroups]:
-    rows = hidden * (2 if activation in GATED else 1)
+    rows = hidden * (2 if is_gated(activation) else 1)
     return [
         ExpertGroups(
             quantise(torch.randn(rows, WIDTH) / 8, bits),
@@ -37,7 +37,7 @@ def some_experts(hidden: int, activation: Activation, bits: Bits) -> list[Expert
 
 
 def tiled(experts: list[ExpertGroups], activation: Activation) -> Tensor:
-    return torch.stack([tile_expert(one.w_in, one.w_out, activation in GATED) for one in experts])
+    return torch.stack([tile_expert(one.w_in, one.w_out, is_gated(activation)) for one in experts])
 
 
 def routed(tokens: int, top_k: int = 2) -> Rows:
@@ -97,7 +97,7 @@ def test_every_instruction_set_is_its_twin(
 
 
 def some_biases(hidden: int, activation: Activation) -> PackedBiases:
-    gated = activation in GATED
+    gated = is_gated(activation)
     in_EH = torch.randn(EXPERTS, hidden * (2 if gated else 1))
     return biases_in_tiles(in_EH, torch.randn(EXPERTS, WIDTH), hidden, gated)
 

@@ -5,7 +5,7 @@ tiles, S bytes of an expert.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from mixtura.kernels.packed.tiles import (
 )
 from mixtura.kernels.phase import PHASES, Phase
 from mixtura.shapes import Activation
-from mixtura.shapes.moe import GATED
+from mixtura.shapes.activations import OWN, is_gated
 
 # As native/packed/kernels.h counts them.
 ACTIVATIONS: tuple[Activation, ...] = (
@@ -43,7 +43,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
     "gelu",
     "relu",
 )
-assert set(ACTIVATIONS) == set(get_args(Activation)), "every activation has a number"
+assert set(ACTIVATIONS) == set(OWN), "each of our own has a number"
 
 
 class PackedBiases(NamedTuple):
@@ -80,7 +80,7 @@ def packed_experts_naive(
 ) -> Tensor:
     """(T, D) fp32: the sum over a token's rows, expert by expert, of weight * expert(x)."""
     y_TD = torch.zeros(x_TD.shape, dtype=torch.float32)
-    gated = activation in GATED
+    gated = is_gated(activation)
     for expert, groups in experts:
         of_expert = (rows.expert_N == expert).nonzero().squeeze(1)
         token_n, width = rows.token_N[of_expert], groups.w_out.shape[1]
@@ -145,10 +145,11 @@ def _packed_experts(
     x_TD = x_TD.float().contiguous()
     if biases is not None:
         biases = PackedBiases(*(bias.float().contiguous() for bias in biases))
-    if module is None:
-        check_offered(kernels)
-        warn_once_if_missing()
-        gated = activation in GATED
+    if module is None or activation not in ACTIVATIONS:
+        if module is None:
+            check_offered(kernels)
+            warn_once_if_missing()
+        gated = is_gated(activation)
         experts = (
             (expert, untile_expert(tiles_ES[expert], width, expert_width, bits, gated))
             for expert in rows.expert_N.unique().tolist()
@@ -189,7 +190,7 @@ def _check(
 ) -> None:
     """Addresses know no bounds: whatever would reach past an end is refused here."""
     tokens, width = x_TD.shape
-    needed = expert_bytes(width, expert_width, bits, activation in GATED)
+    needed = expert_bytes(width, expert_width, bits, is_gated(activation))
     if tiles_ES.dtype != torch.uint8 or tiles_ES.shape[1] < needed or tiles_ES.stride(1) != 1:
         raise ValueError(
             f"tiles must be uint8 rows of {needed} bytes, one an expert, not {tiles_ES.dtype} of "

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from mixtura.errors import ConfigError
+from mixtura.registry import Registry
 from mixtura.shapes.families.family import Family, Piece, shape_of
 
 # By model_type: the module here, and its class.
@@ -31,6 +32,10 @@ _HOMES = {
 }
 
 
+_REGISTERED: Registry[Family] = Registry("model_type", "mixtura.families")
+"""those of other packages"""
+
+
 class _Families(Mapping[str, Family]):
     """All families by model_type. Importing one takes milliseconds, and a command needs one."""
 
@@ -38,22 +43,34 @@ class _Families(Mapping[str, Family]):
         self._built: dict[str, Family] = {}
 
     def __getitem__(self, model_type: str) -> Family:
+        if model_type not in _HOMES:
+            return _REGISTERED.get(model_type)
         if model_type not in self._built:
             module, name = _HOMES[model_type]
             self._built[model_type] = getattr(import_module(f"{__name__}.{module}"), name)()
         return self._built[model_type]
 
     def __contains__(self, model_type: object) -> bool:
-        return model_type in _HOMES
+        return model_type in _HOMES or model_type in _REGISTERED.names()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_HOMES)
+        return iter((*_HOMES, *_REGISTERED.names()))
 
     def __len__(self) -> int:
-        return len(_HOMES)
+        return len(_HOMES) + len(_REGISTERED.names())
 
 
 FAMILIES: Mapping[str, Family] = _Families()
+
+
+def register_family(family: Family) -> None:
+    """Let checkpoints of another package's family be read and written, by its `model_type`.
+
+    Raises ValueError for a model_type in use.
+    """
+    if family.model_type in _HOMES:
+        raise ValueError(f"model_type={family.model_type!r} is Mixtura's own; choose another")
+    _REGISTERED.add(family.model_type, family)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -78,4 +95,12 @@ def family_named(model_type: str) -> Family:
     raise ConfigError(f"model_type={model_type!r:.60} is no family that Mixtura knows; {hint}")
 
 
-__all__ = ["FAMILIES", "Family", "Piece", "family_named", "family_of", "shape_of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Piece",
+    "family_named",
+    "family_of",
+    "register_family",
+    "shape_of",
+]

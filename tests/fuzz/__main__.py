@@ -1,17 +1,16 @@
-"""`python tests/fuzz KIND [--cases 20000 | --seed N]`: figures, or one case again, whole."""
+"""`python -m tests.fuzz KIND [--cases 20000 | --seed N]`: figures, or one case again, whole."""
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-import fuzzing
-import worker
+from tests.fuzz import fuzzing, worker
 
 
 def main() -> int:
     kinds = fuzzing.all_kinds()
-    parser = argparse.ArgumentParser(prog="python tests/fuzz")
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("kind", choices=sorted(kinds))
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")

@@ -13,9 +13,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import worker
-from kind import Kind
-from worker import VALID, Outcome
+from tests.fuzz import worker
+from tests.fuzz.kind import Kind
+from tests.fuzz.worker import VALID, Outcome
 
 _FOLDER = Path(__file__).parent
 # One process imports what is slow to import, and every worker is a fork of it.
@@ -84,7 +84,7 @@ def _origin(said: str) -> str:
 def all_kinds() -> dict[str, Kind]:
     """By name, from every module of `kinds/`."""
     names = sorted(path.stem for path in (_FOLDER / "kinds").glob("*.py"))
-    modules = [importlib.import_module(f"kinds.{name}") for name in names]
+    modules = [importlib.import_module(f"tests.fuzz.kinds.{name}") for name in names]
     return {kind.name: kind for module in modules for kind in module.KINDS}
 
 

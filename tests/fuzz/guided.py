@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of the parsers that are ours, with atheris: `pip install atheris`.
 
-    python tests/fuzz/guided.py json 120        # a parser, and for how many seconds
+    python -m tests.fuzz.guided json 120        # a parser, and for how many seconds
 
 No test runs this. What it finds is kept beside a line about it, as libFuzzer does (crash-...), and
 belongs into the parser's own tests once it is mended.
@@ -20,7 +20,7 @@ atheris: Any = importlib.import_module("atheris")
 sys.meta_path = [one for one in sys.meta_path if "editable" not in type(one).__module__]
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 with atheris.instrument_imports(include=["mixtura", "yaml", "json"]):
-    from signing import signed
+    from tests.fuzz.signing import signed
 
     from mixtura.checkpoints.gguf import header as gguf_header
     from mixtura.config import with_overrides

@@ -4,7 +4,7 @@ import struct
 from dataclasses import dataclass, replace
 from random import Random
 
-from mutations import ESCAPES
+from tests.fuzz.mutations import ESCAPES
 
 _VARINT, _BYTES, _FOUR_BYTES = 0, 2, 5
 _NUMBERS = [0, 1, 2, 3, 4, 5, 6, 7, 255, 2**31, 2**32 - 1, 2**63, 2**64 - 1]

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from random import Random
 
-from kind import Kind
+from tests.fuzz.kind import Kind
 
 from mixtura.errors import MixturaError
 

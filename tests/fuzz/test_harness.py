@@ -4,9 +4,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fuzzing import fuzz
-from mutations import Raw, json_text, spoilt_bytes, spoilt_tree
-from sick_kind import DEEDS, Sick
+from tests.fuzz.fuzzing import fuzz
+from tests.fuzz.mutations import Raw, json_text, spoilt_bytes, spoilt_tree
+from tests.fuzz.sick_kind import DEEDS, Sick
 
 SAYS = {
     "refuse without a name": "names no file: something is wrong",

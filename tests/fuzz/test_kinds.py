@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from fuzzing import all_kinds, fuzz
+from tests.fuzz.fuzzing import all_kinds, fuzz
 
 KINDS = all_kinds()
 SLOW_CASES = int(os.environ.get("MIXTURA_FUZZ_CASES", "20000"))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from signing import entry_of, sign_anew
+from tests.fuzz.signing import entry_of, sign_anew
 
 from mixtura.checkpoints.contents import inspect_packed
 from mixtura.checkpoints.family_source import FamilySource

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from kind import Kind
+from tests.fuzz.kind import Kind
 
 from mixtura.errors import MixturaError, UnexpectedError, memory_ran_out
 from mixtura.terminal_text import one_line

@@ -2,18 +2,14 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from kind import Kind
-from mutations import odd_value, spoilt_bytes
-from tiny_models import tiny_tokenizer
-
-sys.path.append(str(Path(__file__).parents[2] / "engine"))
-
-from published_templates import FAMILIES  # pyright: ignore[reportMissingImports]
+from tests.engine.published_templates import FAMILIES
+from tests.fuzz.kind import Kind
+from tests.fuzz.mutations import odd_value, spoilt_bytes
+from tests.fuzz.tiny_models import tiny_tokenizer
 
 _TEMPLATE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _PIECE = re.compile(r"(\{[{%#].*?[}%#]\})", re.DOTALL)

@@ -7,9 +7,9 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from kind import Kind
-from mutations import ESCAPES, spoilt_bytes
-from usage import continued, continued_together
+from tests.fuzz.kind import Kind
+from tests.fuzz.mutations import ESCAPES, spoilt_bytes
+from tests.fuzz.usage import continued, continued_together
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class GGUFFiles(Kind):
         self._parts: dict[Path, Parts] = {}
 
     def make_valid(self, folder: Path) -> None:
-        from tiny_models import tiny_models, tiny_tokenizer
+        from tests.fuzz.tiny_models import tiny_models, tiny_tokenizer
 
         from mixtura.checkpoints.family_source import FamilySource
         from mixtura.checkpoints.gguf.writing import write_gguf

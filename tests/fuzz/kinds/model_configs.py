@@ -6,8 +6,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from kind import Kind
-from mutations import Raw, json_text, odd_value, spoilt_bytes, spoilt_tree
+from tests.fuzz.kind import Kind
+from tests.fuzz.mutations import Raw, json_text, odd_value, spoilt_bytes, spoilt_tree
 
 _SIZES = {
     "hidden_size": 16,

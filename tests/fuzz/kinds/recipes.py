@@ -6,9 +6,9 @@ from random import Random
 from typing import Any
 
 import yaml
-from kind import Kind
-from mutations import Raw, json_text, odd_value, spoilt_bytes, spoilt_tree
-from plain_yaml import plain_yaml
+from tests.fuzz.kind import Kind
+from tests.fuzz.mutations import Raw, json_text, odd_value, spoilt_bytes, spoilt_tree
+from tests.fuzz.plain_yaml import plain_yaml
 
 _ROUTERS: list[dict[str, Any]] = [
     {"kind": "softmax_topk", "renormalise": True},

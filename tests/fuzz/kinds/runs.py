@@ -7,10 +7,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from kind import Kind
-from mutations import json_text, spoilt_bytes, spoilt_tree
-from plain_yaml import parsed_once, plain_yaml
-from usage import continued
+from tests.fuzz.kind import Kind
+from tests.fuzz.mutations import json_text, spoilt_bytes, spoilt_tree
+from tests.fuzz.plain_yaml import parsed_once, plain_yaml
+from tests.fuzz.usage import continued
 
 _CHECKPOINT = "checkpoints/step-00000004"
 _JSON = (

@@ -6,9 +6,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from kind import Kind
-from mutations import json_text, near, odd_value, spoilt_bytes, spoilt_tree
-from sentencepiece_models import small_model, spoilt_model, written
+from tests.fuzz.kind import Kind
+from tests.fuzz.mutations import json_text, near, odd_value, spoilt_bytes, spoilt_tree
+from tests.fuzz.sentencepiece_models import small_model, spoilt_model, written
 
 _TEXT = "def main(x1):\n    return 'Grüße, 木 🙂' <|im_end|> 12345\n"
 _TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"

@@ -11,11 +11,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from kind import Kind
-from mutations import json_text, spoilt_bytes, spoilt_tree
-from signing import header_of, laid_out, signed
-from tiny_models import tiny_models, tiny_tokenizer
-from usage import continued, continued_together
+from tests.fuzz.kind import Kind
+from tests.fuzz.mutations import json_text, spoilt_bytes, spoilt_tree
+from tests.fuzz.signing import header_of, laid_out, signed
+from tests.fuzz.tiny_models import tiny_models, tiny_tokenizer
+from tests.fuzz.usage import continued, continued_together
 
 MUST_REFUSE = "a byte of a tensor was changed"
 _DTYPES = [

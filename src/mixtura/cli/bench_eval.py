@@ -72,8 +72,8 @@ def evaluate(
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     options = TaskOptions(names, limit, shots, task_folder, together, kv)
     loaded = opened(model, dtype, verify=verify)
-    with checked(loaded.check, verify=verify), choose_view() as view:
-        found = bench_eval(loaded, options, progress=view.preparing)
+    with checked(loaded.opened.check, verify=verify), choose_view() as view:
+        found = bench_eval(loaded.opened, options, progress=view.preparing)
     if out is not None:
         from mixtura.files import atomic_text
 

@@ -102,19 +102,17 @@ def chat(
     )
     check_model(model)
     loaded = opened(model, dtype, verify=verify)
-    from mixtura.engine.conversation import Conversation
-    from mixtura.engine.model_defaults import ModelDefaults
-
-    resolved = given.with_defaults(ModelDefaults.of(loaded.folder))
+    check = loaded.opened.check
+    resolved = given.with_defaults(loaded.defaults)
     sampling = resolved.sampling
-    conversation = Conversation(
-        loaded.decoder, loaded.tokenizer, sampling, resolved.max_tokens, system, context, kv
+    conversation = loaded.chat(
+        system, resolved.max_tokens, context=context, kv=kv, sampling=sampling
     )
     editor = LineEditor(keeps=history)
     note(f"{model}, seed {sampling.seed}; /help says what there is, /quit leaves")
     try:
-        with checked(loaded.check, verify=verify):
-            turns = list(loaded.check.watch(Session(conversation, editor, model).turns()))
+        with checked(check, verify=verify):
+            turns = list(check.watch(Session(conversation, editor, model).turns()))
     finally:
         editor.close()
     if as_json:

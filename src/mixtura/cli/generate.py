@@ -119,28 +119,24 @@ def generate(
 
 
 def _continue(text: str, options: AnswerOptions, *, as_json: bool) -> None:
-    loaded = opened(options.model, options.dtype, verify=options.verify)
-    from mixtura.engine.generate import generate as continue_text
-    from mixtura.engine.model_defaults import ModelDefaults
-
-    resolved = options.given.with_defaults(ModelDefaults.of(loaded.folder))
-    with checked(loaded.check, verify=options.verify):
-        stream = continue_text(
-            loaded.decoder,
-            loaded.tokenizer,
+    model = opened(options.model, options.dtype, verify=options.verify)
+    check = model.opened.check
+    resolved = options.given.with_defaults(model.defaults)
+    with checked(check, verify=options.verify):
+        stream = model.stream(
             text,
-            resolved.sampling,
             resolved.max_tokens,
-            options.context,
-            options.kv,
-            stops=options.stops,
+            stop=options.stops,
+            context=options.context,
+            kv=options.kv,
             logprobs=options.logprobs,
+            sampling=resolved.sampling,
         )
-        (listen if as_json else show)(loaded.check.watch(stream))
+        (listen if as_json else show)(check.watch(stream))
         if stream.result.finish == "interrupted":
-            loaded.check.stop()
+            check.stop()
     if as_json:
-        data = as_data(stream.result, loaded.tokenizer)
+        data = as_data(stream.result, model.tokenizer)
         print(json.dumps({"prompt": text, **data, **resolved.sampling.model_dump()}))
     else:
         note(f"{summary(stream.result)}, seed {resolved.sampling.seed}")

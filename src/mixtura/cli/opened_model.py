@@ -6,20 +6,21 @@ from mixtura.cli.answers import note
 from mixtura.cli.startup import without_collection
 
 if TYPE_CHECKING:
-    from mixtura.checkpoints.opening import DTypeName, OpenModel
+    from mixtura.checkpoints.opening import DTypeName
+    from mixtura.engine.model import Model
 
 
-def opened(model: str, dtype: "DTypeName | None", *, verify: bool) -> "OpenModel":
+def opened(model: str, dtype: "DTypeName | None", *, verify: bool) -> "Model":
     """The model; a GGUF file that is packed first shows progress, and remarks go to stderr.
 
-    Raises as `open_model` does.
+    Raises as `mixtura.load` does.
     """
     with without_collection():
-        from mixtura.checkpoints.opening import open_model
+        from mixtura.engine.model import load
         from mixtura.train.live import choose_view
 
         with choose_view() as view:
-            found = open_model(model, dtype, progress=view.preparing, wait=verify)
-    for remark in found.remarks:
+            found = load(model, dtype, progress=view.preparing, wait=verify)
+    for remark in found.opened.remarks:
         note(remark)
     return found

@@ -19,9 +19,10 @@ from mixtura.cli.sampling_options import GivenSampling, ResolvedSampling
 from mixtura.cli.verification import checked
 
 if TYPE_CHECKING:
-    from mixtura.checkpoints.opening import DTypeName, OpenModel
+    from mixtura.checkpoints.opening import DTypeName
     from mixtura.engine.answers_file import AnswersFile
     from mixtura.engine.many import Request
+    from mixtura.engine.model import Model
     from mixtura.engine.prompt_lines import PromptLine
 
 
@@ -96,9 +97,8 @@ def answer_all(work: Prompts, *, as_json: bool) -> None:
     if work.out is not None:
         check_free(work.out)
     loaded = opened(options.model, options.dtype, verify=options.verify)
-    from mixtura.engine.model_defaults import ModelDefaults
-
-    resolved = options.given.with_defaults(ModelDefaults.of(loaded.folder))
+    check = loaded.opened.check
+    resolved = options.given.with_defaults(loaded.defaults)
     requests = _requests(lines, work, resolved)
     tally = _Tally()
     with ExitStack() as stack:
@@ -108,9 +108,9 @@ def answer_all(work: Prompts, *, as_json: bool) -> None:
             key += [one.as_data() for one in requests]
             kept = stack.enter_context(AnswersFile(work.out, key, seed))
         try:
-            with checked(loaded.check, verify=options.verify):
+            with checked(check, verify=options.verify):
                 answers = _answers(work, loaded, lines, requests, kept, tally)
-                for answer in loaded.check.watch(answers):
+                for answer in check.watch(answers):
                     if kept is None:
                         print(json.dumps(answer), flush=True)
                     else:
@@ -168,7 +168,7 @@ def _requests(
 
 def _answers(
     work: Prompts,
-    loaded: "OpenModel",
+    loaded: "Model",
     lines: Sequence["PromptLine"],
     requests: Sequence["Request"],
     kept: "AnswersFile | None",

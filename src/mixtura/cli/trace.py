@@ -61,31 +61,19 @@ def trace(
     _check_text(text, prompt)
     numbers = _numbers(layers)
     check_model(model)
-    from mixtura.tracing.model_trace import trace_meta
-    from mixtura.tracing.text_trace import digest_of, trace_texts
     from mixtura.train import choose_view
 
     loaded = opened(model, dtype, verify=verify)
     if verify:
-        note_unchecked(loaded.check.unchecked)
-    meta = trace_meta(
-        loaded.decoder,
-        loaded.title,
-        numbers,
-        "float16" if all_probabilities else None,
-        type(loaded.tokenizer).__name__,
-        digest_of(loaded.tokenizer),
-    )
+        note_unchecked(loaded.opened.check.unchecked)
     with choose_view() as view:
-        traced = trace_texts(
-            loaded.decoder,
-            loaded.tokenizer,
+        traced = loaded.trace(
             _texts(text, prompt),
             out,
-            meta,
-            max_tokens,
-            view.preparing,
-            loaded.check,
+            layers=numbers,
+            all_probabilities=all_probabilities,
+            max_tokens=max_tokens,
+            progress=view.preparing,
         )
     for skipped in traced.skipped:
         note(f"left out {skipped.name}: {skipped.reason}")
@@ -93,10 +81,10 @@ def trace(
     if as_json:
         facts = {
             "trace": str(out),
-            "model": meta.model,
+            "model": loaded.opened.title,
             "tokens": traced.tokens,
             "sequences": traced.sequences,
-            "layers": meta.numbers,
+            "layers": list(traced.layers),
             "domains": traced.domains,
             "bytes": traced.bytes,
             "bytes_per_token": per_token,
@@ -107,7 +95,7 @@ def trace(
         return
     print(
         f"{out}: {plural(traced.tokens, 'token')}, {plural(traced.sequences, 'sequence')}, "
-        f"{plural(len(meta.layers), 'layer')}, {plural(len(traced.domains), 'domain')}, "
+        f"{plural(len(traced.layers), 'layer')}, {plural(len(traced.domains), 'domain')}, "
         f"{per_token:.0f} bytes a token"
     )
 

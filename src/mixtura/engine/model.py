@@ -7,12 +7,11 @@ print(model.generate("Once upon a time", sampling={"temperature": 0.6}))
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mixtura.checkpoints.opening import DTypeName, OpenModel, open_model
-from mixtura.data import Document
 from mixtura.engine.batch import Batch
 from mixtura.engine.conversation import Conversation
 from mixtura.engine.generate import Stream, generate
@@ -25,8 +24,9 @@ from mixtura.models import LanguageModel
 from mixtura.progress import Progress, silent
 from mixtura.shapes import ModelShape
 from mixtura.tokenizers import Tokenizer
-from mixtura.tracing.model_trace import trace_meta
-from mixtura.tracing.text_trace import Texts, Traced, digest_of, trace_texts
+
+if TYPE_CHECKING:
+    from mixtura.tracing.text_trace import Texts, Traced
 
 Settings = Sampling | Mapping[str, Any] | None
 
@@ -42,7 +42,8 @@ class Model:
 
     def __init__(self, opened: OpenModel) -> None:
         self.opened = opened
-        self._defaults = ModelDefaults.of(opened.folder)
+        self.defaults = ModelDefaults.of(opened.folder)
+        """what holds where a call states nothing"""
 
     def __repr__(self) -> str:
         return f"<mixtura.Model {self.opened.title}>"
@@ -94,7 +95,7 @@ class Model:
             self.tokenizer,
             prompt,
             self._sampling(sampling),
-            self._defaults.tokens(max_tokens),
+            self.defaults.tokens(max_tokens),
             context,
             kv,
             stops=(stop,) if isinstance(stop, str) else stop,
@@ -111,7 +112,7 @@ class Model:
         sampling: Settings = None,
     ) -> Conversation:
         """A conversation that remembers: `"".join(chat.say("Hello").answer)`."""
-        most = self._defaults.tokens(max_tokens)
+        most = self.defaults.tokens(max_tokens)
         chosen = self._sampling(sampling)
         return Conversation(self.decoder, self.tokenizer, chosen, most, system, context, kv)
 
@@ -123,32 +124,44 @@ class Model:
 
     def trace(
         self,
-        texts: str | Iterable[str],
+        texts: "str | Iterable[str] | Texts",
         out: Path | str,
         *,
         layers: Sequence[int] | None = None,
+        all_probabilities: bool = False,
         max_tokens: int | None = None,
         progress: Progress = silent,
-    ) -> Traced:
+    ) -> "Traced":
         """Which experts the tokens of `texts` go to, written to `out` as a Parquet file.
 
-        Raises ConfigError for a dense model, and DataError where there is no text.
+        `all_probabilities` keeps the probability of every expert too, in float16. Raises
+        ConfigError for a dense model, and DataError where there is no text.
         """
-        given = [texts] if isinstance(texts, str) else list(texts)
-        documents = [Document(f"text {n}", "", text) for n, text in enumerate(given)]
+        # Here, as most uses of a model need neither Parquet nor documents.
+        from mixtura.tracing.model_trace import trace_meta
+        from mixtura.tracing.text_trace import Texts, digest_of, trace_texts
+
         tokenizer = self.tokenizer
-        named = type(tokenizer).__name__, digest_of(tokenizer)
-        meta = trace_meta(self.decoder, self.opened.title, layers, None, *named)
-        size = sum(len(text.encode()) for text in given)
+        meta = trace_meta(
+            self.decoder,
+            self.opened.title,
+            layers,
+            "float16" if all_probabilities else None,
+            type(tokenizer).__name__,
+            digest_of(tokenizer),
+        )
+        if not isinstance(texts, Texts):
+            texts = Texts.of([texts] if isinstance(texts, str) else list(texts))
+        check = self.opened.check
         return trace_texts(
-            self.decoder, tokenizer, Texts(documents, size), Path(out), meta, max_tokens, progress
+            self.decoder, tokenizer, texts, Path(out), meta, max_tokens, progress, check
         )
 
     def _sampling(self, given: Settings) -> Sampling:
         if isinstance(given, Sampling):
             return given
         seeded = {"seed": secrets.randbelow(2**31), **(given or {})}
-        return Sampling.parse(self._defaults.over(seeded), "sampling")
+        return Sampling.parse(self.defaults.over(seeded), "sampling")
 
 
 def load(
@@ -157,13 +170,15 @@ def load(
     device: torch.device | str = "cpu",
     *,
     progress: Progress = silent,
+    wait: bool = True,
 ) -> Model:
     """Open a run's folder, a packed folder, a Hugging Face folder, a GGUF file, the name of a
     pulled model, or a hub id.
 
     A quantised GGUF file is packed at its first opening, with `progress`, and mapped from then on;
-    `dtype` computes from its own numbers instead. Digests are compared before this returns. Raises
+    `dtype` computes from its own numbers instead. Digests are compared before this returns, or with
+    `wait=False` in the background (see `open_model`). Raises
     CheckpointError, ConfigError or DataError, by name, for what cannot be opened, and ConfigError
     for weights that do not fit into the memory that is free.
     """
-    return Model(open_model(model, dtype, device, progress=progress))
+    return Model(open_model(model, dtype, device, progress=progress, wait=wait))

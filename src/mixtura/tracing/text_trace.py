@@ -1,11 +1,12 @@
 """The routing of texts, written to a trace. S tokens of a sequence."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Self
 
 import torch
 
@@ -28,6 +29,12 @@ class Texts:
     bytes: int
     """roughly, for progress"""
 
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Self:
+        """Texts of no domain."""
+        documents = [Document(f"text {number}", "", text) for number, text in enumerate(texts)]
+        return cls(documents, sum(len(text.encode()) for text in texts))
+
 
 @dataclass(frozen=True, slots=True)
 class Traced:
@@ -35,6 +42,8 @@ class Traced:
 
     tokens: int
     sequences: int
+    layers: tuple[int, ...]
+    """the numbers of the MoE layers"""
     domains: tuple[str, ...]
     bytes: int
     """of the file"""
@@ -75,6 +84,7 @@ def trace_texts(
     return Traced(
         tokens=tokens,
         sequences=reading.sequences,
+        layers=tuple(meta.numbers),
         domains=domains,
         bytes=out.stat().st_size,
         seconds=perf_counter() - began,

@@ -160,3 +160,29 @@ def test_limits_are_taken_in_as_many_threads_as_asked(shapes: ModuleType) -> Non
         assert module.read_bytes(words.data_ptr(), 8 << 12) == 1 << 12
     finally:
         torch.set_num_threads(before)
+
+
+def test_versions_ratio_is_old_over_new_with_its_interval() -> None:
+    versions = importlib.import_module("versions")
+    # Ratios 1.0 to 1.2: the median is 1.1, and its interval lies within them.
+    found = versions.row("work", [(1.0 + n / 100, 1.0) for n in range(21)])
+    assert found["old_over_new"] == pytest.approx(1.1)
+    low, high = found["interval"]
+    assert 1.0 < low < 1.1 < high < 1.2
+    assert versions.interval([1.0] * 5) == (1.0, 1.0)
+
+
+def test_versions_sides_begin_in_turn() -> None:
+    versions = importlib.import_module("versions")
+    order: list[str] = []
+
+    def timed(name: str, seconds: float) -> Any:
+        def run() -> float:
+            order.append(name)
+            return seconds
+
+        return run
+
+    sides = {"old": timed("old", 2.0), "new": timed("new", 1.0)}
+    assert [versions.paired(sides, number) for number in range(2)] == [(2.0, 1.0)] * 2
+    assert order == ["new", "old", "old", "new"]

@@ -42,17 +42,28 @@ class Answer:
 class Worker:
     """One side, which computes when it is asked and only then."""
 
-    def __init__(self, name: str, setting: Setting, logs: Path, *, urgent: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        setting: Setting,
+        logs: Path,
+        *,
+        urgent: bool,
+        python: Path = Path(sys.executable),
+        folder: Path | None = None,
+    ) -> None:
+        """`folder` is the benchmarks/ of another checkout, whose `python` runs the side."""
         self.name, self._urgent = name, urgent
         self._log = logs / f"{name}.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sides.worker", name, setting_as_text(setting)],
+                [python, "-m", "sides.worker", name, setting_as_text(setting)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env=_environment(setting.threads),
+                cwd=folder,
             )
         self._idle_since = self._moment()
         self._idle_cpu = self._idle_wall = 0.0

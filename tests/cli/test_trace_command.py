@@ -104,7 +104,7 @@ def test_progress_and_what_was_left_out_go_to_stderr(
         (["--prompt", "b"], ["Missing option '--out'", "'mixtura trace --help'"]),
         (["--out", "t", "--text", "none.txt"], ["none.txt: no such file or folder"]),
         (["--out", "t", "--prompt", "a", "--layers", "0,x"], ["--layers 0,x", "as in 0,5"]),
-        (["--out", "t", "--prompt", "a", "--max-tokens", "0"], ["--max-tokens", "equal to 1"]),
+        (["--out", "t", "--prompt", "a", "--max-tokens", "0"], ["--max-tokens", "1"]),
         (["--out", "t", "--prompt", "a"], ["run: no such file or folder", "give a run's folder"]),
     ],
 )

@@ -95,6 +95,23 @@ def test_benchmarks_alone_measure_limits() -> None:
     assert not [path for path in users if not path.is_relative_to(PACKAGE / "bench")]
 
 
+def calls_of(names: set[str]) -> set[str]:
+    """The package's files that call something of these names."""
+    return {
+        place.partition(":")[0].removeprefix("src/mixtura/")
+        for place, node in nodes()
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in names
+    }
+
+
+def test_block_order_stands_once() -> None:
+    # Who calls a block's norms knows in which order a block computes.
+    norms = {"attention_norm", "attention_post_norm", "ffn_norm", "ffn_post_norm"}
+    assert calls_of(norms) == {"models/decoder.py"}
+
+
 def test_nothing_probes_with_hasattr() -> None:
     assert not [
         place

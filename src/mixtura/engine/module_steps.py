@@ -41,16 +41,17 @@ class Layer:
     def __call__(
         self, x_RD: Tensor, rows: Rows, rope: Rotary, phase: Phase, asked_N: Tensor | None
     ) -> Tensor:
-        block = self.block
-        normed_RD = block.attention_norm(x_RD)
-        attended_ND = self.attending(normed_RD, rows, rope, phase, asked_N)
-        x_ND = block.added(taken(x_RD, asked_N), block.attention_post_norm(attended_ND))
-        normed_ND = block.ffn_norm(x_ND)
-        if isinstance(block.ffn, MoE):
-            hidden_ND = block.ffn(normed_ND, None, Dropless(), taken(rows.token_R, asked_N)).hidden
-        else:
-            hidden_ND = block.ffn(normed_ND)
-        return block.added(x_ND, block.ffn_post_norm(hidden_ND))
+        ffn = self.block.ffn
+
+        def mix(normed_RD: Tensor) -> Tensor:
+            return self.attending(normed_RD, rows, rope, phase, asked_N)
+
+        def feed(normed_ND: Tensor) -> Tensor:
+            if not isinstance(ffn, MoE):
+                return ffn(normed_ND)
+            return ffn(normed_ND, None, Dropless(), taken(rows.token_R, asked_N)).hidden
+
+        return self.block.run(x_RD, mix, feed, asked_N)
 
 
 class ModuleSteps:

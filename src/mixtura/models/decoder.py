@@ -3,6 +3,7 @@
 B sequences, S positions, D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Literal, Self
 
 import torch
@@ -55,8 +56,15 @@ def build_attention(config: DecoderConfig) -> nn.Module:
             return LatentAttention(config.width, shape)
 
 
+Part = Callable[[Tensor], Tensor]
+"""A mixer or an FFN as a block runs it: normed rows in, what is added to the stream out."""
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x)); what is added may be normed, and scaled."""
+    """x + attention(norm(x)), then x + ffn(norm(x)); what is added may be normed, and scaled.
+
+    `run` alone knows that order; the native program (native/decoder) is its twin.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -83,15 +91,31 @@ class Block(nn.Module):
         valid_BS: Tensor | None,
         cache: PositionCache | None,
     ) -> tuple[Tensor, MoEOutput | None]:
-        attended_BSD = self.attention(self.attention_norm(x_BSD), rope, seen, cache)
-        x_BSD = self.added(x_BSD, self.attention_post_norm(attended_BSD))
-        normed_BSD = self.ffn_norm(x_BSD)
-        if isinstance(self.ffn, MoE):
+        outputs: list[MoEOutput] = []
+
+        def mix(normed_BSD: Tensor) -> Tensor:
+            return self.attention(normed_BSD, rope, seen, cache)
+
+        def feed(normed_BSD: Tensor) -> Tensor:
+            if not isinstance(self.ffn, MoE):
+                return self.ffn(normed_BSD)
             # Generation is dropless: one new token must not depend on how many came with it.
             capacity = None if cache is None else Dropless()
-            output = self.ffn(normed_BSD, valid_BS, capacity, ids_BS)
-            return self.added(x_BSD, self.ffn_post_norm(output.hidden)), output
-        return self.added(x_BSD, self.ffn_post_norm(self.ffn(normed_BSD))), None
+            outputs.append(self.ffn(normed_BSD, valid_BS, capacity, ids_BS))
+            return outputs[0].hidden
+
+        x_BSD = self.run(x_BSD, mix, feed)
+        return x_BSD, outputs[0] if outputs else None
+
+    def run(self, x: Tensor, mix: Part, feed: Part, asked_N: Tensor | None = None) -> Tensor:
+        """The residual stream after the block: the one order of norms, mixer and FFN.
+
+        `mix` turns normed positions into what attention adds, and `feed` into what the FFN adds.
+        Where `asked_N` numbers some of the rows, `mix` gives those alone, and no other goes on.
+        """
+        mixed = self.attention_post_norm(mix(self.attention_norm(x)))
+        x = self.added(x if asked_N is None else x[asked_N], mixed)
+        return self.added(x, self.ffn_post_norm(feed(self.ffn_norm(x))))
 
     def added(self, x_BSD: Tensor, branch_BSD: Tensor) -> Tensor:
         """The residual stream, once a branch has written to it."""

@@ -61,6 +61,7 @@ def trace(
     _check_text(text, prompt)
     numbers = _numbers(layers)
     check_model(model)
+    from mixtura.engine.step_routing import routing_for
     from mixtura.tracing.model_trace import trace_meta
     from mixtura.tracing.text_trace import digest_of, trace_texts
     from mixtura.train import choose_view
@@ -86,6 +87,7 @@ def trace(
             max_tokens,
             view.preparing,
             loaded.check,
+            routing_for(loaded.decoder, meta),
         )
     for skipped in traced.skipped:
         note(f"left out {skipped.name}: {skipped.reason}")

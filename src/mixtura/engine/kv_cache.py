@@ -11,6 +11,8 @@ import torch
 from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import LayerKV
 from mixtura.memory import free_bytes, in_words
+from mixtura.models import Decoder
+from mixtura.packed import PackedLinear
 from mixtura.shapes import DecoderShape
 from mixtura.shapes.storage.cache import KVDims, KVKind, bytes_of_cache, bytes_of_position
 
@@ -110,3 +112,15 @@ def check_length(what: str, length: int, context: int, shape: DecoderShape) -> N
         f"{what} of {length} tokens exceeds the context of {context} that was asked for, of the "
         f"model's {shape.context}; shorten it, or ask for more"
     )
+
+
+def own_kv(decoder: Decoder) -> KVKind:
+    """What rounds as little as the model does: of packed models bf16, as for one sequence."""
+    if has_packed_weights(decoder) or decoder.head.weight.dtype == torch.bfloat16:
+        return "bf16"
+    return "fp32"
+
+
+def has_packed_weights(decoder: Decoder) -> bool:
+    """Whether its projections are computed from packed weights."""
+    return any(isinstance(module, PackedLinear) for module in decoder.modules())

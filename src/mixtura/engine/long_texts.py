@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from mixtura.errors import ConfigError
+
 
 class LongTexts:
     """The text in each slot: its tokens, and how its keys were turned."""
@@ -26,6 +28,19 @@ class LongTexts:
     def expect(self, slot: int, length: int) -> None:
         """A text that will have `length` tokens at least is turned so from its beginning."""
         self._expected[slot] = length
+
+    def check_one_kind(self, slot_R: Tensor, position_R: Tensor) -> None:
+        """Raises ConfigError where rows of one slot come to pass the original context midway.
+
+        Step by step, the first of them would be turned by other factors than the last.
+        """
+        for slot, (start, end) in _spans(slot_R, position_R).items():
+            known_long = self._expected[slot] > self._original
+            if not known_long and start < self._original < end:
+                raise ConfigError(
+                    f"the rows to verify of slot {slot} pass LongRoPE's original context of "
+                    f"{self._original} positions midway; verify up to there, and then the rest"
+                )
 
     def to_read_again(
         self, token_R: Tensor, slot_R: Tensor, position_R: Tensor

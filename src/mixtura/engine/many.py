@@ -5,19 +5,16 @@ from dataclasses import dataclass, fields
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import torch
-
 from mixtura.engine.answer_text import AnswerText
 from mixtura.engine.batch import Batch, Running
 from mixtura.engine.generate import FinishReason, Generation, generate, prompt_tokens
-from mixtura.engine.kv_cache import KVKind, check_length
+from mixtura.engine.kv_cache import KVKind, check_length, own_kv
 from mixtura.engine.logprobs import check_count
-from mixtura.engine.readers import has_packed_weights
 from mixtura.engine.runner import Runner, as_decoder, why_alone
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.stopping import StopText
 from mixtura.errors import ConfigError
-from mixtura.models import Decoder, LanguageModel
+from mixtura.models import LanguageModel
 from mixtura.tokenizers import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -199,10 +196,3 @@ class _Told:
         """`on_their_way`: tokens of each answer that has not ended."""
         if self._progress is not None:
             self._progress(self._done + sum(on_their_way), sum(self._most))
-
-
-def own_kv(decoder: Decoder) -> KVKind:
-    """What rounds as little as the model does: of packed models bf16, as for one sequence."""
-    if has_packed_weights(decoder) or decoder.head.weight.dtype == torch.bfloat16:
-        return "bf16"
-    return "fp32"

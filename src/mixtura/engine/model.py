@@ -16,11 +16,11 @@ from mixtura.data import Document
 from mixtura.engine.batch import Batch
 from mixtura.engine.conversation import Conversation
 from mixtura.engine.generate import Stream, generate
-from mixtura.engine.kv_cache import KVKind
-from mixtura.engine.many import own_kv
+from mixtura.engine.kv_cache import KVKind, own_kv
 from mixtura.engine.model_defaults import ModelDefaults
 from mixtura.engine.runner import Runner, as_decoder
 from mixtura.engine.sampling import Sampling
+from mixtura.engine.step_routing import routing_for
 from mixtura.models import LanguageModel
 from mixtura.progress import Progress, silent
 from mixtura.shapes import ModelShape
@@ -141,7 +141,14 @@ class Model:
         meta = trace_meta(self.decoder, self.opened.title, layers, None, *named)
         size = sum(len(text.encode()) for text in given)
         return trace_texts(
-            self.decoder, tokenizer, Texts(documents, size), Path(out), meta, max_tokens, progress
+            self.decoder,
+            tokenizer,
+            Texts(documents, size),
+            Path(out),
+            meta,
+            max_tokens,
+            progress,
+            routing_of=routing_for(self.decoder, meta),
         )
 
     def _sampling(self, given: Settings) -> Sampling:

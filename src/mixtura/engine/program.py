@@ -3,8 +3,9 @@
 R rows, N rows asked for, D width, E experts, V vocabulary.
 """
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from mixtura.engine.angles import AngleTables
 from mixtura.engine.kv_cache import Cache
 from mixtura.engine.program_gate import gate_of
-from mixtura.engine.steps import Rows
+from mixtura.engine.steps import Chosen, Routes, Rows
 from mixtura.kernels.cached_attention import cache_of
 from mixtura.kernels.native import InstructionSet, native, number_of
 from mixtura.kernels.packed.experts import ACTIVATIONS
@@ -29,9 +30,12 @@ _NORMS = (nn.Identity, nn.RMSNorm, nn.LayerNorm, UnitOffsetRMSNorm)
 
 
 class Program:
-    """See `Steps`: all layers in one job of the compiled kernels, in both phases.
+    """See `Steps`: all layers in one job of the compiled kernels, in every phase.
 
-    Ask `why_not` first. The decoder's tensors are kept as they are now.
+    Ask `why_not` first. The decoder's tensors are kept as they are now. `experts` holds a table of
+    each MoE layer, by its number: the addresses of its experts' bytes, int64. A new address may be
+    written there between two steps, or in `Routes.between`. An address of 0 says that the expert is
+    not here; a row that chooses it raises IndexError where there is a `between`.
     """
 
     def __init__(
@@ -61,16 +65,24 @@ class Program:
         for number, (block, kept) in enumerate(zip(decoder.blocks, self._caches, strict=True)):
             assert isinstance(block, Block), "a decoder has nothing else"
             attention = _attention(parts, decoder, number, block, kept, angles)
-            self._program.add(attention, _ffn(parts, block))
+            self._program.add(attention, _ffn(parts, number, block))
         self._held = parts.held
+        self.experts = parts.experts_of
+        self._routed = tuple(
+            _Routed(number, block.ffn.router.num_experts, block.ffn.router.top_k)
+            for number, block in enumerate(decoder.blocks)
+            if isinstance(block, Block) and isinstance(block.ffn, MoE)
+        )
         (first, *_) = angles.by_base.values()
         self._num_angles = len(first.cos_SC)
 
-    def __call__(self, rows: Rows, phase: Phase, asked_N: Tensor) -> Tensor:
+    def __call__(
+        self, rows: Rows, phase: Phase, asked_N: Tensor, routes: Routes | None = None
+    ) -> Tensor:
         every = (rows.token_R, rows.slot_R, rows.position_R, rows.angle_R, asked_N)
         token_R, slot_R, position_R, angle_R, asked_N = (of_R.contiguous() for of_R in every)
         logits_NV = torch.empty(len(asked_N), self._vocabulary)
-        self._program.step(
+        given = (
             self._caches[0],
             self._num_angles,
             token_R.data_ptr(),
@@ -84,7 +96,52 @@ class Program:
             self._set,
             logits_NV.data_ptr(),
         )
+        if routes is None:
+            self._program.step(*given)
+        else:
+            self._step_routed(given, len(rows), routes)
         return logits_NV
+
+    def _step_routed(self, given: tuple[Any, ...], rows: int, routes: Routes) -> None:
+        # One piece of memory, in which layer follows layer.
+        sizes = [rows * one.top_k for one in self._routed]
+        expert_N = torch.empty(sum(sizes), dtype=torch.int64)
+        weight_N = torch.empty(sum(sizes))
+        of_layers = zip(self._routed, expert_N.split(sizes), weight_N.split(sizes), strict=True)
+        chosen = {
+            one.layer: Chosen(
+                one.layer,
+                one.num_experts,
+                layer_expert_N.view(rows, one.top_k),
+                layer_weight_N.view(rows, one.top_k),
+            )
+            for one, layer_expert_N, layer_weight_N in of_layers
+        }
+        limit_R = None if routes.limit_R is None else routes.limit_R.contiguous()
+        assert limit_R is None or (limit_R.shape == (rows,) and limit_R.dtype == torch.int64)
+        self._program.step_routed(
+            *given,
+            expert_N.data_ptr(),
+            weight_N.data_ptr(),
+            0 if limit_R is None else limit_R.data_ptr(),
+            _of_layer(routes.between, chosen),
+        )
+        routes.chosen = tuple(chosen.values())
+
+
+class _Routed(NamedTuple):
+    """A layer that routes."""
+
+    layer: int
+    num_experts: int
+    top_k: int
+
+
+def _of_layer(
+    between: Callable[[Chosen], None] | None, chosen: dict[int, Chosen]
+) -> Callable[[int], None] | None:
+    """As the compiled module calls it, by the number of a layer."""
+    return None if between is None else lambda layer: between(chosen[layer])
 
 
 def why_not(decoder: Decoder) -> str | None:
@@ -136,6 +193,7 @@ class _Parts:
     def __init__(self, module: ModuleType) -> None:
         self.module = module
         self.held: list[Tensor] = []
+        self.experts_of: dict[int, Tensor] = {}
 
     def at(self, tensor: Tensor | None) -> int:
         """The address of a tensor, 0 of None."""
@@ -171,15 +229,18 @@ class _Parts:
         assert isinstance(table, PackedEmbedding), "why_not has looked"
         return self.module.Linear(self.at(table.tiles), table.rows, table.width, table.bits, 0)
 
-    def experts(self, experts: nn.Module) -> Any:
+    def experts(self, experts: nn.Module, layer: int | None = None) -> Any:
+        """`layer` names those that rows choose from."""
         assert isinstance(experts, PackedExperts), "why_not has looked"
         tiles_ES = experts.tiles
         # Of a mapped file: a copy would be all of it.
         assert tiles_ES.stride(1) == 1, "an expert's bytes stand in a row"
-        self.held.append(tiles_ES)
+        table_E = tiles_ES.data_ptr() + tiles_ES.stride(0) * torch.arange(len(tiles_ES))
+        self.held += [tiles_ES, table_E]
+        if layer is not None:
+            self.experts_of[layer] = table_E
         return self.module.Experts(
-            tiles_ES.data_ptr(),
-            tiles_ES.stride(0),
+            table_E.data_ptr(),
             len(tiles_ES),
             experts.width,
             experts.expert_width,
@@ -216,7 +277,7 @@ def _attention(
     )
 
 
-def _ffn(parts: _Parts, block: Block) -> Any:
+def _ffn(parts: _Parts, number: int, block: Block) -> Any:
     norm, post_norm, ffn = parts.norm(block.ffn_norm), parts.norm(block.ffn_post_norm), block.ffn
     if not isinstance(ffn, MoE):
         return parts.module.FfnBlock(norm, None, parts.experts(ffn), None, 0, post_norm)
@@ -225,7 +286,7 @@ def _ffn(parts: _Parts, block: Block) -> Any:
     return parts.module.FfnBlock(
         norm,
         gate.of(parts.module, parts.at, parts.floats),
-        parts.experts(ffn.experts),
+        parts.experts(ffn.experts, number),
         None if ffn.shared is None else parts.experts(ffn.shared),
         parts.floats(None if ffn.shared_gate is None else ffn.shared_gate.weight),
         post_norm,

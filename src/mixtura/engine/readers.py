@@ -9,11 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mixtura.engine.kv_cache import KVKind, check_context
+from mixtura.engine.kv_cache import KVKind, check_context, has_packed_weights
 from mixtura.engine.runner import Runner, as_decoder, evaluating
 from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder, DecoderOutput, KVCache, LanguageModel
-from mixtura.packed import PackedLinear
 
 
 class Reader(Protocol):
@@ -87,8 +86,3 @@ def reader_for(model: LanguageModel, capacity: int | None, kv: KVKind | None) ->
     if kv is not None or has_packed_weights(decoder):
         return OneSlot(Runner.of(decoder, 1, capacity, kv or "bf16"))
     return WholeModel(decoder, capacity)
-
-
-def has_packed_weights(decoder: Decoder) -> bool:
-    """Whether its projections are computed from packed weights."""
-    return any(isinstance(module, PackedLinear) for module in decoder.modules())

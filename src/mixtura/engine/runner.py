@@ -16,7 +16,7 @@ from mixtura.engine.kv_cache import Cache, CachePlan, KVKind
 from mixtura.engine.long_texts import LongTexts
 from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program, why_not
-from mixtura.engine.steps import Rows, Steps
+from mixtura.engine.steps import Routes, Rows, Steps
 from mixtura.errors import ConfigError
 from mixtura.kernels.native import native
 from mixtura.kernels.phase import Phase
@@ -75,12 +75,14 @@ class Runner:
         position_R: Tensor,
         phase: Phase,
         asked_N: Tensor | None = None,
+        routes: Routes | None = None,
     ) -> Tensor:
         """logits_NV, fp32, of the rows numbered `asked_N`, by default all; all int64, on the CPU.
 
         A row sees what its slot holds before its position, and the rows of its slot that come with
         it. A slot's rows stand in the order of their positions; what lies behind is forgotten when
-        it is written anew. Raises ConfigError for a row outside the cache or the vocabulary.
+        it is written anew. `verify` gives a packed model's rows bit for bit as `decode` does one
+        after the other. Raises ConfigError for a row outside the cache or the vocabulary.
         """
         # Native programs read them by their address.
         token_R, slot_R, position_R = (of_R.contiguous() for of_R in (token_R, slot_R, position_R))
@@ -90,8 +92,10 @@ class Runner:
             if self._texts is None:
                 rows = Rows(token_R, slot_R, position_R, position_R)
             else:
+                if phase == "verify":
+                    self._texts.check_one_kind(slot_R, position_R)
                 rows = self._turned(self._texts, token_R, slot_R, position_R)
-            return self._steps(rows, phase, asked_N)
+            return self._steps(rows, phase, asked_N, routes)
 
     def _turned(
         self, texts: LongTexts, token_R: Tensor, slot_R: Tensor, position_R: Tensor

@@ -5,7 +5,7 @@ R rows, N rows asked for, D width, E experts, V vocabulary.
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,11 +68,11 @@ class Program:
             self._program.add(attention, _ffn(parts, number, block))
         self._held = parts.held
         self.experts = parts.experts_of
-        self._routed = tuple(
-            _Routed(number, block.ffn.router.num_experts, block.ffn.router.top_k)
-            for number, block in enumerate(decoder.blocks)
-            if isinstance(block, Block) and isinstance(block.ffn, MoE)
-        )
+        ffns = [block.get_submodule("ffn") for block in decoder.blocks]
+        routers = {n: ffn.router for n, ffn in enumerate(ffns) if isinstance(ffn, MoE)}
+        self._routed = [(number, router.num_experts) for number, router in routers.items()]
+        # A pyramid changes the number of experts alone, so layers lie one behind the other.
+        self._top_k = max((router.top_k for router in routers.values()), default=0)
         (first, *_) = angles.by_base.values()
         self._num_angles = len(first.cos_SC)
 
@@ -103,45 +103,27 @@ class Program:
         return logits_NV
 
     def _step_routed(self, given: tuple[Any, ...], rows: int, routes: Routes) -> None:
-        # One piece of memory, in which layer follows layer.
-        sizes = [rows * one.top_k for one in self._routed]
-        expert_N = torch.empty(sum(sizes), dtype=torch.int64)
-        weight_N = torch.empty(sum(sizes))
-        of_layers = zip(self._routed, expert_N.split(sizes), weight_N.split(sizes), strict=True)
-        chosen = {
-            one.layer: Chosen(
-                one.layer,
-                one.num_experts,
-                layer_expert_N.view(rows, one.top_k),
-                layer_weight_N.view(rows, one.top_k),
-            )
-            for one, layer_expert_N, layer_weight_N in of_layers
-        }
+        expert_LRK = torch.empty(len(self._routed), rows, self._top_k, dtype=torch.int64)
+        weight_LRK = torch.empty(expert_LRK.shape)
+        of_layers = zip(self._routed, expert_LRK.unbind(), weight_LRK.unbind(), strict=True)
+        routes.chosen = tuple(Chosen(*one, *rest) for one, *rest in of_layers)
         limit_R = None if routes.limit_R is None else routes.limit_R.contiguous()
         assert limit_R is None or (limit_R.shape == (rows,) and limit_R.dtype == torch.int64)
         self._program.step_routed(
             *given,
-            expert_N.data_ptr(),
-            weight_N.data_ptr(),
+            expert_LRK.data_ptr(),
+            weight_LRK.data_ptr(),
             0 if limit_R is None else limit_R.data_ptr(),
-            _of_layer(routes.between, chosen),
+            None if routes.between is None else _by_number(routes.between, routes.chosen),
         )
-        routes.chosen = tuple(chosen.values())
 
 
-class _Routed(NamedTuple):
-    """A layer that routes."""
-
-    layer: int
-    num_experts: int
-    top_k: int
-
-
-def _of_layer(
-    between: Callable[[Chosen], None] | None, chosen: dict[int, Chosen]
-) -> Callable[[int], None] | None:
-    """As the compiled module calls it, by the number of a layer."""
-    return None if between is None else lambda layer: between(chosen[layer])
+def _by_number(
+    between: Callable[[Chosen], None], chosen: tuple[Chosen, ...]
+) -> Callable[[int], None]:
+    """As the compiled module calls it."""
+    of_layer = {one.layer: one for one in chosen}
+    return lambda layer: between(of_layer[layer])
 
 
 def why_not(decoder: Decoder) -> str | None:

@@ -112,6 +112,23 @@ def test_block_order_stands_once() -> None:
     assert calls_of(norms) == {"models/decoder.py"}
 
 
+def files_that_call(*functions: str) -> set[str]:
+    """The package's files that call a function by one of these names, as `State.empty`."""
+    return {
+        place.partition(":")[0].removeprefix("src/mixtura/")
+        for place, node in nodes()
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in functions
+    }
+
+
+def test_sequence_state_stands_once() -> None:
+    # Keys and values are allocated by one module, which plans and readers alone ask for them.
+    assert files_that_call("LayerKV.empty", "KVLayer", "LatentLayer") == {"models/state.py"}
+    assert files_that_call("State.empty") == {"engine/kv_cache.py", "engine/readers.py"}
+    # One op gets what a layer keeps as tensors, and makes it whole again.
+    assert files_that_call("LayerKV") == {"kernels/cached_attention/cpu.py"}
+
+
 def test_nothing_probes_with_hasattr() -> None:
     assert not [
         place

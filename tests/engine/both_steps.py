@@ -12,13 +12,13 @@ from tests.engine.tiny_families import FAMILIES, HEADS, MOE
 from torch import Tensor
 
 from mixtura.engine.angles import AngleTables
-from mixtura.engine.kv_cache import Cache, CachePlan, KVKind
+from mixtura.engine.kv_cache import CachePlan, KVKind
 from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program
 from mixtura.engine.steps import Rows, Steps
 from mixtura.kernels.native import InstructionSet, instruction_sets
 from mixtura.kernels.phase import Phase
-from mixtura.models import Decoder
+from mixtura.models import Decoder, State
 from mixtura.moe.routers import LinearRouter
 
 SETS = cast("tuple[InstructionSet, ...]", instruction_sets())
@@ -69,11 +69,11 @@ def with_choosing_biases(decoder: Decoder) -> Decoder:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both, each with a cache of its own."""
+    """Both, each with a state of its own."""
 
     program: Steps
     modules: Steps
-    caches: tuple[Cache, Cache]
+    states: tuple[State, State]
 
     def assert_equal(self, rows: Rows, phase: Phase, bound: float | None = None) -> None:
         """The rows' logits are nearly the same; whatever comes next begins from one cache again."""
@@ -81,9 +81,11 @@ class Pair:
         with torch.inference_mode():
             found_NV = self.program(rows, phase, everything_N)
             expected_NV = self.modules(rows, phase, everything_N)
-            for mine, other in zip(*(cache.layers for cache in self.caches), strict=True):
+            for mine, other in zip(*(state.layers for state in self.states), strict=True):
                 parts = ("keys", "values", "key_scales", "value_scales")
-                for found, into in ((getattr(of, part) for of in (mine, other)) for part in parts):
+                for found, into in (
+                    (getattr(of.kv, part) for of in (mine, other)) for part in parts
+                ):
                     if found is not None:
                         into.copy_(found)
         difference_N = (found_NV - expected_NV).abs().amax(1) / expected_NV.abs().max()
@@ -95,9 +97,9 @@ class Pair:
 
 def pair(decoder: Decoder, kv: KVKind = "fp32", slots: int = 4) -> Pair:
     plan = CachePlan(decoder.config, slots, 48, kv)
-    angles, caches = AngleTables.of(decoder.config, 48), (plan.allocate(), plan.allocate())
-    program = Program(decoder, caches[0], angles)
-    return Pair(program, ModuleSteps(decoder, caches[1], angles), caches)
+    angles, states = AngleTables.of(decoder.config, 48), (plan.allocate(), plan.allocate())
+    program = Program(decoder, states[0], angles)
+    return Pair(program, ModuleSteps(decoder, states[1], angles), states)
 
 
 def some_tokens(count: int, seed: int = 0) -> Tensor:

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from mixtura.engine.angles import AngleTables
 from mixtura.engine.attending import Attending, attending_of, taken
-from mixtura.engine.kv_cache import Cache
 from mixtura.engine.steps import Chosen, Routes, Rows
 from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import LayerKV
 from mixtura.kernels.phase import Phase, in_phase
 from mixtura.kernels.row_linear import rows_alone
-from mixtura.models import Decoder
+from mixtura.models import Decoder, State
 from mixtura.models.decoder import Block
 from mixtura.models.rotary import Rotary
 from mixtura.moe import MoE
@@ -84,9 +83,11 @@ class ModuleSteps:
     Raises ConfigError for `Routes` that limit experts or are called between layers.
     """
 
-    def __init__(self, decoder: Decoder, cache: Cache, angles: AngleTables) -> None:
+    def __init__(self, decoder: Decoder, state: State, angles: AngleTables) -> None:
         self._decoder, self._angles = decoder, angles
-        self._layers = [Layer.of(decoder, number, kept) for number, kept in enumerate(cache.layers)]
+        self._layers = [
+            Layer.of(decoder, number, kept.kv) for number, kept in enumerate(state.layers)
+        ]
 
     def __call__(
         self, rows: Rows, phase: Phase, asked_N: Tensor, routes: Routes | None = None

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mixtura.engine.angles import AngleTables
-from mixtura.engine.kv_cache import Cache
 from mixtura.engine.program_gate import gate_of
 from mixtura.engine.steps import Chosen, Routes, Rows
 from mixtura.kernels.cached_attention import cache_of
 from mixtura.kernels.native import InstructionSet, native, number_of
 from mixtura.kernels.packed.experts import ACTIVATIONS
 from mixtura.kernels.phase import PHASES, Phase
-from mixtura.models import Decoder
+from mixtura.models import Decoder, State
 from mixtura.models.attention import Attention, SinkAttention
 from mixtura.models.decoder import Block
 from mixtura.models.norms import UnitOffsetRMSNorm
@@ -41,7 +40,7 @@ class Program:
     def __init__(
         self,
         decoder: Decoder,
-        cache: Cache,
+        state: State,
         angles: AngleTables,
         kernels: InstructionSet = "auto",
     ) -> None:
@@ -49,7 +48,7 @@ class Program:
         assert reason is None, reason
         module = native()
         assert module is not None, "the reason would have been this"
-        self._vocabulary, self._cache = decoder.config.vocabulary, cache
+        self._vocabulary, self._state = decoder.config.vocabulary, state
         self._set = number_of(kernels)
         parts = _Parts(module)
         scales = decoder.config.multipliers
@@ -61,7 +60,7 @@ class Program:
             parts.linear(decoder.head),
             scales.logits,
         )
-        self._caches = [cache_of(module, layer) for layer in cache.layers]
+        self._caches = [cache_of(module, layer.kv) for layer in state.layers]
         for number, (block, kept) in enumerate(zip(decoder.blocks, self._caches, strict=True)):
             assert isinstance(block, Block), "a decoder has nothing else"
             attention = _attention(parts, decoder, number, block, kept, angles)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mixtura.engine.kv_cache import KVKind, check_context, has_packed_weights
 from mixtura.engine.runner import Runner, as_decoder, evaluating
 from mixtura.kernels.phase import Phase
-from mixtura.models import Decoder, DecoderOutput, KVCache, LanguageModel
+from mixtura.models import Decoder, DecoderOutput, LanguageModel, State
 
 
 class Reader(Protocol):
@@ -33,7 +33,7 @@ class Reader(Protocol):
 
 
 class WholeModel:
-    """The decoder's own forward pass and cache: torch's attention over one sequence.
+    """The decoder's own forward pass and state: torch's attention over one sequence.
 
     In bf16 it rounds where `models` does, so its tokens are those of the model itself.
     """
@@ -41,19 +41,17 @@ class WholeModel:
     def __init__(self, decoder: Decoder, capacity: int) -> None:
         weight = decoder.head.weight
         self.decoder, self.capacity = decoder, capacity
-        self._cache = KVCache.empty(decoder.config, 1, capacity, weight.dtype, weight.device)
+        self._state = State.empty(decoder.config, 1, capacity, weight.dtype, weight.device)
         self._device = weight.device
 
     def expect(self, length: int) -> None:
         """Its decoder looks at the positions that it is given, and reads again by itself."""
 
     def read(self, tokens: Sequence[int], start: int, phase: Phase) -> Tensor:
-        # An interruption may have left new keys in some layers and not in the others.
-        for layer in self._cache.layers:
-            layer.length = start
+        self._state.length = start
         with evaluating(self.decoder), torch.inference_mode():
             tokens_BS = torch.tensor([tokens], device=self._device)
-            output: DecoderOutput = self.decoder(tokens_BS, cache=self._cache)
+            output: DecoderOutput = self.decoder(tokens_BS, state=self._state)
             return output.logits_BSV[0, -1].float().cpu()
 
 

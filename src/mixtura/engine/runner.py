@@ -1,4 +1,4 @@
-"""A decoder and its cache: steps of rows of any mix of sequences.
+"""A decoder and its state: steps of rows of any mix of sequences.
 
 R rows, N rows whose logits are asked for, L positions of a slot, V vocabulary.
 """
@@ -12,24 +12,23 @@ import torch
 from torch import Tensor
 
 from mixtura.engine.angles import AngleTables
-from mixtura.engine.kv_cache import Cache, CachePlan, KVKind
-from mixtura.engine.long_texts import LongTexts
+from mixtura.engine.kv_cache import CachePlan, KVKind
 from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program, why_not
 from mixtura.engine.steps import Routes, Rows, Steps
 from mixtura.errors import ConfigError
 from mixtura.kernels.native import native
 from mixtura.kernels.phase import Phase
-from mixtura.models import Decoder, LanguageModel
+from mixtura.models import Decoder, LanguageModel, State
+from mixtura.models.long_texts import LongTexts
 from mixtura.packed import PackedLinear
-from mixtura.shapes.rope import LongRopeScaling
 
 # How many rows of a prompt are read at a time, counted from its beginning.
 CHUNK = 512
 
 
 class Runner:
-    """Steps of a decoder over its own cache of several sequences, each in a slot.
+    """Steps of a decoder over its own state of several sequences, each in a slot.
 
     In packed models a row's result depends on that row, what its slot holds and the phase alone. In
     others the products of torch may add in another order when other rows come along.
@@ -43,13 +42,10 @@ class Runner:
         """
         _check_model(decoder)
         self.decoder, self.plan = decoder, plan
-        self.cache = plan.allocate()
+        self.state = plan.allocate()
         angles = AngleTables.of(decoder.config, plan.context)
-        self._steps = _steps_of(decoder, self.cache, angles, fused)
-        scaling = decoder.config.attention.rope_scaling
-        self._texts = None
-        if isinstance(scaling, LongRopeScaling):
-            self._texts = LongTexts(scaling.original_context, plan.slots, plan.context)
+        self._steps = _steps_of(decoder, self.state, angles, fused)
+        self._texts = self.state.texts
 
     @classmethod
     def of(
@@ -166,10 +162,10 @@ def _check_model(decoder: Decoder) -> None:
         raise ConfigError(reason)
 
 
-def _steps_of(decoder: Decoder, kept: Cache, angles: AngleTables, fused: bool | None) -> Steps:
+def _steps_of(decoder: Decoder, state: State, angles: AngleTables, fused: bool | None) -> Steps:
     reason = "nobody asked for it" if fused is False else why_not(decoder)
     if reason is None:
-        return Program(decoder, kept, angles)
+        return Program(decoder, state, angles)
     if fused:
         raise ConfigError(
             f"fused=True, and no program expresses this decoder: {reason}; leave it out to run "
@@ -177,7 +173,7 @@ def _steps_of(decoder: Decoder, kept: Cache, angles: AngleTables, fused: bool | 
         )
     if fused is None and native() is not None and isinstance(decoder.head, PackedLinear):
         _say_once(reason)
-    return ModuleSteps(decoder, kept, angles)
+    return ModuleSteps(decoder, state, angles)
 
 
 @cache

@@ -1,9 +1,9 @@
-"""LongRoPE in a cache of many sequences: whose keys were turned by which factors.
+"""LongRoPE in a state of many sequences: whose keys were turned by which factors.
 
 A text beyond the original context turns all its keys by other factors than a shorter one, so when
 it comes to pass that length, what the cache holds of it has to be read again.
 
-R rows, L positions of a slot.
+R rows, N new positions of each slot, L positions of a slot.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,29 @@ from mixtura.errors import ConfigError
 class LongTexts:
     """The text in each slot: its tokens, and how its keys were turned."""
 
-    def __init__(self, original_context: int, slots: int, context: int) -> None:
+    def __init__(
+        self, original_context: int, slots: int, context: int, device: torch.device | None = None
+    ) -> None:
         self._original, self._context = original_context, context
-        self._token_SL = torch.zeros(slots, context, dtype=torch.int64)
-        self._long_S = torch.zeros(slots, dtype=torch.bool)
+        self.token_SL = torch.zeros(slots, context, dtype=torch.int64, device=device)
+        self._long_S = torch.zeros(slots, dtype=torch.bool, device=device)
         self._expected = [0] * slots
-        # Slots that hold keys of both kinds, since someone interrupted the reading.
+        # Slots that hold keys of both kinds, since an interruption ended the reading.
         self._mixed: set[int] = set()
+
+    def to_read_whole(self, token_SN: Tensor, start: int) -> bool:
+        """Before a pass over all slots at once: whether it has to begin at the first position."""
+        end = start + token_SN.shape[1]
+        self.token_SL[:, start:end] = token_SN
+        long = end > self._original
+        anew = start > 0 and (bool(self._mixed) or bool(self._long_S[0]) != long)
+        self._long_S.fill_(long)
+        self._mixed = set(range(len(self._expected))) if anew else set()
+        return anew
+
+    def end_pass(self) -> None:
+        """Every layer holds the keys of the pass."""
+        self._mixed.clear()
 
     def expect(self, slot: int, length: int) -> None:
         """A text that will have `length` tokens at least is turned so from its beginning."""
@@ -49,14 +65,14 @@ class LongTexts:
 
         A slot counts as read once the next one is asked for.
         """
-        self._token_SL[slot_R, position_R] = token_R
+        self.token_SL[slot_R, position_R] = token_R
         for slot, (start, end) in _spans(slot_R, position_R).items():
             long = max(end, self._expected[slot]) > self._original
             anew = slot in self._mixed or bool(self._long_S[slot]) != long
             self._long_S[slot] = long
             if start > 0 and anew:
                 self._mixed.add(slot)
-                yield slot, self._token_SL[slot, :start]
+                yield slot, self.token_SL[slot, :start]
             self._mixed.discard(slot)
 
     def angle(self, slot_R: Tensor, position_R: Tensor) -> Tensor:

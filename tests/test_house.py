@@ -129,6 +129,30 @@ def test_sequence_state_stands_once() -> None:
     assert files_that_call("LayerKV") == {"kernels/cached_attention/cpu.py"}
 
 
+def test_generation_loop_stands_once() -> None:
+    # Logits become the next token in one place, whoever asks for text.
+    drawing = files_importing("mixtura.engine.choosing", "choose")
+    assert drawing == {"engine/scheduler.py"}
+    # And one place moves a sequence on: the others begin sequences and let it advance.
+    assert files_that_call("one.take") == {"engine/scheduler.py"}
+    assert files_that_call("Sequence.of") == {
+        "engine/batch.py",
+        "engine/generate.py",
+        "engine/many.py",
+    }
+
+
+def files_importing(module: str, name: str) -> set[str]:
+    """The package's files that import a name from a module."""
+    return {
+        place.partition(":")[0].removeprefix("src/mixtura/")
+        for place, node in nodes()
+        if isinstance(node, ast.ImportFrom)
+        and node.module == module
+        and any(alias.name == name for alias in node.names)
+    }
+
+
 def test_nothing_probes_with_hasattr() -> None:
     assert not [
         place

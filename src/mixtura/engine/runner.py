@@ -4,9 +4,10 @@ R rows, N rows whose logits are asked for, L positions of a slot, V vocabulary.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +23,20 @@ from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder, LanguageModel, State
 from mixtura.models.long_texts import LongTexts
 from mixtura.packed import PackedLinear
+from mixtura.shapes import DecoderShape
 
 # How many rows of a prompt are read at a time, counted from its beginning.
 CHUNK = 512
+
+
+class Part(NamedTuple):
+    """Tokens of one slot that a step reads, from a position on."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    asked: bool
+    """whether the logits after the last of them are wanted"""
 
 
 class Runner:
@@ -56,6 +68,19 @@ class Runner:
         context = decoder.config.context if context is None else context
         return cls(decoder, CachePlan(decoder.config, slots, context, kv))
 
+    @property
+    def shape(self) -> DecoderShape:
+        return self.plan.shape
+
+    @property
+    def slots(self) -> int:
+        return self.plan.slots
+
+    @property
+    def context(self) -> int:
+        """Positions of each slot."""
+        return self.plan.context
+
     def expect(self, slot: int, length: int) -> None:
         """Say that the text in this slot will have at least `length` tokens.
 
@@ -63,6 +88,28 @@ class Runner:
         """
         if self._texts is not None:
             self._texts.expect(slot, length)
+
+    def read(self, parts: Sequence[Part], phase: Phase) -> Tensor:
+        """logits_NV, fp32, after each part that asks for them; see `step`."""
+        # Lists, each made a tensor once: an operation of torch on a few numbers takes 20 us between
+        # two steps that have swept the processor's caches.
+        tokens_R: list[int] = []
+        slots_R: list[int] = []
+        positions_R: list[int] = []
+        asked_N: list[int] = []
+        for slot, start, tokens, asked in parts:
+            slots_R += [slot] * len(tokens)
+            positions_R += range(start, start + len(tokens))
+            tokens_R += tokens
+            if asked:
+                asked_N.append(len(tokens_R) - 1)
+        return self.step(
+            torch.tensor(tokens_R),
+            torch.tensor(slots_R),
+            torch.tensor(positions_R),
+            phase,
+            torch.tensor(asked_N, dtype=torch.int64),
+        )
 
     def step(
         self,
@@ -106,23 +153,19 @@ class Runner:
                 self._steps(again, "prefill", nothing_N)
         return Rows(token_R, slot_R, position_R, texts.angle(slot_R, position_R))
 
-    def check_tokens(self, token_R: Tensor) -> None:
-        """Raises ConfigError for a token outside the vocabulary."""
-        remedy = "the model's vocabulary; encode with its own tokenizer"
-        _check_bounds("token", token_R, self.decoder.config.vocabulary, remedy)
-
     def _check(self, token_R: Tensor, slot_R: Tensor, position_R: Tensor) -> None:
-        self.check_tokens(token_R)
+        remedy = "the model's vocabulary; encode with its own tokenizer"
+        # For a few rows Python's min and max are faster than torch's reductions.
+        check_bounds("token", token_R.tolist(), self.decoder.config.vocabulary, remedy)
         sized = "as the cache was sized; size it for more"
-        _check_bounds("slot", slot_R, self.plan.slots, sized)
-        _check_bounds("position", position_R, self.plan.context, sized)
+        check_bounds("slot", slot_R.tolist(), self.plan.slots, sized)
+        check_bounds("position", position_R.tolist(), self.plan.context, sized)
 
 
-def _check_bounds(name: str, of_R: Tensor, bound: int, remedy: str) -> None:
-    if not len(of_R):
+def check_bounds(name: str, numbers: Sequence[int], bound: int, remedy: str) -> None:
+    """Raises ConfigError for a number outside 0..bound - 1."""
+    if not numbers:
         return
-    # Of a few numbers a list tells it sooner than torch.
-    numbers = of_R.tolist()
     low, high = min(numbers), max(numbers)
     if low < 0 or high >= bound:
         wrong = low if low < 0 else high

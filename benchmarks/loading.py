@@ -24,7 +24,7 @@ import torch
 
 from mixtura.checkpoints.hf.saving import save_model
 from mixtura.checkpoints.loading import load_model
-from mixtura.models import Decoder, DecoderConfig, KVCache
+from mixtura.models import Decoder, DecoderConfig, State
 from mixtura.models.blueprint import without_weights
 from mixtura.shapes.families import family_named
 from mixtura.tensor_files.digests import FILE as DIGESTS
@@ -82,9 +82,9 @@ def ours(folder: Path) -> None:
 
 
 def first_token(decoder: Decoder) -> None:
-    cache = KVCache.empty(decoder.config, 1, 64, torch.bfloat16)
+    state = State.empty(decoder.config, 1, 64, torch.bfloat16)
     with torch.inference_mode():
-        decoder(torch.tensor(PROMPT), None, cache).logits_BSV[0, -1].argmax().item()
+        decoder(torch.tensor(PROMPT), None, state).logits_BSV[0, -1].argmax().item()
 
 
 def theirs(folder: Path) -> None:

@@ -130,6 +130,64 @@ def test_benchmarks_alone_measure_limits() -> None:
     assert not [path for path in users if not path.is_relative_to(PACKAGE / "bench")]
 
 
+def calls_of(names: set[str]) -> set[str]:
+    """The package's files that call something of these names."""
+    return {
+        place.partition(":")[0].removeprefix("src/mixtura/")
+        for place, node in nodes()
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in names
+    }
+
+
+def test_block_order_stands_once() -> None:
+    # Who calls a block's norms knows in which order a block computes.
+    norms = {"attention_norm", "attention_post_norm", "ffn_norm", "ffn_post_norm"}
+    assert calls_of(norms) == {"models/decoder.py"}
+
+
+def files_that_call(*functions: str) -> set[str]:
+    """The package's files that call a function by one of these names, as `State.empty`."""
+    return {
+        place.partition(":")[0].removeprefix("src/mixtura/")
+        for place, node in nodes()
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in functions
+    }
+
+
+def test_sequence_state_stands_once() -> None:
+    # Keys and values are allocated by one module, which plans and readers alone ask for them.
+    assert files_that_call("LayerKV.empty", "KVLayer", "LatentLayer") == {"models/state.py"}
+    assert files_that_call("State.empty") == {"engine/kv_cache.py", "engine/readers.py"}
+    # One op gets what a layer keeps as tensors, and makes it whole again.
+    assert files_that_call("LayerKV") == {"kernels/cached_attention/cpu.py"}
+
+
+def test_generation_loop_stands_once() -> None:
+    # Logits become the next token in one place, whoever asks for text.
+    drawing = files_importing("mixtura.engine.choosing", "choose")
+    assert drawing == {"engine/scheduler.py"}
+    # And one place moves a sequence on: the others begin sequences and let it advance.
+    assert files_that_call("one.take") == {"engine/scheduler.py"}
+    assert files_that_call("Sequence.of") == {
+        "engine/batch.py",
+        "engine/generate.py",
+        "engine/many.py",
+    }
+
+
+def files_importing(module: str, name: str) -> set[str]:
+    """The package's files that import a name from a module."""
+    return {
+        place.partition(":")[0].removeprefix("src/mixtura/")
+        for place, node in nodes()
+        if isinstance(node, ast.ImportFrom)
+        and node.module == module
+        and any(alias.name == name for alias in node.names)
+    }
+
+
 def test_nothing_probes_with_hasattr() -> None:
     assert not [
         place

@@ -139,7 +139,7 @@ class Attention {
 bool in_tiles(const AttentionPlan& plan, const LayerCache& cache, int heads, InstructionSet set) {
   if (set != InstructionSet::amx || cache.kept == Kept::fp32) return false;
   const int worth = cache.kept == Kept::bf16 ? 2 : 8;
-  return plan.phase() == Phase::prefill || heads >= worth * cache.kv_heads;
+  return reads_prompts(plan.phase()) || heads >= worth * cache.kv_heads;
 }
 
 }  // namespace
@@ -169,7 +169,7 @@ Scratch attention_scratch(const AttentionPlan& plan, const LayerCache& cache, in
   }
 #endif
   (void)set;
-  Own::in(own, most, cache, plan.phase() == Phase::prefill);
+  Own::in(own, most, cache, reads_prompts(plan.phase()));
   return {shared.used(), own.used()};
 }
 
@@ -199,7 +199,7 @@ void attend(Team& team, const AttentionPlan& plan, const LayerCache& cache, cons
   float* partials = shared_carver.take<float>(Results::floats(plan, cache, queries.heads));
   const Results results(plan, cache, rows, queries, partials);
   const int most = plan.most_rows() * (queries.heads / cache.kv_heads);
-  const bool prefill = plan.phase() == Phase::prefill;
+  const bool prefill = reads_prompts(plan.phase());
   const int64_t pieces = static_cast<int64_t>(plan.pieces().size());
   const int64_t total = pieces * cache.kv_heads;
   // Head by head in decode, as the cache lies; in prefill the longest pieces of all heads first.

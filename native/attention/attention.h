@@ -71,7 +71,7 @@ struct Queries {
 class AttentionPlan {
  public:
   // `rows` rows from `row` on that share a slot, and the positions begin..end-1 that this piece
-  // goes through: one split of one row in decode, all that any of the rows sees in prefill.
+  // goes through: one split of one row in decode and verify, all that any of the rows sees in prefill.
   struct Piece {
     int row, rows;
     int64_t begin, end;

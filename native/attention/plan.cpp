@@ -17,13 +17,20 @@ void AttentionPlan::make(const TokenRows& rows, const Queries& queries, int kv_h
   partials_ = 0;
   most_rows_ = 0;
   pieces_.clear();
-  if (phase == Phase::decode) {
+  if (!reads_prompts(phase)) {
     const int64_t counted = int64_t{rows.count} * kv_heads;
     if (counted > counted_) {
       left_ = std::make_unique<std::atomic<int>[]>(counted);
       counted_ = counted;
     }
     for (int row = 0; row < rows.count; ++row) split_row(rows, queries, row);
+    if (phase == Phase::verify) {
+      // Rows of one sequence read the same splits, which then stay in the cache between them.
+      std::stable_sort(pieces_.begin(), pieces_.end(), [&](const Piece& a, const Piece& b) {
+        const int64_t one = rows.slot[a.row], other = rows.slot[b.row];
+        return one != other ? one < other : a.begin / kSplit < b.begin / kSplit;
+      });
+    }
   } else {
     gather_rows(rows, queries);
   }

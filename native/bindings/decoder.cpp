@@ -1,6 +1,8 @@
 // The fused step's part of the module: see native.cpp. Who adds a layer keeps its tensors alive.
 #include "bindings/decoder.h"
 
+#include <stdexcept>
+
 #include "bindings/address.h"
 #include "bindings/attention.h"
 #include "decoder/decoder.h"
@@ -22,10 +24,10 @@ void bind_parts(nb::module_& module) {
         new (self) Linear{{at<const uint8_t>(tiles), outputs, inputs, bits}, at<const float>(bias)};
       });
   nb::class_<Experts>(module, "Experts")
-      .def("__init__", [](Experts* self, uintptr_t tiles, int64_t stride, int64_t num_experts,
-                          int width, int expert_width, int bits, int activation, uintptr_t bias_in,
+      .def("__init__", [](Experts* self, uintptr_t table, int64_t num_experts, int width,
+                          int expert_width, int bits, int activation, uintptr_t bias_in,
                           uintptr_t bias_out) {
-        new (self) Experts{at<const uint8_t>(tiles), stride, num_experts, width, expert_width, bits,
+        new (self) Experts{at<const uint8_t* const>(table), num_experts, width, expert_width, bits,
                            static_cast<Activation>(activation), at<const float>(bias_in),
                            at<const float>(bias_out)};
       });
@@ -62,9 +64,9 @@ void bind_blocks(nb::module_& module) {
          nb::arg("shared_gate"), nb::arg("post_norm"));
 }
 
-void step(Program& program, const GivenCache& cache, int64_t angles, uintptr_t token, int64_t rows,
-          uintptr_t slot, uintptr_t position, uintptr_t angle, uintptr_t asked, int64_t asked_count,
-          int phase, int set, uintptr_t logits) {
+StepRows rows_of(const Program& program, const GivenCache& cache, int64_t angles, uintptr_t token,
+                 int64_t rows, uintptr_t slot, uintptr_t position, uintptr_t angle,
+                 uintptr_t asked, int64_t asked_count, int phase) {
   const StepRows given{cache.rows(rows, slot, position), at<const int64_t>(angle),
                        at<const int64_t>(token), at<const int64_t>(asked),
                        static_cast<int>(asked_count), static_cast<Phase>(phase)};
@@ -73,7 +75,36 @@ void step(Program& program, const GivenCache& cache, int64_t angles, uintptr_t t
     check_index("token", given.token[row], program.vocabulary());
   }
   for (int i = 0; i < given.asked_count; ++i) check_index("asked row", given.asked[i], rows);
-  program.step(given, static_cast<InstructionSet>(set), at<float>(logits));
+  return given;
+}
+
+void step(Program& program, const GivenCache& cache, int64_t angles, uintptr_t token, int64_t rows,
+          uintptr_t slot, uintptr_t position, uintptr_t angle, uintptr_t asked, int64_t asked_count,
+          int phase, int set, uintptr_t logits) {
+  const StepRows given = rows_of(program, cache, angles, token, rows, slot, position, angle, asked,
+                                 asked_count, phase);
+  program.step(given, {}, static_cast<InstructionSet>(set), at<float>(logits));
+}
+
+// As `step`, with a say in routing; `between` is None, or called with the number of a layer.
+void step_routed(Program& program, const GivenCache& cache, int64_t angles, uintptr_t token,
+                 int64_t rows, uintptr_t slot, uintptr_t position, uintptr_t angle,
+                 uintptr_t asked, int64_t asked_count, int phase, int set, uintptr_t logits,
+                 uintptr_t expert, uintptr_t weight, uintptr_t limit, const nb::object& between) {
+  const StepRows given = rows_of(program, cache, angles, token, rows, slot, position, angle, asked,
+                                 asked_count, phase);
+  Routes routes{at<int64_t>(expert), at<float>(weight), at<const int64_t>(limit), {}};
+  for (int row = 0; routes.limit != nullptr && row < given.rows.count; ++row) {
+    if (routes.limit[row] < 1) throw std::out_of_range("a limit of experts must be 1 or more");
+  }
+  if (!between.is_none()) {
+    routes.between = [&between](int layer) {
+      nb::gil_scoped_acquire held;
+      between(layer);
+    };
+  }
+  nb::gil_scoped_release released;
+  program.step(given, routes, static_cast<InstructionSet>(set), at<float>(logits));
 }
 
 }  // namespace
@@ -89,7 +120,10 @@ void bind_decoder(nb::module_& module) {
       .def("add", [](Program& program, const AttentionBlock& attention, const FfnBlock& ffn) {
         program.add({attention, ffn});
       })
-      .def("step", &step, nb::call_guard<nb::gil_scoped_release>());
+      .def("step", &step, nb::call_guard<nb::gil_scoped_release>())
+      .def("step_routed", &step_routed, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+           nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+           nb::arg(), nb::arg(), nb::arg().none());
 }
 
 }  // namespace mixtura

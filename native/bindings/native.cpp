@@ -36,7 +36,9 @@ void run_experts(uintptr_t x, int64_t tokens, uintptr_t token, uintptr_t expert,
                  int64_t rows, uintptr_t tiles, int64_t stride, int64_t num_experts, int width,
                  int expert_width, int bits, int activation, uintptr_t bias_in, uintptr_t bias_out,
                  int phase, int set, uintptr_t out) {
-  const Experts layer{at<const uint8_t>(tiles), stride, num_experts, width, expert_width, bits,
+  std::vector<const uint8_t*> table(num_experts);
+  for (int64_t i = 0; i < num_experts; ++i) table[i] = at<const uint8_t>(tiles) + i * stride;
+  const Experts layer{table.data(), num_experts, width, expert_width, bits,
                       static_cast<Activation>(activation), at<const float>(bias_in),
                       at<const float>(bias_out)};
   const Routed routed{at<const int64_t>(token), at<const int64_t>(expert), at<const float>(weight),

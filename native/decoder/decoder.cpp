@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
+#include <string>
+#include <utility>
 
 #include "decoder/embedding.h"
 
@@ -10,9 +13,11 @@ namespace mixtura {
 // One thread's part in a step.
 class Step {
  public:
-  Step(const Program& program, const StepRows& given, InstructionSet set, float* logits)
-      : program_(program), given_(given), asked_(program.asked_), set_(set), logits_(logits),
-        kernels_(attention_kernels(set)) {}
+  Step(Program& program, const StepRows& given, const Routes& routes, InstructionSet set,
+       float* logits)
+      : program_(program), given_(given), routes_(routes), asked_(program.asked_), set_(set),
+        logits_(logits), kernels_(attention_kernels(set)), kept_expert_(routes.expert),
+        kept_weight_(routes.weight) {}
 
   void take_shared(Carver& carver);
   void take_own(Carver& carver);
@@ -30,25 +35,32 @@ class Step {
   }
 
   void norm_rows(const Team& team, const Norm& norm);
-  void attention(Team& team, const AttentionBlock& block, bool last);
+  void attention(Team& team, const AttentionBlock& block);
   void turn_queries(const Team& team, const AttentionBlock& block, bool some);
   void keep_rows(const Team& team, const AttentionBlock& block);
   void turn_head(const AttentionBlock& block, const Norm& norm, const float* all, int64_t offset,
                  float factor, int64_t angle, float* out) const;
-  void ffn(Team& team, const FfnBlock& block);
+  bool ffn(Team& team, const FfnBlock& block, int layer);
   void route(Team& team, const Gate& gate);
+  bool between(Team& team, const FfnBlock& block, int layer);
+  void check_choices(const FfnBlock& block) const;
+  void leave_others(Team& team);
   void add_branch(int64_t number, const Norm& post);
   void add_shared(int64_t number, const float* gate);
   void multiply(Team& team, const Linear& layer, const float* x, float* out);
   void feed(Team& team, const Experts& layer, const Routed& routed, float* out);
 
-  const Program& program_;
+  Program& program_;
   const StepRows& given_;
+  const Routes& routes_;
   const TokenRows& asked_;
   const InstructionSet set_;
   float* const logits_;
   const AttentionKernels& kernels_;
 
+  int64_t* kept_expert_;  // where the next layer's choices go, or null
+  float* kept_weight_;
+  bool some_ = false;     // whether the rows asked for alone go through this layer's FFN
   int64_t rows_ = 0;      // that the layers after this one see
   float* x_;              // the residual stream
   float* normed_;
@@ -118,10 +130,15 @@ void Step::compute(Team& team) {
     first_expert_[i] = 0;
     one_[i] = 1.0f;
   });
-  for (const Layer& layer : program_.layers_) {
-    attention(team, layer.attention, &layer == &program_.layers_.back());
-    ffn(team, layer.ffn);
+  const int layers = static_cast<int>(program_.layers_.size());
+  for (int number = 0; number < layers; ++number) {
+    const Layer& layer = program_.layers_[number];
+    // Of the others the last layer's keys and values alone are needed, unless their choices are.
+    some_ = number + 1 == layers && !program_.all_asked_ && routes_.expert == nullptr;
+    attention(team, layer.attention);
+    if (!ffn(team, layer.ffn, number)) return;
   }
+  if (!program_.all_asked_ && !some_) leave_others(team);
   norm_rows(team, program_.norm_);
   multiply(team, program_.head_, normed_, logits_);
   if (program_.logits_ == 1.0f) return;
@@ -136,8 +153,19 @@ void Step::norm_rows(const Team& team, const Norm& norm) {
   each(team, rows_, [&](int64_t i) { norm.apply(row(x_, i), width(), row(normed_, i)); });
 }
 
-void Step::attention(Team& team, const AttentionBlock& block, bool last) {
-  const bool some = last && !program_.all_asked_;
+// Of what the last layer gave, only the rows asked for go on.
+void Step::leave_others(Team& team) {
+  team.barrier();
+  each(team, asked_.count, [&](int64_t i) {
+    std::copy_n(row(x_, given_.asked[i]), width(), row(normed_, i));
+  });
+  team.barrier();
+  std::swap(x_, normed_);
+  rows_ = asked_.count;
+}
+
+void Step::attention(Team& team, const AttentionBlock& block) {
+  const bool some = some_;
   norm_rows(team, block.norm);
   multiply(team, block.qkv, normed_, qkv_);
   team.barrier();
@@ -145,7 +173,6 @@ void Step::attention(Team& team, const AttentionBlock& block, bool last) {
   turn_queries(team, block, some);
   team.barrier();
   if (some) {
-    // Of the others the last layer's keys and values alone are needed.
     std::swap(x_, normed_);
     rows_ = asked_.count;
   }
@@ -230,13 +257,15 @@ void Step::turn_head(const AttentionBlock& block, const Norm& norm, const float*
   turn(out, block.cosines + angle * dim, block.sines + angle * (dim / 2), dim / 2);
 }
 
-void Step::ffn(Team& team, const FfnBlock& block) {
+// False where the step is over, since `between` failed.
+bool Step::ffn(Team& team, const FfnBlock& block, int layer) {
   norm_rows(team, block.norm);
   const Routed every{every_, first_expert_, one_, rows_, rows_};
   if (block.routed) {
     team.barrier();
     route(team, block.gate);
     team.barrier();
+    if (routes_.between && !between(team, block, layer)) return false;
     feed(team, block.experts, {token_, expert_, weight_, rows_ * block.gate.top_k, rows_}, branch_);
     if (block.shares) {
       team.barrier();
@@ -250,16 +279,54 @@ void Step::ffn(Team& team, const FfnBlock& block) {
     if (block.shares) add_shared(i, block.shared_gate);
     add_branch(i, block.post_norm);
   });
+  return true;
 }
 
 void Step::route(Team& team, const Gate& gate) {
   gate_logits(team, kernels_, gate, normed_, width(), rows_, gate_logits_);
   team.barrier();
+  if (kept_expert_ != nullptr) {
+    // The experts are computed from where the choices are kept.
+    expert_ = kept_expert_;
+    weight_ = kept_weight_;
+    kept_expert_ += rows_ * gate.top_k;
+    kept_weight_ += rows_ * gate.top_k;
+  }
   each(team, rows_, [&](int64_t i) {
     const int64_t first = i * gate.top_k;
+    int64_t chosen = gate.top_k;
+    if (routes_.limit != nullptr) {
+      chosen = std::min(chosen, routes_.limit[some_ ? given_.asked[i] : i]);
+    }
     std::fill_n(token_ + first, gate.top_k, i);
-    choose(gate, gate_logits_, i, rows_, scores_, expert_ + first, weight_ + first);
+    choose(gate, static_cast<int>(chosen), gate_logits_, i, rows_, scores_, expert_ + first,
+           weight_ + first);
   });
+}
+
+// The same answer in every thread: whether the step goes on.
+bool Step::between(Team& team, const FfnBlock& block, int layer) {
+  if (team.thread == 0) {
+    // A job must not throw.
+    try {
+      routes_.between(layer);
+      check_choices(block);
+    } catch (...) {
+      program_.failure_ = std::current_exception();
+    }
+  }
+  team.barrier();
+  return program_.failure_ == nullptr;
+}
+
+void Step::check_choices(const FfnBlock& block) const {
+  for (int64_t i = 0; i < rows_ * block.gate.top_k; ++i) {
+    const int64_t expert = expert_[i];
+    if (expert == block.gate.num_experts) continue;
+    if (expert < 0 || expert > block.gate.num_experts || !block.experts.tiles[expert]) {
+      throw std::out_of_range("expert " + std::to_string(expert) + " was chosen and is not here");
+    }
+  }
 }
 
 void Step::add_branch(int64_t number, const Norm& post) {
@@ -349,10 +416,11 @@ Scratch Program::stage_scratch(const StepRows& step, InstructionSet set) const {
   return most;
 }
 
-void Program::step(const StepRows& step, InstructionSet set, float* logits) {
+void Program::step(const StepRows& step, const Routes& routes, InstructionSet set,
+                   float* logits) {
   std::lock_guard<std::mutex> lock(busy_);
   make_plans(step);
-  Step first(*this, step, set, logits);
+  Step first(*this, step, routes, set, logits);
   Carver shared(nullptr), own(nullptr);
   first.take_shared(shared);
   first.take_own(own);
@@ -365,6 +433,7 @@ void Program::step(const StepRows& step, InstructionSet set, float* logits) {
     mine.take_own(own_carver);
     mine.compute(team);
   });
+  if (failure_ != nullptr) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 }  // namespace mixtura

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
+#include <functional>
 #include <mutex>
 #include <vector>
 
@@ -52,7 +54,7 @@ struct Layer {
   FfnBlock ffn;
 };
 
-// New tokens, of one sequence each in decode, or chunks of some in prefill.
+// New tokens, of one sequence each in decode, or several of some in prefill and verify.
 struct StepRows {
   TokenRows rows;
   const int64_t* angle;   // rows of the tables of cosines
@@ -60,6 +62,17 @@ struct StepRows {
   const int64_t* asked;   // numbers of rows whose logits are wanted
   int asked_count;
   Phase phase;
+};
+
+// A say in the routing of a step; what is left out costs nothing.
+struct Routes {
+  // Layer after layer of those that route, [rows, top_k] each, what `choose` gives; or both null.
+  int64_t* expert = nullptr;
+  float* weight = nullptr;
+  const int64_t* limit = nullptr;  // of experts for each row, 1 or more; null: top_k
+  // Called by one thread between routing and experts, with the number of the layer. It may change
+  // what was chosen and the experts' table, and must start no other job.
+  std::function<void(int)> between;
 };
 
 class Program {
@@ -74,8 +87,9 @@ class Program {
 
   int64_t vocabulary() const { return embedding_.outputs; }
 
-  // logits[asked_count, vocabulary]. One step at a time; another waits.
-  void step(const StepRows& step, InstructionSet set, float* logits);
+  // logits[asked_count, vocabulary]. One step at a time; another waits. Raises what `between`
+  // raises, and std::out_of_range where a row then has an expert that is not here.
+  void step(const StepRows& step, const Routes& routes, InstructionSet set, float* logits);
 
  private:
   friend class Step;
@@ -103,6 +117,7 @@ class Program {
   std::vector<int64_t> asked_slot_, asked_position_;
   TokenRows asked_{};
   bool all_asked_ = true;  // in their order
+  std::exception_ptr failure_;  // of a step
 };
 
 }  // namespace mixtura

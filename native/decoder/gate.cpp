@@ -45,8 +45,7 @@ void keep_best_groups(const Gate& gate, float* ranking, float* spare) {
   }
 }
 
-void weigh_chosen(const Gate& gate, float* weight) {
-  const int chosen = gate.top_k;
+void weigh_chosen(const Gate& gate, int chosen, float* weight) {
   switch (gate.weigh) {
     case Weigh::score:
       break;
@@ -94,8 +93,8 @@ void gate_logits(Team& team, const AttentionKernels& kernels, const Gate& gate, 
   }
 }
 
-void choose(const Gate& gate, const float* logits, int64_t row, int64_t rows, float* scratch,
-            int64_t* expert, float* weight) {
+void choose(const Gate& gate, int chosen, const float* logits, int64_t row, int64_t rows,
+            float* scratch, int64_t* expert, float* weight) {
   const int count = gate.num_experts;
   float* score = scratch;
   float* ranking = scratch + count;
@@ -115,13 +114,15 @@ void choose(const Gate& gate, const float* logits, int64_t row, int64_t rows, fl
     for (int i = 0; i < count; ++i) ranking[i] += gate.choosing[i];
   }
   if (gate.groups > 1) keep_best_groups(gate, ranking, ranking + count);
-  for (int i = 0; i < gate.top_k; ++i) {
-    const int chosen = best(ranking, count);
-    expert[i] = chosen;
-    weight[i] = score[chosen];
-    ranking[chosen] = kNothing;
+  for (int i = 0; i < chosen; ++i) {
+    const int largest = best(ranking, count);
+    expert[i] = largest;
+    weight[i] = score[largest];
+    ranking[largest] = kNothing;
   }
-  weigh_chosen(gate, weight);
+  weigh_chosen(gate, chosen, weight);
+  std::fill(expert + chosen, expert + gate.top_k, int64_t{count});
+  std::fill(weight + chosen, weight + gate.top_k, 0.0f);
 }
 
 }  // namespace mixtura

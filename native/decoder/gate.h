@@ -39,8 +39,9 @@ struct Gate {
 void gate_logits(Team& team, const AttentionKernels& kernels, const Gate& gate, const float* x,
                  int64_t stride, int64_t rows, float* logits);
 
-// The top_k experts of a row and their weights; `scratch` holds 4 num_experts floats.
-void choose(const Gate& gate, const float* logits, int64_t row, int64_t rows, float* scratch,
-            int64_t* expert, float* weight);
+// The first `chosen` experts of a row, top_k at most, and their weights, as a gate of so many gives
+// them; the rest of top_k are none, and weigh 0. `scratch` holds 4 num_experts floats.
+void choose(const Gate& gate, int chosen, const float* logits, int64_t row, int64_t rows,
+            float* scratch, int64_t* expert, float* weight);
 
 }  // namespace mixtura

@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kRowsAtOnce = 256;  // whose hidden values stay in the second-level cache
 
 // The rows sorted by expert, in the router's order within each; an expert's begin at a multiple of
-// `multiple`, and what lies between two experts is nobody's.
+// `multiple`, and what lies between two experts belongs to none.
 struct Order {
   int64_t* start;    // [E + 1] where an expert's rows begin
   int32_t* rows;     // [E] how many it has
@@ -100,7 +100,7 @@ class Layer {
   // Rounds every token's row once; where rows have to lie side by side, once for each expert, one
   // after the other while it is in the cache.
   void take_in(Team& team) const {
-    const int offset = experts_.in(0).offset();
+    const int offset = experts_.in().offset();
     const auto put = [&](int64_t place, int64_t token) {
       products_.put(x_rows_, place, 0, x_ + token * experts_.width, experts_.width, offset);
     };
@@ -123,7 +123,7 @@ class Layer {
   };
 
   void to_hidden(Team& team, std::atomic<int64_t>& counter) const {
-    const int units = experts_.in(0).units();
+    const int units = experts_.in().units();
     const int64_t steps = (units + units_at_once_ - 1) / units_at_once_;
     const int64_t total = *order_.num_active * steps;
     const bool few = routed_.rows < 16 * *order_.num_active;
@@ -155,7 +155,7 @@ class Layer {
     const int64_t start = order_.start[expert], rows = order_.rows[expert];
     const Numbered numbers{Products::kGathers ? nullptr : order_.token};
     const Ahead ahead{end, next, distance_for(rows, matrix.bits)};
-    const int offset = experts_.out(expert).offset();
+    const int offset = experts_.out().offset();
     for (int step = 0; step < run.count; step += units_at_once_) {
       const int units = std::min(units_at_once_, run.count - step);
       for (int64_t done = 0; done < rows; done += kRowsAtOnce) {
@@ -180,7 +180,7 @@ class Layer {
 
   void add_bias(int64_t expert, int unit, int rows) const {
     if (experts_.bias_in == nullptr) return;
-    const int padded = experts_.in(expert).outputs;
+    const int padded = experts_.in().outputs;
     const float* bias = experts_.bias_in + expert * padded + unit * kUnit;
     for (int row = 0; row < rows; ++row) {
       for (int i = 0; i < kUnit; ++i) sums_[row * kUnit + i] += bias[i];
@@ -189,7 +189,7 @@ class Layer {
 
   // Each thread owns columns of the output, and adds every expert to them in one order.
   void to_output(Team& team, std::atomic<int64_t>& counter) const {
-    const int units = experts_.out(0).units();
+    const int units = experts_.out().units();
     const bool few = routed_.rows < 16 * *order_.num_active;
     Claims claims(counter, units, few ? 1 : 2, few ? 16 : 8, team.threads);
     Claims::Range range = claims.claim();

@@ -6,8 +6,9 @@
 namespace mixtura {
 
 struct Experts {
-  const uint8_t* tiles;    // of expert 0: those of w_in, then those of w_out
-  int64_t stride;          // bytes from one expert to the next
+  // [E] where each expert's bytes lie: the tiles of w_in, then those of w_out. Null: not here, and
+  // no row may choose it.
+  const uint8_t* const* tiles;
   int64_t num_experts;
   int width;               // D
   int expert_width;        // F
@@ -18,12 +19,21 @@ struct Experts {
 
   int padded_width() const { return static_cast<int>(round_up(expert_width, kTile)); }
   int rows_in() const { return is_gated(activation) ? 2 * padded_width() : expert_width; }
+  // The shapes of both matrices, which all experts share.
+  Matrix in() const {
+    return {nullptr, static_cast<int>(round_up(rows_in(), kUnit)), width, bits};
+  }
+  Matrix out() const { return {nullptr, width, expert_width, bits}; }
   Matrix in(int64_t expert) const {
-    return {tiles + expert * stride, static_cast<int>(round_up(rows_in(), kUnit)), width, bits};
+    Matrix matrix = in();
+    matrix.tiles = tiles[expert];
+    return matrix;
   }
   Matrix out(int64_t expert) const {
     const Matrix first = in(expert);
-    return {first.tiles + first.units() * first.unit_bytes(), width, expert_width, bits};
+    Matrix matrix = out();
+    matrix.tiles = first.tiles + first.units() * first.unit_bytes();
+    return matrix;
   }
 };
 

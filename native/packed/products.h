@@ -10,8 +10,11 @@
 
 namespace mixtura {
 
-// Prefill reads a prompt, many rows at once; decode adds a token to each sequence.
-enum class Phase : int { decode, prefill };
+// Prefill reads a prompt, many rows at once; decode adds a token to each sequence. Verify reads
+// several tokens of a sequence in the arithmetic of decode, bit for bit as so many steps of it.
+enum class Phase : int { decode, prefill, verify };
+
+constexpr bool reads_prompts(Phase phase) { return phase == Phase::prefill; }
 
 // How many bytes ahead to fetch. Measured: nearer, memory is too late for one row; farther, lines are
 // gone again before several rows get to them. A row in two terms counts as two.
@@ -144,9 +147,9 @@ template <class Function>
 auto with_products(Phase phase, InstructionSet set, int bits, Function f) {
   const Kernels& kernels = kernels_of(set);
 #if defined(__x86_64__)
-  if (phase == Phase::prefill && set == InstructionSet::amx) return f(AmxProducts(kernels));
+  if (reads_prompts(phase) && set == InstructionSet::amx) return f(AmxProducts(kernels));
 #endif
-  const int span = phase == Phase::decode ? kDecodeSpan : kPrefillSpan;
+  const int span = reads_prompts(phase) ? kPrefillSpan : kDecodeSpan;
   return f(ByteProducts(kernels, span, terms_for(bits)));
 }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <random>
+#include <stdexcept>
 #include <vector>
 
 #include "attention/attention.h"
@@ -142,15 +143,15 @@ class Weights {
     qkv_ = tiles_of({nullptr, (kHeads + 2 * kKvHeads) * kDim, kWidth, 8});
     out_ = tiles_of({nullptr, kWidth, kHeads * kDim, 8});
     const Experts one = experts(1);
-    const size_t expert = one.in(0).units() * one.in(0).unit_bytes() +
-                          one.out(0).units() * one.out(0).unit_bytes();
-    stride_ = static_cast<int64_t>(expert);
+    const size_t expert =
+        one.in().units() * one.in().unit_bytes() + one.out().units() * one.out().unit_bytes();
     const int blocks = static_cast<int>(expert / block_bytes(8)) * kExperts;
     experts_ = tiles_of({nullptr, kUnit, blocks * kBlock, 8});
+    for (int i = 0; i < kExperts; ++i) table_.push_back(experts_.data() + i * expert);
   }
 
   // logits of some steps, one after the other; each call has caches of its own.
-  std::vector<float> run(InstructionSet set, int rows) const {
+  std::vector<float> run(InstructionSet set, int rows, const Routes& routes = {}) const {
     std::vector<Owned> caches;
     const Linear head{{embedding_.data(), kVocabulary, kWidth, 8}, nullptr};
     Program program(head.matrix, 1.0f, 1.0f, norm(), head, 0.5f);
@@ -168,10 +169,11 @@ class Weights {
         position.push_back(row / kSlots * 3 + at);
         asked.push_back(row);
       }
-      // Rows of one slot may come together in prefill alone.
-      const Phase phase = rows > kSlots ? Phase::prefill : Phase::decode;
+      // Rows of one slot come together in prefill and verify.
+      const Phase many = at == 1 ? Phase::verify : Phase::prefill;
+      const Phase phase = rows > kSlots ? many : Phase::decode;
       program.step({{rows, slot.data(), position.data()}, position.data(), token.data(),
-                    asked.data(), rows, phase}, set, logits.data());
+                    asked.data(), rows, phase}, routes, set, logits.data());
     }
     return logits;
   }
@@ -179,8 +181,7 @@ class Weights {
  private:
   Norm norm() const { return {Norm::Kind::rms, norm_.data(), nullptr, 1e-6f}; }
   Experts experts(int count) const {
-    return {experts_.data(), stride_, count,   kWidth, kExpertWidth, 8, Activation::swiglu,
-            nullptr,         nullptr};
+    return {table_.data(), count, kWidth, kExpertWidth, 8, Activation::swiglu, nullptr, nullptr};
   }
   AttentionBlock attention(const LayerCache& cache, int64_t window) const {
     const Norm head{Norm::Kind::rms, norm_.data(), nullptr, 1e-6f};
@@ -198,8 +199,40 @@ class Weights {
 
   std::vector<float> norm_, angles_, gate_;
   std::vector<uint8_t> embedding_, qkv_, out_, experts_;
-  int64_t stride_ = 0;
+  std::vector<const uint8_t*> table_;
 };
+
+// Choices out, a limit for each row, and a call between routing and experts, which may fail.
+void check_routes() {
+  const Weights weights;
+  constexpr int kRows = 20, kChosen = 2 * kRows * 2;
+  std::vector<int64_t> expert(kChosen, -1), limit(kRows, 1);
+  std::vector<float> weight(kChosen, NAN);
+  int calls = 0;
+  Routes routes{expert.data(), weight.data(), limit.data(), [&](int) { ++calls; }};
+  const auto limited = weights.run(InstructionSet::plain, kRows, routes);
+  bool right = calls == 3 * 2;
+  for (int i = 0; i < kChosen; i += 2) {
+    right = right && expert[i] < Weights::kExperts && weight[i] == 1.0f;
+    right = right && expert[i + 1] == Weights::kExperts && weight[i + 1] == 0.0f;
+  }
+  routes.between = [](int layer) {
+    if (layer == 1) throw std::runtime_error("as asked");
+  };
+  try {
+    weights.run(InstructionSet::plain, kRows, routes);
+    right = false;
+  } catch (const std::runtime_error&) {
+  }
+  std::fill(limit.begin(), limit.end(), 9);
+  routes.between = nullptr;
+  const auto free = weights.run(InstructionSet::plain, kRows);
+  expect_near(weights.run(InstructionSet::plain, kRows, routes), free, 0.0f, "routes", kRows);
+  if (!right || limited == free) {
+    std::printf("routes: other choices than expected\n");
+    ++failures;
+  }
+}
 
 void check_program() {
   const Weights weights;
@@ -223,6 +256,7 @@ int main() {
     check_attention(kept, 6, 2, 33, 17);
   }
   check_program();
+  check_routes();
   std::printf(failures ? "%d checks of attention failed\n" : "attention too\n", failures);
   return failures != 0;
 }

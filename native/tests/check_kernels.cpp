@@ -99,7 +99,7 @@ void check_linear(int outputs, int inputs, int bits) {
   const Linear layer{{tiles.data(), outputs, inputs, bits}, bias.data()};
   for (int rows = 0; rows <= 40; ++rows) {
     const auto x = floats(static_cast<int64_t>(rows) * inputs);
-    for (Phase phase : {Phase::decode, Phase::prefill}) {
+    for (Phase phase : {Phase::decode, Phase::prefill, Phase::verify}) {
       const auto plain = linear_by(layer, x, rows, phase, InstructionSet::plain);
       for (InstructionSet set : kSets) {
         if (!has(set)) continue;
@@ -112,14 +112,18 @@ void check_linear(int outputs, int inputs, int bits) {
 
 void check_experts(int width, int expert_width, int bits, Activation activation) {
   constexpr int kExperts = 4;
-  Experts layer{nullptr, 0, kExperts, width, expert_width, bits, activation, nullptr, nullptr};
-  const Matrix in = layer.in(0), out = layer.out(0);
+  Experts layer{nullptr, kExperts, width, expert_width, bits, activation, nullptr, nullptr};
+  const Matrix in = layer.in(), out = layer.out();
   const size_t size = in.units() * in.unit_bytes() + out.units() * out.unit_bytes();
-  layer.stride = static_cast<int64_t>(size);
-  const auto tiles = tiles_of(kUnit, static_cast<int>(size / block_bytes(bits)) * kBlock * kExperts,
-                              bits);
+  // Each in memory of its own.
+  std::vector<std::vector<uint8_t>> tiles;
+  std::vector<const uint8_t*> table;
+  for (int i = 0; i < kExperts; ++i) {
+    tiles.push_back(tiles_of(kUnit, static_cast<int>(size / block_bytes(bits)) * kBlock, bits));
+    table.push_back(tiles.back().data());
+  }
   const auto bias_in = floats(kExperts * in.outputs), bias_out = floats(kExperts * width);
-  layer.tiles = tiles.data();
+  layer.tiles = table.data();
   layer.bias_in = bias_in.data();
   layer.bias_out = bias_out.data();
   for (int tokens : {0, 1, 2, 5, 16, 40}) {
@@ -131,7 +135,7 @@ void check_experts(int width, int expert_width, int bits, Activation activation)
       expert.push_back(static_cast<int64_t>(random_bits() % (kExperts + 1)));
     }
     const Routed routed{token.data(), expert.data(), weight.data(), 2 * tokens, tokens};
-    for (Phase phase : {Phase::decode, Phase::prefill}) {
+    for (Phase phase : {Phase::decode, Phase::prefill, Phase::verify}) {
       const auto plain = experts_by(layer, x, routed, phase, InstructionSet::plain);
       for (InstructionSet set : kSets) {
         if (!has(set)) continue;

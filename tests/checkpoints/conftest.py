@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixtura.checkpoints.hf.saving import save_model
 from mixtura.checkpoints.loading import LoadedModel, load_model
-from mixtura.models import Decoder, KVCache
+from mixtura.models import Decoder, State
 
 TOKENS = 11
 GREEDY = 32
@@ -104,12 +104,12 @@ def padded(lengths: list[int]) -> Tensor:
 
 
 def greedy_tokens(decoder: Decoder, tokens_BS: Tensor, valid_BS: Tensor) -> Tensor:
-    """The likeliest continuation, one token at a time through the cache."""
-    cache = KVCache.empty(decoder.config, len(tokens_BS), TOKENS + GREEDY)
+    """The likeliest continuation, one token at a time through the state."""
+    state = State.empty(decoder.config, len(tokens_BS), TOKENS + GREEDY)
     said: list[Tensor] = []
     with torch.inference_mode():
-        logits = decoder(tokens_BS, valid_BS, cache).logits_BSV[:, -1:]
+        logits = decoder(tokens_BS, valid_BS, state).logits_BSV[:, -1:]
         for _ in range(GREEDY):
             said.append(logits.argmax(-1))
-            logits = decoder(said[-1], None, cache).logits_BSV
+            logits = decoder(said[-1], None, state).logits_BSV
     return torch.cat(said, 1)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from mixtura.cli.answers import as_data, plural, show, summary
-from mixtura.engine.generate import Generation
 from mixtura.engine.logprobs import Likely, Logprobs
+from mixtura.engine.sequence import Generation
 from mixtura.tokenizers import ByteTokenizer
 
 RESULT = Generation("ab", (97, 98), 3, "length", prefill_seconds=1.0, decode_seconds=0.5)

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.engine.both_steps import OTHERS, Pack, with_choosing_biases
+from tests.engine.packed_families import packed
+from tests.engine.tiny_families import BASE, FAMILIES, built
 
 from mixtura.models import Decoder, DecoderConfig
 
@@ -35,3 +38,18 @@ def build() -> Build:
             return Decoder(DecoderConfig.parse({**TINY, **MODELS[name]}))
 
     return build
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """A tiny decoder in 8 bits."""
+    made: dict[str, Decoder] = {}
+
+    def pack(name: str) -> Decoder:
+        if name not in made:
+            tree = {**BASE, **FAMILIES.get(name, {}), **OTHERS.get(name, {})}
+            decoder = with_choosing_biases(built(tree, width=32))
+            made[name] = packed(decoder, tmp_path_factory.mktemp("packed"))
+        return made[name]
+
+    return pack

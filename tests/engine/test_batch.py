@@ -4,11 +4,12 @@ import pytest
 from tests.engine.tiny_families import build, long_context, tokens
 from torch import Tensor
 
-from mixtura.engine.batch import Batch, Running
+from mixtura.engine.batch import Batch
 from mixtura.engine.generate import Writer
 from mixtura.engine.kv_cache import CachePlan
 from mixtura.engine.runner import CHUNK, Runner
 from mixtura.engine.sampling import Sampling
+from mixtura.engine.sequence import Sequence
 from mixtura.errors import ConfigError
 from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder
@@ -41,7 +42,7 @@ def run(batch: Batch) -> None:
         batch.advance()
 
 
-def alone(decoder: Decoder, one: Running) -> list[int]:
+def alone(decoder: Decoder, one: Sequence) -> list[int]:
     """What it writes in a batch of its own."""
     batch = Batch(Runner.of(decoder, 1))
     again = batch.add(one.prompt, one.chooser.sampling, one.max_tokens, one.ends)
@@ -84,7 +85,7 @@ def test_it_writes_what_a_writer_writes() -> None:
 def test_who_joins_midway_finds_the_others_as_they_were() -> None:
     decoder = build("qwen3_moe")
     batch = Batch(Runner.of(decoder, 3))
-    running: list[Running] = []
+    running: list[Sequence] = []
     # Three at most: the fourth comes when the first, which wants the fewest tokens, has ended.
     waiting = [(tokens(3 + n, seed=n), way, 4 + 3 * n) for n, way in enumerate(ways(6))]
     while waiting or batch.running:

@@ -113,7 +113,7 @@ def test_an_interruption_of_the_second_reading_is_made_good(then: list[int]) -> 
     handle.remove()
     assert context.tokens == text
     torch.testing.assert_close(
-        context.read(then), read_again(model, [*text, *then]), rtol=1e-4, atol=1e-5
+        context.read(then, "prefill"), read_again(model, [*text, *then]), rtol=1e-4, atol=1e-5
     )
     # And within the original context, where the first layer's keys are the wrong ones.
     context.become(text)
@@ -150,11 +150,11 @@ def test_a_smaller_context_says_so(build: Callable[[str], Decoder]) -> None:
     assert (context.capacity, context.room) == (12, 3)
     said = "a text of 13 tokens exceeds the context of 12 that was asked for, of the model's 48;"
     with pytest.raises(ConfigError, match=said):
-        context.read([1, 2, 3, 4])
+        context.read([1, 2, 3, 4], "prefill")
     with pytest.raises(ConfigError, match=said):
         context.become([*PROMPT, 1, 2, 3, 4])
     # What was read stays.
-    assert context.read([1, 2, 3]).isfinite().all()
+    assert context.read([1, 2, 3], "prefill").isfinite().all()
     with pytest.raises(ConfigError, match=r"context=49 must lie in 1\.\.48, the model's own"):
         Context(build("moe"), capacity=49)
 

@@ -10,11 +10,10 @@ from tests.engine.tiny_families import build
 from torch import Tensor
 
 from mixtura.engine.kv_cache import CachePlan, KVKind
-from mixtura.engine.long_texts import LongTexts
 from mixtura.engine.runner import Runner
 from mixtura.errors import ConfigError
 from mixtura.memory import free_bytes, in_words
-from mixtura.models import KVCache
+from mixtura.models import State
 from mixtura.shapes.storage import Plain, bytes_of_cache, bytes_of_text, plain_bytes_of_position
 
 # Grouped, with a window and sinks in one of its layers, and latent.
@@ -48,7 +47,7 @@ def test_its_size_is_known_before_it_is_allocated(
     assert plan.bytes == 3 * 7 * bytes_of_position
     kept = {
         tensor.data_ptr(): tensor.nbytes
-        for layer in plan.allocate().layers
+        for layer in (each.kv for each in plan.allocate().layers)
         for tensor in (layer.keys, layer.values, layer.key_scales, layer.value_scales)
         # A latent's values are a view of its keys.
         if tensor is not None and (tensor is not layer.values or not layer.values_in_keys)
@@ -61,10 +60,11 @@ def test_its_size_is_known_before_it_is_allocated(
 @pytest.mark.parametrize("family", KINDS_OF_ATTENTION)
 def test_every_byte_of_the_engines_cache_is_counted(family: str, kind: KVKind, slots: int) -> None:
     decoder = build(family)
-    layers = Runner.of(decoder, slots, 7, kind).cache.layers
+    state = Runner.of(decoder, slots, 7, kind).state
+    layers = [layer.kv for layer in state.layers]
     kept = [(one.keys, one.values, one.key_scales, one.value_scales) for one in layers]
     held = memory_of(tensor for layer in kept for tensor in layer)
-    assert held == bytes_of_cache(decoder.config, slots, 7, kind)
+    assert held == state.bytes == bytes_of_cache(decoder.config, slots, 7, kind)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -74,20 +74,19 @@ def test_every_byte_of_a_decoders_own_cache_is_counted(
     family: str, dtype: Plain, batch: int
 ) -> None:
     config = build(family).config
-    cache = KVCache.empty(config, batch, 7, getattr(torch, dtype))
-    held = memory_of(tensor for layer in cache.layers for tensor in layer.kept)
-    assert held == batch * 7 * plain_bytes_of_position(config, dtype)
+    state = State.empty(config, batch, 7, getattr(torch, dtype))
+    held = memory_of(tensor for one in state.layers for tensor in (one.kv.keys, one.kv.values))
+    assert held == state.bytes == batch * 7 * plain_bytes_of_position(config, dtype)
 
 
 def test_longrope_keeps_a_token_for_each_position() -> None:
     decoder = build("phimoe")
-    texts, cache = LongTexts(16, 3, 20), KVCache.empty(decoder.config, 3, 20)
+    state = State.empty(decoder.config, 3, 20)
     with torch.inference_mode():
-        decoder(torch.zeros(3, 4, dtype=torch.int64), cache=cache)
-    for keeper in (texts, cache):
-        kept = [one for one in vars(keeper).values() if isinstance(one, Tensor) and one.dim() == 2]
-        # 8 bytes each.
-        assert memory_of(kept) == 3 * 20 * bytes_of_text(decoder.config) == 3 * 20 * 8
+        decoder(torch.zeros(3, 4, dtype=torch.int64), state=state)
+    kept = [one for one in vars(state.texts).values() if isinstance(one, Tensor) and one.dim() == 2]
+    # 8 bytes each.
+    assert memory_of(kept) == 3 * 20 * bytes_of_text(decoder.config) == 3 * 20 * 8
     assert bytes_of_text(build("llama").config) == 0
 
 

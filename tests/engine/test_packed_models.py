@@ -11,12 +11,13 @@ from tests.engine.packed_families import packed
 from tests.engine.tiny_families import build, tokens
 from torch import Tensor
 
-from mixtura.engine.batch import Batch, Running
+from mixtura.engine.batch import Batch
 from mixtura.engine.context import Context
 from mixtura.engine.generate import Writer
 from mixtura.engine.kv_cache import CachePlan
 from mixtura.engine.runner import Runner, _say_once
 from mixtura.engine.sampling import Sampling
+from mixtura.engine.sequence import Sequence
 from mixtura.errors import ConfigError
 from mixtura.kernels.native import native
 from mixtura.kernels.phase import Phase
@@ -129,7 +130,7 @@ def test_a_context_goes_through_the_engine(pack: Pack) -> None:
 def test_sixteen_together_write_what_each_writes_alone(pack: Pack) -> None:
     decoder = pack("qwen2_moe")
     batch = Batch(Runner.of(decoder, 16))
-    running: list[Running] = [
+    running: list[Sequence] = [
         batch.add(tokens(1 + 2 * n, seed=n), Sampling(temperature=n % 2, seed=n), 12)
         for n in range(16)
     ]

@@ -41,7 +41,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 def with_garbage(runner: Runner) -> Runner:
     """What nobody wrote is NaN, so that whoever reads it shows."""
-    for layer in runner.cache.layers:
+    for layer in (each.kv for each in runner.state.layers):
         scales = (layer.key_scales, layer.value_scales)
         for kept in (layer.keys, layer.values, *scales):
             if kept is not None and kept.is_floating_point():

@@ -17,7 +17,7 @@ from mixtura.engine.batch import Batch
 from mixtura.engine.context import Context
 from mixtura.engine.runner import Runner
 from mixtura.engine.sampling import Sampling
-from mixtura.models import Decoder, KVCache
+from mixtura.models import Decoder, State
 from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed import PackedFFN, PackedFile, PackedLinear
 from mixtura.packed.folder import FILE
@@ -88,11 +88,11 @@ def by_transformers(model: Any) -> Read:
 
 
 def by_decoder(decoder: Decoder) -> Read:
-    cache = KVCache.empty(decoder.config, 1, 128, torch.bfloat16)
+    state = State.empty(decoder.config, 1, 128, torch.bfloat16)
 
     def read(tokens: Sequence[int]) -> Tensor:
         with torch.inference_mode():
-            return decoder(torch.tensor([tokens]), cache=cache).logits_BSV[0, -1].float()
+            return decoder(torch.tensor([tokens]), state=state).logits_BSV[0, -1].float()
 
     return read
 

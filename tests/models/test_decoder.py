@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtura.errors import ConfigError
-from mixtura.models import Decoder, DecoderConfig, KVCache
+from mixtura.models import Decoder, DecoderConfig, State
 from mixtura.moe import MoE, end_step, moe_layers
 from mixtura.moe.routers import LinearRouter
 
@@ -100,14 +100,14 @@ def test_a_cache_remembers_which_positions_are_padding(parts: list[int]) -> None
     tokens_BS = tokens(3, 9)
     valid_BS = torch.cat([LEFT_AND_RIGHT, torch.ones(3, 4, dtype=torch.bool)], 1)
     whole = decoder(tokens_BS, valid_BS).logits_BSV
-    cache = KVCache.empty(decoder.config, batch=3, capacity=12)
+    state = State.empty(decoder.config, slots=3, capacity=12)
     found, start = [], 0
     for part in parts:
         end = start + part
-        found.append(decoder(tokens_BS[:, start:end], valid_BS[:, start:end], cache).logits_BSV)
+        found.append(decoder(tokens_BS[:, start:end], valid_BS[:, start:end], state).logits_BSV)
         start = end
     # The last four are no padding, and need not say so.
-    found.append(decoder(tokens_BS[:, 5:], None, cache).logits_BSV)
+    found.append(decoder(tokens_BS[:, 5:], None, state).logits_BSV)
     shown = valid_BS[:, :, None].expand_as(whole)
     torch.testing.assert_close(torch.cat(found, 1)[shown], whole[shown], rtol=1e-4, atol=1e-5)
 

@@ -1,13 +1,13 @@
-"""Latent attention: one way against the other, with a cache and without, and by hand."""
+"""Latent attention: one way against the other, with a state and without, and by hand."""
 
 import pytest
 import torch
 
-from mixtura.models import Decoder, DecoderConfig, KVCache
-from mixtura.models.cache import LatentCache
+from mixtura.models import Decoder, DecoderConfig, State
 from mixtura.models.latent_attention import LatentAttention
 from mixtura.models.rotary import rotary
 from mixtura.models.sight import Sight, sight
+from mixtura.models.state import LatentLayer
 from mixtura.shapes import LatentAttentionShape
 
 SHAPE = LatentAttentionShape(
@@ -68,19 +68,19 @@ def test_through_the_cache_as_without(prompt: int) -> None:
     tokens_BS = torch.randint(20, (2, 14))
     with torch.no_grad():
         wanted = decoder(tokens_BS).logits_BSV
-        cache = KVCache.empty(decoder.config, 2, 14)
-        found = [decoder(tokens_BS[:, :prompt], None, cache).logits_BSV]
+        state = State.empty(decoder.config, 2, 14)
+        found = [decoder(tokens_BS[:, :prompt], None, state).logits_BSV]
         for position in range(prompt, 14):
-            found.append(decoder(tokens_BS[:, position : position + 1], None, cache).logits_BSV)
+            found.append(decoder(tokens_BS[:, position : position + 1], None, state).logits_BSV)
     torch.testing.assert_close(torch.cat(found, 1), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_cache_keeps_the_latent_and_one_key_alone() -> None:
     # 7 + 6 numbers a position and layer, where keys and values of 3 heads are 3 * (10 + 9) = 57.
-    cache = KVCache.empty(decoder_config(), 2, 5)
-    assert all(isinstance(layer, LatentCache) for layer in cache.layers)
-    kept = [tuple(tensor.shape) for layer in cache.layers for tensor in layer.kept]
-    assert kept == [(2, 5, 7), (2, 5, 6)] * 2
+    state = State.empty(decoder_config(), 2, 5)
+    assert all(isinstance(layer, LatentLayer) for layer in state.layers)
+    assert [tuple(layer.kv.keys.shape) for layer in state.layers] == [(2, 1, 5, 7 + 6)] * 2
+    assert state.bytes == 2 * 2 * 5 * (7 + 6) * 4
 
 
 def test_gradients_flow_to_every_weight() -> None:

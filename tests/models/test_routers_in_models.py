@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixtura.errors import ConfigError
-from mixtura.models import Decoder, DecoderConfig, KVCache
+from mixtura.models import Decoder, DecoderConfig, State
 from mixtura.models.historic import LstmMoE, LstmMoEConfig
 from mixtura.moe import end_step, moe_layers, set_token_counts
 from mixtura.moe.routers import HashConfig
@@ -102,8 +102,8 @@ def test_these_do_not_in_training_either(name: str) -> None:
 def test_token_by_token_is_all_at_once(name: str) -> None:
     decoder = decoder_of(**ROUTERS[name]).eval()
     tokens_BS, _ = tokens_and_another_end()
-    cache = KVCache.empty(decoder.config, 2, 12, torch.float64)
-    steps = [decoder(tokens_BS[:, i : i + 1], cache=cache).logits_BSV for i in range(12)]
+    state = State.empty(decoder.config, 2, 12, torch.float64)
+    steps = [decoder(tokens_BS[:, i : i + 1], state=state).logits_BSV for i in range(12)]
     torch.testing.assert_close(torch.cat(steps, 1), decoder(tokens_BS).logits_BSV)
 
 

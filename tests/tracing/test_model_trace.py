@@ -26,7 +26,7 @@ from tests.tracing.traced_models import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixtura.models import KVCache
+from mixtura.models import State
 from mixtura.models.historic import LstmMoEConfig
 from mixtura.moe import MoE, MoEConfig
 from mixtura.moe.layer import moe_layers
@@ -224,8 +224,8 @@ def test_a_text_read_in_other_batches_and_parts(path: Path) -> None:
     before = recorded(decoder, path, lambda: decoder(tokens_BS)).logits_BSV[[2, 0]]
     forget_how_to_route(decoder)
     with TraceReader(path) as trace, replay(decoder, trace, [2, 0]), torch.inference_mode():
-        cache = KVCache.empty(decoder.config, 2, 9)
-        again = [decoder(part, cache=cache) for part in tokens_BS[[2, 0]].split([4, 5], 1)]
+        state = State.empty(decoder.config, 2, 9)
+        again = [decoder(part, state=state) for part in tokens_BS[[2, 0]].split([4, 5], 1)]
     torch.testing.assert_close(torch.cat([one.logits_BSV for one in again], 1), before)
 
 

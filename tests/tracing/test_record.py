@@ -18,7 +18,7 @@ from tests.tracing.traced_models import (
 )
 from torch import Tensor
 
-from mixtura.models import KVCache
+from mixtura.models import State
 from mixtura.trace import TraceReader, write_trace
 from mixtura.tracing.model_trace import replay, trace_meta
 from mixtura.tracing.record import Recorder
@@ -29,9 +29,9 @@ def test_positions_go_on_in_generation(path: Path) -> None:
     decoder, tokens_BS = decoder_of(), text(2)
 
     def generated() -> Tensor:
-        cache = KVCache.empty(decoder.config, 2, 9)
+        state = State.empty(decoder.config, 2, 9)
         parts = [tokens_BS[:, :5], *tokens_BS[:, 5:].split(1, 1)]
-        return torch.cat([decoder(part, cache=cache).logits_BSV for part in parts], 1)
+        return torch.cat([decoder(part, state=state).logits_BSV for part in parts], 1)
 
     before = recorded(decoder, path, generated)
     batch = whole(path)
@@ -63,10 +63,10 @@ def test_what_longrope_reads_again_is_recorded_once(path: Path) -> None:
     routed: list[Tensor] = []
 
     def generated() -> None:
-        cache = KVCache.empty(decoder.config, 2, 9)
-        output = decoder(tokens_BS[:, :5], valid_BS, cache)
+        state = State.empty(decoder.config, 2, 9)
+        output = decoder(tokens_BS[:, :5], valid_BS, state)
         for part in tokens_BS[:, 5:].split(1, 1):
-            output = decoder(part, cache=cache)
+            output = decoder(part, state=state)
             routed.append(output.moe[1].routing.chosen_N.view(2, -1, 2)[:, -1])
         assert output.logits_BSV.shape[1] == 1
 
@@ -82,17 +82,17 @@ def test_what_longrope_reads_again_is_recorded_once(path: Path) -> None:
 
 def test_a_new_cache_begins_new_sequences_and_so_does_a_shortened_one(path: Path) -> None:
     decoder, tokens_BS = decoder_of(), text(1)
-    first, second = (KVCache.empty(decoder.config, 1, 9) for _ in range(2))
+    first, second = (State.empty(decoder.config, 1, 9) for _ in range(2))
 
     def read() -> None:
-        decoder(tokens_BS[:, :3], cache=first)
-        decoder(tokens_BS[:, 3:5], cache=first)
-        decoder(tokens_BS[:, :2], cache=second)
+        decoder(tokens_BS[:, :3], state=first)
+        decoder(tokens_BS[:, 3:5], state=first)
+        decoder(tokens_BS[:, :2], state=second)
         # Another pass came in between.
-        decoder(tokens_BS[:, 5:6], cache=first)
+        decoder(tokens_BS[:, 5:6], state=first)
         for layer in first.layers:
             layer.length = 4
-        decoder(tokens_BS[:, 4:7], cache=first)
+        decoder(tokens_BS[:, 4:7], state=first)
         decoder(tokens_BS[:, :1])
 
     recorded(decoder, path, read)

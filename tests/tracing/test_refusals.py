@@ -19,7 +19,7 @@ from tests.tracing.traced_models import (
 )
 
 from mixtura.errors import ConfigError, DataError
-from mixtura.models import Decoder, KVCache
+from mixtura.models import Decoder, State
 from mixtura.trace import TraceReader, write_trace
 from mixtura.tracing.model_trace import replay, trace_meta
 from mixtura.tracing.record import Recorder
@@ -83,10 +83,10 @@ def test_going_on_past_the_end_is_refused(path: Path) -> None:
     decoder, tokens_BS = decoder_of(), text(1)
     recorded(decoder, path, lambda: decoder(tokens_BS))
     with TraceReader(path) as trace, replay(decoder, trace, [0]):
-        cache = KVCache.empty(decoder.config, 1, 12)
-        decoder(tokens_BS, cache=cache)
+        state = State.empty(decoder.config, 1, 12)
+        decoder(tokens_BS, state=state)
         with pytest.raises(DataError, match=r"sequence 0 has 9 tokens, .* was given 10"):
-            decoder(tokens_BS[:, :1], cache=cache)
+            decoder(tokens_BS[:, :1], state=state)
 
 
 @pytest.mark.parametrize("name", sorted(CHOOSE_ALONE))

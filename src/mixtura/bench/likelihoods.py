@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from mixtura.engine.context import shared_length
-from mixtura.engine.kv_cache import CachePlan, KVKind
-from mixtura.engine.many import own_kv
+from mixtura.engine.kv_cache import CachePlan, KVKind, own_kv
 from mixtura.engine.runner import CHUNK, Runner, as_decoder, why_alone
 from mixtura.errors import ConfigError
 from mixtura.models import LanguageModel

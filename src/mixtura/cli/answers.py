@@ -9,7 +9,7 @@ from mixtura.errors import MixturaError
 from mixtura.terminal_text import visible, visible_line
 
 if TYPE_CHECKING:
-    from mixtura.engine.generate import FinishReason, Generation
+    from mixtura.engine.sequence import FinishReason, Generation
     from mixtura.tokenizers import Tokenizer
 
 _ENDINGS: "dict[FinishReason, str]" = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixtura.engine.kv_cache import KVKind, check_length
 from mixtura.engine.readers import reader_for
-from mixtura.engine.runner import CHUNK, as_decoder
+from mixtura.engine.runner import CHUNK, Part, as_decoder
 from mixtura.kernels.phase import Phase
 from mixtura.models import LanguageModel
 
@@ -37,7 +37,7 @@ class Context:
 
     @property
     def capacity(self) -> int:
-        return self._reader.capacity
+        return self._reader.context
 
     @property
     def room(self) -> int:
@@ -57,17 +57,19 @@ class Context:
         shared = shared_length(self.tokens, tokens)
         # The last one is always read, for its logits.
         del self.tokens[min(shared, len(tokens) - 1) :]
-        self._reader.expect(len(tokens))
+        self._reader.expect(0, len(tokens))
         return self._read(tokens[len(self.tokens) :], "prefill")
 
-    def read(self, tokens: Sequence[int]) -> Tensor:
+    def read(self, tokens: Sequence[int], phase: Phase = "decode") -> Tensor:
         """Read at least one more token; gives the logits_V that follow, fp32, on the CPU.
 
+        In `decode` one token, else several in the arithmetic of `verify` or of `prefill`.
         Raises ConfigError past the capacity. After an interruption the context holds the parts that
         were read in full, and can read on.
         """
         self.check("a text", len(self.tokens) + len(tokens))
-        return self._read(tokens, "decode" if len(tokens) == 1 else "prefill")
+        assert phase != "decode" or len(tokens) == 1, "decode reads a token a step"
+        return self._read(tokens, phase)
 
     def _read(self, tokens: Sequence[int], phase: Phase) -> Tensor:
         assert tokens, "there are no logits without a token to read"
@@ -78,7 +80,7 @@ class Context:
         return logits_V
 
     def _read_part(self, part: Sequence[int], phase: Phase) -> Tensor:
-        logits_V = self._reader.read(part, len(self.tokens), phase)
+        (logits_V,) = self._reader.read([Part(0, len(self.tokens), part, asked=True)], phase)
         self.tokens += part
         return logits_V
 

@@ -77,7 +77,7 @@ class Conversation:
 
         The oldest turns are forgotten until `max_tokens` have room, or half the context has.
         """
-        capacity = self._writer.context.capacity
+        capacity = self._writer.context
         room = capacity - min(self._max_tokens, capacity // 2)
         past = self.turns
         forgotten = 0

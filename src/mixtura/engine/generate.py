@@ -1,57 +1,20 @@
-"""Generation, streamed: one token at a time, text as soon as it is complete.
+"""Generation, streamed: one token at a time, text as soon as it is complete."""
 
-V vocabulary.
-"""
-
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from time import perf_counter
-from typing import Literal, Self
+from collections import abc
+from collections.abc import Iterator
+from typing import Self
 
 import torch
-from torch import Tensor
 
-from mixtura.engine.answer_text import AnswerText
-from mixtura.engine.choosing import Chooser, choose
-from mixtura.engine.context import Context
+from mixtura.engine.context import shared_length
 from mixtura.engine.kv_cache import KVKind
-from mixtura.engine.logprobs import Logprobs, check_count, logprobs_of
+from mixtura.engine.readers import reader_for
 from mixtura.engine.sampling import Sampling
+from mixtura.engine.scheduler import Scheduler
+from mixtura.engine.sequence import AnswerText, Generation, Sequence
 from mixtura.engine.stopping import StopText
-from mixtura.errors import ConfigError
 from mixtura.models import LanguageModel
 from mixtura.tokenizers import Tokenizer
-
-FinishReason = Literal["end", "stop", "max_tokens", "length", "interrupted"]
-"""The model ended its document or its turn; the stop text came; as many tokens as asked for; the
-context is full; the listener left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What was generated, and how fast."""
-
-    text: str
-    tokens: tuple[int, ...]
-    """without the one that ended it"""
-    prompt_tokens: int
-    finish: FinishReason
-    prefill_seconds: float
-    """until the first token's logits were there: the time to first token, loading aside"""
-    decode_seconds: float
-    """for everything after; the listener's own time is not counted"""
-    logprobs: tuple[Logprobs, ...] | None = None
-    """of each of `tokens`, where they were asked for"""
-
-    @property
-    def seconds(self) -> float:
-        return self.prefill_seconds + self.decode_seconds
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens after the first, which the prefill paid for, over `decode_seconds`."""
-        later = len(self.tokens) - 1
-        return later / self.decode_seconds if later > 0 else 0.0
 
 
 def generate(
@@ -63,7 +26,7 @@ def generate(
     context: int | None = None,
     kv: KVKind | None = None,
     *,
-    stops: Sequence[str] = (),
+    stops: abc.Sequence[str] = (),
     logprobs: int | None = None,
 ) -> "Stream":
     """Continue `prompt`; iterate over what comes back for the text, then see its `result`.
@@ -97,14 +60,18 @@ class Writer:
         kv: KVKind | None = None,
     ) -> None:
         sampling.check_vocabulary(decoder.config.vocabulary)
-        self.context = Context(decoder, capacity=context, kv=kv)
+        reader = reader_for(decoder, context, kv)
+        self.context = reader.context
+        """positions that a text may have"""
         self.tokenizer, self.sampling = tokenizer, sampling
         # On the CPU, so that a seed means the same text on every device.
         self.generator = torch.Generator().manual_seed(sampling.seed)
+        self._scheduler = Scheduler(reader, tokenizer.vocabulary)
+        self._last: Sequence | None = None
 
     def write(
         self,
-        prompt: Sequence[int],
+        prompt: abc.Sequence[int],
         max_tokens: int,
         stop: StopText | None = None,
         ends: frozenset[int] | None = None,
@@ -114,18 +81,22 @@ class Writer:
         """Continue the tokens until `stop` or one of `ends` appears, neither part of the answer.
 
         Without `ends` the tokenizer's own end it. An answer that `continues` the prompt's text
-        keeps a space that it begins with; one that does not is a text of its own. The stream reads
-        through this writer's context: end it before the next one begins.
+        keeps a space that it begins with; one that does not is a text of its own. An answer before
+        it that has not ended is interrupted.
         """
-        check_count(logprobs)
-        if max_tokens < 1:
-            raise ConfigError(f"max_tokens={max_tokens} must be 1 or more; ask for some text")
-        self.context.check("the prompt", len(prompt))
+        decoded = self.tokenizer.stream(after=prompt if continues else ())
+        text = AnswerText(decoded, stop or StopText())
         ends = self.tokenizer.ends if ends is None else ends
-        text = AnswerText(
-            self.tokenizer.stream(after=prompt if continues else ()), stop or StopText()
-        )
-        return Stream(self, prompt, max_tokens, text, ends, logprobs)
+        one = Sequence.of(prompt, self.sampling, max_tokens, ends, logprobs, text, self.generator)
+        self._scheduler.check(one)
+        if self._last is not None:
+            self._scheduler.leave(self._last)
+            shared = shared_length(self._last.held, prompt)
+            # The last token is always read, for its logits.
+            one.prompt_read = min(shared, len(prompt) - 1)
+        self._scheduler.begin(one)
+        self._last = one
+        return Stream(self._scheduler, one)
 
 
 class Stream:
@@ -134,78 +105,25 @@ class Stream:
     It ends with the answer, by an exception such as KeyboardInterrupt, or when the caller leaves.
     """
 
-    def __init__(
-        self,
-        writer: Writer,
-        prompt: Sequence[int],
-        max_tokens: int,
-        text: AnswerText,
-        ends: frozenset[int],
-        logprobs: int | None,
-    ) -> None:
-        self._writer, self._prompt, self._max_tokens = writer, prompt, max_tokens
-        self._decoded, self._ends, self._num_logprobs = text, ends, logprobs
-        self._text: list[str] = []
-        self._tokens: list[int] = []
-        self._logprobs: list[Logprobs] = []
-        self._chooser = Chooser(writer.sampling, prompt, self._tokens, writer.generator)
-        self._finish: FinishReason = "interrupted"
-        self._prefill_seconds = self._decode_seconds = 0.0
-        self._pieces = self._run()
+    def __init__(self, scheduler: Scheduler, one: Sequence) -> None:
+        self._one = one
+        self._pieces = _pieces(scheduler, one)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> str:
-        piece = next(self._pieces)
-        self._text.append(piece)
-        return piece
+        return next(self._pieces)
 
     @property
     def result(self) -> Generation:
-        return Generation(
-            "".join(self._text),
-            tuple(self._tokens),
-            len(self._prompt),
-            self._finish,
-            self._prefill_seconds,
-            self._decode_seconds,
-            None if self._num_logprobs is None else tuple(self._logprobs),
-        )
+        return self._one.result
 
-    def _run(self) -> Iterator[str]:
-        began = perf_counter()
-        logits_V = self._writer.context.become(self._prompt)
-        self._prefill_seconds = perf_counter() - began
-        text = self._decoded
-        for token in self._draw(logits_V):
-            if piece := text.push(token):
-                yield piece
-            if text.stopped:
-                self._finish = "stop"
-                return
-        if piece := text.finish():
-            yield piece
 
-    def _draw(self, logits_V: Tensor) -> Iterator[int]:
-        context = self._writer.context
-        while True:
-            began = perf_counter()
-            if self._tokens:
-                logits_V = context.read(self._tokens[-1:])
-            known = self._writer.tokenizer.vocabulary
-            (token,) = choose(logits_V[None], [self._chooser], known)
-            self._decode_seconds += perf_counter() - began
-            if token in self._ends:
-                self._finish = "end"
-                return
-            if self._num_logprobs is not None:
-                self._logprobs.append(logprobs_of(logits_V, token, self._num_logprobs))
-            self._tokens.append(token)
-            yield token
-            if len(self._tokens) == self._max_tokens:
-                self._finish = "max_tokens"
-                return
-            if context.room == 0:
-                self._finish = "length"
-                return
+def _pieces(scheduler: Scheduler, one: Sequence) -> Iterator[str]:
+    shown = 0
+    while one.finish is None:
+        scheduler.advance()
+        while shown < len(one.pieces):
+            shown += 1
+            yield one.pieces[shown - 1]

@@ -1,18 +1,15 @@
-"""The engine's cache: keys and values of several sequences, allocated once.
-
-Unlike `models.KVCache`, whose sequences are of one length, each has a slot and positions of its
-own. C dim of a key, V of a value.
-"""
+"""How large the state of an engine is to be, and what is refused before any of it is allocated."""
 
 from dataclasses import dataclass
 
 import torch
 
 from mixtura.errors import ConfigError
-from mixtura.kernels.cached_attention import LayerKV
 from mixtura.memory import free_bytes, in_words
+from mixtura.models import Decoder, State
+from mixtura.packed import PackedLinear
 from mixtura.shapes import DecoderShape
-from mixtura.shapes.storage.cache import KVDims, KVKind, bytes_of_cache, bytes_of_position
+from mixtura.shapes.storage.cache import KVKind, bytes_of_cache, bytes_of_position
 
 DTYPES: dict[KVKind, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -49,7 +46,7 @@ class CachePlan:
     def bytes(self) -> int:
         return bytes_of_cache(self.shape, self.slots, self.context, self.kind)
 
-    def allocate(self) -> "Cache":
+    def allocate(self, device: torch.device | None = None) -> State:
         """Raises ConfigError where less memory is free."""
         free = free_bytes()
         if free is not None and self.bytes > free:
@@ -58,36 +55,7 @@ class CachePlan:
                 f"{in_words(self.bytes)}, and {in_words(free)} of memory are free; ask for a "
                 "shorter context, for fewer sequences or for int8"
             )
-        dims = KVDims.of(self.shape)
-        layers = tuple(
-            LayerKV.empty(
-                self.slots,
-                dims.kv_heads,
-                self.context,
-                dims.key_dim,
-                dims.value_dim,
-                DTYPES[self.kind],
-                values_in_keys=dims.values_in_keys,
-            )
-            for _ in range(self.shape.layers)
-        )
-        return Cache(self, layers)
-
-
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """What was planned, allocated; memory is touched as positions are filled."""
-
-    plan: CachePlan
-    layers: tuple[LayerKV, ...]
-
-    @property
-    def slots(self) -> int:
-        return self.plan.slots
-
-    @property
-    def context(self) -> int:
-        return self.plan.context
+        return State.empty(self.shape, self.slots, self.context, DTYPES[self.kind], device)
 
 
 def check_context(context: int, shape: DecoderShape) -> None:
@@ -110,3 +78,15 @@ def check_length(what: str, length: int, context: int, shape: DecoderShape) -> N
         f"{what} of {length} tokens exceeds the context of {context} that was asked for, of the "
         f"model's {shape.context}; shorten it, or ask for more"
     )
+
+
+def own_kv(decoder: Decoder) -> KVKind:
+    """What rounds as little as the model does: of packed models bf16, as for one sequence."""
+    if has_packed_weights(decoder) or decoder.head.weight.dtype == torch.bfloat16:
+        return "bf16"
+    return "fp32"
+
+
+def has_packed_weights(decoder: Decoder) -> bool:
+    """Whether its projections are computed from packed weights."""
+    return any(isinstance(module, PackedLinear) for module in decoder.modules())

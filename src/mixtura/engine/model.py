@@ -15,8 +15,7 @@ from mixtura.checkpoints.opening import DTypeName, OpenModel, open_model
 from mixtura.engine.batch import Batch
 from mixtura.engine.conversation import Conversation
 from mixtura.engine.generate import Stream, generate
-from mixtura.engine.kv_cache import KVKind
-from mixtura.engine.many import own_kv
+from mixtura.engine.kv_cache import KVKind, own_kv
 from mixtura.engine.model_defaults import ModelDefaults
 from mixtura.engine.runner import Runner, as_decoder
 from mixtura.engine.sampling import Sampling
@@ -138,6 +137,7 @@ class Model:
         ConfigError for a dense model, and DataError where there is no text.
         """
         # Here, as most uses of a model need neither Parquet nor documents.
+        from mixtura.engine.step_routing import routing_for
         from mixtura.tracing.model_trace import trace_meta
         from mixtura.tracing.text_trace import Texts, digest_of, trace_texts
 
@@ -152,9 +152,16 @@ class Model:
         )
         if not isinstance(texts, Texts):
             texts = Texts.of([texts] if isinstance(texts, str) else list(texts))
-        check = self.opened.check
         return trace_texts(
-            self.decoder, tokenizer, texts, Path(out), meta, max_tokens, progress, check
+            self.decoder,
+            tokenizer,
+            texts,
+            Path(out),
+            meta,
+            max_tokens,
+            progress,
+            self.opened.check,
+            routing_for(self.decoder, meta),
         )
 
     def _sampling(self, given: Settings) -> Sampling:

@@ -3,6 +3,7 @@
 R rows, N rows asked for, D width, E experts, V vocabulary.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mixtura.engine.angles import AngleTables
-from mixtura.engine.kv_cache import Cache
 from mixtura.engine.program_gate import gate_of
-from mixtura.engine.steps import Rows
+from mixtura.engine.steps import Chosen, Routes, Rows
 from mixtura.kernels.cached_attention import cache_of
 from mixtura.kernels.native import InstructionSet, native, number_of
 from mixtura.kernels.packed.experts import ACTIVATIONS
 from mixtura.kernels.phase import PHASES, Phase
-from mixtura.models import Decoder
+from mixtura.models import Decoder, State
 from mixtura.models.attention import Attention, SinkAttention
 from mixtura.models.decoder import Block
 from mixtura.models.norms import UnitOffsetRMSNorm
@@ -29,15 +29,18 @@ _NORMS = (nn.Identity, nn.RMSNorm, nn.LayerNorm, UnitOffsetRMSNorm)
 
 
 class Program:
-    """See `Steps`: all layers in one job of the compiled kernels, in both phases.
+    """See `Steps`: all layers in one job of the compiled kernels, in every phase.
 
-    Ask `why_not` first. The decoder's tensors are kept as they are now.
+    Ask `why_not` first. The decoder's tensors are kept as they are now. `experts` holds a table of
+    each MoE layer, by its number: the addresses of its experts' bytes, int64. A new address may be
+    written there between two steps, or in `Routes.between`. An address of 0 says that the expert is
+    not here; a row that chooses it raises IndexError where there is a `between`.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        cache: Cache,
+        state: State,
         angles: AngleTables,
         kernels: InstructionSet = "auto",
     ) -> None:
@@ -45,7 +48,7 @@ class Program:
         assert reason is None, reason
         module = native()
         assert module is not None, "the reason would have been this"
-        self._vocabulary, self._cache = decoder.config.vocabulary, cache
+        self._vocabulary, self._state = decoder.config.vocabulary, state
         self._set = number_of(kernels)
         parts = _Parts(module)
         scales = decoder.config.multipliers
@@ -57,20 +60,28 @@ class Program:
             parts.linear(decoder.head),
             scales.logits,
         )
-        self._caches = [cache_of(module, layer) for layer in cache.layers]
+        self._caches = [cache_of(module, layer.kv) for layer in state.layers]
         for number, (block, kept) in enumerate(zip(decoder.blocks, self._caches, strict=True)):
             assert isinstance(block, Block), "a decoder has nothing else"
             attention = _attention(parts, decoder, number, block, kept, angles)
-            self._program.add(attention, _ffn(parts, block))
+            self._program.add(attention, _ffn(parts, number, block))
         self._held = parts.held
+        self.experts = parts.experts_of
+        ffns = [block.get_submodule("ffn") for block in decoder.blocks]
+        routers = {n: ffn.router for n, ffn in enumerate(ffns) if isinstance(ffn, MoE)}
+        self._routed = [(number, router.num_experts) for number, router in routers.items()]
+        # A pyramid changes the number of experts alone, so layers lie one behind the other.
+        self._top_k = max((router.top_k for router in routers.values()), default=0)
         (first, *_) = angles.by_base.values()
         self._num_angles = len(first.cos_SC)
 
-    def __call__(self, rows: Rows, phase: Phase, asked_N: Tensor) -> Tensor:
+    def __call__(
+        self, rows: Rows, phase: Phase, asked_N: Tensor, routes: Routes | None = None
+    ) -> Tensor:
         every = (rows.token_R, rows.slot_R, rows.position_R, rows.angle_R, asked_N)
         token_R, slot_R, position_R, angle_R, asked_N = (of_R.contiguous() for of_R in every)
         logits_NV = torch.empty(len(asked_N), self._vocabulary)
-        self._program.step(
+        given = (
             self._caches[0],
             self._num_angles,
             token_R.data_ptr(),
@@ -84,7 +95,34 @@ class Program:
             self._set,
             logits_NV.data_ptr(),
         )
+        if routes is None:
+            self._program.step(*given)
+        else:
+            self._step_routed(given, len(rows), routes)
         return logits_NV
+
+    def _step_routed(self, given: tuple[Any, ...], rows: int, routes: Routes) -> None:
+        expert_LRK = torch.empty(len(self._routed), rows, self._top_k, dtype=torch.int64)
+        weight_LRK = torch.empty(expert_LRK.shape)
+        of_layers = zip(self._routed, expert_LRK.unbind(), weight_LRK.unbind(), strict=True)
+        routes.chosen = tuple(Chosen(*one, *rest) for one, *rest in of_layers)
+        limit_R = None if routes.limit_R is None else routes.limit_R.contiguous()
+        assert limit_R is None or (limit_R.shape == (rows,) and limit_R.dtype == torch.int64)
+        self._program.step_routed(
+            *given,
+            expert_LRK.data_ptr(),
+            weight_LRK.data_ptr(),
+            0 if limit_R is None else limit_R.data_ptr(),
+            None if routes.between is None else _by_number(routes.between, routes.chosen),
+        )
+
+
+def _by_number(
+    between: Callable[[Chosen], None], chosen: tuple[Chosen, ...]
+) -> Callable[[int], None]:
+    """As the compiled module calls it."""
+    of_layer = {one.layer: one for one in chosen}
+    return lambda layer: between(of_layer[layer])
 
 
 def why_not(decoder: Decoder) -> str | None:
@@ -139,6 +177,7 @@ class _Parts:
     def __init__(self, module: ModuleType) -> None:
         self.module = module
         self.held: list[Tensor] = []
+        self.experts_of: dict[int, Tensor] = {}
 
     def at(self, tensor: Tensor | None) -> int:
         """The address of a tensor, 0 of None."""
@@ -174,15 +213,18 @@ class _Parts:
         assert isinstance(table, PackedEmbedding), "why_not has looked"
         return self.module.Linear(self.at(table.tiles), table.rows, table.width, table.bits, 0)
 
-    def experts(self, experts: nn.Module) -> Any:
+    def experts(self, experts: nn.Module, layer: int | None = None) -> Any:
+        """`layer` names those that rows choose from."""
         assert isinstance(experts, PackedExperts), "why_not has looked"
         tiles_ES = experts.tiles
         # Of a mapped file: a copy would be all of it.
         assert tiles_ES.stride(1) == 1, "an expert's bytes stand in a row"
-        self.held.append(tiles_ES)
+        table_E = tiles_ES.data_ptr() + tiles_ES.stride(0) * torch.arange(len(tiles_ES))
+        self.held += [tiles_ES, table_E]
+        if layer is not None:
+            self.experts_of[layer] = table_E
         return self.module.Experts(
-            tiles_ES.data_ptr(),
-            tiles_ES.stride(0),
+            table_E.data_ptr(),
             len(tiles_ES),
             experts.width,
             experts.expert_width,
@@ -219,7 +261,7 @@ def _attention(
     )
 
 
-def _ffn(parts: _Parts, block: Block) -> Any:
+def _ffn(parts: _Parts, number: int, block: Block) -> Any:
     norm, post_norm, ffn = parts.norm(block.ffn_norm), parts.norm(block.ffn_post_norm), block.ffn
     if not isinstance(ffn, MoE):
         return parts.module.FfnBlock(norm, None, parts.experts(ffn), None, 0, post_norm)
@@ -228,7 +270,7 @@ def _ffn(parts: _Parts, block: Block) -> Any:
     return parts.module.FfnBlock(
         norm,
         gate.of(parts.module, parts.at, parts.floats),
-        parts.experts(ffn.experts),
+        parts.experts(ffn.experts, number),
         None if ffn.shared is None else parts.experts(ffn.shared),
         parts.floats(None if ffn.shared_gate is None else ffn.shared_gate.weight),
         post_norm,

@@ -1,6 +1,6 @@
-"""How a context reads one sequence: through the decoder as it is, or through the engine's steps.
+"""What reads tokens into a state: the decoder as it is, for one sequence, or the engine's steps.
 
-V vocabulary.
+N rows whose logits are asked for, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -9,86 +9,81 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mixtura.engine.kv_cache import KVKind, check_context
-from mixtura.engine.runner import Runner, as_decoder, evaluating
+from mixtura.engine.kv_cache import KVKind, check_context, has_packed_weights
+from mixtura.engine.runner import Part, Runner, as_decoder, evaluating
 from mixtura.kernels.phase import Phase
-from mixtura.models import Decoder, DecoderOutput, KVCache, LanguageModel
-from mixtura.packed import PackedLinear
+from mixtura.models import Decoder, DecoderOutput, LanguageModel, State
+from mixtura.shapes import DecoderShape
 
 
 class Reader(Protocol):
-    """One sequence, and what is kept of it."""
+    """Sequences in slots, and what is kept of them."""
 
-    capacity: int
+    @property
+    def shape(self) -> DecoderShape: ...
 
-    def expect(self, length: int) -> None:
-        """The text will have at least that many tokens."""
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def context(self) -> int:
+        """Positions of each slot."""
         ...
 
-    def read(self, tokens: Sequence[int], start: int, phase: Phase) -> Tensor:
-        """logits_V after these tokens, fp32, on the CPU; what came before `start` is kept.
+    def expect(self, slot: int, length: int) -> None:
+        """The text in this slot will have at least that many tokens."""
+        ...
 
-        After an interruption the same part, or one that begins before it, can be read again.
+    def read(self, parts: Sequence[Part], phase: Phase) -> Tensor:
+        """logits_NV, fp32, on the CPU, after each part that asks for them.
+
+        What a slot holds before a part is kept. After an interruption the same parts, or such as
+        begin before them, can be read again.
         """
         ...
 
 
 class WholeModel:
-    """The decoder's own forward pass and cache: torch's attention over one sequence.
+    """The decoder's own forward pass: torch's attention over the one sequence of a state.
 
-    In bf16 it rounds where `models` does, so its tokens are those of the model itself.
+    In bf16 it rounds where `models` does, so its tokens are those of the model itself. Torch fixes
+    its arithmetic by the number of tokens, whatever the phase.
     """
 
-    def __init__(self, decoder: Decoder, capacity: int) -> None:
-        weight = decoder.head.weight
-        self.decoder, self.capacity = decoder, capacity
-        self._cache = KVCache.empty(decoder.config, 1, capacity, weight.dtype, weight.device)
-        self._device = weight.device
+    slots = 1
 
-    def expect(self, length: int) -> None:
+    def __init__(self, decoder: Decoder, context: int) -> None:
+        weight = decoder.head.weight
+        self.decoder, self.context = decoder, context
+        self.state = State.empty(decoder.config, 1, context, weight.dtype, weight.device)
+
+    @property
+    def shape(self) -> DecoderShape:
+        return self.decoder.config
+
+    def expect(self, slot: int, length: int) -> None:
         """Its decoder looks at the positions that it is given, and reads again by itself."""
 
-    def read(self, tokens: Sequence[int], start: int, phase: Phase) -> Tensor:
+    def read(self, parts: Sequence[Part], phase: Phase) -> Tensor:
+        (part,) = parts
         # An interruption may have left new keys in some layers and not in the others.
-        for layer in self._cache.layers:
-            layer.length = start
+        self.state.length = part.start
         with evaluating(self.decoder), torch.inference_mode():
-            tokens_BS = torch.tensor([tokens], device=self._device)
-            output: DecoderOutput = self.decoder(tokens_BS, cache=self._cache)
-            return output.logits_BSV[0, -1].float().cpu()
+            tokens_BS = torch.tensor([part.tokens], device=self.state.device)
+            output: DecoderOutput = self.decoder(tokens_BS, state=self.state)
+            last_NV = output.logits_BSV[0, -1:] if part.asked else output.logits_BSV[0, :0]
+            return last_NV.float().cpu()
 
 
-class OneSlot:
-    """The engine's steps, of which one slot is used."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner, self.capacity = runner, runner.plan.context
-
-    def expect(self, length: int) -> None:
-        self._runner.expect(0, length)
-
-    def read(self, tokens: Sequence[int], start: int, phase: Phase) -> Tensor:
-        token_R = torch.tensor(tokens)
-        position_R = torch.arange(start, start + len(token_R))
-        last_N = torch.tensor([len(token_R) - 1])
-        slot_R = torch.zeros_like(token_R)
-        return self._runner.step(token_R, slot_R, position_R, phase, last_N)[0]
-
-
-def reader_for(model: LanguageModel, capacity: int | None, kv: KVKind | None) -> Reader:
+def reader_for(model: LanguageModel, context: int | None, kv: KVKind | None) -> Reader:
     """The engine's steps for packed models, and where a kind of cache is asked for.
 
-    `capacity` None is the model's own context. Raises ConfigError for a model that is no decoder,
-    and for a capacity beyond its context.
+    `context` None is the model's own. Raises ConfigError for a model that is no decoder, and for a
+    context beyond the model's.
     """
     decoder = as_decoder(model)
-    capacity = decoder.config.context if capacity is None else capacity
-    check_context(capacity, decoder.config)
+    context = decoder.config.context if context is None else context
+    check_context(context, decoder.config)
     if kv is not None or has_packed_weights(decoder):
-        return OneSlot(Runner.of(decoder, 1, capacity, kv or "bf16"))
-    return WholeModel(decoder, capacity)
-
-
-def has_packed_weights(decoder: Decoder) -> bool:
-    """Whether its projections are computed from packed weights."""
-    return any(isinstance(module, PackedLinear) for module in decoder.modules())
+        return Runner.of(decoder, 1, context, kv or "bf16")
+    return WholeModel(decoder, context)

@@ -1,35 +1,46 @@
-"""A decoder and its cache: steps of rows of any mix of sequences.
+"""A decoder and its state: steps of rows of any mix of sequences.
 
 R rows, N rows whose logits are asked for, L positions of a slot, V vocabulary.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mixtura.engine.angles import AngleTables
-from mixtura.engine.kv_cache import Cache, CachePlan, KVKind
-from mixtura.engine.long_texts import LongTexts
+from mixtura.engine.kv_cache import CachePlan, KVKind
 from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program, why_not
-from mixtura.engine.steps import Rows, Steps
+from mixtura.engine.steps import Routes, Rows, Steps
 from mixtura.errors import ConfigError
 from mixtura.kernels.native import native
 from mixtura.kernels.phase import Phase
-from mixtura.models import Decoder, LanguageModel
+from mixtura.models import Decoder, LanguageModel, State
+from mixtura.models.long_texts import LongTexts
 from mixtura.packed import PackedLinear
-from mixtura.shapes.rope import LongRopeScaling
+from mixtura.shapes import DecoderShape
 
 # How many rows of a prompt are read at a time, counted from its beginning.
 CHUNK = 512
 
 
+class Part(NamedTuple):
+    """Tokens of one slot that a step reads, from a position on."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    asked: bool
+    """whether the logits after the last of them are wanted"""
+
+
 class Runner:
-    """Steps of a decoder over its own cache of several sequences, each in a slot.
+    """Steps of a decoder over its own state of several sequences, each in a slot.
 
     In packed models a row's result depends on that row, what its slot holds and the phase alone. In
     others the products of torch may add in another order when other rows come along.
@@ -43,13 +54,10 @@ class Runner:
         """
         _check_model(decoder)
         self.decoder, self.plan = decoder, plan
-        self.cache = plan.allocate()
+        self.state = plan.allocate()
         angles = AngleTables.of(decoder.config, plan.context)
-        self._steps = _steps_of(decoder, self.cache, angles, fused)
-        scaling = decoder.config.attention.rope_scaling
-        self._texts = None
-        if isinstance(scaling, LongRopeScaling):
-            self._texts = LongTexts(scaling.original_context, plan.slots, plan.context)
+        self._steps = _steps_of(decoder, self.state, angles, fused)
+        self._texts = self.state.texts
 
     @classmethod
     def of(
@@ -60,6 +68,19 @@ class Runner:
         context = decoder.config.context if context is None else context
         return cls(decoder, CachePlan(decoder.config, slots, context, kv))
 
+    @property
+    def shape(self) -> DecoderShape:
+        return self.plan.shape
+
+    @property
+    def slots(self) -> int:
+        return self.plan.slots
+
+    @property
+    def context(self) -> int:
+        """Positions of each slot."""
+        return self.plan.context
+
     def expect(self, slot: int, length: int) -> None:
         """Say that the text in this slot will have at least `length` tokens.
 
@@ -68,6 +89,28 @@ class Runner:
         if self._texts is not None:
             self._texts.expect(slot, length)
 
+    def read(self, parts: Sequence[Part], phase: Phase) -> Tensor:
+        """logits_NV, fp32, after each part that asks for them; see `step`."""
+        # Lists, each made a tensor once: an operation of torch on a few numbers takes 20 us between
+        # two steps that have swept the processor's caches.
+        tokens_R: list[int] = []
+        slots_R: list[int] = []
+        positions_R: list[int] = []
+        asked_N: list[int] = []
+        for slot, start, tokens, asked in parts:
+            slots_R += [slot] * len(tokens)
+            positions_R += range(start, start + len(tokens))
+            tokens_R += tokens
+            if asked:
+                asked_N.append(len(tokens_R) - 1)
+        return self.step(
+            torch.tensor(tokens_R),
+            torch.tensor(slots_R),
+            torch.tensor(positions_R),
+            phase,
+            torch.tensor(asked_N, dtype=torch.int64),
+        )
+
     def step(
         self,
         token_R: Tensor,
@@ -75,12 +118,14 @@ class Runner:
         position_R: Tensor,
         phase: Phase,
         asked_N: Tensor | None = None,
+        routes: Routes | None = None,
     ) -> Tensor:
         """logits_NV, fp32, of the rows numbered `asked_N`, by default all; all int64, on the CPU.
 
         A row sees what its slot holds before its position, and the rows of its slot that come with
         it. A slot's rows stand in the order of their positions; what lies behind is forgotten when
-        it is written anew. Raises ConfigError for a row outside the cache or the vocabulary.
+        it is written anew. `verify` gives a packed model's rows bit for bit as `decode` does one
+        after the other. Raises ConfigError for a row outside the cache or the vocabulary.
         """
         # Native programs read them by their address.
         token_R, slot_R, position_R = (of_R.contiguous() for of_R in (token_R, slot_R, position_R))
@@ -90,8 +135,10 @@ class Runner:
             if self._texts is None:
                 rows = Rows(token_R, slot_R, position_R, position_R)
             else:
+                if phase == "verify":
+                    self._texts.check_one_kind(slot_R, position_R)
                 rows = self._turned(self._texts, token_R, slot_R, position_R)
-            return self._steps(rows, phase, asked_N)
+            return self._steps(rows, phase, asked_N, routes)
 
     def _turned(
         self, texts: LongTexts, token_R: Tensor, slot_R: Tensor, position_R: Tensor
@@ -106,23 +153,19 @@ class Runner:
                 self._steps(again, "prefill", nothing_N)
         return Rows(token_R, slot_R, position_R, texts.angle(slot_R, position_R))
 
-    def check_tokens(self, token_R: Tensor) -> None:
-        """Raises ConfigError for a token outside the vocabulary."""
-        remedy = "the model's vocabulary; encode with its own tokenizer"
-        _check_bounds("token", token_R, self.decoder.config.vocabulary, remedy)
-
     def _check(self, token_R: Tensor, slot_R: Tensor, position_R: Tensor) -> None:
-        self.check_tokens(token_R)
+        remedy = "the model's vocabulary; encode with its own tokenizer"
+        # For a few rows Python's min and max are faster than torch's reductions.
+        check_bounds("token", token_R.tolist(), self.decoder.config.vocabulary, remedy)
         sized = "as the cache was sized; size it for more"
-        _check_bounds("slot", slot_R, self.plan.slots, sized)
-        _check_bounds("position", position_R, self.plan.context, sized)
+        check_bounds("slot", slot_R.tolist(), self.plan.slots, sized)
+        check_bounds("position", position_R.tolist(), self.plan.context, sized)
 
 
-def _check_bounds(name: str, of_R: Tensor, bound: int, remedy: str) -> None:
-    if not len(of_R):
+def check_bounds(name: str, numbers: Sequence[int], bound: int, remedy: str) -> None:
+    """Raises ConfigError for a number outside 0..bound - 1."""
+    if not numbers:
         return
-    # Of a few numbers a list tells it sooner than torch.
-    numbers = of_R.tolist()
     low, high = min(numbers), max(numbers)
     if low < 0 or high >= bound:
         wrong = low if low < 0 else high
@@ -162,10 +205,10 @@ def _check_model(decoder: Decoder) -> None:
         raise ConfigError(reason)
 
 
-def _steps_of(decoder: Decoder, kept: Cache, angles: AngleTables, fused: bool | None) -> Steps:
+def _steps_of(decoder: Decoder, state: State, angles: AngleTables, fused: bool | None) -> Steps:
     reason = "nobody asked for it" if fused is False else why_not(decoder)
     if reason is None:
-        return Program(decoder, kept, angles)
+        return Program(decoder, state, angles)
     if fused:
         raise ConfigError(
             f"fused=True, and no program expresses this decoder: {reason}; leave it out to run "
@@ -173,7 +216,7 @@ def _steps_of(decoder: Decoder, kept: Cache, angles: AngleTables, fused: bool | 
         )
     if fused is None and native() is not None and isinstance(decoder.head, PackedLinear):
         _say_once(reason)
-    return ModuleSteps(decoder, kept, angles)
+    return ModuleSteps(decoder, state, angles)
 
 
 @cache

@@ -1,14 +1,15 @@
-"""Reading a prompt, or adding token after token: what fixes the order in which kernels sum."""
+"""Reading a prompt, adding token after token, or verifying: what fixes how kernels sum."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
-Phase = Literal["prefill", "decode"]
-"""a prompt's many rows, or one row of each sequence"""
+Phase = Literal["prefill", "decode", "verify"]
+"""A prompt's many rows, one row of each sequence, or several rows of a sequence in the arithmetic
+of decode: bit for bit what as many steps of decode give."""
 # As native/packed/products.h counts them.
-PHASES: dict[Phase, int] = {"decode": 0, "prefill": 1}
+PHASES: dict[Phase, int] = {"decode": 0, "prefill": 1, "verify": 2}
 
 _phase: ContextVar[Phase] = ContextVar("phase", default="prefill")
 

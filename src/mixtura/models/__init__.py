@@ -5,10 +5,10 @@ from typing import Annotated
 
 from pydantic import Discriminator, Tag
 
-from mixtura.models.cache import KVCache
 from mixtura.models.decoder import Decoder, DecoderConfig
 from mixtura.models.historic.lstm_moe import LstmMoEConfig
 from mixtura.models.language_model import DecoderOutput, LanguageModel
+from mixtura.models.state import State
 
 
 def _kind(tree: object) -> str | None:
@@ -31,7 +31,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "DecoderOutput",
-    "KVCache",
     "LanguageModel",
     "ModelConfig",
+    "State",
 ]

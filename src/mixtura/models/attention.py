@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtura.models.cache import LayerCache
 from mixtura.models.norms import build_norm
 from mixtura.models.rotary import Rotary, rotate
 from mixtura.models.sight import Sight
+from mixtura.models.state import Keep
 from mixtura.shapes import AttentionShape, NormShape
 
 
@@ -32,9 +32,7 @@ class Attention(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
-    def forward(
-        self, x_BSD: Tensor, rope: Rotary, sight: Sight, cache: LayerCache | None
-    ) -> Tensor:
+    def forward(self, x_BSD: Tensor, rope: Rotary, sight: Sight, keep: Keep | None) -> Tensor:
         """`rope` holds the angles of these S positions, `sight` which of all they see."""
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
         qk_BSHC, v_BSGC = self.project(x_BSD)
@@ -42,8 +40,8 @@ class Attention(nn.Module):
         qk_BSHC = rotate(qk_BSHC, rope)
         q_BASC, k_BGSC = (part.transpose(1, 2) for part in qk_BSHC.split([heads, kv_heads], 2))
         k_BGLC, v_BGLC = k_BGSC, v_BSGC.transpose(1, 2)
-        if cache is not None:
-            k_BGLC, v_BGLC = cache.extend(k_BGLC, v_BGLC)
+        if keep is not None:
+            k_BGLC, v_BGLC = keep(k_BGLC, v_BGLC)
         out_BASC = self.attend(q_BASC, k_BGLC, v_BGLC, sight)
         return self.out(out_BASC.transpose(1, 2).flatten(2))
 

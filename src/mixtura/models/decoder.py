@@ -3,6 +3,8 @@
 B sequences, S positions, D width, V vocabulary.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -11,17 +13,16 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from mixtura.models.attention import Attention, SinkAttention
-from mixtura.models.cache import KVCache, PositionCache
 from mixtura.models.language_model import DecoderOutput, LanguageModel
 from mixtura.models.latent_attention import LatentAttention
 from mixtura.models.norms import build_norm
 from mixtura.models.rotary import Rotary, rotary
 from mixtura.models.sight import Sight, sight
+from mixtura.models.state import Keep, State
 from mixtura.moe import MoE, MoEConfig, MoEOutput
 from mixtura.moe.capacity import Dropless
 from mixtura.moe.experts import DenseFFN
 from mixtura.shapes import AttentionShape, DecoderShape
-from mixtura.shapes.rope import LongRopeScaling
 
 
 class DecoderConfig(DecoderShape):
@@ -55,8 +56,15 @@ def build_attention(config: DecoderConfig) -> nn.Module:
             return LatentAttention(config.width, shape)
 
 
+Part = Callable[[Tensor], Tensor]
+"""A mixer or an FFN as a block runs it: normed rows in, what is added to the stream out."""
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x)); what is added may be normed, and scaled."""
+    """x + attention(norm(x)), then x + ffn(norm(x)); what is added may be normed, and scaled.
+
+    `run` alone knows that order; the native program (native/decoder) is its twin.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -81,17 +89,33 @@ class Block(nn.Module):
         seen: Sight,
         ids_BS: Tensor,
         valid_BS: Tensor | None,
-        cache: PositionCache | None,
+        keep: Keep | None,
     ) -> tuple[Tensor, MoEOutput | None]:
-        attended_BSD = self.attention(self.attention_norm(x_BSD), rope, seen, cache)
-        x_BSD = self.added(x_BSD, self.attention_post_norm(attended_BSD))
-        normed_BSD = self.ffn_norm(x_BSD)
-        if isinstance(self.ffn, MoE):
+        outputs: list[MoEOutput] = []
+
+        def mix(normed_BSD: Tensor) -> Tensor:
+            return self.attention(normed_BSD, rope, seen, keep)
+
+        def feed(normed_BSD: Tensor) -> Tensor:
+            if not isinstance(self.ffn, MoE):
+                return self.ffn(normed_BSD)
             # Generation is dropless: one new token must not depend on how many came with it.
-            capacity = None if cache is None else Dropless()
-            output = self.ffn(normed_BSD, valid_BS, capacity, ids_BS)
-            return self.added(x_BSD, self.ffn_post_norm(output.hidden)), output
-        return self.added(x_BSD, self.ffn_post_norm(self.ffn(normed_BSD))), None
+            capacity = None if keep is None else Dropless()
+            outputs.append(self.ffn(normed_BSD, valid_BS, capacity, ids_BS))
+            return outputs[0].hidden
+
+        x_BSD = self.run(x_BSD, mix, feed)
+        return x_BSD, outputs[0] if outputs else None
+
+    def run(self, x: Tensor, mix: Part, feed: Part, asked_N: Tensor | None = None) -> Tensor:
+        """The residual stream after the block: the one order of norms, mixer and FFN.
+
+        `mix` turns normed positions into what attention adds, and `feed` into what the FFN adds.
+        Where `asked_N` numbers some of the rows, `mix` gives those alone, and no other goes on.
+        """
+        mixed = self.attention_post_norm(mix(self.attention_norm(x)))
+        x = self.added(x if asked_N is None else x[asked_N], mixed)
+        return self.added(x, self.ffn_post_norm(feed(self.ffn_norm(x))))
 
     def added(self, x_BSD: Tensor, branch_BSD: Tensor) -> Tensor:
         """The residual stream, once a branch has written to it."""
@@ -131,25 +155,24 @@ class Decoder(LanguageModel):
                     parameter.mul_(shrink)
 
     def forward(
-        self, tokens_BS: Tensor, valid_BS: Tensor | None = None, cache: KVCache | None = None
+        self, tokens_BS: Tensor, valid_BS: Tensor | None = None, state: State | None = None
     ) -> DecoderOutput:
         """Logits of the next token at each position.
 
         `valid_BS` is False for padding, which may stand anywhere: no token sees it, and no router
-        counts it. With a cache the tokens continue what it holds, padding included; where they
+        counts it. With a state the tokens continue what it holds, padding included; where they
         pass LongRoPE's original context, all that it holds is read again, and `layers` are of all.
         Raises ConfigError past the context.
         """
         batch, asked = tokens_BS.shape
-        self.check_length(asked if cache is None else cache.length + asked)
-        if cache is not None:
-            cache.check_room(asked)
-            tokens_BS, valid_BS = self._to_read(tokens_BS, valid_BS, cache)
-        new = tokens_BS.shape[1]
-        start = 0 if cache is None else cache.length
-        valid_BL = valid_BS
-        if cache is not None:
-            valid_BL = cache.remember(valid_BS, batch, new)
+        self.check_length(asked if state is None else state.length + asked)
+        start = 0
+        if state is not None:
+            state.check_room(asked)
+            tokens_BS, valid_BS, start = state.to_read(tokens_BS, valid_BS)
+        new, valid_BL = tokens_BS.shape[1], valid_BS
+        if state is not None:
+            valid_BL = state.remember(valid_BS, start, batch, new)
         positions_S = torch.arange(start, start + new, device=tokens_BS.device)
         seen = {
             window: sight(new, start + new, tokens_BS.device, window, valid_BL)
@@ -159,23 +182,13 @@ class Decoder(LanguageModel):
         ropes = {base: self._rope(positions_S, base, x_BSD.dtype) for base in self._rope_bases}
         layers: list[MoEOutput | None] = []
         for index, block in enumerate(self.blocks):
-            layer_cache = None if cache is None else cache.layers[index]
+            keep = None if state is None else partial(state.layers[index].extend, start)
             rope, window = ropes[self._rope_bases[index]], self._windows[index]
-            x_BSD, output = block(x_BSD, rope, seen[window], tokens_BS, valid_BS, layer_cache)
+            x_BSD, output = block(x_BSD, rope, seen[window], tokens_BS, valid_BS, keep)
             layers.append(output)
-        if cache is not None:
-            cache.end_pass()
+        if state is not None:
+            state.end_pass(start + new)
         return DecoderOutput(self.logits(x_BSD[:, new - asked :]), tuple(layers))
-
-    def _to_read(
-        self, tokens_BS: Tensor, valid_BS: Tensor | None, cache: KVCache
-    ) -> tuple[Tensor, Tensor | None]:
-        scaling = self.config.attention.rope_scaling
-        if not isinstance(scaling, LongRopeScaling):
-            return tokens_BS, valid_BS
-        # Past the original context every key turns otherwise, those in the cache too.
-        long = cache.length + tokens_BS.shape[1] > scaling.original_context
-        return cache.whole_text(tokens_BS, valid_BS, long=long)
 
     def embed(self, tokens_BS: Tensor) -> Tensor:
         """What the first block reads."""

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtura.models.cache import LatentCache
 from mixtura.models.norms import build_norm
 from mixtura.models.rotary import Rotary, rotate
 from mixtura.models.sight import Sight
+from mixtura.models.state import Keep
 from mixtura.shapes import LatentAttentionShape, NormShape
 
 
@@ -37,17 +37,15 @@ class LatentAttention(nn.Module):
                 if linear.bias is not None:
                     nn.init.zeros_(linear.bias)
 
-    def forward(
-        self, x_BSD: Tensor, rope: Rotary, sight: Sight, cache: LatentCache | None
-    ) -> Tensor:
+    def forward(self, x_BSD: Tensor, rope: Rotary, sight: Sight, keep: Keep | None) -> Tensor:
         """`rope` holds the angles of these S positions, `sight` which of all they see."""
         shape = self.shape
         q, latent_BLR, key_BLP = self.project(x_BSD, rope)
-        if cache is not None:
-            latent_BLR, key_BLP = cache.extend(latent_BLR, key_BLP)
+        if keep is not None:
+            latent_BLR, key_BLP = keep(latent_BLR, key_BLP)
         # Drawing keys and values costs R (N + V) a position, doing without 2R a pair of positions.
         few = 2 * x_BSD.shape[1] < shape.nope_dim + shape.value_dim
-        attend = self.absorbed if cache is not None and few else self.expanded
+        attend = self.absorbed if keep is not None and few else self.expanded
         return self.out(attend(q, latent_BLR, key_BLP, sight).transpose(1, 2).flatten(2))
 
     def project(self, x_BSD: Tensor, rope: Rotary) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtura.errors import ConfigError
-from mixtura.models.cache import KVCache
 from mixtura.models.language_model import DecoderOutput, LanguageModel
+from mixtura.models.state import State
 from mixtura.moe import MoE, moe_layers
 from mixtura.moe.routers.token_choice import TokenRows
 from mixtura.trace import TracedLayer, TraceMeta, TraceReader, TraceWriter
@@ -77,8 +77,8 @@ def _traced(number: int, layer: MoE) -> TracedLayer:
 def record(model: LanguageModel, writer: TraceWriter) -> Iterator[Recorder]:
     """Within the block, every forward pass of the model is written to the trace.
 
-    A pass without a cache is of new sequences. One with a cache continues those that the cache
-    holds, as long as no other pass came in between; after that, or after a cache was shortened, the
+    A pass without a state is of new sequences. One with a state continues those that the state
+    holds, as long as no other pass came in between; after that, or after it was shortened, the
     tokens count as sequences of their own, at the positions where they stand.
     """
     recorder = Recorder(writer)
@@ -95,7 +95,7 @@ class _Listener:
 
     def __init__(self, recorder: Recorder, signature: inspect.Signature) -> None:
         self._recorder, self._signature = recorder, signature
-        self._cache: KVCache | None = None
+        self._state: State | None = None
         self._end = 0
 
     def __call__(
@@ -107,12 +107,12 @@ class _Listener:
     ) -> None:
         given = self._signature.bind(*args, **named).arguments
         tokens_BS: Tensor = given["tokens_BS"]
-        cache: KVCache | None = given.get("cache")
-        end = tokens_BS.shape[1] if cache is None else cache.length
+        state: State | None = given.get("state")
+        end = tokens_BS.shape[1] if state is None else state.length
         start = end - tokens_BS.shape[1]
-        if start == 0 or cache is not self._cache or start != self._end:
+        if start == 0 or state is not self._state or start != self._end:
             self._recorder.begin(len(tokens_BS), start)
-        self._cache, self._end = cache, end
+        self._state, self._end = state, end
         tokens_BS, valid_BS = _as_read(tokens_BS, given.get("valid_BS"), output)
         for number, layer in enumerate(output.layers):
             if layer is not None:
@@ -125,7 +125,7 @@ def _as_read(
 ) -> tuple[Tensor, Tensor | None]:
     """The tokens of a pass, after those that the pass read a second time, which count for nothing.
 
-    Past LongRoPE's original context a decoder reads again what its cache holds; a trace has each
+    Past LongRoPE's original context a decoder reads again what its state holds; a trace has each
     token once, as it was routed when it came.
     """
     again = output.moe[0].routing.num_tokens // len(tokens_BS) - tokens_BS.shape[1]

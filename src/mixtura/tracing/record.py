@@ -44,23 +44,31 @@ class Recorder:
         Raises DataError where the layer has other experts than the trace says, gives no
         probabilities though the trace is to have them, or was taken in this pass already.
         """
-        wanted = self._wanted.get(layer)
-        if wanted is None:
+        if layer not in self._wanted:
             return
+        self._check(layer, routing.num_experts)
+        try:
+            self._taken[layer] = layer_rows(routing, self.writer.meta.probabilities)
+        except DataError as error:
+            raise DataError(f"layer {layer}: {error}") from error
+
+    def take_rows(self, layer: int, num_experts: int, rows: LayerRows) -> None:
+        """As `take`, of rows that are known already; they bring the probabilities of the trace."""
+        if layer in self._wanted:
+            self._check(layer, num_experts)
+            self._taken[layer] = rows
+
+    def _check(self, layer: int, num_experts: int) -> None:
+        wanted = self._wanted[layer]
         if layer in self._taken:
             raise DataError(
                 f"layer {layer} was recorded twice in one pass; end the pass before the next one, "
                 "and take no routing while checkpointing computes it again"
             )
-        if routing.num_experts != wanted.num_experts:
+        if num_experts != wanted.num_experts:
             raise DataError(
-                f"layer {layer} has {routing.num_experts} experts, and the trace is of "
-                f"{wanted.num_experts}"
+                f"layer {layer} has {num_experts} experts, and the trace is of {wanted.num_experts}"
             )
-        try:
-            self._taken[layer] = layer_rows(routing, self.writer.meta.probabilities)
-        except DataError as error:
-            raise DataError(f"layer {layer}: {error}") from error
 
     def end_pass(self, tokens_BS: Tensor, valid_BS: Tensor | None = None) -> None:
         """Write the tokens of the pass; `valid_BS` is False for padding.

@@ -1,7 +1,7 @@
 """The routing of texts, written to a trace. S tokens of a sequence."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +16,12 @@ from mixtura.integrity import Check
 from mixtura.models import LanguageModel
 from mixtura.progress import Progress, silent
 from mixtura.tokenizers import Tokenizer
-from mixtura.trace import ABSENT, TraceMeta, write_trace
+from mixtura.trace import ABSENT, LayerRows, TraceMeta, TraceWriter, write_trace
 from mixtura.tracing.model_trace import record
 from mixtura.tracing.record import Recorder
+
+RoutingOf = Callable[[Sequence[int]], Mapping[int, LayerRows]]
+"""What each MoE layer's router, by the layer's number, does with the tokens of a new sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,11 @@ def trace_texts(
     limit: int | None = None,
     progress: Progress = silent,
     check: Check | None = None,
+    routing_of: RoutingOf | None = None,
 ) -> Traced:
     """Run the model over the texts, and write what its routers did to `out`.
 
+    `routing_of` reads a sequence in the place of the model's own forward pass.
     A document longer than the model's context is cut: each part is a sequence. With a `limit` the
     reading stops after so many tokens. `out` appears whole or not at all, and not before `check`
     has ended well. Raises DataError where no text is left, and StorageError where the disk refuses.
@@ -74,8 +79,8 @@ def trace_texts(
     was_training = model.training
     model.eval()
     try:
-        with write_trace(out, meta) as writer, record(model, writer) as recorder:
-            reading.run(recorder)
+        with write_trace(out, meta) as writer:
+            reading.run(writer, routing_of)
             tokens, domains = writer.tokens, tuple(writer.domains)
             if check is not None:
                 check.finish()
@@ -108,12 +113,19 @@ class _Reading:
         self.sequences = 0
         self.skipped: list[Skipped] = []
 
-    def run(self, recorder: Recorder) -> None:
+    def run(self, writer: TraceWriter, routing_of: RoutingOf | None) -> None:
+        if routing_of is not None:
+            recorder = Recorder(writer)
+            self._read(recorder, lambda tokens: _take(recorder, tokens, routing_of(tokens)))
+            return
         device = self._model.device
+        with record(self._model, writer) as recorder, torch.inference_mode():
+            self._read(recorder, lambda tokens: self._model(torch.tensor([tokens], device=device)))
+
+    def _read(self, recorder: Recorder, read: Callable[[list[int]], object]) -> None:
         for domain, tokens in self._windows():
             recorder.domain = recorder.writer.domain_number(domain) if domain else ABSENT
-            with torch.inference_mode():
-                self._model(torch.tensor([tokens], device=device))
+            read(tokens)
             self.sequences += 1
         if self.sequences == 0:
             first = f"; {self.skipped[0].name}: {self.skipped[0].reason}" if self.skipped else ""
@@ -141,6 +153,14 @@ class _Reading:
             return
         self._left -= tokens
         self._progress("tracing", self._limit - self._left, self._limit)
+
+
+def _take(recorder: Recorder, tokens: list[int], routing: Mapping[int, LayerRows]) -> None:
+    recorder.begin(1)
+    for layer in recorder.writer.meta.layers:
+        if layer.layer in routing:
+            recorder.take_rows(layer.layer, layer.num_experts, routing[layer.layer])
+    recorder.end_pass(torch.tensor([tokens]))
 
 
 def digest_of(tokenizer: Tokenizer) -> str:

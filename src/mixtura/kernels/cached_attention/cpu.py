@@ -47,11 +47,12 @@ def cached_attention(
 ) -> Tensor:
     """out_RAV in fp32: row r sees positions 0..position_R[r] of its slot, or the last `window`.
 
-    Rows are of any mix of slots: one of each sequence when decoding, chunks of them in prefill,
-    which computes in bf16 where cache and processor do. A row's result depends on that row and the
-    phase alone: positions are walked in fixed blocks, and in decode in fixed splits that are
-    combined in order. `sinks_A` are logits that take part in each head's softmax and have no value
-    (gpt-oss). Raises IndexError as `append`, and ConfigError for `kernels` that are missing here.
+    Rows are of any mix of slots: one of each sequence in decode, several in verify, and chunks of
+    them in prefill, which computes in bf16 where cache and processor do. A row's result depends on
+    that row and the phase alone: positions are walked in fixed blocks, and in decode and verify in
+    fixed splits that are combined in order. `sinks_A` are logits that take part in each head's
+    softmax and have no value (gpt-oss). Raises IndexError as `append`, and ConfigError for
+    `kernels` that are missing here.
     """
     rows = (q_RAC, slot_R, position_R)
     how = (scale, phase, window or 0, sinks_A, cache.values.shape[3], kernels)

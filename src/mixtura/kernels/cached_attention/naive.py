@@ -41,15 +41,16 @@ class LayerKV:
         dtype: torch.dtype,
         *,
         values_in_keys: bool = False,
+        device: torch.device | None = None,
     ) -> Self:
         """Room for `slots` sequences of `capacity` positions; memory is touched when it is used."""
         places = (slots, kv_heads, capacity)
-        keys = torch.empty(*places, key_dim, dtype=dtype)
-        key_scales = torch.empty(places) if dtype == torch.int8 else None
+        keys = torch.empty(*places, key_dim, dtype=dtype, device=device)
+        key_scales = torch.empty(places, device=device) if dtype == torch.int8 else None
         if values_in_keys:
             return cls(keys, keys[..., :value_dim], key_scales, key_scales, values_in_keys=True)
-        values = torch.empty(*places, value_dim, dtype=dtype)
-        value_scales = torch.empty(places) if dtype == torch.int8 else None
+        values = torch.empty(*places, value_dim, dtype=dtype, device=device)
+        value_scales = torch.empty(places, device=device) if dtype == torch.int8 else None
         return cls(keys, values, key_scales, value_scales)
 
     @property

@@ -39,7 +39,7 @@ def arithmetic_of(phase: Phase, kernels: InstructionSet = "auto") -> Arithmetic:
     """What the kernels of a set compute in; `auto` is this machine's fastest, else PyTorch."""
     if native() is None:
         return "fp32"
-    if phase == "decode":
+    if phase != "prefill":
         return "int8x32"
     fastest = instruction_sets()[-1:] if kernels == "auto" else (kernels,)
     return "bf16" if "amx" in fastest else "int8x128"

@@ -1,4 +1,4 @@
-"""Cached decoding equals the whole. B sequences, S positions, V vocabulary."""
+"""Decoding from a state equals the whole. B sequences, S positions, V vocabulary."""
 
 from itertools import accumulate
 from typing import Any
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mixtura.errors import ConfigError
-from mixtura.models import Decoder, DecoderConfig, KVCache
+from mixtura.models import Decoder, DecoderConfig, State
 
 MOE: dict[str, Any] = {"num_experts": 4, "top_k": 2, "expert_width": 8}
 BASE: dict[str, Any] = {
@@ -45,10 +45,10 @@ def in_chunks(
     chunks: list[int],
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    cache = KVCache.empty(decoder.config, tokens_BS.shape[0], 12, dtype)
+    state = State.empty(decoder.config, tokens_BS.shape[0], 12, dtype)
     with torch.no_grad():
-        parts = [decoder(part_BS, cache=cache).logits_BSV for part_BS in tokens_BS.split(chunks, 1)]
-    assert cache.length == sum(chunks)
+        parts = [decoder(part_BS, state=state).logits_BSV for part_BS in tokens_BS.split(chunks, 1)]
+    assert state.length == sum(chunks)
     return torch.cat(parts, 1)
 
 
@@ -80,16 +80,17 @@ def test_generation_is_dropless(policy: str) -> None:
     for chunks in ([12], [1] * 12):
         found = in_chunks(tight, TOKENS_BS, chunks)
         torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
-    output = tight(TOKENS_BS, cache=KVCache.empty(tight.config, 2, 12))
+    output = tight(TOKENS_BS, state=State.empty(tight.config, 2, 12))
     assert not any(layer.routing.lost_N.any() for layer in output.moe)
 
 
 def test_a_new_cache_holds_nothing() -> None:
     decoder = build()
-    cache = KVCache.empty(decoder.config, batch=3, capacity=5)
-    assert (cache.length, cache.capacity, len(cache.layers)) == (0, 5, 2)
+    state = State.empty(decoder.config, slots=3, capacity=5)
+    assert (state.length, state.capacity, len(state.layers)) == (0, 5, 2)
     # Keys and values of 2 heads of 6 a layer.
-    assert [kept.shape for kept in cache.layers[0].kept] == [(3, 2, 5, 6)] * 2
+    kv = state.layers[0].kv
+    assert [kept.shape for kept in (kv.keys, kv.values)] == [(3, 2, 5, 6)] * 2
 
 
 def test_two_sequences_in_one_batch_do_not_mix() -> None:
@@ -102,32 +103,32 @@ def test_two_sequences_in_one_batch_do_not_mix() -> None:
 
 def test_a_full_cache_is_refused_and_stays_usable() -> None:
     decoder = build()
-    cache = KVCache.empty(decoder.config, 2, capacity=6)
+    state = State.empty(decoder.config, 2, capacity=6)
     with torch.no_grad():
-        decoder(TOKENS_BS[:, :5], cache=cache)
+        decoder(TOKENS_BS[:, :5], state=state)
         with pytest.raises(ConfigError, match=r"7 positions exceed the cache's 6; shorten"):
-            decoder(TOKENS_BS[:, 5:7], cache=cache)
-        assert cache.length == 5
-        last = decoder(TOKENS_BS[:, 5:6], cache=cache).logits_BSV
+            decoder(TOKENS_BS[:, 5:7], state=state)
+        assert state.length == 5
+        last = decoder(TOKENS_BS[:, 5:6], state=state).logits_BSV
     whole = decoder(TOKENS_BS[:, :6]).logits_BSV
     torch.testing.assert_close(last[:, 0], whole[:, 5], rtol=1e-4, atol=1e-5)
 
 
 def test_cached_positions_count_towards_the_context() -> None:
     decoder = build()
-    cache = KVCache.empty(decoder.config, 2, capacity=20)
+    state = State.empty(decoder.config, 2, capacity=20)
     with torch.no_grad():
-        decoder(TOKENS_BS, cache=cache)
+        decoder(TOKENS_BS, state=state)
         with pytest.raises(ConfigError, match="13 tokens exceeds the model's context of 12"):
-            decoder(TOKENS_BS[:, :1], cache=cache)
+            decoder(TOKENS_BS[:, :1], state=state)
 
 
 def test_a_cache_for_another_batch_is_refused() -> None:
-    # Written into a cache for two, one sequence would be copied into both.
+    # Written into a state for two, one sequence would be copied into both.
     decoder = build()
-    cache = KVCache.empty(decoder.config, batch=2, capacity=12)
+    state = State.empty(decoder.config, slots=2, capacity=12)
     with torch.no_grad(), pytest.raises(AssertionError, match="one sequence"):
-        decoder(TOKENS_BS[:1], cache=cache)
+        decoder(TOKENS_BS[:1], state=state)
 
 
 def test_a_bf16_decoder_with_a_bf16_cache() -> None:
@@ -166,18 +167,49 @@ def test_longrope_turns_all_keys_anew_past_the_original_context(
     decoder = build(attention=heads)
     valid_BS = torch.ones_like(TOKENS_BS, dtype=torch.bool)
     valid_BS[1, :2] = not padded
-    cache = KVCache.empty(decoder.config, 2, 12)
+    state = State.empty(decoder.config, 2, 12)
     with torch.no_grad():
         for end, new in zip(accumulate(chunks), chunks, strict=True):
             part = slice(end - new, end)
-            found = decoder(TOKENS_BS[:, part], valid_BS[:, part], cache).logits_BSV
+            found = decoder(TOKENS_BS[:, part], valid_BS[:, part], state).logits_BSV
             whole = decoder(TOKENS_BS[:, :end], valid_BS[:, :end]).logits_BSV
             shown = valid_BS[:, part]
-            assert cache.length == end
+            assert state.length == end
             torch.testing.assert_close(found[shown], whole[:, part][shown], rtol=1e-4, atol=1e-5)
         # A text that goes on from the first 4 positions is short again.
-        for layer in cache.layers:
-            layer.length = 4
-        found = decoder(TOKENS_BS[:, 4:5], valid_BS[:, 4:5], cache).logits_BSV
+        state.length = 4
+        found = decoder(TOKENS_BS[:, 4:5], valid_BS[:, 4:5], state).logits_BSV
         whole = decoder(TOKENS_BS[:, :5], valid_BS[:, :5]).logits_BSV
     torch.testing.assert_close(found, whole[:, 4:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_snapshot_is_a_place_to_go_back_to() -> None:
+    decoder = build()
+    state = State.empty(decoder.config, 2, 12)
+    with torch.no_grad():
+        decoder(TOKENS_BS[:, :5], state=state)
+        place = state.snapshot(0, state.length)
+        expected = decoder(TOKENS_BS[:, 5:9], state=state).logits_BSV
+        state.length = state.rewind(place)
+        # What came since is forgotten, whatever it was.
+        decoder(TOKENS_BS[:, 7:12], state=state)
+        state.length = state.rewind(place)
+        assert torch.equal(decoder(TOKENS_BS[:, 5:9], state=state).logits_BSV, expected)
+
+
+def test_an_interruption_between_layers_leaves_the_length() -> None:
+    decoder = build()
+    state = State.empty(decoder.config, 2, 12)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with torch.no_grad():
+        decoder(TOKENS_BS[:, :5], state=state)
+        handle = decoder.blocks[1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            decoder(TOKENS_BS[:, 8:], state=state)
+        handle.remove()
+        assert state.length == 5
+        found = decoder(TOKENS_BS[:, 5:], state=state).logits_BSV
+    torch.testing.assert_close(found, decoder(TOKENS_BS).logits_BSV[:, 5:], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,79 @@
+"""The routing of whole texts from the engine's steps, for traces.
+
+S tokens of a text, K experts per token.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from mixtura.engine.kv_cache import CachePlan, own_kv
+from mixtura.engine.program import why_not
+from mixtura.engine.runner import CHUNK, Runner, why_alone
+from mixtura.engine.steps import Chosen, Routes
+from mixtura.models import Decoder, LanguageModel
+from mixtura.trace import LayerRows, TraceMeta
+from mixtura.tracing.text_trace import RoutingOf
+
+# Most texts are short beside a context of 128k positions, whose cache no memory may hold.
+_LEAST_POSITIONS = 4096
+
+
+def routing_for(model: LanguageModel, meta: TraceMeta) -> RoutingOf | None:
+    """Through the native program where it expresses the model; None: by the model's own passes.
+
+    A program keeps no probabilities, so a trace that is to have them needs those passes.
+    """
+    if meta.probabilities is not None or not isinstance(model, Decoder):
+        return None
+    if why_alone(model) is not None or why_not(model) is not None:
+        return None
+    return StepRouting(model)
+
+
+class StepRouting:
+    """Reads each text as a prompt, in chunks from its beginning, as generation does."""
+
+    def __init__(self, decoder: Decoder, *, fused: bool | None = None) -> None:
+        self._decoder, self._fused = decoder, fused
+        self._runner: Runner | None = None
+
+    def __call__(self, tokens: Sequence[int]) -> Mapping[int, LayerRows]:
+        runner = self._with_room(len(tokens))
+        runner.expect(0, len(tokens))
+        token_S = torch.tensor(tokens)
+        position_S = torch.arange(len(tokens))
+        parts: dict[int, list[Chosen]] = {}
+        for token_R, position_R in zip(token_S.split(CHUNK), position_S.split(CHUNK), strict=True):
+            routes = Routes()
+            slot_R = torch.zeros_like(token_R)
+            runner.step(token_R, slot_R, position_R, "prefill", token_R[:0], routes)
+            for chosen in routes.chosen:
+                parts.setdefault(chosen.layer, []).append(chosen)
+        return {layer: rows_of(of_layer) for layer, of_layer in parts.items()}
+
+    def _with_room(self, length: int) -> Runner:
+        """A cache that holds the text, made anew where the last one was too small."""
+        if self._runner is None or self._runner.plan.context < length:
+            room = max(_LEAST_POSITIONS, 1 << (length - 1).bit_length())
+            context = min(room, self._decoder.config.context)
+            plan = CachePlan(self._decoder.config, 1, context, own_kv(self._decoder))
+            # The old one's memory first.
+            self._runner = None
+            self._runner = Runner(self._decoder, plan, self._fused)
+        return self._runner
+
+
+def rows_of(parts: Sequence[Chosen]) -> LayerRows:
+    """The rows of one layer, part after part; every token has K of them."""
+    expert_SK = np.concatenate([part.expert_RK.numpy() for part in parts])
+    weight_SK = np.concatenate([part.weight_RK.numpy() for part in parts])
+    tokens, top_k = expert_SK.shape
+    expert_N = expert_SK.reshape(-1)
+    return LayerRows(
+        start_T1=np.arange(tokens + 1) * top_k,
+        chosen_N=expert_N,
+        weight_N=weight_SK.reshape(-1),
+        computed_N=expert_N,
+    )

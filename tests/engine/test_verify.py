@@ -1,0 +1,132 @@
+"""The phase that reads several tokens of a sequence as decode does, one after the other."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from tests.engine.both_steps import COVERED, SETS, Pack, chunk, pair, together
+from tests.engine.packed_families import packed
+from tests.engine.tiny_families import BASE, FAMILIES, build, built
+from torch import Tensor
+
+from mixtura.engine.angles import AngleTables
+from mixtura.engine.kv_cache import CachePlan
+from mixtura.engine.module_steps import ModuleSteps
+from mixtura.engine.program import Program
+from mixtura.engine.runner import Runner
+from mixtura.engine.steps import Rows, Steps
+from mixtura.errors import ConfigError
+from mixtura.kernels.cached_attention import LayerKV, append, cached_attention
+from mixtura.kernels.native import InstructionSet, native
+from mixtura.kernels.packed.groups import Bits
+from mixtura.kernels.packed.linear import arithmetic_of
+from mixtura.kernels.phase import PHASES, Phase
+
+needs_kernels = pytest.mark.skipif(native() is None, reason="no compiled kernels here")
+ONE_N = torch.arange(1)
+WHOLE, ONE_BY_ONE = [slice(8)], [slice(n, n + 1) for n in range(8)]
+
+
+def one_by_one(steps: Steps, rows: Rows) -> Tensor:
+    """logits_RV of so many steps of decode."""
+    fields = (rows.token_R, rows.slot_R, rows.position_R, rows.angle_R)
+    each = [Rows(*(of_R[at : at + 1] for of_R in fields)) for at in range(len(rows))]
+    return torch.cat([steps(row, "decode", ONE_N) for row in each])
+
+
+def assert_verified(one: Steps, other: Steps, before: Rows, rows: Rows, after: Rows) -> None:
+    """`one` verifies what `other` decodes, and both go on alike."""
+    with torch.inference_mode():
+        for steps in (one, other):
+            steps(before, "prefill", torch.arange(0))
+        found_RV = one(rows, "verify", torch.arange(len(rows)))
+        assert torch.equal(found_RV, one_by_one(other, rows))
+        assert torch.equal(one(after, "decode", ONE_N), other(after, "decode", ONE_N))
+
+
+def test_every_phase_has_a_number() -> None:
+    assert set(PHASES) == set(get_args(Phase))
+    assert arithmetic_of("verify") == arithmetic_of("decode")
+
+
+@needs_kernels
+@pytest.mark.parametrize("kernels", SETS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_eight_rows_are_eight_steps_of_decode(
+    tmp_path: Path, kernels: InstructionSet, bits: Bits
+) -> None:
+    decoder = packed(built({**BASE, **FAMILIES["olmoe"]}, width=64), tmp_path, bits)
+    plan, angles = CachePlan(decoder.config, 2, 48), AngleTables.of(decoder.config, 48)
+    one, other = (Program(decoder, plan.allocate(), angles, kernels) for _ in range(2))
+    assert_verified(one, other, chunk(1, 0, 20), chunk(1, 20, 28), chunk(1, 28, 29))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", COVERED)
+def test_of_every_decoder_that_the_program_expresses(pack: Pack, name: str) -> None:
+    one, other = (pair(pack(name), "bf16").program for _ in range(2))
+    assert_verified(one, other, chunk(1, 0, 20), chunk(1, 20, 28), chunk(1, 28, 29))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["olmoe", "deepseek_v3", "gpt_oss"])
+def test_through_modules_too(pack: Pack, name: str) -> None:
+    decoder = pack(name)
+    plan, angles = CachePlan(decoder.config, 4, 48, "int8"), AngleTables.of(decoder.config, 48)
+    one, other = (ModuleSteps(decoder, plan.allocate(), angles) for _ in range(2))
+    assert_verified(one, other, chunk(1, 0, 20), chunk(1, 20, 28), chunk(1, 28, 29))
+
+
+@needs_kernels
+def test_rows_of_several_sequences(pack: Pack) -> None:
+    one, other = (pair(pack("gemma3"), "bf16").program for _ in range(2))
+    before = together(chunk(0, 0, 9), chunk(3, 0, 20))
+    rows = together(chunk(3, 20, 25), chunk(0, 9, 12))
+    assert_verified(one, other, before, rows, chunk(3, 25, 26))
+
+
+@needs_kernels
+@pytest.mark.parametrize("kernels", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_attention_over_several_splits(kernels: InstructionSet, dtype: torch.dtype) -> None:
+    # 8 rows after 700 positions, in a window of 600 and without one.
+    generator = torch.Generator().manual_seed(0)
+    k_RGC, v_RGC = (torch.randn(708, 2, 16, generator=generator) for _ in range(2))
+    q_RAC = torch.randn(8, 8, 16, generator=generator)
+    position_R = torch.arange(708)
+    slot_R = torch.zeros_like(position_R)
+    kept = LayerKV.empty(1, 2, 708, 16, 16, dtype)
+    append(kept, k_RGC, v_RGC, slot_R, position_R, kernels)
+    for window in (None, 600):
+        found, expected = (
+            torch.cat(
+                [
+                    cached_attention(
+                        q_RAC[rows],
+                        kept,
+                        slot_R[700:][rows],
+                        position_R[700:][rows],
+                        0.25,
+                        phase,
+                        window,
+                        kernels=kernels,
+                    )
+                    for rows in parts
+                ]
+            )
+            for phase, parts in (("verify", WHOLE), ("decode", ONE_BY_ONE))
+        )
+        assert torch.equal(found, expected)
+
+
+def test_rows_that_pass_longropes_original_context_midway_are_refused() -> None:
+    # Of 16 positions: the 17th turns all keys anew.
+    runner = Runner.of(build("phimoe"), 1)
+    text = torch.arange(20)
+    slot_R = torch.zeros_like(text)
+    runner.step(text[:14], slot_R[:14], text[:14], "prefill")
+    with pytest.raises(ConfigError, match="slot 0 pass LongRoPE's original context of 16"):
+        runner.step(text[14:18], slot_R[14:18], text[14:18], "verify")
+    runner.step(text[14:16], slot_R[14:16], text[14:16], "verify")
+    assert runner.step(text[16:], slot_R[16:], text[16:], "verify").isfinite().all()

@@ -185,7 +185,22 @@ def test_rows_outside_are_refused(token: int, slot: int, position: int, said: st
 def test_models_that_it_cannot_run_are_refused() -> None:
     with pytest.raises(ConfigError, match="a LstmMoE, keeps no keys and values"):
         Runner.of(LstmMoE(LstmMoEConfig.parse(LSTM)), 1)
-    with pytest.raises(ConfigError, match=r"this model on meta; move it with .to\('cpu'\)"):
+    with pytest.raises(ConfigError, match=r"no kernel on meta; move the model with .to\('cpu'\)"):
         Runner.of(build("llama").to("meta"), 1)
     with pytest.raises(ConfigError, match="router kind=expert_choice chooses by other tokens"):
         Runner.of(leaky(), 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_on_a_gpu_are_those_on_the_cpu(family: str) -> None:
+    text = tokens(26)
+    here = Runner.of(build(family), 3, kv="fp32")
+    there = Runner.of(build(family).to("cuda"), 3, kv="fp32")
+    assert there.state.device.type == "cuda"
+    for start, end, phase in ((0, 20, "prefill"), (20, 21, "decode"), (21, 26, "verify")):
+        if phase == "verify" and family == "phimoe":
+            continue
+        found, expected = (read(runner, text, start, end, phase) for runner in (there, here))
+        assert found.device.type == "cpu"
+        assert difference(found, expected) < 1e-4

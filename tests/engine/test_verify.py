@@ -11,7 +11,7 @@ from tests.engine.tiny_families import BASE, FAMILIES, build, built
 from torch import Tensor
 
 from mixtura.engine.angles import AngleTables
-from mixtura.engine.kv_cache import CachePlan
+from mixtura.engine.kv_cache import CachePlan, KVKind
 from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program
 from mixtura.engine.runner import Runner
@@ -118,6 +118,32 @@ def test_attention_over_several_splits(kernels: InstructionSet, dtype: torch.dty
             for phase, parts in (("verify", WHOLE), ("decode", ONE_BY_ONE))
         )
         assert torch.equal(found, expected)
+
+
+def greedy(runner: Runner, token: int, start: int, count: int) -> list[int]:
+    """`count` tokens after the one at `start`, each by a step of decode."""
+    written: list[int] = []
+    slot_R = torch.tensor([1])
+    for position in range(start, start + count):
+        (logits_V,) = runner.step(torch.tensor([token]), slot_R, torch.tensor([position]), "decode")
+        token = int(logits_V.argmax())
+        written.append(token)
+    return written
+
+
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+@pytest.mark.parametrize("name", ["olmoe", "gemma3", "deepseek_v3", "phimoe"])
+def test_after_a_rewind_the_same_tokens_come_again(pack: Pack, name: str, kv: KVKind) -> None:
+    # Of phimoe, whose original context is 16, the first tokens come before it and the last after.
+    for decoder in (pack(name), build(name)):
+        runner = Runner.of(decoder, 2, kv=kv)
+        prompt = chunk(1, 0, 12)
+        runner.step(prompt.token_R, prompt.slot_R, prompt.position_R, "prefill")
+        place = runner.state.snapshot(1, 12)
+        first = greedy(runner, 3, 12, 20)
+        # Other tokens in their place, and a part of another length.
+        greedy(runner, 5, runner.state.rewind(place), 7)
+        assert greedy(runner, 3, runner.state.rewind(place), 20) == first
 
 
 def test_rows_that_pass_longropes_original_context_midway_are_refused() -> None:

@@ -14,6 +14,7 @@ from mixtura.kernels.cached_attention import (
     append_naive,
     cached_attention,
     cached_attention_naive,
+    cached_attention_torch,
 )
 from mixtura.kernels.native import InstructionSet, instruction_sets, native, set_threads
 from mixtura.kernels.phase import PHASES, Phase
@@ -269,3 +270,23 @@ def test_compiles_whole() -> None:
 
     compiled = torch.compile(twice, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(normal(3, 2, 16)), twice(normal(3, 2, 16)))
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_torchs_operations_compute_what_the_twin_does(
+    name: str, dtype: torch.dtype, window: int | None
+) -> None:
+    heads, kv_heads, key_dim, value_dim = SHAPES[name]
+    cache = LayerKV.empty(3, kv_heads, 12, key_dim, value_dim, dtype)
+    for kept in (cache.keys, cache.values, cache.key_scales, cache.value_scales):
+        if kept is not None:
+            kept.zero_()
+    slot_R, position_R = torch.tensor([2] * 9 + [0] * 3), torch.tensor([*range(9), *range(3)])
+    k_RGC, v_RGV = normal(12, kv_heads, key_dim), normal(12, kv_heads, value_dim, seed=1)
+    append_naive(cache, k_RGC, v_RGV, slot_R, position_R)
+    rows = torch.tensor([3, 4, 8, 9, 11, 7])
+    q_RAC, sinks_A = normal(6, heads, key_dim, seed=2), normal(heads, seed=3)
+    given = (q_RAC, cache, slot_R[rows], position_R[rows], 0.3, window, sinks_A)
+    torch.testing.assert_close(cached_attention_torch(*given), cached_attention_naive(*given))

@@ -26,9 +26,18 @@ class AngleTables:
     by_base: dict[Base, Rotary]
 
     @classmethod
-    def of(cls, shape: DecoderShape, positions: int) -> "AngleTables":
+    def of(
+        cls, shape: DecoderShape, positions: int, device: torch.device | None = None
+    ) -> "AngleTables":
         bases = {shape.attention.local_base_of(layer) for layer in range(shape.layers)}
-        return cls({base: _table(shape, base, positions) for base in bases})
+        tables = {base: _table(shape, base, positions) for base in bases}
+        if device is not None:
+            # Computed on the CPU, so that they are the same numbers on every device.
+            tables = {
+                base: Rotary(table.cos_SC.to(device), table.sin_SP.to(device))
+                for base, table in tables.items()
+            }
+        return cls(tables)
 
     def at(self, angle_R: Tensor, dtype: torch.dtype) -> dict[Base, Rotary]:
         """The angles of these rows, rounded as a decoder of that dtype rounds them."""

@@ -47,8 +47,8 @@ class CachePlan:
         return bytes_of_cache(self.shape, self.slots, self.context, self.kind)
 
     def allocate(self, device: torch.device | None = None) -> State:
-        """Raises ConfigError where less memory is free."""
-        free = free_bytes()
+        """Raises ConfigError where less memory is free on that device, by default the CPU."""
+        free = _free_on(device)
         if free is not None and self.bytes > free:
             raise ConfigError(
                 f"a cache of {self.slots} x {self.context} positions in {self.kind} takes "
@@ -56,6 +56,12 @@ class CachePlan:
                 "shorter context, for fewer sequences or for int8"
             )
         return State.empty(self.shape, self.slots, self.context, DTYPES[self.kind], device)
+
+
+def _free_on(device: torch.device | None) -> int | None:
+    if device is None or device.type == "cpu":
+        return free_bytes()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def check_context(context: int, shape: DecoderShape) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mixtura.engine.angles import AngleTables
-from mixtura.engine.kv_cache import CachePlan, KVKind
+from mixtura.engine.kv_cache import CachePlan, KVKind, has_packed_weights
 from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program, why_not
 from mixtura.engine.steps import Routes, Rows, Steps
@@ -50,12 +50,15 @@ class Runner:
         """Steps are one native program where it expresses the decoder, else torch's modules.
 
         `fused` False takes the modules; True the program, or ConfigError says why there is none.
-        Raises ConfigError for a model that is not on the CPU, or whose router looks around.
+        The state lies where the decoder does. Raises ConfigError for a model that lies on no CPU
+        or CUDA device, or on several, and for one whose router looks around.
         """
         _check_model(decoder)
         self.decoder, self.plan = decoder, plan
-        self.state = plan.allocate()
-        angles = AngleTables.of(decoder.config, plan.context)
+        # None on the CPU, where rows need not be moved.
+        self._device = None if decoder.device.type == "cpu" else decoder.device
+        self.state = plan.allocate(self._device)
+        angles = AngleTables.of(decoder.config, plan.context, self._device)
         self._steps = _steps_of(decoder, self.state, angles, fused)
         self._texts = self.state.texts
 
@@ -131,6 +134,9 @@ class Runner:
         token_R, slot_R, position_R = (of_R.contiguous() for of_R in (token_R, slot_R, position_R))
         self._check(token_R, slot_R, position_R)
         asked_N = torch.arange(len(token_R)) if asked_N is None else asked_N
+        if self._device is not None:
+            every = (token_R, slot_R, position_R, asked_N)
+            token_R, slot_R, position_R, asked_N = (of_R.to(self._device) for of_R in every)
         with evaluating(self.decoder), torch.inference_mode():
             if self._texts is None:
                 rows = Rows(token_R, slot_R, position_R, position_R)
@@ -138,16 +144,17 @@ class Runner:
                 if phase == "verify":
                     self._texts.check_one_kind(slot_R, position_R)
                 rows = self._turned(self._texts, token_R, slot_R, position_R)
-            return self._steps(rows, phase, asked_N, routes)
+            logits_NV = self._steps(rows, phase, asked_N, routes)
+            return logits_NV if self._device is None else logits_NV.cpu()
 
     def _turned(
         self, texts: LongTexts, token_R: Tensor, slot_R: Tensor, position_R: Tensor
     ) -> Rows:
-        nothing_N = torch.empty(0, dtype=torch.int64)
+        nothing_N = token_R[:0]
         for slot, token_L in texts.to_read_again(token_R, slot_R, position_R):
             for start in range(0, len(token_L), CHUNK):
                 part_R = token_L[start : start + CHUNK]
-                at_R = torch.arange(start, start + len(part_R))
+                at_R = torch.arange(start, start + len(part_R), device=part_R.device)
                 in_R = torch.full_like(at_R, slot)
                 again = Rows(part_R, in_R, at_R, texts.angle(in_R, at_R))
                 self._steps(again, "prefill", nothing_N)
@@ -184,12 +191,14 @@ def as_decoder(model: LanguageModel) -> Decoder:
 
 def why_alone(decoder: Decoder) -> str | None:
     """Why the engine has no batch for this decoder; None where it has one."""
-    devices = {tensor.device.type for tensor in decoder.parameters()} - {"cpu"}
-    if devices:
-        return (
-            f"the engine's cache lies in the CPU's memory, and this model on {min(devices)}; "
-            "move it with .to('cpu')"
-        )
+    devices = {str(tensor.device) for tensor in decoder.parameters()}
+    if len(devices) > 1:
+        return f"this model lies on {' and '.join(sorted(devices))}; move it to one device"
+    device = decoder.device.type
+    if device not in ("cpu", "cuda"):
+        return f"the engine's attention has no kernel on {device}; move the model with .to('cpu')"
+    if device != "cpu" and has_packed_weights(decoder):
+        return "packed weights are computed on the CPU; move the model with .to('cpu')"
     router = None if decoder.config.moe is None else decoder.config.moe.router
     if router is not None and not router.causal:
         return (

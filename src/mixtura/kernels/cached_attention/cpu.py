@@ -1,4 +1,4 @@
-"""Attention over kept keys and values by the compiled kernels, as ops.
+"""Attention over kept keys and values as ops: by the compiled kernels, and by torch on a GPU.
 
 R rows, A query heads, G key-value heads, H = A/G heads that share a key, C key dim, V value dim,
 L positions that one row sees. A slot is the place of one sequence in the cache.
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.library import register_fake
 
 from mixtura.kernels.cached_attention.naive import LayerKV, append_naive, cached_attention_naive
+from mixtura.kernels.cached_attention.torch import cached_attention_torch
 from mixtura.kernels.native import LIBRARY, InstructionSet, native, number_of
 from mixtura.kernels.phase import PHASES, Phase
 
@@ -194,6 +195,41 @@ def _attend(
     return out_RAV
 
 
+def _append_by_torch(
+    keys: Tensor,
+    values: Tensor | None,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
+    k_RGC: Tensor,
+    v_RGV: Tensor | None,
+    slot_R: Tensor,
+    position_R: Tensor,
+    kernels: InstructionSet,  # noqa: ARG001
+) -> None:
+    value_dim = keys.shape[3] if values is None else values.shape[3]
+    cache = _whole(keys, values, key_scales, value_scales, value_dim)
+    append_naive(cache, k_RGC, v_RGV, slot_R, position_R)
+
+
+def _attend_by_torch(
+    keys: Tensor,
+    values: Tensor | None,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
+    q_RAC: Tensor,
+    slot_R: Tensor,
+    position_R: Tensor,
+    scale: float,
+    phase: Phase,  # noqa: ARG001
+    window: int,
+    sinks_A: Tensor | None,
+    value_dim: int,
+    kernels: InstructionSet,  # noqa: ARG001
+) -> Tensor:
+    cache, seen = _whole(keys, values, key_scales, value_scales, value_dim), window or None
+    return cached_attention_torch(q_RAC, cache, slot_R, position_R, scale, seen, sinks_A)
+
+
 def _check_rows(
     x_RHC: Tensor, shape: tuple[int, int, int], slot_R: Tensor, position_R: Tensor
 ) -> None:
@@ -224,5 +260,7 @@ LIBRARY.define(
 )
 LIBRARY.impl("append_to_cache", _append, "CPU")
 LIBRARY.impl("cached_attention", _attend, "CPU")
+LIBRARY.impl("append_to_cache", _append_by_torch, "CUDA")
+LIBRARY.impl("cached_attention", _attend_by_torch, "CUDA")
 register_fake("mixtura::append_to_cache", _fake_append, lib=LIBRARY)
 register_fake("mixtura::cached_attention", _fake_attend, lib=LIBRARY)

@@ -94,13 +94,13 @@ def cached_attention_naive(
     sinks_A: Tensor | None = None,
 ) -> Tensor:
     """out_RAV, row by row; the twin of `cached_attention` in both phases."""
-    out_RAV = torch.empty(*q_RAC.shape[:2], cache.values.shape[3])
+    out_RAV = torch.empty(*q_RAC.shape[:2], cache.values.shape[3], device=q_RAC.device)
     rows = zip(q_RAC.float(), slot_R.tolist(), position_R.tolist(), strict=True)
     for row, (q_AC, slot, position) in enumerate(rows):
         first = 0 if window is None else max(0, position - window + 1)
         seen = slice(first, position + 1)
-        k_GLC = _read(cache.keys, cache.key_scales, slot, seen)
-        v_GLV = _read(cache.values, cache.value_scales, slot, seen)
+        k_GLC = read_positions(cache.keys, cache.key_scales, slot, seen)
+        v_GLV = read_positions(cache.values, cache.value_scales, slot, seen)
         q_GHC = q_AC.unflatten(0, (len(k_GLC), -1))
         score_GHL = (q_GHC @ k_GLC.mT) * scale
         if sinks_A is not None:
@@ -111,6 +111,7 @@ def cached_attention_naive(
     return out_RAV
 
 
-def _read(kept: Tensor, scales: Tensor | None, slot: int, seen: slice) -> Tensor:
+def read_positions(kept: Tensor, scales: Tensor | None, slot: int, seen: slice) -> Tensor:
+    """Keys or values of one slot in fp32, (G, L, C)."""
     x_GLC = kept[slot, :, seen].float()
     return x_GLC if scales is None else x_GLC * scales[slot, :, seen, None]

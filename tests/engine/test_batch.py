@@ -10,6 +10,7 @@ from mixtura.engine.kv_cache import CachePlan
 from mixtura.engine.runner import CHUNK, Runner
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.sequence import Sequence
+from mixtura.engine.steps import Routes
 from mixtura.errors import ConfigError
 from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder
@@ -32,9 +33,10 @@ class Noting(Runner):
         position_R: Tensor,
         phase: Phase,
         asked_N: Tensor | None = None,
+        routes: Routes | None = None,
     ) -> Tensor:
         self.steps.append((phase, len(token_R)))
-        return super().step(token_R, slot_R, position_R, phase, asked_N)
+        return super().step(token_R, slot_R, position_R, phase, asked_N, routes)
 
 
 def run(batch: Batch) -> None:

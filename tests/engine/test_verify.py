@@ -25,7 +25,10 @@ from mixtura.kernels.phase import PHASES, Phase
 
 needs_kernels = pytest.mark.skipif(native() is None, reason="no compiled kernels here")
 ONE_N = torch.arange(1)
-WHOLE, ONE_BY_ONE = [slice(8)], [slice(n, n + 1) for n in range(8)]
+WAYS: list[tuple[Phase, list[slice]]] = [
+    ("verify", [slice(8)]),
+    ("decode", [slice(n, n + 1) for n in range(8)]),
+]
 
 
 def one_by_one(steps: Steps, rows: Rows) -> Tensor:
@@ -115,7 +118,7 @@ def test_attention_over_several_splits(kernels: InstructionSet, dtype: torch.dty
                     for rows in parts
                 ]
             )
-            for phase, parts in (("verify", WHOLE), ("decode", ONE_BY_ONE))
+            for phase, parts in WAYS
         )
         assert torch.equal(found, expected)
 

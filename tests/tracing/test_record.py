@@ -90,8 +90,7 @@ def test_a_new_cache_begins_new_sequences_and_so_does_a_shortened_one(path: Path
         decoder(tokens_BS[:, :2], state=second)
         # Another pass came in between.
         decoder(tokens_BS[:, 5:6], state=first)
-        for layer in first.layers:
-            layer.length = 4
+        first.length = 4
         decoder(tokens_BS[:, 4:7], state=first)
         decoder(tokens_BS[:, :1])
 

@@ -55,7 +55,7 @@ class KVLayer(LayerState):
     def rewind(self, slot: int, kept: Tensor | None) -> None:
         """Nothing, as `snapshot`."""
 
-    def extend(self, start: int, k_BGSC: Tensor, v_BGSV: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, start: int, k_BGSC: Tensor, v_BGSV: Tensor, /) -> tuple[Tensor, Tensor]:
         """Keep S positions from `start` on; gives all positions so far, as views."""
         keys, values = self.kv.keys, self.kv.values
         end = self._end(start, k_BGSC, k_BGSC.shape[2])
@@ -72,7 +72,7 @@ class KVLayer(LayerState):
 class LatentLayer(KVLayer):
     """Latents and turned keys of one layer, side by side: keys (B, 1, capacity, R + P)."""
 
-    def extend(self, start: int, latent_BSR: Tensor, key_BSP: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, start: int, latent_BSR: Tensor, key_BSP: Tensor, /) -> tuple[Tensor, Tensor]:
         """As `KVLayer.extend`; gives latents and turned keys."""
         rank = latent_BSR.shape[2]
         end = self._end(start, latent_BSR, latent_BSR.shape[1])

@@ -22,7 +22,7 @@ needs_kernels = pytest.mark.skipif(native() is None, reason="no compiled kernels
 class Letters(ByteTokenizer):
     """Tokens of 23, as many as the tiny models have."""
 
-    def encode(self, text: str, continues: bool = False) -> list[int]:  # noqa: ARG002
+    def encode(self, text: str, continues: bool = False) -> list[int]:
         return [byte % 23 for byte in text.encode()]
 
 

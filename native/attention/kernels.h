@@ -42,7 +42,7 @@ struct AttentionKernels {
 
   // scores[head * kPositions + p] = q_head . key_p for p < count; q_head is at q + head * stride,
   // and padded.
-  // About as many bytes as are read here are fetched from `ahead` on, for whoever comes next.
+  // About as many bytes as are read here are fetched from `ahead` on, which is read next.
   void (*scores)(const Vectors& keys, int count, const float* q, int64_t stride, int heads,
                  float* scores, const uint8_t* ahead);
 

@@ -22,8 +22,8 @@ class Results {
   void put(const AttentionPlan::Piece& piece, int64_t row, int64_t head, const float* mixed,
            const Softmax& softmax) const;
 
-  // All heads of a kv head are put. Whoever brings the last split of a row combines all of them, in
-  // their order.
+  // All heads of a kv head are put. The thread that brings the last split of a row combines all
+  // of them, in their order.
   void end(const AttentionPlan::Piece& piece, int kv_head) const;
 
  private:

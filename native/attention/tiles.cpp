@@ -126,7 +126,7 @@ const uint16_t* TileAttention::keys_of(int64_t place, int64_t start, int count,
                                        int64_t* stride) const {
   const Vectors keys = cache_.keys_at(place);
   *stride = int64_t{key_lines_} * kLine;
-  // Whole tiles are read: of a whole block, or of places whose scores nobody looks at.
+  // Whole tiles are read: of a whole block, or of places whose scores are not read.
   if (cache_.kept == Kept::bf16 && *stride == cache_.key_dim &&
       start + (count + 31) / 32 * 32 <= cache_.capacity) {
     return static_cast<const uint16_t*>(keys.at);

@@ -1,4 +1,5 @@
-// The fused step's part of the module: see native.cpp. Who adds a layer keeps its tensors alive.
+// The fused step's part of the module: see native.cpp. The caller that adds a layer keeps its tensors
+// alive.
 #include "bindings/decoder.h"
 
 #include <stdexcept>

@@ -80,7 +80,7 @@ void quantise(const float* x, int inputs, int span, int weight_offset, int8_t* q
     float largest = 0.0f;
     for (int i = start; i < end && i < inputs; ++i) {
       const float size = x[i] < 0.0f ? -x[i] : x[i];
-      // Whoever compares with NaN loses: it is kept, and shows in the output.
+      // No comparison with NaN holds, so it is kept, and shows in the output.
       largest = largest >= size ? largest : size;
       if (size != size) break;
     }

@@ -132,7 +132,7 @@ def test_a_recorder_used_wrongly_says_so(path: Path) -> None:
         recorder.take(0, routings[0])
         with pytest.raises(DataError, match="layer 0 was recorded twice in one pass"):
             recorder.take(0, routings[0])
-        with pytest.raises(DataError, match="layer 1 told nothing of its routing in this pass"):
+        with pytest.raises(DataError, match="layer 1 gave no routing in this pass"):
             recorder.end_pass(tokens_BS)
         for number, routing in enumerate(routings):
             recorder.take(number, routing)

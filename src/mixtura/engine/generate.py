@@ -33,9 +33,9 @@ def generate(
 
     An empty prompt begins a new document. The cache has `context` positions, by default as many as
     the prompt and `max_tokens` need, and stores them as `kv` says (see `Context`). One of `stops`
-    ends the answer and is no part of it; `logprobs` are the likeliest tokens to tell of at each
-    place. Raises ConfigError for a model that is no decoder, and where the prompt exceeds the
-    context; the answer ends, with finish "length", where it has filled the context.
+    ends the answer and is no part of it; `logprobs` is how many of the likeliest tokens are
+    listed at each place. Raises ConfigError for a model that is no decoder, and where the prompt
+    exceeds the context; the answer ends, with finish "length", where it has filled the context.
     """
     tokens = prompt_tokens(tokenizer, prompt)
     needed = min(len(tokens) + max(max_tokens, 1), decoder.config.context)

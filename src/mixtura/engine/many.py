@@ -81,7 +81,7 @@ class Many:
 
     def run(self, progress: Progress | None = None) -> Iterator[Answered]:
         """Each answer as it ends."""
-        told = _Told(self._requests, progress)
+        done = _Done(self._requests, progress)
         scheduler = Scheduler(self._reader(), self._tokenizer.vocabulary)
         waiting = list(enumerate(zip(self._requests, self._prompts, strict=True)))[::-1]
         numbers: dict[Sequence, int] = {}
@@ -94,9 +94,9 @@ class Many:
             for one in scheduler.advance():
                 if one.finish is not None:
                     number = numbers.pop(one)
-                    told.ended(number)
+                    done.ended(number)
                     yield Answered(number, one.result)
-            told.moved([len(one.tokens) for one in numbers])
+            done.moved([len(one.tokens) for one in numbers])
 
     def _reader(self) -> Reader:
         if self.why_in_turn is not None:
@@ -120,8 +120,8 @@ class Many:
         )
 
 
-class _Told:
-    """How far all are."""
+class _Done:
+    """Counts tokens of all requests, for progress."""
 
     def __init__(self, requests: abc.Sequence[Request], progress: Progress | None) -> None:
         self._most = [one.max_tokens for one in requests]

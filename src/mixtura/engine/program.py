@@ -172,7 +172,7 @@ def _why_not_ffn(ffn: nn.Module) -> str | None:
 
 
 class _Parts:
-    """A decoder's parts as the compiled module knows them: by addresses, of tensors held here."""
+    """A decoder's parts as the compiled module takes them: by addresses, of tensors held here."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module

@@ -48,7 +48,7 @@ class Gate:
         address: Callable[[Tensor], int],
         of_floats: Callable[[Tensor | None], int],
     ) -> Any:
-        """As the compiled module knows it."""
+        """As the compiled module takes it."""
         weight_ED = self.router.weight
         if weight_ED.dtype not in _KEPT:
             weight_ED = weight_ED.float()

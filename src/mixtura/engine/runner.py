@@ -215,7 +215,7 @@ def _check_model(decoder: Decoder) -> None:
 
 
 def _steps_of(decoder: Decoder, state: State, angles: AngleTables, fused: bool | None) -> Steps:
-    reason = "nobody asked for it" if fused is False else why_not(decoder)
+    reason = "fused=False" if fused is False else why_not(decoder)
     if reason is None:
         return Program(decoder, state, angles)
     if fused:

@@ -59,7 +59,7 @@ def script_for(tokenizer: Tokenizer, system: str = "") -> Script:
 class PlainText(Script):
     """What was said, a line break, the answer, a blank line, and so on.
 
-    A base model knows no roles, so there are no marks of who speaks; the blank line is what ends an
+    A base model has no roles, so no marks name the speaker; the blank line is what ends an
     answer.
     """
 
@@ -83,7 +83,7 @@ class Roles(Script):
     """A system's word first, if any, then user and assistant in turn, as the template writes them.
 
     The names of special tokens stand for them where the template wrote them, and are plain text
-    where a speaker did: nobody ends a turn by writing that it ended.
+    where a speaker did: a text that says that a turn ended does not end it.
     """
 
     stops = ()

@@ -19,7 +19,7 @@ from mixtura.tokenizers import TextStream
 
 FinishReason = Literal["end", "stop", "max_tokens", "length", "interrupted"]
 """The model ended its document or its turn; the stop text came; as many tokens as asked for; the
-context is full; the listener left."""
+context is full; the caller left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Generation:
     prefill_seconds: float
     """until the first token's logits were there: the time to first token, loading aside"""
     decode_seconds: float
-    """for everything after; the listener's own time is not counted"""
+    """for everything after; the caller's own time is not counted"""
     logprobs: tuple[Logprobs, ...] | None = None
     """of each of `tokens`, where they were asked for"""
 
@@ -79,7 +79,7 @@ class Sequence:
     tokens: list[int]
     """the answer so far, without the token that ended it"""
     num_logprobs: int | None = None
-    """how many of the likeliest tokens to tell of at each place; None: nothing"""
+    """how many of the likeliest tokens are listed at each place; None: no log-probabilities"""
     text: AnswerText | None = None
     """None where tokens alone are wanted"""
     prompt_read: int = 0
@@ -123,7 +123,7 @@ class Sequence:
     @property
     def read(self) -> int:
         """How many positions its slot holds of it."""
-        # One list says it all, so that an interruption finds nothing half told.
+        # Computed from one list, so that an interruption leaves no two counts that disagree.
         return len(self.prompt) + len(self.tokens) - 1 if self.tokens else self.prompt_read
 
     @property

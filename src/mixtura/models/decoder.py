@@ -63,7 +63,7 @@ Part = Callable[[Tensor], Tensor]
 class Block(nn.Module):
     """x + attention(norm(x)), then x + ffn(norm(x)); what is added may be normed, and scaled.
 
-    `run` alone knows that order; the native program (native/decoder) is its twin.
+    That order stands in `run` alone; the native program (native/decoder) is its twin.
     """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:

@@ -73,13 +73,13 @@ class Recorder:
     def end_pass(self, tokens_BS: Tensor, valid_BS: Tensor | None = None) -> None:
         """Write the tokens of the pass; `valid_BS` is False for padding.
 
-        Raises DataError where a layer of the trace has told nothing, and for another number of
+        Raises DataError where a layer of the trace gave no routing, and for another number of
         sequences than were begun.
         """
         taken, self._taken = self._taken, {}
         missing = sorted(self._wanted.keys() - taken.keys())
         if missing:
-            raise DataError(f"layer {missing[0]} told nothing of its routing in this pass")
+            raise DataError(f"layer {missing[0]} gave no routing in this pass")
         if len(tokens_BS) != len(self._sequence_B):
             raise DataError(
                 f"a pass of {len(tokens_BS)} sequences was recorded, and {len(self._sequence_B)} "

@@ -29,7 +29,7 @@ from mixtura.trace import ABSENT, LayerRows, TraceBatch, TraceReader
 
 Weights = Literal["recorded", "recomputed"]
 
-# Their `weigh` knows rows of no expert; the others' would share out a weight among them.
+# Their `weigh` takes rows of no expert; the others' would share out a weight among them.
 _MAY_CHOOSE_FEWER = (TopP, ExpertThreshold, Batchwise)
 
 
@@ -145,7 +145,7 @@ class _Recorded:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What a layer did with R tokens, and a last entry for padding; E where there is nobody."""
+    """What a layer did with R tokens, and a last entry for padding; E where there is no expert."""
 
     chosen_RK: Tensor
     expert_RK: Tensor
@@ -246,7 +246,7 @@ class _Replayed:
         expert_TK: Tensor,
         top_k: int | None,
     ) -> Tensor:
-        """weight_TK of whoever computes each row, or was to; 0 where nobody does."""
+        """weight_TK of the expert that computes each row, or was to; 0 where none does."""
         num_experts = router.num_experts
         lost_TK = expert_TK == num_experts
         weighed_TK = torch.where(lost_TK, chosen_TK, expert_TK)
@@ -265,7 +265,7 @@ class _Replayed:
 
 
 def _by_expert(routing: Routing) -> Routing:
-    """Rows as an expert's choice has them: expert by expert, none for nobody; in any order."""
+    """Rows as an expert's choice has them: expert by expert, in any order; none of no expert."""
     row_N = (routing.chosen_N < routing.num_experts).nonzero().squeeze(1)
     row_N = row_N[routing.expert_N[row_N].argsort(stable=True)]
     return replace(

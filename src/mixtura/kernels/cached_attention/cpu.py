@@ -88,7 +88,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def native_cache(module: Any, parts: _Parts, value_dim: int) -> Any:
-    """The cache as the compiled module knows it; whoever holds it keeps the tensors alive."""
+    """The cache as the compiled module takes it; the caller keeps the tensors alive."""
     keys, values, key_scales, value_scales = parts
     kept = [part for part in parts if part is not None]
     assert all(part.is_contiguous() for part in kept), "addresses know no strides"

@@ -36,7 +36,7 @@ def test_curves_equal_the_log_after_a_resume(make_recipe, cache: Path, tmp_path:
 
 
 def test_a_full_disk_is_one_line(full_disk, tmp_path: Path) -> None:
-    from mixtura.train.curves import Curves
+    from mixtura.train.tensorboard_curves import Curves
 
     curves = Curves(tmp_path / "tensorboard", resumed_step=0)
     # The two events of a new file take some 60 bytes, and so does an evaluation.

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from mixtura.checkpoints.conversion import convert_model
-from mixtura.checkpoints.opening import open_model
+from mixtura.checkpoints.open_model import open_model
 from mixtura.checkpoints.run import load_run
 from mixtura.config import Tree, with_overrides
 from mixtura.errors import CheckpointError, ConfigError

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from mixtura.train import Alarm, LiveView, PlainView, RunFacts, StepReport, choose_view
-from mixtura.train.live import load_bar
+from mixtura.train.live_view import load_bar
 from mixtura.train.view import duration
 
 FACTS = RunFacts(

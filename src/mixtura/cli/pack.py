@@ -54,7 +54,7 @@ def pack(
       mixtura chat olmoe-4bit
     """
     check_model(model)
-    from mixtura.checkpoints.packing import pack_model
+    from mixtura.checkpoints.packed_conversion import pack_model
     from mixtura.train import choose_view
 
     with choose_view() as view:

@@ -18,7 +18,7 @@ from mixtura.insight import Subject, write_report
 from mixtura.runs import Recipe, RunFolder, read_journal
 from mixtura.runs.step_plan import StepPlan
 from mixtura.train import Run, StepReport, Summary, View, opened_run, prepare_corpus, train_in_turn
-from mixtura.train.building import build_trainer
+from mixtura.train.trainer_setup import build_trainer
 
 # The bound of the whole demo, without the installation.
 LIMIT_SECONDS = 360.0

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from mixtura.lazy_names import at_first_use
 
 if TYPE_CHECKING:
-    from mixtura.train.building import build_decoder, build_trainer
+    from mixtura.train.trainer_setup import build_decoder, build_trainer
     from mixtura.train.device import choose_device
     from mixtura.train.launch import corpus_cache, opened_run, prepare_corpus, train
-    from mixtura.train.live import LiveView, choose_view
+    from mixtura.train.live_view import LiveView, choose_view
     from mixtura.train.load_watch import Alarm
     from mixtura.train.origin import Origin, recipe_and_origin
     from mixtura.train.run import Run, Summary, train_in_turn
@@ -48,7 +48,7 @@ __all__ = [
 _HOMES = {
     "Alarm": "mixtura.train.load_watch",
     "BatchSource": "mixtura.train.trainer",
-    "LiveView": "mixtura.train.live",
+    "LiveView": "mixtura.train.live_view",
     "Origin": "mixtura.train.origin",
     "PlainView": "mixtura.train.view",
     "Run": "mixtura.train.run",
@@ -57,10 +57,10 @@ _HOMES = {
     "Summary": "mixtura.train.run",
     "Trainer": "mixtura.train.trainer",
     "View": "mixtura.train.view",
-    "build_decoder": "mixtura.train.building",
-    "build_trainer": "mixtura.train.building",
+    "build_decoder": "mixtura.train.trainer_setup",
+    "build_trainer": "mixtura.train.trainer_setup",
     "choose_device": "mixtura.train.device",
-    "choose_view": "mixtura.train.live",
+    "choose_view": "mixtura.train.live_view",
     "corpus_cache": "mixtura.train.launch",
     "opened_run": "mixtura.train.launch",
     "prepare_corpus": "mixtura.train.launch",

@@ -16,7 +16,7 @@ from mixtura.runs.recipe import Recipe
 from mixtura.runs.step_plan import StepPlan
 from mixtura.tokenizers import GivenConfig, Tokenizer, load_tokenizer
 from mixtura.train.allocator import keep_freed_memory
-from mixtura.train.building import build_trainer, check_model
+from mixtura.train.trainer_setup import build_trainer, check_model
 from mixtura.train.device import choose_device
 from mixtura.train.environment import changes, environment
 from mixtura.train.origin import Origin, reopened_origin

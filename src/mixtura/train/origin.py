@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixtura.checkpoints.hf.folder import read_json
-from mixtura.checkpoints.opening import OpenModel, is_gguf, open_model
+from mixtura.checkpoints.open_model import OpenModel, is_gguf, open_model
 from mixtura.config import Config, Tree
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.models import LanguageModel

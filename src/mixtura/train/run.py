@@ -18,7 +18,7 @@ from mixtura.train.trainer import Trainer
 from mixtura.train.view import RunFacts, View
 
 if TYPE_CHECKING:
-    from mixtura.train.curves import Curves
+    from mixtura.train.tensorboard_curves import Curves
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ def _last_quality(evaluations: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _open_curves(folder: Path, resumed_step: int) -> "Curves":
     # A tenth of a second that a run without curves, or a use of its model, need not pay.
-    from mixtura.train.curves import Curves
+    from mixtura.train.tensorboard_curves import Curves
 
     return Curves(folder, resumed_step)
 

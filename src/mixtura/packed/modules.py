@@ -1,4 +1,4 @@
-"""Modules that compute from packed weights; each stands where a plain one of torch or ours stands.
+"""Modules that compute from packed weights; each replaces a plain module of torch or ours.
 
 T tokens, M rows sorted by expert, N outputs, K inputs, D width, E experts, S bytes of one expert.
 """
@@ -22,7 +22,7 @@ from mixtura.shapes.activations import is_gated
 
 
 class PackedModule(nn.Module):
-    """Holds whole numbers, which no gradient moves."""
+    """Holds integers, which no gradient can change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class PackedModule(nn.Module):
 
 
 class PackedLinear(PackedModule):
-    """x W^T + b in fp32; a width that 32 does not divide was padded, and so is x."""
+    """x W^T + b in fp32; a width that is not a multiple of 32 was padded, and so is x."""
 
     tiles: Tensor
     bias: Tensor | None
@@ -62,14 +62,14 @@ class PackedLinear(PackedModule):
         return y_TN.view(*x.shape[:-1], self.out_features)
 
     def dequantised(self) -> Tensor:
-        """weight_NK, fp32."""
+        """weight_NK in fp32."""
         padded = self.in_features + -self.in_features % GROUP
         weight_NK = dequantise(untile(self.tiles, self.out_features, padded, self.bits))
         return weight_NK[:, : self.in_features]
 
 
 class PackedEmbedding(PackedModule):
-    """Rows of a table [N, K], unpacked as they are looked up."""
+    """Rows of a table [N, K], unpacked when they are looked up."""
 
     tiles: Tensor
 
@@ -126,7 +126,7 @@ class PackedExperts(PackedModule):
 
     @property
     def biases(self) -> PackedBiases | None:
-        """In the order of tiles."""
+        """The biases in the order of tiles."""
         if self.bias_in is None or self.bias_out is None:
             return None
         return PackedBiases(self.bias_in, self.bias_out)
@@ -145,7 +145,7 @@ class PackedExperts(PackedModule):
         )
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """out_TD, fp32; waves are computed at once, for rows only add up."""
+        """out_TD in fp32; all waves at once, since their rows are only summed."""
         return self.routed(x_TD, Rows(routing.token_N, routing.expert_N, routing.weight_N))
 
     def dequantised(self) -> ExpertWeights:
@@ -160,7 +160,7 @@ class PackedExperts(PackedModule):
 
 
 class PackedFFN(PackedExperts):
-    """One FFN that every token goes through: an expert that all rows choose."""
+    """One FFN for every token: an expert that all rows choose."""
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(..., D) -> (..., D)"""

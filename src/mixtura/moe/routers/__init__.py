@@ -1,4 +1,4 @@
-"""Every router behind one interface. A new one is a config and a registered class.
+"""All routers, with one interface. A new router is a config and a registered class.
 
 Importing this package registers Mixtura's own.
 """

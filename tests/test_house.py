@@ -44,7 +44,7 @@ PLAINER = {
     "scripts": "chat formats",
 }
 # Rooms whose words are still to be made plain. This list only shrinks.
-ROOMS_TO_DO = {"engine", "kernels", "models", "moe", "tracing"}
+ROOMS_TO_DO = {"engine", "models", "tracing"}
 # Honest uses, by file and word.
 HONEST = {
     ("checkpoints/gguf/file_writer.py", "tell"): "a method of files",

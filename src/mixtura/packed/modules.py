@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixtura.errors import ConfigError
 from mixtura.kernels.experts_ffn import Biases
-from mixtura.kernels.packed.experts import PackedBiases, Rows, biases_in_tiles, packed_experts
+from mixtura.kernels.packed.experts import PackedBiases, RoutedRows, biases_in_tiles, packed_experts
 from mixtura.kernels.packed.groups import GROUP, Bits, dequantise
 from mixtura.kernels.packed.linear import packed_linear
 from mixtura.kernels.packed.tiles import untile, untile_expert, untile_rows
@@ -69,7 +69,7 @@ class PackedLinear(PackedModule):
 
 
 class PackedEmbedding(PackedModule):
-    """Rows of a table [N, K], unpacked when they are looked up."""
+    """RoutedRows of a table [N, K], unpacked when they are looked up."""
 
     tiles: Tensor
 
@@ -131,7 +131,7 @@ class PackedExperts(PackedModule):
             return None
         return PackedBiases(self.bias_in, self.bias_out)
 
-    def routed(self, x_TD: Tensor, rows: Rows) -> Tensor:
+    def routed(self, x_TD: Tensor, rows: RoutedRows) -> Tensor:
         """out_TD, fp32: the weighted sum of each token's experts."""
         return packed_experts(
             x_TD,
@@ -146,7 +146,7 @@ class PackedExperts(PackedModule):
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """out_TD in fp32; all waves at once, since their rows are only summed."""
-        return self.routed(x_TD, Rows(routing.token_N, routing.expert_N, routing.weight_N))
+        return self.routed(x_TD, RoutedRows(routing.token_N, routing.expert_N, routing.weight_N))
 
     def dequantised(self) -> ExpertWeights:
         each = [
@@ -167,5 +167,5 @@ class PackedFFN(PackedExperts):
         x_TD = x.reshape(-1, self.width)
         tokens = len(x_TD)
         first_T = torch.zeros(tokens, dtype=torch.int64)
-        rows = Rows(torch.arange(tokens), first_T, torch.ones(tokens))
+        rows = RoutedRows(torch.arange(tokens), first_T, torch.ones(tokens))
         return self.routed(x_TD, rows).view(x.shape)

@@ -33,7 +33,7 @@ _HOMES = {
 
 
 _REGISTERED: Registry[Family] = Registry("model_type", "mixtura.families")
-"""those of other packages"""
+"""families of other packages"""
 
 
 class _Families(Mapping[str, Family]):

@@ -10,9 +10,9 @@ from mixtura.checkpoints.conversion import convert_model
 from mixtura.checkpoints.gguf import GGUFSource
 from mixtura.checkpoints.gguf_conversion import convert_to_gguf
 from mixtura.checkpoints.loaded_model import load_model, open_source
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.checkpoints.open_model import open_model
 from mixtura.checkpoints.packed_conversion import pack_model
-from mixtura.checkpoints.run import load_run
 from mixtura.checkpoints.source import Source
 from mixtura.checkpoints.weight_readers import open_weights, source_of
 from mixtura.errors import ConfigError, StorageError

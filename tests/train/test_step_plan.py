@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mixtura.data import Corpus
 from mixtura.errors import CheckpointError
-from mixtura.insight.run import RecordedRun
+from mixtura.insight.recorded_run import RecordedRun
 from mixtura.runs import ChangedKeys, Recipe, RunFolder, read_journal
 from mixtura.runs.step_plan import Correction, StepPlan
 from mixtura.runs.train_config import TrainConfig

@@ -17,8 +17,8 @@ from mixtura.checkpoints.loaded_model import (
     open_source,
     tokenizer_of,
 )
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.checkpoints.model_kind import what_is
-from mixtura.checkpoints.run import load_run
 from mixtura.checkpoints.weights_in_memory import check_weights_fit
 from mixtura.errors import CheckpointError, ConfigError, reading
 from mixtura.integrity import Check

@@ -8,9 +8,9 @@ from mixtura.checkpoints.expected_tensors import check_tensors
 from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.hf.model_config import first_family
 from mixtura.checkpoints.loaded_model import check_vocabulary, open_source, tokenizer_of
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.checkpoints.model_kind import what_is
 from mixtura.checkpoints.packed.weights import PackedWeights
-from mixtura.checkpoints.run import load_run
 from mixtura.checkpoints.source import Source
 from mixtura.checkpoints.source_weights import SourceWeights
 from mixtura.checkpoints.weights import DecoderWeights, Weights

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.data import Corpus
 from mixtura.demo.outcome import Outcome, TwinOutcome, seconds_to_reach
 from mixtura.demo.pacer import Pacer

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mixtura.errors import DataError
 from mixtura.insight.curves import reached, running_mean
 from mixtura.insight.load_history import WINDOW_STEPS, load_history
-from mixtura.insight.run import RecordedRun
+from mixtura.insight.recorded_run import RecordedRun
 from mixtura.runs.folder import RunFolder
 
 Tree = dict[str, Any]

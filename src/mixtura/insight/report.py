@@ -9,7 +9,7 @@ from mixtura.errors import DataError, reading
 from mixtura.files import atomic_text
 from mixtura.insight.overview import overview
 from mixtura.insight.page import render
-from mixtura.insight.run import RecordedRun, find_twin
+from mixtura.insight.recorded_run import RecordedRun, find_twin
 from mixtura.insight.texts import Subject, texts
 from mixtura.models import DecoderConfig, ModelConfig
 from mixtura.models.historic import LstmMoEConfig

@@ -175,9 +175,7 @@ class Reroute:
 
 
 def _to_rows(held_TE: Tensor, rank_TE: Tensor, chosen_TK: Tensor) -> Tensor:
-    """A row whose chosen expert is held keeps it; other rows get the token's other held experts,
-    best first.
-    """
+    """Rows keep chosen experts that are held; other rows get the token's other held experts."""
     num_experts, top_k = held_TE.shape[1], chosen_TK.shape[1]
     held_TE = _with_extra(held_TE)
     kept_TK = held_TE.gather(1, chosen_TK)

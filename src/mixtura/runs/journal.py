@@ -22,7 +22,7 @@ class Journal:
             raise _refused(path, error) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Raises StorageError. The system holds the line at once, so a killed process keeps it."""
+        """Raises StorageError. The line survives a kill of this process from then on."""
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         before = self._file.tell()
         try:

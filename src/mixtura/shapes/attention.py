@@ -147,7 +147,7 @@ class LatentAttentionShape(AttentionSpec):
     nope_dim: int = Field(ge=1, le=bounds.SIDE)
     """dims of a query and a key that are not rotated"""
     turning_dim: int = Field(ge=2, le=bounds.SIDE)
-    """`rope_dim` in recipes and files: dims of a query, and of the shared key, that are rotated"""
+    """`rope_dim`, by its name in recipes and files: dims of a query and of the shared key"""
     value_dim: int = Field(ge=1, le=bounds.SIDE)
     norm_epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     """of the latents' RMS norms; the blocks' norms have their own"""

@@ -2,7 +2,7 @@
 
 `train(load_recipe(path), out)` trains a whole run; `mixtura.runs` has recipes. `Trainer` takes one
 step at a time, for loops of your own: `build_trainer(recipe, corpus)`, `.step()`, `.evaluate()`.
-`mixtura.checkpoints.run.load_run(folder)` loads the trained decoder.
+`mixtura.checkpoints.loaded_run.load_run(folder)` loads the trained decoder.
 """
 
 from typing import TYPE_CHECKING
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from mixtura.train.live_view import LiveView, choose_view
     from mixtura.train.load_watch import Alarm
     from mixtura.train.origin import Origin, recipe_and_origin
-    from mixtura.train.run import Summary, TrainingRun, train_in_turn
     from mixtura.train.step_report import StepReport
     from mixtura.train.trainer import BatchSource, Trainer
     from mixtura.train.trainer_setup import build_decoder, build_trainer
+    from mixtura.train.training_run import Summary, TrainingRun, train_in_turn
     from mixtura.train.view import PlainView, RunFacts, View
 
 __all__ = [
@@ -51,10 +51,10 @@ _HOMES = {
     "LiveView": "mixtura.train.live_view",
     "Origin": "mixtura.train.origin",
     "PlainView": "mixtura.train.view",
-    "TrainingRun": "mixtura.train.run",
+    "TrainingRun": "mixtura.train.training_run",
     "RunFacts": "mixtura.train.view",
     "StepReport": "mixtura.train.step_report",
-    "Summary": "mixtura.train.run",
+    "Summary": "mixtura.train.training_run",
     "Trainer": "mixtura.train.trainer",
     "View": "mixtura.train.view",
     "build_decoder": "mixtura.train.trainer_setup",
@@ -66,7 +66,7 @@ _HOMES = {
     "prepare_corpus": "mixtura.train.launch",
     "recipe_and_origin": "mixtura.train.origin",
     "train": "mixtura.train.launch",
-    "train_in_turn": "mixtura.train.run",
+    "train_in_turn": "mixtura.train.training_run",
 }
 
 # Hidden from type checkers, which would accept any misspelt name.

@@ -19,9 +19,9 @@ from mixtura.train.allocator import keep_freed_memory
 from mixtura.train.device import choose_device
 from mixtura.train.environment import changes, environment
 from mixtura.train.origin import Origin, reopened_origin
-from mixtura.train.run import Summary, TrainingRun, train_in_turn
 from mixtura.train.trainer import Trainer
 from mixtura.train.trainer_setup import build_trainer, check_model
+from mixtura.train.training_run import Summary, TrainingRun, train_in_turn
 from mixtura.train.view import View
 from mixtura.user_cache import user_cache
 

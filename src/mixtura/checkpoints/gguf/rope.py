@@ -23,7 +23,7 @@ _LLAMA3 = {
 }
 _ROPE_BASE = 10_000.0
 LOG_MULTIPLIER = ".rope.scaling.yarn_log_multiplier"
-# YaRN's settings that config.json lacks, or that llama.cpp defines otherwise.
+# YaRN's other settings, which config.json spells or llama.cpp counts differently.
 _YARN_DEFAULTS = {
     ".rope.scaling.attn_factor": 1.0,
     LOG_MULTIPLIER: 0.0,

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from mixtura.moe.capacity import Capacity, Dropless, Policy
-from mixtura.moe.routers.kinds import InnerRouter, OuterRouter
 from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec, register_router
+from mixtura.moe.routers.router_field import InnerRouter, OuterRouter
 from mixtura.moe.routers.token_choice import Choice, TokenChoiceRouter
 from mixtura.moe.routing import Level
 from mixtura.shapes.ledger import Saved, Weight, weights_of

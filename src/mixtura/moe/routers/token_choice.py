@@ -33,7 +33,7 @@ class Choice:
     weight_TK: Tensor
     """combine weights of the chosen, differentiable"""
     levels: tuple[Level, ...] = ()
-    """one for a flat router, several for a hierarchical one; empty for a router of other kinds"""
+    """one for a flat router, several for a hierarchical one; empty without probabilities"""
     logits_TE: Tensor | None = None
     probs_TE: Tensor | None = None
     ranking_TE: Tensor | None = None

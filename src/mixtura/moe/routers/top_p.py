@@ -73,7 +73,7 @@ class TopP(LinearRouter):
         return super().chosen(scores, ranking_TE, chosen_TK, bank_R)
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
-        """The P of the chosen experts; an unused row, E, weighs 0."""
+        """The chosen experts' P, maybe renormalised; an unused row, E, weighs 0."""
         none_TK = expert_TK == self.num_experts
         expert_TK = expert_TK.masked_fill(none_TK, 0)
         if self.config.renormalise:

@@ -122,7 +122,7 @@ def _read_scaling(keys: Keys, outer: Keys, family: str) -> Tree | None:
 
 
 def _original(keys: Keys, outer: Keys) -> int:
-    """The original context: the outer key first, null included, then the inner one, the context.
+    """The original context: the outer key, null included, else the inner key, else the context.
 
     transformers has the same order. Raises ConfigError where none is stated.
     """

@@ -166,8 +166,8 @@ class Deepseek2(Architecture):
             )
         if attention.query_rank is None and shape.layers not in _WITHOUT_QUERY_RANK:
             raise ConfigError(
-                f"attention.query_rank=None in {shape.layers} layers: llama.cpp recognises "
-                f"models without one by their layers, {' or '.join(map(str, _WITHOUT_QUERY_RANK))}; keep "
+                f"attention.query_rank=None in {shape.layers} layers: llama.cpp recognises models "
+                f"without one by their layers, {' or '.join(map(str, _WITHOUT_QUERY_RANK))}; keep "
                 "it as a Hugging Face folder"
             )
         if not moe.shared_width:

@@ -1,4 +1,4 @@
-"""Attention over cached keys and values by the compiled kernels, as ops.
+"""Attention over cached keys and values as ops: by the compiled kernels, and by torch on a GPU.
 
 R rows, A query heads, G key-value heads, H = A/G heads that share a key, C key dim, V value dim,
 L positions that one row attends to. A slot is the place of one sequence in the cache.

@@ -34,7 +34,7 @@ def cached_attention_torch(
         hidden_nL = position_L > position_n[:, None]
         if window is not None:
             hidden_nL |= position_L <= position_n[:, None] - window
-        # Positions that were never written may hold NaN, so the mask keeps them out of every sum.
+        # Positions beyond a row's own may hold anything; the mask keeps them out of its sums.
         score_GHnL = score_GHnL.masked_fill(hidden_nL, -torch.inf)
         if sinks_A is not None:
             sink_GH11 = sinks_A.float().view(*q_GHnC.shape[:2], 1, 1)

@@ -18,7 +18,7 @@ _BITS: tuple[Bits, ...] = (8, 4)
 
 
 def check_weights_fit(source: Source, dtype: torch.dtype | None) -> None:
-    """Raises ConfigError, with the first way to run the model that fits, where they do not."""
+    """Raises ConfigError for weights that do not fit, with another way to run the model."""
     free = free_bytes()
     needed = weight_bytes(source, dtype)
     if free is None or needed <= free:

@@ -150,7 +150,7 @@ def _check_values(w_MC: Tensor, start: int, of_row: int, bits: Bits, name: str) 
 
 
 def _best_scale(w_MC: Tensor, bits: Bits) -> Tensor:
-    """scale_M: the one of the scales tried whose numbers come nearest after refinement."""
+    """scale_M: of the scales tried the nearest, refined by least squares."""
     low_M1, high_M1 = w_MC.amin(1, keepdim=True), w_MC.amax(1, keepdim=True)
     extreme_M1 = torch.where(high_M1 >= -low_M1, high_M1, low_M1)
     # A group of zeros may have any scale; 1 can be divided by.

@@ -29,7 +29,7 @@ from mixtura.shapes.ledger import Weight
 
 
 class BatchwiseConfig(RouterSpec):
-    """Shazeer 2017, appendix F: every expert takes as many tokens; later, a learned threshold."""
+    """Shazeer 2017, appendix F: equally many tokens an expert; in evaluation learned thresholds."""
 
     # AdamW changes a threshold by its rate whatever the weight. But gradients are clipped together,
     # and E of them are of this loss, each the share of tokens by which an expert is off.

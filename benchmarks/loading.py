@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from mixtura.checkpoints.hf.saving import save_model
-from mixtura.checkpoints.loading import load_model
+from mixtura.checkpoints.hf.folder_writer import save_model
+from mixtura.checkpoints.loaded_model import load_model
 from mixtura.models import Decoder, DecoderConfig, State
 from mixtura.models.blueprint import without_weights
 from mixtura.shapes.families import family_named

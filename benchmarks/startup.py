@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from sides.process import busy_seconds
 
-from mixtura.checkpoints.hf.saving import save_model
+from mixtura.checkpoints.hf.folder_writer import save_model
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import family_named
 

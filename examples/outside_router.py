@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 import mixtura
-from mixtura.checkpoints.packing import pack_model
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.moe import register_router
 from mixtura.moe.routers import LinearRouter, LossName, RouterSpec, Scores
 from mixtura.runs import Recipe

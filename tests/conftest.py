@@ -183,7 +183,7 @@ def gguf_of_kinds(tmp_path_factory: pytest.TempPathFactory) -> MakeGGUF:
     import numpy as np
 
     from mixtura.checkpoints.family_source import FamilySource
-    from mixtura.checkpoints.gguf.writing import write_gguf
+    from mixtura.checkpoints.gguf.file_writer import write_gguf
     from mixtura.models import DecoderConfig
     from mixtura.shapes.families import family_named
     from mixtura.tokenizers import BpeConfig

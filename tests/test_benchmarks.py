@@ -70,7 +70,7 @@ def test_a_step_reads_what_its_rows_choose(shapes: ModuleType) -> None:
 
 def test_the_file_is_read_by_our_own_reader(shapes: ModuleType, tmp_path: Path) -> None:
     gguf_file = importlib.import_module("sides.gguf_file")
-    from mixtura.checkpoints.opening import open_model
+    from mixtura.checkpoints.open_model import open_model
 
     path = gguf_file.gguf_file(tiny(shapes), tmp_path)
     opened = open_model(path, "float32")

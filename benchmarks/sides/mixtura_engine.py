@@ -8,7 +8,7 @@ import time
 import torch
 
 from mixtura import __version__
-from mixtura.checkpoints.opening import open_model
+from mixtura.checkpoints.open_model import open_model
 from mixtura.engine.batch import Batch
 from mixtura.engine.runner import Runner
 from mixtura.engine.sampling import Sampling

@@ -11,7 +11,7 @@ from pydantic import PlainValidator
 from atlas.prose import markdown
 from mixtura.errors import ConfigError
 from mixtura.moe.routers import RouterSpec
-from mixtura.moe.routers.kinds import RouterField
+from mixtura.moe.routers.router_field import RouterField
 
 _BOUNDS = (("minimum", "at least"), ("exclusiveMinimum", "above"),
            ("maximum", "at most"), ("exclusiveMaximum", "below"))  # fmt: skip

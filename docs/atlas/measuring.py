@@ -116,7 +116,7 @@ def _heard(trainer: Trainer) -> Iterator[list[list[Routing]]]:
 def _layer(heldout: list[Routing], snippet: Routing, tokens: int) -> LayerRouting:
     load_E = torch.stack([load(routing) for routing in heldout]).sum(0)
     computed = sum(int((routing.expert_N < routing.num_experts).sum()) for routing in heldout)
-    dropped = sum(int(routing.lost_N.sum()) for routing in heldout)
+    dropped = sum(int(routing.dropped_N.sum()) for routing in heldout)
     taken_N = snippet.expert_N < snippet.num_experts
     return LayerRouting(
         load=tuple(load_E.tolist()),
@@ -133,8 +133,8 @@ def _layer(heldout: list[Routing], snippet: Routing, tokens: int) -> LayerRoutin
         ),
         dropped=tuple(
             zip(
-                snippet.token_N[snippet.lost_N].tolist(),
-                snippet.chosen_N[snippet.lost_N].tolist(),
+                snippet.token_N[snippet.dropped_N].tolist(),
+                snippet.chosen_N[snippet.dropped_N].tolist(),
                 strict=True,
             )
         ),

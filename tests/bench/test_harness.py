@@ -15,8 +15,8 @@ from lm_eval.api.instance import Instance
 
 from mixtura.bench.evaluation import TaskOptions, bench_eval
 from mixtura.bench.harness import EngineLM
-from mixtura.checkpoints.hf.saving import save_model
-from mixtura.checkpoints.opening import OpenModel, open_model
+from mixtura.checkpoints.hf.folder_writer import save_model
+from mixtura.checkpoints.open_model import OpenModel, open_model
 from mixtura.errors import ConfigError, DataError
 from mixtura.models import DecoderConfig
 from mixtura.progress import silent

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mixtura.bench import QualityOptions, bench_quality
-from mixtura.checkpoints.packing import pack_model
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.errors import ConfigError, DataError
 from mixtura.kernels.packed.linear import arithmetic_of
 

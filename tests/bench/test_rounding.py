@@ -6,8 +6,8 @@ import torch
 
 from mixtura.bench.rounding import round_by_llama_cpp, unpack_into
 from mixtura.checkpoints.gguf.rules import llama_cpp_groups
-from mixtura.checkpoints.opening import open_model
-from mixtura.checkpoints.packing import pack_model
+from mixtura.checkpoints.open_model import open_model
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.kernels.packed.groups import dequantise
 
 

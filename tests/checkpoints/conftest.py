@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixtura.checkpoints.hf.saving import save_model
-from mixtura.checkpoints.loading import LoadedModel, load_model
+from mixtura.checkpoints.hf.folder_writer import save_model
+from mixtura.checkpoints.loaded_model import LoadedModel, load_model
 from mixtura.models import Decoder, State
 
 TOKENS = 11

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixtura.checkpoints.hf.folder import SINGLE
-from mixtura.checkpoints.hf.saving import save_model
-from mixtura.checkpoints.loading import LoadedModel, load_model
-from mixtura.checkpoints.opening import open_model
+from mixtura.checkpoints.hf.folder_writer import save_model
+from mixtura.checkpoints.loaded_model import LoadedModel, load_model
+from mixtura.checkpoints.open_model import open_model
 from mixtura.errors import CheckpointError
 from mixtura.models import Decoder
 

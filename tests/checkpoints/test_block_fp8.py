@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mixtura.checkpoints.hf.folder_writer import save_model
 from mixtura.checkpoints.hf.fp8_blocks import unpack, unpack_naive
-from mixtura.checkpoints.hf.saving import save_model
-from mixtura.checkpoints.loading import load_model, open_source
+from mixtura.checkpoints.loaded_model import load_model, open_source
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import family_of

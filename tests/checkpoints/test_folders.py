@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from mixtura.checkpoints.contents import inspect_source
 from mixtura.checkpoints.hf.folder import INDEX, SINGLE, HFFolder
-from mixtura.checkpoints.hf.saving import save_model
-from mixtura.checkpoints.loading import load_model, open_source
+from mixtura.checkpoints.hf.folder_writer import save_model
+from mixtura.checkpoints.loaded_model import load_model, open_source
 from mixtura.checkpoints.weight_check import OF_EXPERTS
 from mixtura.errors import CheckpointError, ConfigError, StorageError
 from mixtura.models import Decoder, DecoderConfig
@@ -380,7 +380,7 @@ def test_a_shard_holds_no_more_than_asked(folder: Path) -> None:
 PEAK = """
 import resource, sys
 from pathlib import Path
-from mixtura.checkpoints.loading import load_model
+from mixtura.checkpoints.loaded_model import load_model
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 decoder = load_model(Path(sys.argv[1])).decoder
 total = sum(float(tensor.sum()) for tensor in decoder.parameters())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixtura.checkpoints.loading import load_model
+from mixtura.checkpoints.loaded_model import load_model
 
 TINY = {
     "hidden_size": 24,

@@ -16,8 +16,8 @@ import torch
 from mixtura.checkpoints.gguf.blocks import groups_bits
 from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.checkpoints.gguf_cache import packed_cache, packed_gguf
-from mixtura.checkpoints.opening import open_model
-from mixtura.checkpoints.packing import pack_model
+from mixtura.checkpoints.open_model import open_model
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.errors import CheckpointError, ConfigError, StorageError
 from mixtura.kernels.native import native
 from mixtura.packed.file import PackedFile

@@ -9,10 +9,10 @@ import torch
 from mixtura.checkpoints.conversion import convert_model
 from mixtura.checkpoints.gguf import GGUFSource
 from mixtura.checkpoints.gguf_conversion import convert_to_gguf
-from mixtura.checkpoints.loading import load_model, open_source
-from mixtura.checkpoints.opening import open_model
-from mixtura.checkpoints.packing import pack_model
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_model import load_model, open_source
+from mixtura.checkpoints.loaded_run import load_run
+from mixtura.checkpoints.open_model import open_model
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.checkpoints.source import Source
 from mixtura.checkpoints.weight_readers import open_weights, source_of
 from mixtura.errors import ConfigError, StorageError
@@ -29,7 +29,7 @@ def packed_source(folder: Path) -> Source:
 def folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run's model as a Hugging Face folder, its experts 32 wide."""
     from mixtura.checkpoints.conversion import write_tokenizer
-    from mixtura.checkpoints.hf.saving import save_model
+    from mixtura.checkpoints.hf.folder_writer import save_model
     from mixtura.models import DecoderConfig
     from mixtura.shapes.families import family_named
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixtura.checkpoints.loading import load_model
+from mixtura.checkpoints.loaded_model import load_model
 
 TINY = {
     "hidden_size": 24,

@@ -10,11 +10,11 @@ import pytest
 
 from mixtura.checkpoints.conversion import convert_model
 from mixtura.checkpoints.gguf_conversion import convert_to_gguf
-from mixtura.checkpoints.hf.saving import save_model
+from mixtura.checkpoints.hf.folder_writer import save_model
 from mixtura.checkpoints.inspection import inspect_model
-from mixtura.checkpoints.loading import load_model
-from mixtura.checkpoints.opening import open_model
-from mixtura.checkpoints.packing import pack_model
+from mixtura.checkpoints.loaded_model import load_model
+from mixtura.checkpoints.open_model import open_model
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import family_named
 
@@ -99,9 +99,9 @@ def test_descriptors_and_mappings_are_as_many_after_as_before(
 UNDER_A_LIMIT = """
 import resource, sys
 from pathlib import Path
-from mixtura.checkpoints.loading import load_model
-from mixtura.checkpoints.hf.saving import save_model
-from mixtura.checkpoints.packing import pack_model
+from mixtura.checkpoints.loaded_model import load_model
+from mixtura.checkpoints.hf.folder_writer import save_model
+from mixtura.checkpoints.packed_conversion import pack_model
 
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))

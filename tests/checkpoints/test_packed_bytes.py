@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
-from mixtura.checkpoints.hf.saving import save_model
+from mixtura.checkpoints.hf.folder_writer import save_model
 from mixtura.checkpoints.inspection import inspect_model
-from mixtura.checkpoints.packing import pack_model
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.models import DecoderConfig
 from mixtura.models.precision import cast
 from mixtura.packed.folder import FILE

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mixtura.checkpoints.family_source import FamilySource
-from mixtura.checkpoints.packed.packing import Precision, write_packed
+from mixtura.checkpoints.packed.file_writer import Precision, write_packed
 from mixtura.checkpoints.packed.weights import PackedWeights
 from mixtura.checkpoints.source_weights import SourceWeights
 from mixtura.kernels.packed.groups import Bits, dequantise, quantise

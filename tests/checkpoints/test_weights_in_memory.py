@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mixtura.checkpoints.conversion import convert_model, write_tokenizer
-from mixtura.checkpoints.hf.saving import save_model
-from mixtura.checkpoints.loading import open_source
-from mixtura.checkpoints.opening import open_model
-from mixtura.checkpoints.packing import pack_model
+from mixtura.checkpoints.hf.folder_writer import save_model
+from mixtura.checkpoints.loaded_model import open_source
+from mixtura.checkpoints.open_model import open_model
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.checkpoints.weights_in_memory import packed_bytes, weight_bytes
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.memory import in_words

@@ -34,7 +34,7 @@ KINDS = ("run", "hf", "packed")
 def models(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny run, and what is made of it. Shared: copy before changing anything."""
     from mixtura.checkpoints.conversion import convert_model
-    from mixtura.checkpoints.packing import pack_model
+    from mixtura.checkpoints.packed_conversion import pack_model
 
     folder = tmp_path_factory.mktemp("models")
     convert_model(tiny_run, folder / "hf")

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.engine.generate import generate
 from mixtura.engine.sampling import Sampling
 

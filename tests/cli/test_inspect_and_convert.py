@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtura.checkpoints.loading import load_model
-from mixtura.checkpoints.opening import open_model
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_model import load_model
+from mixtura.checkpoints.loaded_run import load_run
+from mixtura.checkpoints.open_model import open_model
 
 Mixtura = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtura.checkpoints.hf.saving import save_model
+from mixtura.checkpoints.hf.folder_writer import save_model
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import family_named
 from mixtura.tokenizers import load_tokenizer

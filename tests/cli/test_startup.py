@@ -52,7 +52,7 @@ def test_inspection_and_lists_import_no_torch(
 
 
 def test_generation_imports_what_it_needs_alone(tiny_run: Path, tmp_path: Path) -> None:
-    from mixtura.checkpoints.packing import pack_model
+    from mixtura.checkpoints.packed_conversion import pack_model
 
     pack_model(tiny_run, tmp_path / "packed", 8)
     assert run(GENERATES, tmp_path / "packed") == "[]"

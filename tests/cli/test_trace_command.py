@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.trace import TraceBatch, TraceReader
 from mixtura.tracing.model_trace import replay
 

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
 
 Mixtura = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]

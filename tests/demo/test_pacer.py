@@ -5,7 +5,7 @@ from typing import cast
 
 from mixtura.demo.pacer import Pacer
 from mixtura.runs.step_plan import Correction, StepPlan
-from mixtura.train import Run
+from mixtura.train import TrainingRun
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Day:
     def __init__(self, limit: float = 460.0, steps: int = 400, afterwards: float = 20.0) -> None:
         self.now = 0.0
         self.twins = [Paper(StepPlan(steps)), Paper(StepPlan(steps))]
-        runs = cast(list[Run], self.twins)
+        runs = cast(list[TrainingRun], self.twins)
         self.pacer = Pacer(
             runs, lambda: self.now, limit, afterwards, first_round_seconds=1.0, overhead=1.06
         )

@@ -89,7 +89,7 @@ class Recorder(View):
         if report.step == self._act_at:
             self._act()
 
-    def told(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.lines.append(line)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mixtura.checkpoints.packed.packing import Precision, write_packed
+from mixtura.checkpoints.packed.file_writer import Precision, write_packed
 from mixtura.checkpoints.weights import DecoderWeights
 from mixtura.models import Decoder
 from mixtura.models.packed_decoder import packed_decoder

@@ -10,7 +10,7 @@ import pytest
 import mixtura
 from mixtura.checkpoints.conversion import convert_model
 from mixtura.checkpoints.gguf_conversion import convert_to_gguf
-from mixtura.checkpoints.packing import pack_model
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.trace import TraceReader

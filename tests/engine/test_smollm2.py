@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixtura.checkpoints.loading import load_model
-from mixtura.checkpoints.packing import pack_model
+from mixtura.checkpoints.loaded_model import load_model
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.engine.batch import Batch
 from mixtura.engine.context import Context
 from mixtura.engine.runner import Runner

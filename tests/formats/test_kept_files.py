@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixtura.checkpoints.opening import open_model
+from mixtura.checkpoints.open_model import open_model
 from mixtura.cli.app import run
 from mixtura.trace import TraceReader
 

@@ -21,7 +21,7 @@ _FOLDER = Path(__file__).parent
 # One process imports what is slow to import, and every worker is a fork of it.
 _PRELOADED = [
     "worker",
-    "mixtura.checkpoints.opening",
+    "mixtura.checkpoints.open_model",
     "mixtura.engine.conversation",
     "yaml",
     "gguf",

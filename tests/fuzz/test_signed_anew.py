@@ -9,7 +9,7 @@ from tests.fuzz.signing import entry_of, sign_anew
 
 from mixtura.checkpoints.contents import inspect_packed
 from mixtura.checkpoints.family_source import FamilySource
-from mixtura.checkpoints.packed.packing import Precision, write_packed
+from mixtura.checkpoints.packed.file_writer import Precision, write_packed
 from mixtura.checkpoints.packed.weights import PackedWeights
 from mixtura.checkpoints.weights import DecoderWeights
 from mixtura.errors import CheckpointError, ConfigError

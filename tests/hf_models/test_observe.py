@@ -178,7 +178,7 @@ def check(family: str) -> None:
     assert next(own, None) is None
     for routing, (chosen_TK, weight_TK) in zip(routings, witness.handed, strict=False):
         assert routing.chosen_N.tolist() == chosen_TK.flatten().tolist()
-        valid_N = routing.wished_N
+        valid_N = routing.has_choice_N
         assert routing.weight_N[valid_N].equal(weight_TK.flatten()[valid_N])
         # 2 of 12 tokens are padding: nobody counts them, and no expert has them.
         assert load(routing).sum() == 10 * chosen_TK.shape[1]
@@ -260,7 +260,7 @@ def test_a_decoders_blocks_are_counted_on_from_the_encoders() -> None:
         assert routing.chosen_N.tolist() == logits_TE.argmax(-1).tolist()
     # Five equal tokens to the decoder's first routed block would go to one expert with room for 2;
     # self-attention hardly tells them apart, so some are lost.
-    assert sum(int(routing.lost_N.sum()) for routing in seen.values()) > 0
+    assert sum(int(routing.dropped_N.sum()) for routing in seen.values()) > 0
     decoder = seen[5]
     assert decoder.num_sequences == 2
     assert decoder.num_tokens == 10

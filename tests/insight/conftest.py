@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.data import prepare
 from mixtura.insight import Subject
 from mixtura.models import DecoderConfig

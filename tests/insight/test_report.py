@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.config import read_yaml
 from mixtura.data import DataConfig, prepare
 from mixtura.errors import CheckpointError, DataError, UnexpectedError

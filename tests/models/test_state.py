@@ -81,7 +81,7 @@ def test_generation_is_dropless(policy: str) -> None:
         found = in_chunks(tight, TOKENS_BS, chunks)
         torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
     output = tight(TOKENS_BS, state=State.empty(tight.config, 2, 12))
-    assert not any(layer.routing.lost_N.any() for layer in output.moe)
+    assert not any(layer.routing.dropped_N.any() for layer in output.moe)
 
 
 def test_a_new_cache_holds_nothing() -> None:

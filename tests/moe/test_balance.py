@@ -54,7 +54,7 @@ def routing_of(
         torch.ones(chosen_TK.shape),
         probs_TE.shape[1],
         # Every row is dropped: what was chosen counts all the same.
-        unused_TK=torch.ones_like(chosen_TK, dtype=torch.bool),
+        dropped_TK=torch.ones_like(chosen_TK, dtype=torch.bool),
         logits_TE=None if logits is None else torch.tensor(logits, dtype=torch.float64),
         probs_TE=probs_TE,
         valid_T=None if valid is None else torch.tensor(valid),

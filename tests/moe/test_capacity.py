@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mixtura.errors import ConfigError
 from mixtura.moe import CapacityConfig, Drop, Dropless, MoEConfig, Reroute
-from mixtura.moe.capacity import Capacity, Wishes, group_capacity, places
+from mixtura.moe.capacity import Candidates, Capacity, group_capacity, places
 from mixtura.moe.routers import LinearRouter, RouterShape
 from mixtura.moe.tokens import Tokens
 
@@ -74,7 +74,7 @@ def admit(
     valid_T: Tensor | None,
     num_sequences: int,
 ) -> Tensor:
-    wishes = Wishes(chosen_TK, ranking_TE.shape[1], num_sequences, valid_T, ranking_TE)
+    wishes = Candidates(chosen_TK, ranking_TE.shape[1], num_sequences, valid_T, ranking_TE)
     return rule.admit(wishes).expert_TK
 
 
@@ -290,7 +290,7 @@ def test_neighbours_in_the_batch_and_padding_change_nothing(
 )
 def test_capacity_by_hand(factor: float, rows: int, num_experts: int, capacity: int) -> None:
     chosen_TK = torch.zeros(rows, 1, dtype=torch.int64)
-    assert group_capacity(factor, Wishes(chosen_TK, num_experts), 1).tolist() == [capacity]
+    assert group_capacity(factor, Candidates(chosen_TK, num_experts), 1).tolist() == [capacity]
 
 
 @pytest.mark.parametrize("num_experts", [1, 3, 8])
@@ -299,7 +299,9 @@ def test_capacity_is_the_ceiling_of_the_exact_product(num_experts: int) -> None:
     valid_T = (torch.arange(200) < torch.arange(201)[:, None]).flatten()
     chosen_TK = torch.zeros(201 * 200, 1, dtype=torch.int64)
     for hundredths in range(1, 401):
-        found = group_capacity(hundredths / 100, Wishes(chosen_TK, num_experts, 201, valid_T), 201)
+        found = group_capacity(
+            hundredths / 100, Candidates(chosen_TK, num_experts, 201, valid_T), 201
+        )
         # In whole numbers: -(-a // b) is the ceiling of a / b.
         exact = [-(-hundredths * tokens // (100 * num_experts)) for tokens in range(201)]
         assert found.tolist() == exact, hundredths
@@ -309,7 +311,7 @@ def test_capacity_counts_the_tokens_of_each_sequence_alone() -> None:
     # 3 and 1 tokens of 2 rows, factor 1, 4 experts: ceil(6 / 4) = 2 and ceil(2 / 4) = 1.
     valid_T = torch.tensor([True, True, True, False, True, False, False, False])
     chosen_TK = torch.zeros(8, 2, dtype=torch.int64)
-    assert group_capacity(1.0, Wishes(chosen_TK, 4, 2, valid_T), 2).tolist() == [2, 1]
+    assert group_capacity(1.0, Candidates(chosen_TK, 4, 2, valid_T), 2).tolist() == [2, 1]
 
 
 def test_places_by_hand() -> None:

@@ -42,7 +42,7 @@ def routing_of(
         torch.ones(chosen_TK.shape),
         probs_TE.shape[1],
         # Every row is dropped: what was chosen counts all the same.
-        unused_TK=torch.ones_like(chosen_TK, dtype=torch.bool),
+        dropped_TK=torch.ones_like(chosen_TK, dtype=torch.bool),
         probs_TE=probs_TE,
         valid_T=None if valid is None else torch.tensor(valid),
         num_sequences=sequences,

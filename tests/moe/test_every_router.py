@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mixtura.checkpoints.inspection import GATES_OF_THEIR_OWN
+from mixtura.checkpoints.inspection import PLAIN_GATES
 from mixtura.errors import ConfigError
 from mixtura.moe import MoE, MoEConfig, MoEOutput, end_step
 from mixtura.moe.capacity import Policy
@@ -148,8 +148,8 @@ def test_the_ledger_holds_all_that_is_saved(name: str, fields: dict[str, Any]) -
     ]
     dtypes = {one.name: f"torch.{one.dtype}" for one in ledger if isinstance(one, Buffer)}
     assert dtypes == {name: str(value.dtype) for name, value in layer.named_buffers()}
-    if tree["router"]["kind"] not in GATES_OF_THEIR_OWN:
-        # As it is known without torch.
+    if tree["router"]["kind"] in PLAIN_GATES:
+        # The ledger without torch.
         assert list(MoEShape.parse(tree).tensors(WIDTH)) == ledger
 
 
@@ -294,17 +294,17 @@ def test_rows_keep_the_policys_promise(
     capacity = {"policy": policy} if policy == "dropless" else {"policy": policy, "factor": factor}
     routing = call(layer_of(name, capacity=capacity).train(train), x_BSD, valid_BS).routing
     expert_N, chosen_N, weight_N = routing.expert_N, routing.chosen_N, routing.weight_N
-    wished_N, computed_N = routing.wished_N, expert_N < EXPERTS
+    has_choice_N, computed_N = routing.has_choice_N, expert_N < EXPERTS
     assert ((expert_N >= 0) & (expert_N <= EXPERTS)).all()
     assert ((chosen_N >= 0) & (chosen_N <= EXPERTS)).all()
     # Only what was wished for is computed, at most once by each expert, and nothing else weighs.
-    assert not (computed_N & ~wished_N).any()
+    assert not (computed_N & ~has_choice_N).any()
     pairs = (routing.token_N * EXPERTS + expert_N)[computed_N]
     assert len(pairs.unique()) == len(pairs)
     assert (weight_N >= 0).all()
     assert not weight_N[~computed_N].any()
     if policy in ("dropless", "wave"):
-        assert torch.equal(computed_N, wished_N)
+        assert torch.equal(computed_N, has_choice_N)
     if policy != "reroute" and not (name in ASSIGNED and train):
         assert torch.equal(expert_N[computed_N], chosen_N[computed_N])
     if policy != "dropless":

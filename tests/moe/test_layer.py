@@ -235,10 +235,10 @@ def test_a_capacity_can_stand_in_for_the_configured_one() -> None:
     tight = build(capacity={"policy": "drop", "factor": 0.2})
     loose = build()
     x_BSD = torch.randn(2, 9, WIDTH)
-    assert tight(x_BSD).routing.lost_N.any()
+    assert tight(x_BSD).routing.dropped_N.any()
     torch.testing.assert_close(tight(x_BSD, None, Dropless()).hidden, loose(x_BSD).hidden)
     # And back: it holds for that call alone.
-    assert tight(x_BSD).routing.lost_N.any()
+    assert tight(x_BSD).routing.dropped_N.any()
     torch.testing.assert_close(loose(x_BSD, None, Drop(0.2)).hidden, tight(x_BSD).hidden)
 
 
@@ -250,7 +250,7 @@ class FullBooks(Drop):
 
 
 def test_a_capacity_that_is_false_still_stands_in() -> None:
-    assert build()(torch.randn(9, WIDTH), None, FullBooks(0.2)).routing.lost_N.any()
+    assert build()(torch.randn(9, WIDTH), None, FullBooks(0.2)).routing.dropped_N.any()
 
 
 def test_jitter_reaches_the_router_alone() -> None:

@@ -24,10 +24,10 @@ from mixtura.moe import (
 from mixtura.moe.load import load, max_over_mean
 from mixtura.moe.routers import Hierarchical, LinearRouter, RouterShape
 from mixtura.moe.routing import Level, Routing, first_choices
-from mixtura.moe.shares import Scope
+from mixtura.moe.shares import LossScope
 from mixtura.moe.tokens import Tokens
 
-SCOPES: tuple[Scope, ...] = ("sequence", "micro_batch", "global_batch")
+SCOPES: tuple[LossScope, ...] = ("sequence", "micro_batch", "global_batch")
 FLAT = {"kind": "softmax_topk", "renormalise": False}
 
 
@@ -77,13 +77,13 @@ GROUPS = 19 / 18
 EXPERTS = (2 * 1 + 1 * 8 / 5) / 3
 
 
-def losses(routing: Routing, scope: Scope = "sequence") -> list[float]:
+def losses(routing: Routing, scope: LossScope = "sequence") -> list[float]:
     of = (balance_loss, device_balance_loss, communication_loss)
     return [loss(routing, scope).item() for loss in of]
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_balance_loss_of_two_levels_by_hand(scope: Scope) -> None:
+def test_balance_loss_of_two_levels_by_hand(scope: LossScope) -> None:
     router, x_TD = three_tokens()
     routing = router(Tokens(x_TD[:3]))
     assert routing.chosen_N.tolist() == [0, 1, 2]
@@ -216,7 +216,7 @@ def test_scopes_of_several_ranks_give_the_same_number_on_any_number_of_them(
             for x, mask in zip(x_BSD.chunk(ranks), valid_BS.chunk(ranks), strict=True)
         ]
 
-    def mean(ranks: int, scope: Scope, valid: bool, step_E: Tensor | None = None) -> Tensor:
+    def mean(ranks: int, scope: LossScope, valid: bool, step_E: Tensor | None = None) -> Tensor:
         """Of each loss, over ranks."""
         found = [
             torch.stack([
@@ -239,7 +239,7 @@ def test_scopes_of_several_ranks_give_the_same_number_on_any_number_of_them(
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize(("groups", "outer_top_k"), [(1, 1), (6, 2)])
 def test_a_level_of_one_choice_leaves_the_flat_routers_loss(
-    scope: Scope, groups: int, outer_top_k: int
+    scope: LossScope, groups: int, outer_top_k: int
 ) -> None:
     weight_ED = torch.randn(6, 3, dtype=torch.float64)
     flat = MoEConfig.parse({"num_experts": 6, "top_k": 2, "expert_width": 4, "router": FLAT})
@@ -260,20 +260,20 @@ def test_a_group_that_was_given_up_asks_no_gate() -> None:
     router = router_of(layer(16, 4, groups=4, outer_top_k=2, outer=gshard), 3)
     routing = router(Tokens(torch.randn(40, 3, dtype=torch.float64)))
     groups, experts = routing.levels
-    assert groups.asked_R is None
-    assert experts.asked_R is not None
+    assert groups.used_R is None
+    assert experts.used_R is not None
     # Row after row, two experts of each group that the token was sent to.
     kept_R = (routing.chosen_N < 16).view(-1, 2).all(1)
-    assert torch.equal(experts.asked_R, kept_R)
+    assert torch.equal(experts.used_R, kept_R)
     assert not kept_R.all()
-    rows = experts.asked_R.nonzero()[:, 0]
+    rows = experts.used_R.nonzero()[:, 0]
     assert experts.bank_R is not None
     without = replace(
         experts,
         token_R=experts.token_R[rows],
         bank_R=experts.bank_R[rows],
         probs_RS=experts.probs_RS[rows],
-        asked_R=None,
+        used_R=None,
     )
     expected = balance_loss(replace(routing, levels=(groups, without)))
     torch.testing.assert_close(balance_loss(routing), expected)

@@ -130,7 +130,7 @@ def test_padding_gets_no_expert_and_no_weight() -> None:
     assert routing.expert_N.tolist() == [2, 1, 3, 3]
     assert routing.weight_N.tolist() == pytest.approx([5 / 7, 2 / 7, 0, 0])
     # Padding is not a loss.
-    assert routing.lost_N.tolist() == [False] * 4
+    assert routing.dropped_N.tolist() == [False] * 4
 
 
 def test_renormalised_equals_transformers_formula() -> None:

@@ -199,7 +199,7 @@ def test_every_capacity_rule_stays_in_the_kept_groups(kind: str, rule: Capacity)
     if isinstance(rule, Drop | Reroute):
         # 0.7 * 60 / 12 = 3.5, so 4 rows of each of two sequences.
         assert computed_load(limited.routing).max() <= 8
-        assert limited.routing.lost_N.any()
+        assert limited.routing.dropped_N.any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -100,7 +100,7 @@ def test_padding_is_never_taken_and_does_not_count() -> None:
     alone = made(Tokens(x_TD[:2]))
     assert (alone.chosen_N.tolist(), alone.token_N.tolist()) == ([0, 1], [0, 1])
     # A left-over row is no wish, and so no loss.
-    assert not routing.lost_N.any()
+    assert not routing.dropped_N.any()
 
 
 @given(st.integers(1, 4), st.integers(0, 7), st.integers(1, 5), st.data())

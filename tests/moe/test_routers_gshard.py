@@ -77,7 +77,7 @@ def test_training_takes_the_second_choice_with_twice_its_weight_as_chance() -> N
     expected = [weight for each in taken for weight in (5 / 7, 2 / 7 if each else 0)]
     assert routing.weight_N.tolist() == pytest.approx(expected, rel=1e-12)
     assert load(routing).tolist() == [0, sum(taken), 7000]
-    assert not routing.lost_N.any()
+    assert not routing.dropped_N.any()
 
 
 @dataclass
@@ -165,7 +165,7 @@ def test_a_given_up_row_takes_its_room() -> None:
     torch.manual_seed(1)
     routing = gate(2, Drop(0.5)).train()(Tokens(x_TD))
     assert routing.expert_N.tolist() == [0, 2, 2, 2]
-    assert routing.lost_N.tolist() == [False, False, True, False]
+    assert routing.dropped_N.tolist() == [False, False, True, False]
 
 
 def test_l_aux_at_perfect_balance_is_1_over_the_square_of_experts() -> None:
@@ -290,8 +290,8 @@ def test_whoever_gives_up_a_group_gives_up_all_its_experts() -> None:
     torch.manual_seed(2)
     assert isinstance(made.outer, TokenChoiceRouter)
     outer = made.outer.choose(x_TD)
-    assert outer.declined_TK is not None
-    second_T = outer.declined_TK[:, 1]
+    assert outer.abandoned_TK is not None
+    second_T = outer.abandoned_TK[:, 1]
     assert 0 < second_T.sum() < 40
     chosen_TK = routing.chosen_N.view(-1, 4)
     assert torch.equal(chosen_TK[:, 2:] == 6, second_T[:, None].expand(-1, 2))

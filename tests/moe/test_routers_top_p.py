@@ -85,7 +85,7 @@ def test_choice_and_weights_by_hand(
     assert routing.weight_N.tolist() == pytest.approx(weights, rel=1e-12)
     # Before capacity too, rows of no expert weigh nothing.
     assert torch.equal(routing.terms["gate_N"], routing.weight_N)
-    assert not routing.lost_N.any()
+    assert not routing.dropped_N.any()
 
 
 @given(
@@ -168,7 +168,7 @@ def test_every_capacity_rule_leaves_rows_of_no_expert_alone(
     assert torch.equal(limited.routing.chosen_N, free.routing.chosen_N)
     assert (limited.routing.expert_N[none_N] == 6).all()
     assert (limited.routing.weight_N[none_N] == 0).all()
-    assert not limited.routing.lost_N[none_N].any()
+    assert not limited.routing.dropped_N[none_N].any()
     limited.hidden.sum().backward()
     if isinstance(rule, Wave):
         torch.testing.assert_close(limited.hidden, free.hidden)

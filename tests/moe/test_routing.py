@@ -62,10 +62,19 @@ def test_what_is_derived() -> None:
     assert TOKEN_CHOICE.sequence_N.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert TOKEN_CHOICE.valid_N is not None
     assert TOKEN_CHOICE.valid_N.tolist() == [True] * 6 + [False] * 2
-    assert TOKEN_CHOICE.lost_N.tolist() == [False, False, False, True, False, False, False, False]
+    assert TOKEN_CHOICE.dropped_N.tolist() == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
     without_mask = replace(TOKEN_CHOICE, valid_T=None)
     assert without_mask.valid_N is None
-    assert without_mask.lost_N.tolist() == [False, False, False, True, False, False, True, True]
+    assert without_mask.dropped_N.tolist() == [False, False, False, True, False, False, True, True]
 
 
 def test_expert_choice_knows_its_tokens_by_the_probabilities() -> None:
@@ -96,7 +105,7 @@ def test_of_choices_computes_neither_padding_nor_unused_rows() -> None:
         torch.tensor([[1, 0], [2, 3], [0, 1]]),
         torch.tensor([[0.75, 0.25], [1.0, 0.5], [0.5, 0.5]]),
         3,
-        unused_TK=torch.tensor([[False, True], [False, False], [False, False]]),
+        dropped_TK=torch.tensor([[False, True], [False, False], [False, False]]),
         valid_T=torch.tensor([True, True, False]),
     )
     assert routing.chosen_N.tolist() == [1, 0, 2, 3, 0, 1]

@@ -127,8 +127,8 @@ def test_a_full_disk_is_said_by_the_writer() -> None:
         (0, "is not a packed model"),
         (10, "is not a packed model"),
         (200, "has a header of .*; it was truncated"),
-        (-1, "bytes long where its header asks for .*; it was truncated"),
-        (-5000, "bytes long where its header asks for .*; it was truncated"),
+        (-1, "bytes long where its header says .*; it was truncated"),
+        (-5000, "bytes long where its header says .*; it was truncated"),
     ],
 )
 def test_a_truncated_file_is_refused(write: Write, keep: int, said: str) -> None:
@@ -203,11 +203,11 @@ def test_altered_weights_are_named_when_all_is_read(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"bytes": 64}, "norm.weight has bytes=64 where its shape and place ask for 128"),
+        ({"bytes": 64}, "norm.weight has bytes=64 where its shape and place say 128"),
         ({"offset": 0}, "norm.weight has offset=0 where"),
         ({"shape": (-32,)}, "norm.weight has negative sizes=1 where"),
-        ({"format": "tiles4"}, "norm.weight has dims=1 where its shape and place ask for 2"),
-        ({"sha256": ()}, "norm.weight has digests=0 where its shape and place ask for 1"),
+        ({"format": "tiles4"}, "norm.weight has dims=1 where its shape and place say 2"),
+        ({"sha256": ()}, "norm.weight has digests=0 where its shape and place say 1"),
     ],
 )
 def test_a_header_that_contradicts_itself_is_refused(

@@ -101,7 +101,7 @@ def test_who_computes_is_recorded_too(
     batch = whole(path)
     for number, layer in enumerate(before.moe):
         routing, rows = layer.routing, batch.layers[number]
-        kept_N = routing.wished_N
+        kept_N = routing.has_choice_N
         assert rows.chosen_N.tolist() == routing.chosen_N[kept_N].tolist()
         expert_N = routing.expert_N[kept_N]
         assert rows.computed_N.tolist() == expert_N.where(expert_N < 4, -1).tolist()

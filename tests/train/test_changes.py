@@ -15,7 +15,7 @@ class Told(View):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def told(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.lines.append(line)
 
 

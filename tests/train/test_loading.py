@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.errors import CheckpointError
 from mixtura.runs import RunFolder
 from mixtura.train import train

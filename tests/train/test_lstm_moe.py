@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.config import Tree
 from mixtura.data import Corpus, prepare
 from mixtura.engine.generate import generate

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from mixtura.checkpoints.conversion import convert_model
-from mixtura.checkpoints.opening import open_model
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
+from mixtura.checkpoints.open_model import open_model
 from mixtura.config import Tree, with_overrides
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.runs import RunFolder

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.data import Corpus, prepare
 from mixtura.insight import Subject, report_data, write_report
 from mixtura.runs import Recipe, RunFolder, read_journal

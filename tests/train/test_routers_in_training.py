@@ -12,7 +12,7 @@ from mixtura.errors import ConfigError
 from mixtura.moe import balanced_table, moe_layers
 from mixtura.runs import RunFolder, read_journal
 from mixtura.runs.recipe import differences
-from mixtura.train import Run, View, build_trainer, train, train_in_turn
+from mixtura.train import TrainingRun, View, build_trainer, train, train_in_turn
 
 ROUTERS = {
     "expert_threshold": ("model.moe.router={kind: expert_threshold}",),
@@ -96,7 +96,7 @@ def test_a_run_goes_on_where_no_token_passes_a_threshold(
     folder = RunFolder(tmp_path / "run")
     with folder.claimed():
         folder.create(recipe, corpus)
-        with Run(trainer, recipe, corpus.digest, folder, View()) as run:
+        with TrainingRun(trainer, recipe, corpus.digest, folder, View()) as run:
             (summary,) = train_in_turn([run])
     first, second = read_journal(folder.log)
     assert first["load"] == [[0] * 4, [0] * 4]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mixtura.data import Corpus
 from mixtura.errors import CheckpointError
-from mixtura.insight.run import Run as ReadRun
+from mixtura.insight.recorded_run import RecordedRun
 from mixtura.runs import ChangedKeys, Recipe, RunFolder, read_journal
 from mixtura.runs.step_plan import Correction, StepPlan
 from mixtura.runs.train_config import TrainConfig
@@ -91,7 +91,7 @@ def test_a_corrected_run_ends_there_and_goes_on_alike_after_a_kill(
     assert [row["lr"] for row in log] == pytest.approx(expected, rel=1e-12)
     assert expected[-1] == pytest.approx(recipe.train.lr / 10, rel=1e-9)
     assert [row["step"] for row in read_journal(tmp_path / "whole" / "eval.jsonl")] == [6, 9]
-    assert ReadRun.read(tmp_path / "whole").steps == 9
+    assert RecordedRun.read(tmp_path / "whole").steps == 9
     # Killed after step 8, with a checkpoint of step 6: the correction after step 7 is kept.
     with pytest.raises(KeyboardInterrupt):
         go(recipe, corpus, tmp_path / "killed", resume=False, until=8)
@@ -114,7 +114,7 @@ def test_steps_that_are_given_anew_stand_in_place_of_corrected_ones(
         train(more, tmp_path / "run", resume=True, cache=cache)
     summary = train(more, tmp_path / "run", resume=True, changed=changed, cache=cache)
     assert (summary.steps, summary.interrupted) == (14, False)
-    assert ReadRun.read(tmp_path / "run").steps == 14
+    assert RecordedRun.read(tmp_path / "run").steps == 14
     log = without_times(tmp_path / "run")
     expected = [more.train.learning_rate(step) for step in range(10, 15)]
     assert [row["lr"] for row in log][9:] == pytest.approx(expected, rel=1e-12)

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from mixtura.train import Alarm, LiveView, PlainView, RunFacts, StepReport, choose_view
-from mixtura.train.live import load_bar
+from mixtura.train.live_view import load_bar
 from mixtura.train.view import duration
 
 FACTS = RunFacts(
@@ -85,7 +85,7 @@ def test_plain_progress_of_the_corpus_is_not_a_flood() -> None:
     with PlainView(stream) as view:
         for done in range(101):
             view.preparing("packing", done, 100)
-        view.told("left out blob.bin: binary")
+        view.log("left out blob.bin: binary")
         view.preparing("reading", 5000, 0)
     assert stream.getvalue().splitlines() == [
         "packing: 0%, 0:00 left",
@@ -139,7 +139,7 @@ def test_live_screen() -> None:
         view.started(FACTS)
         view.stepped(report(5, alarms=(ALARM,)), logged=True)
         view.evaluated(5, 1.25)
-        view.told("left out blob.bin: binary")
+        view.log("left out blob.bin: binary")
         view.stepped(report(10), logged=True)
     shown = stream.getvalue()
     for part in (
@@ -173,10 +173,10 @@ def test_a_stage_is_shown_as_it_is_named() -> None:
     with LiveView(console) as view:
         # As markup, [/] closes nothing and is an error.
         view.preparing("writing runs/[/]\x1b[2J", 1, 2)
-        view.told("left out [/]\x1b[2J")
+        view.log("left out [/]\x1b[2J")
     assert "writing runs/[/]␛[2J" in screen.getvalue()
     assert "left out [/]␛[2J" in screen.getvalue()
     plain = io.StringIO()
-    PlainView(plain).told("a\x1b[2J\nb" + "x" * 1000)
+    PlainView(plain).log("a\x1b[2J\nb" + "x" * 1000)
     assert plain.getvalue().startswith("a␛[2J␊bxxx")
     assert len(plain.getvalue()) == 501

@@ -17,7 +17,7 @@ from mixtura.bench.likelihoods import Continued, Likelihoods
 from mixtura.bench.offline_tasks import GROUP, TASKS, OfflineTask
 from mixtura.checkpoints.hub import folder_of
 from mixtura.checkpoints.model_kind import what_is
-from mixtura.checkpoints.opening import OpenModel
+from mixtura.checkpoints.open_model import OpenModel
 from mixtura.engine.kv_cache import KVKind
 from mixtura.errors import ConfigError
 from mixtura.integrity import digest_of_bytes

@@ -16,7 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from mixtura.bench.evaluation import Measured, TaskOptions
 from mixtura.bench.likelihoods import Continued, Likelihoods
 from mixtura.bench.offline_tasks import GROUP, TASKS
-from mixtura.checkpoints.opening import OpenModel
+from mixtura.checkpoints.open_model import OpenModel
 from mixtura.engine.many import Many, Request
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import ConfigError, DataError, MixturaError

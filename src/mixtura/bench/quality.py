@@ -12,8 +12,8 @@ from mixtura.bench.text_loss import TextLoss, text_loss
 from mixtura.bench.windows import Windows, windows
 from mixtura.checkpoints.hub import folder_of
 from mixtura.checkpoints.model_kind import what_is
-from mixtura.checkpoints.opening import open_model
-from mixtura.checkpoints.packing import pack_model
+from mixtura.checkpoints.open_model import open_model
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.data import Document, Skipped, StdlibSource, TextSource
 from mixtura.data.split import split
 from mixtura.errors import ConfigError

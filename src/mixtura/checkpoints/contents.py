@@ -1,6 +1,6 @@
 """What is in a checkpoint, from its config and its tensors' names and shapes.
 
-Reads no weight, unless they are to be compared with their digests.
+No weight is read, except to compare it with its digest.
 """
 
 import re
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from mixtura.checkpoints.source import Source, StoredTensor
     from mixtura.packed.file import PackedFile
 
-# Of a layer or an expert; the 1 of w1 is a name's own.
+# The number of a layer or an expert: between dots, unlike the 1 in w1.
 _NUMBER = re.compile(r"(?<=\.)(\d{1,9})(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorGroup:
-    """Tensors that differ in numbers of their names alone: layers, experts."""
+    """Tensors whose names differ only in the numbers of layers and experts."""
 
     pattern: str
     """with the numbers' ranges in braces"""
@@ -35,20 +35,20 @@ class TensorGroup:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `mixtura inspect` says."""
+    """What `mixtura inspect` shows."""
 
     model: str
     family: str
     shape: ModelShape
     groups: tuple[TensorGroup, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """stored tensors that Mixtura knows and does without, and what each is"""
+    """stored tensors that the family leaves out, by name, and what each is"""
     check: Check = field(default_factory=Check)
-    """of its weights by their digests"""
+    """of the weights by their digests"""
     config: Mapping[str, Any] | None = None
-    """all that is recorded of the model, where that is more than its shape"""
+    """all that is recorded about the model, where that is more than its shape"""
     verified: bool = False
-    """whether all of the weights were read just now, and are what was written"""
+    """whether all weights were read just now and fit their digests"""
 
     @property
     def bytes(self) -> int:
@@ -63,8 +63,8 @@ class Inspection:
 
 
 def inspect_source(source: "Source") -> Inspection:
-    """Every tensor is accounted for, as in loading; raises what loading raises."""
-    from mixtura.checkpoints.accounting import check_tensors
+    """Checks the tensors as loading does, and raises what loading raises."""
+    from mixtura.checkpoints.expected_tensors import check_tensors
     from mixtura.checkpoints.weight_check import check_of
 
     family = family_of(source.config)
@@ -81,7 +81,7 @@ def inspect_source(source: "Source") -> Inspection:
 
 
 def inspect_packed(file: "PackedFile") -> Inspection:
-    """From its header. Raises as opening it does."""
+    """What the header states. Raises what opening the file raises."""
     from mixtura.checkpoints.source import StoredTensor
     from mixtura.models.packed_decoder import packed_blueprint
 
@@ -101,7 +101,7 @@ def inspect_packed(file: "PackedFile") -> Inspection:
 
 
 def grouped(tensors: "Iterable[StoredTensor]") -> tuple[TensorGroup, ...]:
-    """Tensors of one shape and dtype whose names differ in numbers alone, as one line."""
+    """One group for all tensors of one shape and dtype whose names differ only in numbers."""
     found: dict[tuple[str, tuple[int, ...], str], list[StoredTensor]] = defaultdict(list)
     for tensor in tensors:
         found[(_NUMBER.sub("#", tensor.name), tensor.shape, tensor.dtype)].append(tensor)
@@ -118,7 +118,7 @@ def grouped(tensors: "Iterable[StoredTensor]") -> tuple[TensorGroup, ...]:
 
 
 def _pattern(names: list[str]) -> str:
-    """The names as one, each number that varies as {least..most}."""
+    """One name for all: each number that varies becomes {least..most}."""
     pieces = [_NUMBER.split(name) for name in names]
     shown: list[str] = []
     for place, piece in enumerate(pieces[0]):

@@ -1,4 +1,4 @@
-"""A model in another layout: runs of ours and checkpoints of others', as Hugging Face folders."""
+"""Any model as a Hugging Face folder: a run, a checkpoint, or a packed folder."""
 
 import json
 from collections.abc import Callable
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtura.checkpoints.accounting import described
+from mixtura.checkpoints.expected_tensors import described
 from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.hf.folder import GENERATION, read_json
-from mixtura.checkpoints.hf.saving import SHARD_BYTES, write_hf
+from mixtura.checkpoints.hf.folder_writer import SHARD_BYTES, write_hf
 from mixtura.checkpoints.hub import folder_of
 from mixtura.checkpoints.model_kind import what_is
-from mixtura.checkpoints.opening import DTYPES, DTypeName
+from mixtura.checkpoints.open_model import DTYPES, DTypeName
 from mixtura.checkpoints.packed.weights import PackedWeights
 from mixtura.checkpoints.source import Source
 from mixtura.checkpoints.source_weights import SourceWeights
@@ -27,7 +27,7 @@ from mixtura.tokenizers.exported_tokenizer import as_checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was written, and what a user should know of it."""
+    """What was written, and remarks for the user."""
 
     path: Path
     family: str
@@ -57,9 +57,10 @@ def convert_model(
 ) -> Converted:
     """Write the model as a Hugging Face folder; `out` appears whole or not at all.
 
-    Without a `family` a checkpoint keeps its own, and a run takes the first that can say all of
-    what it computes. Digests are compared before `out` appears, or to `verify` before anything is
-    written. Raises ConfigError where no family will do, by the key that has no place.
+    Without a `family` a checkpoint keeps its own, and a run takes the first family whose config
+    can state all that the run's model computes. Digests are compared before `out` appears, with
+    `verify` before anything is written. Raises ConfigError where no family fits, naming the key
+    that the family's config lacks.
     """
     with reading(model):
         path = folder_of(str(model))
@@ -92,7 +93,7 @@ def convert_model(
 
 
 def _like(weights: Weights, family: Family) -> Source | None:
-    """The checkpoint whose config and companions are carried over; None of a run."""
+    """The checkpoint whose config and companion files are carried over; None for a run."""
     match weights:
         case SourceWeights():
             return weights.source
@@ -103,9 +104,9 @@ def _like(weights: Weights, family: Family) -> Source | None:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, like: Path | None = None) -> None:
-    """As transformers' AutoTokenizer reads it, and where an answer ends.
+    """Write the tokenizer for transformers' AutoTokenizer, and the tokens that end an answer.
 
-    What the model in the folder `like` says of generation is carried over.
+    The generation_config.json of the folder `like` is carried over.
     """
     as_checkpoint(tokenizer).save(folder)
     ends = sorted(tokenizer.ends)

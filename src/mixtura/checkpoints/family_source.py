@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 from torch import Tensor
 
-from mixtura.checkpoints.filling import filled, filled_groups
+from mixtura.checkpoints.filled_tensors import filled, filled_groups
 from mixtura.checkpoints.hf.model_config import hf_config
 from mixtura.checkpoints.source import Source, StoredTensor
 from mixtura.checkpoints.weights import DecoderWeights, Weights
@@ -22,16 +22,16 @@ _BITS: Mapping[str, Bits] = {"Q4_0": 4, "Q8_0": 8}
 
 
 class _Own(NamedTuple):
-    """One tensor of ours, or one expert's part of it."""
+    """A tensor of ours, or one expert's part of it."""
 
     name: str
     expert: int | None
 
 
 class FamilySource(Source):
-    """Each tensor is put together when it is read, one expert's at a time.
+    """Each tensor is put together when it is read, from one expert's weights at a time.
 
-    Raises ConfigError where the family cannot say what this decoder computes.
+    Raises ConfigError where the family's config cannot state what this decoder computes.
     """
 
     def __init__(self, weights: Weights, family: Family) -> None:
@@ -45,7 +45,7 @@ class FamilySource(Source):
 
     @classmethod
     def of(cls, decoder: Decoder, family: Family, path: Path) -> Self:
-        """Of a decoder's weights."""
+        """From a decoder's weights."""
         return cls(DecoderWeights(decoder, path), family)
 
     def own_check(self, roles: Mapping[str, str]) -> Check:
@@ -63,7 +63,7 @@ class FamilySource(Source):
         )
 
     def _narrowed(self, piece: Piece) -> Piece:
-        """The piece as part of one expert's tensor alone, where it is of no other."""
+        """The piece as part of one expert's tensor, where it takes from that expert alone."""
         own = _Own(piece.ours, None)
         if piece.view is None and piece.at and isinstance(piece.at[0], int):
             own = _Own(piece.ours, piece.at[0])

@@ -24,38 +24,38 @@ from mixtura.shapes.storage import GROUP
 from mixtura.user_cache import FolderCache, Lease, most_bytes, user_cache
 
 ORIGIN = "origin.json"
-# To be raised whenever a file would be packed into other weights than before.
+# Raised by 1 whenever a change of the code packs a file into other weights than before.
 _RULE = 1
 _SAMPLE = 65536
 _AT_ONCE = 1 << 24
-# A file that changed just now may change again within the same tick of the file system's clock.
+# A file changed less than 2 s ago may change again within one tick of the file system's clock.
 _SETTLED_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class PackedGGUF:
-    """A packed folder in use, and what a user should know of it."""
+    """A packed folder in use, and remarks for the user."""
 
     lease: Lease
     remarks: tuple[str, ...]
 
 
 class CacheOrigin(Config):
-    """The content of an entry's origin.json: where it came from."""
+    """The content of an entry's origin.json: the GGUF file that was packed."""
 
     file: str
-    """the GGUF file, as it was named when it was packed"""
+    """the GGUF file's path when it was packed"""
     sha256: str
     remarks: tuple[str, ...]
 
 
 def packed_cache() -> FolderCache:
-    """Where packed weights of GGUF files are kept."""
+    """The cache of packed GGUF files."""
     return FolderCache(user_cache() / "packed", most_bytes())
 
 
 def packed_gguf(path: Path, progress: Progress = silent) -> PackedGGUF | None:
-    """The file as a packed folder; None where it is no quantised one, or groups do not fit it.
+    """The file as a packed folder; None for an unquantised file, or a width not a multiple of 32.
 
     Raises CheckpointError, ConfigError or StorageError, by name, for a file that cannot be read or
     packed, and for a cache that cannot be written.
@@ -86,7 +86,7 @@ def forget(cached: PackedGGUF) -> None:
 
 
 def origin_of(entry: Path) -> CacheOrigin:
-    """What an entry says of itself. Raises CheckpointError where it is damaged."""
+    """What an entry's origin.json says. Raises CheckpointError where it is damaged."""
     path = entry / ORIGIN
     try:
         tree = read_object(path, CheckpointError)
@@ -103,7 +103,7 @@ def _of(lease: Lease) -> PackedGGUF:
 
 
 def _whole(cache: FolderCache, lease: Lease | None) -> PackedGGUF | None:
-    """The entry; None where it is damaged, which removes it, or is not there."""
+    """The entry; None where there is none, or where it was damaged and is now removed."""
     if lease is None:
         return None
     try:
@@ -116,13 +116,13 @@ def _whole(cache: FolderCache, lease: Lease | None) -> PackedGGUF | None:
 
 def _can_be_packed(path: Path) -> bool:
     from mixtura.checkpoints.gguf import GGUFSource
-    from mixtura.checkpoints.loading import decoder_config, tokenizer_of
+    from mixtura.checkpoints.loaded_model import decoder_config, tokenizer_of
     from mixtura.shapes.families import family_of
 
     source = GGUFSource(path)
     if not source.quantised or decoder_config(family_of(source.config), source).width % GROUP:
         return False
-    # Without a tokenizer nothing can be asked of it; better said before it is packed.
+    # A model without a tokenizer is refused before it is packed, since it cannot generate.
     tokenizer_of(source)
     return True
 
@@ -135,8 +135,8 @@ def _write(
     folder: Path,
     room: Callable[[int], None],
 ) -> None:
-    from mixtura.checkpoints.packed.packing import Precision
-    from mixtura.checkpoints.packing import pack_into
+    from mixtura.checkpoints.packed.file_writer import Precision
+    from mixtura.checkpoints.packed_conversion import pack_into
 
     try:
         packed = pack_into(

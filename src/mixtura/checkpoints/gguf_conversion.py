@@ -1,4 +1,4 @@
-"""A model as a GGUF file: runs of ours, packed folders, and checkpoints of others'."""
+"""Any model as a GGUF file: a run, a packed folder, or a checkpoint."""
 
 import os
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtura.checkpoints.accounting import described
+from mixtura.checkpoints.expected_tensors import described
 from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.gguf.architectures import OF_FAMILY, architecture_for
-from mixtura.checkpoints.gguf.writing import KindName, write_gguf
+from mixtura.checkpoints.gguf.file_writer import KindName, write_gguf
 from mixtura.checkpoints.hub import folder_of
 from mixtura.checkpoints.model_kind import GGUF
 from mixtura.checkpoints.weight_readers import open_weights, source_of
@@ -19,14 +19,14 @@ from mixtura.shapes.families import family_named, family_of
 
 @dataclass(frozen=True, slots=True)
 class ConvertedToGGUF:
-    """What was written, and what a user should know of it."""
+    """What was written, and remarks for the user."""
 
     path: Path
     family: str
     architecture: str
-    """as llama.cpp calls it"""
+    """llama.cpp's name for it"""
     kind: str
-    """what most weights are stored as"""
+    """the kind that most weights are stored in"""
     bytes: int
     remarks: tuple[str, ...]
 
@@ -52,11 +52,11 @@ def convert_to_gguf(
 ) -> ConvertedToGGUF:
     """Write the model as one GGUF file with its tokenizer; `out` appears whole or not at all.
 
-    Without a `family` a checkpoint keeps its own, and a run takes the first that can say all of
-    what it computes and that llama.cpp has an architecture for; `kind` is what matrices are stored
-    as, by default what `write_gguf` says. Digests are compared before `out` appears, or to `verify`
-    before anything is written. Raises ConfigError, CheckpointError, DataError or StorageError, by
-    name, for what cannot be written.
+    Without a `family` a checkpoint keeps its own, and a run takes the first family that has an
+    architecture in llama.cpp and whose config can state all that the run's model computes. `kind`
+    is that of matrices; `write_gguf` gives the default. Digests are compared before `out` appears,
+    with `verify` before anything is written. Raises ConfigError, CheckpointError, DataError or
+    StorageError, by name, for what cannot be written.
     """
     if out.suffix != GGUF:
         raise ConfigError(f"{out}: a GGUF file is written; let its name end in {GGUF}")

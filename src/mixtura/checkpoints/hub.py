@@ -1,6 +1,6 @@
-"""A model's name to where it lies: a path, a pulled model, or an id of the Hugging Face hub.
+"""From a model's name to its place: a path, a pulled model, or an id of the Hugging Face hub.
 
-huggingface_hub is imported here alone in this folder, and only for an id, or to list its cache.
+huggingface_hub is imported only here in this folder, and only for an id or to list its cache.
 """
 
 import re
@@ -15,22 +15,21 @@ if TYPE_CHECKING:
     from huggingface_hub import HFCacheInfo
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-# Weights in other layouts, or in pickle, are not fetched at all.
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt"]
-_UNWANTED = ["original/*", "consolidated*", "onnx/*", "*.onnx*"]
+# Weights in other layouts, or in pickle, are not fetched.
+_FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt"]
+_IGNORED = ["original/*", "consolidated*", "onnx/*", "*.onnx*"]
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether it reads as OWNER/NAME, or OWNER/NAME@REVISION, and no such path exists."""
+    """Whether the name reads as OWNER/NAME or OWNER/NAME@REVISION, and no such path exists."""
     return _ID.fullmatch(model) is not None and not Path(model).exists()
 
 
 def folder_of(model: str) -> Path:
     """The path itself, a pulled model's file, or the hub's snapshot.
 
-    A snapshot is fetched into the hub's cache where it is not there yet; HF_HUB_OFFLINE, HF_HOME
-    and a login are the hub library's own. Raises CheckpointError where nothing is found, or may
-    not be fetched.
+    A missing snapshot is fetched into the hub's cache; huggingface_hub reads HF_HUB_OFFLINE,
+    HF_HOME and the login. Raises CheckpointError where nothing is found, or may not be fetched.
     """
     if is_named(model):
         return pulled_path(model)
@@ -46,11 +45,11 @@ def folder_of(model: str) -> Path:
     name, _, revision = model.partition("@")
     try:
         found = snapshot_download(
-            name, revision=revision or None, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            name, revision=revision or None, allow_patterns=_FETCHED, ignore_patterns=_IGNORED
         )
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{model}: its owner asks readers to agree to terms first; do so on the hub, then log "
+            f"{model}: its owner requires agreement to terms first; agree on the hub, then log "
             "in with 'hf auth login'"
         ) from error
     except errors.LocalEntryNotFoundError as error:
@@ -66,7 +65,7 @@ def folder_of(model: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A model in the hub's cache, all of its revisions together."""
+    """A model in the hub's cache, with all its revisions."""
 
     name: str
     path: Path
@@ -78,7 +77,7 @@ class HubModel:
 def hub_models() -> tuple[list[HubModel], list[str]]:
     """The models in the hub's cache, and a line about each folder that is damaged.
 
-    Nothing where huggingface_hub is not installed.
+    Both are empty where huggingface_hub is not installed.
     """
     info = _hub_cache()
     if info is None:
@@ -92,13 +91,13 @@ def hub_models() -> tuple[list[HubModel], list[str]]:
 
 
 def remove_hub_model(path: Path) -> int:
-    """The bytes of the model there, once all of its revisions are removed. Raises StorageError."""
+    """Remove all revisions; returns the bytes that were freed. Raises StorageError."""
     info = _hub_cache()
     held = () if info is None else (one for one in info.repos if one.repo_path == path)
     repo = next(iter(held), None)
     if info is None or repo is None:
         return 0
-    # A repository that was renamed has the same revisions under both names: only this one's go.
+    # A renamed repository has the same revisions under both names; only this name's are removed.
     revisions = [revision.commit_hash for revision in repo.revisions]
     strategy = replace(info, repos=frozenset({repo})).delete_revisions(*revisions)
     strategy.execute()

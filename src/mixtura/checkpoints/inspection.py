@@ -1,6 +1,6 @@
-"""What is in any model, from what its files say of it.
+"""What is in any model, from what its files state.
 
-Torch is not imported, but for a packed folder, an `lstm_moe` run, and to compare digests of old.
+Torch is imported only for a packed folder, for an `lstm_moe` run, and to compare older digests.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,22 +30,21 @@ PLAIN_GATES = frozenset(
         *("top_p", "topk_softmax"),
     }
 )
-"""kinds of routers whose one matrix follows from the shape; of others, and of those of another
-package, the router's own config says what they store"""
+"""kinds of routers whose one matrix follows from the shape; other routers, and those of other
+packages, store what their own configs state"""
 DEFAULT_ROUTER = "softmax_topk"
 
 
 def inspect_model(model: str | Path, *, verify: bool = False) -> Inspection:
-    """What is in it; of a known name, such as mixtral-8x7b, the shape alone.
+    """What is in a model; for a known name, such as mixtral-8x7b, its shape alone.
 
-    Reads no weight, but all of a packed folder, or to `verify`, and compares them with their
-    digests.
+    Weights are read, and compared with their digests, only for a packed folder or with `verify`.
 
     Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used.
     """
     name = str(model)
     if not Path(name).exists() and "/" not in name and not is_named(name):
-        # Of no such name either, the error lists the nearest.
+        # For an unknown name the error lists the nearest known ones.
         family = known_config(name)["model_type"]
         return Inspection(name, family, known_shape(name))
     with reading(name):
@@ -92,7 +91,7 @@ class RecipeModel:
     kind: str
     shape: ModelShape
     config: Mapping[str, Any]
-    """as the recipe has it, or all of it where torch was needed to read it"""
+    """as in the recipe; with all defaults where torch was needed to read it"""
 
     @property
     def router(self) -> str | None:
@@ -104,14 +103,14 @@ class RecipeModel:
 
 
 def model_of_recipe(path: Path) -> RecipeModel:
-    """As `model_of`, of a file."""
+    """As `model_of`, from a file."""
     return model_of(read_yaml(path), str(path))
 
 
 def model_of(recipe: Mapping[str, Any], origin: str) -> RecipeModel:
-    """How the model routes and trains is not checked here, as `mixtura train` does.
+    """The recipe's model. Its keys for routing and training are not checked here.
 
-    Raises ConfigError where it is no recipe or its model has no such shape.
+    Raises ConfigError where `recipe` is no recipe, or its model has no such shape.
     """
     config = recipe.get("model")
     if not isinstance(config, Mapping):
@@ -127,7 +126,7 @@ def model_of(recipe: Mapping[str, Any], origin: str) -> RecipeModel:
 
 
 def _is_of_a_shape(config: Mapping[str, Any]) -> bool:
-    """Whether a decoder's shape says all of its weights, and knows all of its keys."""
+    """Whether a decoder's shape has all of the config's keys, and lists all of its weights."""
     moe = config.get("moe") or {}
     if config.get("kind", "decoder") != "decoder" or not isinstance(moe, Mapping):
         return False
@@ -142,7 +141,7 @@ def _is_of_a_shape(config: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RecipeInspection:
-    """What a recipe would train, and what that takes."""
+    """The model that a recipe describes, and the memory that training it takes."""
 
     model: Inspection
     router: str | None
@@ -158,16 +157,16 @@ class RecipeInspection:
 
 
 def is_recipe(model: str | Path) -> bool:
-    """Whether it is a YAML file, or the name of a recipe that is installed with Mixtura."""
+    """Whether the name is a YAML file, or a recipe that is installed with Mixtura."""
     path = Path(model)
     return path.suffix in {".yaml", ".yml"} or (not path.exists() and str(model) in own_recipes())
 
 
 def inspect_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeInspection:
-    """The model that a recipe describes, and what its run reads and holds; no text is read.
+    """The model that a recipe describes, its run's tokens and bytes; no text is read.
 
-    Raises ConfigError where `mixtura train` would refuse the recipe, but for how the model routes
-    and balances, which is not checked here.
+    Raises ConfigError where `mixtura train` would refuse the recipe, except for keys of routing and
+    balancing, which are not checked here.
     """
     from mixtura.runs.recipe_sections import RecipeSections
 
@@ -175,7 +174,8 @@ def inspect_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeI
     tree = with_overrides(read_yaml(Path(recipe)), overrides)
     if "model" not in tree:
         raise ConfigError(
-            f"{origin}: has no section 'model'; it goes on from the model of --from: inspect that"
+            f"{origin}: has no section 'model'; it goes on from the model of --from: inspect that "
+            "model"
         )
     sections = RecipeSections.parse(tree, origin)
     found = model_of({**tree, "model": sections.model}, origin)

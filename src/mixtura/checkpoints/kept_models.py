@@ -1,4 +1,4 @@
-"""What mixtura's caches and the hub's hold: models by the names that remove them."""
+"""The models in Mixtura's caches and the hub's, by the names that `mixtura models remove` takes."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mixtura.checkpoints.pulled_models import NAMED, pulled_cache, release
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.user_cache import CacheEntry, FolderCache, most_bytes
 
-Kind = Literal["pulled", "packed", "hub"]
+CacheKind = Literal["pulled", "packed", "hub"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,30 +19,30 @@ class KeptModel:
     """A model that a cache holds."""
 
     name: str
-    kind: Kind
+    kind: CacheKind
     path: Path
     bytes: int
     used: float
     """when it was last opened, in seconds since the epoch"""
     origin: str
-    """where it came from; of a damaged entry, what is wrong with it"""
+    """its source; for a damaged entry, the damage"""
     damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class KeptModels:
-    """All of them, and the bound on those that are packed."""
+    """All models in the caches, and the bound on the bytes of packed ones."""
 
     models: tuple[KeptModel, ...]
     unreadable: tuple[str, ...]
-    """what the hub's library says of folders that it cannot read"""
+    """what huggingface_hub reports about folders that it cannot read"""
     most_packed: int
 
-    def bytes(self, kind: Kind | None = None) -> int:
+    def bytes(self, kind: CacheKind | None = None) -> int:
         return sum(model.bytes for model in self.models if kind in (None, model.kind))
 
     def named(self, name: str) -> KeptModel:
-        """Raises ConfigError for a name that no model, or more than one, goes by."""
+        """Raises ConfigError for a name that no model has, or more than one."""
         found = [model for model in self.models if name in (model.name, model.path.name)]
         if len(found) == 1:
             return found[0]
@@ -56,16 +56,16 @@ class KeptModels:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What is gone."""
+    """What was removed."""
 
     name: str
     bytes: int
     packed_bytes: int
-    """of a pulled model: the packed weights that were made from it, which went too"""
+    """for a pulled model, the packed weights made from it, which are removed too"""
 
 
 def kept_models() -> KeptModels:
-    """Pulled models, packed weights of GGUF files, and the hub's; each kind by its last use."""
+    """Pulled models, packed GGUF files, and the hub's models; each kind by its last use."""
     pulled = [_pulled(entry) for entry in pulled_cache().entries()]
     packed = _packed(packed_cache().entries())
     hub, unreadable = hub_models()
@@ -113,7 +113,7 @@ def _pulled(entry: CacheEntry) -> KeptModel:
 
 
 def _packed(entries: list[CacheEntry]) -> list[KeptModel]:
-    """By their files' names; by their own where several files are called so, or it is damaged."""
+    """By file name; by the entry's name where several files share one or the entry is damaged."""
     files = {entry.path: _file_of(entry) for entry in entries}
     counts = Counter(file.name for file in files.values() if file is not None)
     found: list[KeptModel] = []

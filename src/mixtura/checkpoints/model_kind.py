@@ -1,4 +1,4 @@
-"""What kind of model lies at a path, told by its files' names alone."""
+"""What kind of model lies at a path, by its files' names alone."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ GGUF = ".gguf"
 def what_is(path: Path) -> ModelKind:
     """A packed folder, a run, a GGUF file, or a Hugging Face folder.
 
-    "hf" is also what nothing else fits: opening it says what is missing.
+    "hf" stands for anything else too, and opening it says what is missing.
     """
     if (path / FILE).is_file():
         return "packed"

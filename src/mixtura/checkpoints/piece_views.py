@@ -1,4 +1,4 @@
-"""Which part of ours is which part of a stored tensor, as a `Piece` says it."""
+"""Views of the two parts that a `Piece` pairs: of a tensor of ours, and of a stored tensor."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def is_whole(piece: Piece) -> bool:
-    """Whether the two tensors are one, element by element."""
+    """Whether all of the stored tensor is all of ours, element by element."""
     return not piece.at and not piece.of and not piece.transposed
 
 
 def taken(whole: "Tensor", stored: "Tensor", piece: Piece) -> "tuple[Tensor, Tensor]":
-    """Views of one shape: the part of ours, and the part of the stored tensor that fills it."""
+    """Two views of one shape: the part of ours, and the part of the stored tensor that fills it."""
     target = whole if piece.view is None else whole.view(piece.view)
     part = stored if piece.stored_view is None else stored.view(piece.stored_view)
     target, part = target[piece.at], part[piece.of]
@@ -23,7 +23,7 @@ def taken(whole: "Tensor", stored: "Tensor", piece: Piece) -> "tuple[Tensor, Ten
 
 
 def in_groups(piece: Piece) -> Piece | None:
-    """The same piece where a row has fewer columns, one a group; None: it does not keep rows."""
+    """The same piece with one column a group; None where it does not keep rows whole."""
     ours, stored = piece.view, piece.stored_view or piece.shape
     if piece.transposed or len(piece.of) >= len(stored) or len(piece.at) >= len(ours or stored):
         return None

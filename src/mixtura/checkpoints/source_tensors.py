@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint into our decoder's, piece by piece, each accounted for."""
+"""Our decoder's tensors, read from a checkpoint piece by piece."""
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
@@ -20,9 +20,10 @@ def read_weights(
     shapes: Mapping[str, Tensor],
     dtypes: Mapping[str, torch.dtype],
 ) -> dict[str, Tensor]:
-    """Our tensors by name, each in its dtype, for a model whose own (on meta) are `shapes`.
+    """Tensors of ours by name, each in its dtype; `shapes` are the model's own, on meta.
 
-    A tensor that is stored as ours is, is a view of the file; others are put together.
+    A tensor that one stored tensor fills as it is becomes a view of the file; others are put
+    together.
     """
     by_ours = _by_ours(pieces)
     patchwork = Patchwork()
@@ -41,12 +42,11 @@ def dtypes_of(
     dtype: torch.dtype | None,
     gate_dtype: torch.dtype | None,
 ) -> dict[str, torch.dtype]:
-    """What each of our tensors is held in.
+    """The dtype of each tensor of ours.
 
-    Parameters are in `dtype`, by default in the one that they are stored in; raises
-    CheckpointError where those differ. Gates are never rounded: each is in what it is stored in,
-    or in what holds that and `dtype` and `gate_dtype` too. Buffers, such as a choosing bias, keep
-    their own.
+    Parameters get `dtype`, by default the dtype that all of them are stored in; raises
+    CheckpointError where those differ. Gates are never rounded: each gets its stored dtype,
+    promoted to hold `dtype` and `gate_dtype` too. Buffers, such as a choosing bias, keep their own.
     """
     by_ours = _by_ours(pieces)
     weights = [name for name, like in shapes.items() if _is_weight(like) and name not in gates]
@@ -70,7 +70,7 @@ def _by_ours(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
 
 
 def _common_dtype(source: Source, pieces: Iterable[Piece]) -> torch.dtype:
-    """The dtype of all. Raises CheckpointError naming two that differ."""
+    """The dtype of all pieces. Raises CheckpointError naming two that differ."""
     first: tuple[str, torch.dtype] | None = None
     for piece in pieces:
         found = source.dtype_of(piece.stored)
@@ -86,7 +86,7 @@ def _common_dtype(source: Source, pieces: Iterable[Piece]) -> torch.dtype:
 
 
 def _is_weight(tensor: Tensor) -> bool:
-    """Buffers are none."""
+    """True for parameters, false for buffers."""
     return isinstance(tensor, torch.nn.Parameter)
 
 
@@ -104,7 +104,7 @@ def _assembled(
         return patchwork.tensor(tuple(like.shape), dtype, parts)
     whole = torch.empty(like.shape, dtype=dtype)
     for name, parts in groupby(pieces, lambda piece: piece.stored):
-        # Once for all its parts: a packed tensor is unpacked at each reading.
+        # Read once for all its parts, since a packed tensor is unpacked at each read.
         stored = source.read(name)
         for piece in parts:
             target, part = taken(whole, stored, piece)
@@ -115,7 +115,7 @@ def _assembled(
 def _file_parts(
     source: Source, pieces: list[Piece], like: Tensor, dtype: torch.dtype
 ) -> list[FilePart]:
-    """Where in files ours lies, part by part; nothing where it has to be turned or converted."""
+    """Where each part of a tensor of ours lies in files; empty if it must be moved or converted."""
     parts: list[FilePart] = []
     for piece in pieces:
         place = source.place_of(piece.stored)

@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face folder or of a GGUF file."""
+"""Weights of a Hugging Face folder or a GGUF file."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,9 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mixtura.checkpoints.coverage import check_filled
-from mixtura.checkpoints.loading import decoder_config, load_source
+from mixtura.checkpoints.loaded_model import decoder_config, load_source
 from mixtura.checkpoints.packed.group_reader import GroupReader
+from mixtura.checkpoints.piece_coverage import check_filled
 from mixtura.checkpoints.source import Source
 from mixtura.checkpoints.weight_check import check_of
 from mixtura.checkpoints.weights import DecoderWeights, Weights
@@ -20,12 +20,12 @@ from mixtura.shapes.storage.numbers import Bits
 
 
 class SourceWeights(Weights):
-    """Put together tensor by tensor from the pieces that the family stores."""
+    """Each tensor is put together from the pieces that the family stores."""
 
     def __init__(self, source: Source, pieces: Sequence[Piece] | None = None) -> None:
-        """`pieces` are the family's own where they are left out.
+        """`pieces` are the family's own by default.
 
-        Raises ConfigError for a tensor of which they leave a part out, by name.
+        Raises ConfigError, by name, for a tensor that the pieces do not fill.
         """
         self.family = family_of(source.config)
         self.source, self.path = source, source.path
@@ -59,7 +59,7 @@ class SourceWeights(Weights):
         self._reader.release()
 
     def remarks(self) -> Iterator[str]:
-        """Which stored tensors were carried over exactly, and which were rounded once more."""
+        """How many stored tensors were carried over exactly, and how many quantised again."""
         for kind, count in self._kinds(self._reader.exact).items():
             yield f"{tensors_in_words(count)} of {kind} carried over exactly"
         for bits in (4, 8):
@@ -73,7 +73,7 @@ class SourceWeights(Weights):
             yield f"weights of quant_method {method} were unpacked and quantised again"
 
     def in_memory(self) -> Weights:
-        """As loading has them: gates apart, all of one dtype. Raises what loading raises."""
+        """Weights as loading holds them: one dtype, except gates. Raises what loading raises."""
         loaded = load_source(self.source, wait=False)
         return DecoderWeights(loaded.decoder, self.path, loaded.check)
 

@@ -1,4 +1,4 @@
-"""A folder or a file of somebody else's as a Source; no tensor is read, and torch not imported."""
+"""A folder or a GGUF file as a Source, without reading a tensor or importing torch."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mixtura.errors import CheckpointError
 
 
 def open_source(path: Path) -> Source:
-    """A folder or a GGUF file, ready to be read. Raises CheckpointError where it is neither."""
+    """Open for reading. Raises CheckpointError for anything else."""
     if path.suffix == ".gguf":
         from mixtura.checkpoints.gguf import GGUFSource
 

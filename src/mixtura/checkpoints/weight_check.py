@@ -1,4 +1,4 @@
-"""What of a checkpoint can be checked: all by digests, experts by theirs alone, or nothing."""
+"""What of a checkpoint can be checked: all by digests, experts by older digests, or nothing."""
 
 import hashlib
 from collections import defaultdict
@@ -14,16 +14,16 @@ from mixtura.shapes.families import Piece
 from mixtura.tensor_files.digests import FILE, folder_claims, recorded_digests
 
 OF_EXPERTS = "expert_digests.json"
-"""what was written before every tensor had a digest: SHA-256 of each expert's tensors together"""
+"""what older versions wrote, before each tensor had a digest: a SHA-256 of each expert's tensors"""
 _EXPERTS = ".experts."
 OfExpert = tuple[Piece, int | None]
-"""a piece, and where it holds all experts, the number of one"""
+"""a piece, and for a piece that holds all experts the number of one"""
 
 
 def check_of(source: Source, pieces: Sequence[Piece], shape: ModelShape) -> Check:
-    """A check of all of it, not yet begun.
+    """A check of all weights, not yet begun.
 
-    Raises CheckpointError where digests were written and are not of these tensors.
+    Raises CheckpointError where the recorded digests are not of these tensors.
     """
     roles = shape.roles()
     own = source.own_check(roles)
@@ -50,7 +50,7 @@ def _remedy(file: str) -> str:
 
 
 def _check_of_experts(source: Source, pieces: Sequence[Piece]) -> Check:
-    """By the digests of experts alone, where there are any."""
+    """By the older digests, of experts alone; a check of nothing where there are none."""
     path = source.path / OF_EXPERTS
     try:
         recorded = read_object(path, CheckpointError, MOST_BYTES_LISTED).get("sha256")
@@ -75,7 +75,7 @@ def _check_of_experts(source: Source, pieces: Sequence[Piece]) -> Check:
 
 
 def _of_experts(piece: Piece) -> Iterator[tuple[str, OfExpert]]:
-    """Each expert in a piece, by name; nothing where it holds none."""
+    """Each expert in a piece, by name; empty for a piece without experts."""
     layer, experts, _ = piece.ours.partition(_EXPERTS)
     if not experts:
         return
@@ -88,7 +88,7 @@ def _of_experts(piece: Piece) -> Iterator[tuple[str, OfExpert]]:
 
 
 def _digest(source: Source, held: Sequence[OfExpert]) -> str:
-    """Of the digests of its tensors as stored, by our names for them."""
+    """Of the digests of its stored tensors, in the order of our names for them."""
     import torch
 
     hashes: dict[str, hashlib._Hash] = {}

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mixtura.checkpoints.accounting import check_tensors
+from mixtura.checkpoints.expected_tensors import check_tensors
 from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.hf.model_config import first_family
-from mixtura.checkpoints.loading import check_vocabulary, open_source, tokenizer_of
+from mixtura.checkpoints.loaded_model import check_vocabulary, open_source, tokenizer_of
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.checkpoints.model_kind import what_is
 from mixtura.checkpoints.packed.weights import PackedWeights
-from mixtura.checkpoints.run import load_run
 from mixtura.checkpoints.source import Source
 from mixtura.checkpoints.source_weights import SourceWeights
 from mixtura.checkpoints.weights import DecoderWeights, Weights
@@ -24,20 +24,20 @@ from mixtura.tokenizers import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class OpenWeights:
-    """A model, open for a writer; no weight has been read yet."""
+    """A model, open for a writer; no weight was read yet."""
 
     weights: Weights
     family: Family | None
-    """as whose checkpoint it is stored; None for a run, and for what was packed from one"""
+    """the family of a checkpoint; None for a run, and for a folder packed from one"""
     tokenizer: Tokenizer | DataError
-    """or why there is none"""
+    """or the reason why there is none"""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """stored tensors that the family knows and our decoder does without, and what each is"""
+    """stored tensors that the family leaves out, by name, and what each is"""
 
     def family_for(self, named: str | None, among: Iterable[str] = FAMILIES) -> Family:
-        """The family of that name, else the model's own, else the first that says all of it.
+        """The named family, else the model's own, else the first whose config can state the model.
 
-        Raises ConfigError where none does.
+        Raises ConfigError where none can.
         """
         try:
             if named is not None:
@@ -65,7 +65,7 @@ def open_weights(path: Path) -> OpenWeights:
 
 
 def source_of(weights: Weights, family: Family) -> Source:
-    """The tensors that a checkpoint of the family would hold; its own where it is one already."""
+    """The tensors of the model's checkpoint in that family; its own source where it has one."""
     if isinstance(weights, SourceWeights) and weights.family.model_type == family.model_type:
         return weights.source
     return FamilySource(weights.in_memory(), family)

@@ -1,5 +1,4 @@
-"""A decoder's weights under our names, none of them read yet: what stands between every reader and
-every writer of a model.
+"""A decoder's weights under our names: what every reader returns and every writer takes.
 
 E experts; of any matrix N rows and K columns.
 """
@@ -22,18 +21,18 @@ from mixtura.shapes.storage.numbers import GROUP, Bits
 
 
 class Weights(ABC):
-    """A reader gives one for each kind of model, and a writer takes any.
+    """The weights of one model; each is read when a method returns it.
 
-    Where `expert` is given, it is that expert's part of a stack: index `expert` of the first dim.
+    `expert` selects one expert's part of a stack: index `expert` of the first dim.
     """
 
     path: Path
-    """what the weights are read from, as errors name it"""
+    """the file or folder, for error messages"""
     config: DecoderConfig
 
     @property
     def check(self) -> Check:
-        """A check of all of them by their digests, which a writer begins and finishes."""
+        """A check of all weights by their digests, which a writer begins and finishes."""
         return Check()
 
     @cached_property
@@ -49,32 +48,32 @@ class Weights(ABC):
 
     @abstractmethod
     def tensor(self, name: str, expert: int | None = None) -> Tensor:
-        """One tensor, in the dtype `dtype_of`; a view of the file where it can be."""
+        """One tensor, in the dtype `dtype_of`; a view of the file where possible."""
 
     @abstractmethod
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype that `tensor` will have, before it is read."""
 
     def stored_as(self, name: str) -> str:
-        """The format that a tensor is stored in, such as "BF16" or "Q4_0"."""
+        """The stored format of a tensor, such as "BF16" or "Q4_0"."""
         return spelt(self.dtype_of(name))
 
     def groups(self, name: str, expert: int | None = None) -> Groups | None:
-        """Rows of a matrix, or of a stack of them, in groups of 32 as they are stored.
+        """The stored groups of 32 of a matrix's rows, or of a stack of matrices.
 
-        None where they are not stored so.
+        None for a tensor that is not stored in groups.
         """
         return None
 
     def stored_bits(self, names: Iterable[str]) -> Bits:
-        """The fewest bits of groups that keep what is stored of all these, as far as groups can."""
+        """The fewest bits of groups that keep the stored precision of all these, at most 8."""
         return 8
 
     def matrix(self, name: str, bits: Bits, expert: int | None = None) -> Groups:
-        """A matrix in groups, for packing; padded with zeros to whole groups of a row.
+        """A matrix in groups, for packing; each row is padded with zeros to whole groups.
 
-        As it is stored, where that is in groups of so few bits, else quantised. Raises ConfigError
-        for what cannot be quantised, by name.
+        Stored groups of at most `bits` are kept exactly; all else is quantised. Raises ConfigError,
+        by name, for what cannot be quantised.
         """
         w_NK = self.tensor(name, expert)
         padded_NK = F.pad(w_NK, (0, -w_NK.shape[-1] % GROUP))
@@ -82,19 +81,19 @@ class Weights(ABC):
         return quantise(padded_NK, bits, named if expert is None else f"{named}[{expert}]")
 
     def release(self) -> None:  # noqa: B027, as most keep nothing
-        """Forget what reading the last tensor has kept for the next."""
+        """Free what reading the last tensor has kept for the next."""
 
     def remarks(self) -> Iterator[str]:
-        """What a user should know of the matrices that were read: which were rounded twice."""
+        """Lines for the user about the matrices read so far, such as which were rounded twice."""
         return iter(())
 
     def in_memory(self) -> "Weights":
-        """The same as plain tensors, put together once; where they are cheap to read, these."""
+        """Plain tensors, put together once; `self` where tensors are cheap to read."""
         return self
 
 
 class DecoderWeights(Weights):
-    """Those of a decoder that is built: a run's, or a model that was loaded."""
+    """The weights of a decoder in memory: a run's, or a loaded model's."""
 
     def __init__(self, decoder: Decoder, path: Path, check: Check | None = None) -> None:
         self.path, self.config = path, decoder.config

@@ -1,13 +1,13 @@
-"""Whether a model's weights fit into the memory that is free, asked before any is read."""
+"""Whether a model's weights fit into free memory, before any is read."""
 
 from collections.abc import Iterator
 from itertools import takewhile
 
 import torch
 
-from mixtura.checkpoints.loading import decoder_config
+from mixtura.checkpoints.loaded_model import decoder_config
+from mixtura.checkpoints.packed.file_writer import Precision, layout_of
 from mixtura.checkpoints.packed.group_reader import GroupReader
-from mixtura.checkpoints.packed.packing import Precision, layout_of
 from mixtura.checkpoints.source import Source
 from mixtura.errors import ConfigError
 from mixtura.memory import free_bytes, in_words
@@ -18,7 +18,7 @@ _BITS: tuple[Bits, ...] = (8, 4)
 
 
 def check_weights_fit(source: Source, dtype: torch.dtype | None) -> None:
-    """Raises ConfigError where they would not, with the first way to run it that would."""
+    """Raises ConfigError for weights that do not fit, with another way to run the model."""
     free = free_bytes()
     needed = weight_bytes(source, dtype)
     if free is None or needed <= free:
@@ -30,7 +30,7 @@ def check_weights_fit(source: Source, dtype: torch.dtype | None) -> None:
 
 
 def weight_bytes(source: Source, dtype: torch.dtype | None) -> int:
-    """Of all that the decoder holds, in `dtype` or as `read` would give it."""
+    """Bytes of all weights that the decoder holds, in `dtype` or the dtype that `read` returns."""
     return sum(
         source.tensors[name].parameters * (dtype or source.dtype_of(name)).itemsize
         for name in {piece.stored for piece in _used(source)}
@@ -38,7 +38,7 @@ def weight_bytes(source: Source, dtype: torch.dtype | None) -> int:
 
 
 def packed_bytes(source: Source, bits: Bits | None) -> int | None:
-    """Of the tensors of the file that packing would write; `bits` None: as many as are stored.
+    """Bytes of the tensors in the file that packing would write; `bits` None keeps stored bits.
 
     None where the model cannot be packed, or tensors are missing.
     """
@@ -55,12 +55,12 @@ def packed_bytes(source: Source, bits: Bits | None) -> int | None:
 
 
 def _smaller_ways(source: Source, dtype: torch.dtype | None) -> Iterator[tuple[str, int]]:
-    """What to do instead, and the bytes that it takes; the nearest to what was asked for first."""
+    """Other ways to run the model, and the bytes of each; the nearest to this call first."""
     if source.path.suffix == ".gguf" and dtype is not None:
         size = packed_bytes(source, None)
         if size is not None:
             yield "without --dtype it runs from packed weights", size
-    # A gate that is stored in fp32 beside other weights stays so.
+    # A gate that is stored in fp32 beside other weights stays in fp32.
     in_bf16 = weight_bytes(source, torch.bfloat16)
     if in_bf16 < 0.75 * weight_bytes(source, dtype):
         yield "compute with --dtype bfloat16", in_bf16
@@ -80,7 +80,7 @@ def _remedy(ways: list[tuple[str, int]], free: int) -> str:
 
 
 def _used(source: Source) -> list[Piece]:
-    """What the decoder takes, up to the first that is missing: loading says that it is."""
+    """The pieces that the decoder takes, up to the first missing one, which loading reports."""
     family = family_of(source.config)
     pieces = family.pieces(decoder_config(family, source))
     return list(takewhile(lambda piece: piece.stored in source.tensors, pieces))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mixtura.checkpoints.conversion import Converted
     from mixtura.checkpoints.gguf_conversion import ConvertedToGGUF
 
-Kind = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+KindName = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 _SHARD_GB = 5.0
 _LEAST_GB, _MOST_GB = 0.001, 1e6
 
@@ -55,7 +55,7 @@ def convert(
         ),
     ] = _SHARD_GB,
     kind: Annotated[
-        Kind | None,
+        KindName | None,
         typer.Option(
             "--type",
             help="gguf: what matrices are stored as.  [default: q8_0, or as a packed model or a "
@@ -128,7 +128,7 @@ def _to_hf(
 
 
 def _to_gguf(
-    model: str, out: Path, family: str | None, kind: Kind | None, verify: bool
+    model: str, out: Path, family: str | None, kind: KindName | None, verify: bool
 ) -> "ConvertedToGGUF":
     from mixtura.checkpoints.gguf_conversion import convert_to_gguf
     from mixtura.train import choose_view

@@ -155,7 +155,7 @@ def _lines(found: "Inspection") -> list[str]:
             for group in found.groups
         ]
     if found.left_out:
-        from mixtura.checkpoints.accounting import described
+        from mixtura.checkpoints.expected_tensors import described
 
         lines += described(found.left_out)
     if found.verified:

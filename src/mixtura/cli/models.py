@@ -141,7 +141,7 @@ def remove(
 
 def _by_name(name: str) -> tuple[Path, bool]:
     from mixtura.checkpoints.model_fetch import pull
-    from mixtura.train.live import choose_view
+    from mixtura.train.live_view import choose_view
 
     with choose_view() as view:
         found = pull(name, view.preparing)

@@ -6,7 +6,7 @@ from mixtura.cli.answers import note
 from mixtura.cli.startup import without_collection
 
 if TYPE_CHECKING:
-    from mixtura.checkpoints.opening import DTypeName
+    from mixtura.checkpoints.open_model import DTypeName
     from mixtura.engine.model import Model
 
 
@@ -17,7 +17,7 @@ def opened(model: str, dtype: "DTypeName | None", *, verify: bool) -> "Model":
     """
     with without_collection():
         from mixtura.engine.model import load
-        from mixtura.train.live import choose_view
+        from mixtura.train.live_view import choose_view
 
         with choose_view() as view:
             found = load(model, dtype, progress=view.preparing, wait=verify)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _BITS: "dict[str, Bits]" = {"4": 4, "8": 8}
 _STORED = "stored"
-Choice = Literal["4", "8"]
+BitsName = Literal["4", "8"]
 
 
 def pack(
@@ -30,7 +30,7 @@ def pack(
         ),
     ] = "4",
     head_bits: Annotated[
-        Choice | None,
+        BitsName | None,
         typer.Option(help="Of the head's and the embedding's weights.  [default: as --bits]"),
     ] = None,
     verify: Verify = False,
@@ -54,7 +54,7 @@ def pack(
       mixtura chat olmoe-4bit
     """
     check_model(model)
-    from mixtura.checkpoints.packing import pack_model
+    from mixtura.checkpoints.packed_conversion import pack_model
     from mixtura.train import choose_view
 
     with choose_view() as view:

@@ -19,7 +19,7 @@ from mixtura.cli.sampling_options import GivenSampling, ResolvedSampling
 from mixtura.cli.verification import checked
 
 if TYPE_CHECKING:
-    from mixtura.checkpoints.opening import DTypeName
+    from mixtura.checkpoints.open_model import DTypeName
     from mixtura.engine.answers_file import AnswersFile
     from mixtura.engine.many import Request
     from mixtura.engine.model import Model

@@ -42,7 +42,7 @@ def report(
 
 def _open(run: Path) -> "Subject":
     """A run's newest checkpoint, and the corpus of the run."""
-    from mixtura.checkpoints.run import load_run
+    from mixtura.checkpoints.loaded_run import load_run
     from mixtura.data import prepare
     from mixtura.insight import Subject
     from mixtura.train import choose_view, corpus_cache

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mixtura.train import Run
+from mixtura.train import TrainingRun
 
 # Between two set points lies a fortieth of the steps: some seconds, in which one spike weighs
 # little. Where steps have become slow, the time between set points is bounded instead.
@@ -26,7 +26,7 @@ class Pacer:
     so its time is counted in rounds.
     """
 
-    runs: Sequence[Run]
+    runs: Sequence[TrainingRun]
     clock: Callable[[], float]
     ends: float
     """the end of the whole demo, by `clock`"""

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.data import Corpus
 from mixtura.demo.outcome import Outcome, TwinOutcome, seconds_to_reach
 from mixtura.demo.pacer import Pacer
@@ -17,8 +17,16 @@ from mixtura.errors import CheckpointError
 from mixtura.insight import Subject, write_report
 from mixtura.runs import Recipe, RunFolder, read_journal
 from mixtura.runs.step_plan import StepPlan
-from mixtura.train import Run, StepReport, Summary, View, opened_run, prepare_corpus, train_in_turn
-from mixtura.train.building import build_trainer
+from mixtura.train import (
+    StepReport,
+    Summary,
+    TrainingRun,
+    View,
+    opened_run,
+    prepare_corpus,
+    train_in_turn,
+)
+from mixtura.train.trainer_setup import build_trainer
 
 # The bound of the whole demo, without the installation.
 LIMIT_SECONDS = 360.0
@@ -61,7 +69,7 @@ def run_demo(
         recipes, round_seconds = _recipes(folders, resume, steps, tuple(overrides), view, clock)
         corpus = prepare_corpus(recipes["moe"], view)
 
-        def pacer(runs: Sequence[Run]) -> Pacer | None:
+        def pacer(runs: Sequence[TrainingRun]) -> Pacer | None:
             if round_seconds is None:
                 return None
             ends = began + LIMIT_SECONDS - OTHER_SECONDS
@@ -148,7 +156,7 @@ def _steps_that_fit(round_seconds: float, view: View) -> int:
         fitting = fitting // 20 * 20
     steps = max(FEWEST_STEPS, min(MOST_STEPS, fitting))
     minutes = steps * round_seconds * _overhead(steps) / 60
-    view.told(
+    view.log(
         f"a step of both twins takes {round_seconds * 1000:.0f} ms here: training for {steps} "
         f"steps (at most {MOST_STEPS}), about {minutes:.1f} minutes; fewer if other work slows the "
         "machine on the way"
@@ -171,14 +179,14 @@ class _TwinView(View):
         rows = {row["step"]: row for row in read_journal(self._moe_evaluations)}
         if step in rows:
             moe = rows[step]["heldout_bits_per_byte"]
-            self._main.told(
+            self._main.log(
                 f"step {step}: held-out bits per byte: MoE {moe:.4f}, "
                 f"dense twin {bits_per_byte:.4f} ({moe / bits_per_byte - 1:+.1%})"
             )
 
     def stepped(self, report: StepReport, *, logged: bool) -> None: ...
 
-    def told(self, line: str) -> None: ...
+    def log(self, line: str) -> None: ...
 
 
 def _train(
@@ -186,7 +194,7 @@ def _train(
     corpus: Corpus,
     folders: dict[str, RunFolder],
     view: View,
-    pacer: Callable[[Sequence[Run]], Pacer | None],
+    pacer: Callable[[Sequence[TrainingRun]], Pacer | None],
     *,
     resume: bool,
 ) -> dict[str, Summary]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mixtura.checkpoints.opening import DTypeName, OpenModel, open_model
+from mixtura.checkpoints.open_model import DTypeName, OpenModel, open_model
 from mixtura.engine.batch import Batch
 from mixtura.engine.conversation import Conversation
 from mixtura.engine.generate import Stream, generate

@@ -28,7 +28,7 @@ from mixtura.hf_models.step_share import share_of_step
 from mixtura.moe.balance import BalanceConfig, Balancer
 from mixtura.moe.routers.softmax import SoftmaxTopKConfig
 from mixtura.moe.routing import Routing
-from mixtura.moe.shares import Scope
+from mixtura.moe.shares import LossScope
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class BalancingConfig(Config):
     """weight of the mean squared logsumexp of the logits"""
     bias_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """DeepSeek-V3's gamma, for models with a choosing bias"""
-    scope: Scope = "sequence"
+    scope: LossScope = "sequence"
     """the tokens that `balance` is computed over"""
     scale: Literal["switch", "transformers"] = "switch"
     """`transformers` multiplies `balance` by K, the scale of transformers' own loss"""
@@ -62,7 +62,7 @@ def attach_balancing(
     balance: float = 0.01,
     z_loss: float = 0.0,
     bias_rate: float = 0.0,
-    scope: Scope = "sequence",
+    scope: LossScope = "sequence",
     scale: Literal["switch", "transformers"] = "switch",
     keep_own_loss: bool = False,
     scores: Literal["auto"] | ScoreName = "auto",

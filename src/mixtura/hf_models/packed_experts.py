@@ -17,7 +17,7 @@ from mixtura.errors import ConfigError
 from mixtura.hf_models.experts import ExpertsModule
 from mixtura.hf_models.one_row_linear import replace_linears
 from mixtura.kernels.experts_ffn import Biases
-from mixtura.kernels.packed.experts import Rows
+from mixtura.kernels.packed.experts import RoutedRows
 from mixtura.kernels.packed.groups import GROUP, Bits, quantise
 from mixtura.kernels.packed.tiles import tile_expert
 from mixtura.kernels.phase import in_phase
@@ -73,7 +73,7 @@ def packed_forward(
     experts = _packed(self, bits)
     tokens, top_k = top_k_index.shape
     token_N = torch.arange(tokens).repeat_interleave(top_k)
-    rows = Rows(token_N, top_k_index.flatten(), top_k_weights.flatten())
+    rows = RoutedRows(token_N, top_k_index.flatten(), top_k_weights.flatten())
     with in_phase("prefill" if tokens >= _PREFILL_FROM else "decode"):
         return experts.routed(hidden_states, rows).to(hidden_states.dtype)
 

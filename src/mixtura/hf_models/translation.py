@@ -33,7 +33,7 @@ class Translation:
             chosen_TK,
             decision.weight_TK,
             num_experts,
-            unused_TK=decision.dropped_TK,
+            dropped_TK=decision.dropped_TK,
             logits_TE=logits_TE,
             probs_TE=probs_TE,
             valid_T=None if valid_T is None else valid_T.to(chosen_TK.device),

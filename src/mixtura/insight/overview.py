@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mixtura.errors import DataError
 from mixtura.insight.curves import reached, running_mean
 from mixtura.insight.load_history import WINDOW_STEPS, load_history
-from mixtura.insight.run import Run
+from mixtura.insight.recorded_run import RecordedRun
 from mixtura.runs.folder import RunFolder
 
 Tree = dict[str, Any]
@@ -36,7 +36,7 @@ def _finite(value: Any) -> Any:
     return value if isinstance(value, int) or isfinite(value) else None
 
 
-def overview(run: Run, twin: Run | None) -> Tree:
+def overview(run: RecordedRun, twin: RecordedRun | None) -> Tree:
     """`runs`, `comparison`, `smoothing` and `load` of the page."""
     runs = [run] if twin is None else [run, twin]
     window = max(1, round(len(run.curves.loss_I) * _SMOOTHED))
@@ -48,13 +48,13 @@ def overview(run: Run, twin: Run | None) -> Tree:
     }
 
 
-def _label(run: Run, is_twin: bool) -> str:
+def _label(run: RecordedRun, is_twin: bool) -> str:
     if run.moe_layers:
         return run.name[:14] if is_twin else "MoE"
     return "dense twin" if is_twin else "dense"
 
 
-def _run(run: Run, label: str, is_twin: bool, window: int) -> Tree:
+def _run(run: RecordedRun, label: str, is_twin: bool, window: int) -> Tree:
     curves = run.curves
     thin = _thinned(len(curves.loss_I))
     mean_I = running_mean(curves.loss_I, window)
@@ -92,7 +92,7 @@ def _thinned(count: int) -> NDArray[np.int64]:
     return np.unique(even.round().astype(np.int64))
 
 
-def comparison(run: Run, twin: Run) -> Tree | None:
+def comparison(run: RecordedRun, twin: RecordedRun) -> Tree | None:
     """Both runs at the last evaluation that they share; None where they share none."""
     run_curves, twin_curves = run.curves, twin.curves
     common = np.intersect1d(run_curves.eval_tokens_J, twin_curves.eval_tokens_J)
@@ -118,12 +118,12 @@ def comparison(run: Run, twin: Run) -> Tree | None:
     }
 
 
-def _recent(run: Run) -> str:
+def _recent(run: RecordedRun) -> str:
     steps = min(WINDOW_STEPS, run.done)
     return f"last {steps} steps" + ("" if run.recent_max_over_mean else ", as logged")
 
 
-def _load(run: Run) -> Tree | None:
+def _load(run: RecordedRun) -> Tree | None:
     if run.model.moe is None or not run.curves.loads:
         return None
     logged, built = len(run.curves.loads), len(run.moe_layers)

@@ -9,7 +9,7 @@ from mixtura.errors import DataError, reading
 from mixtura.files import atomic_text
 from mixtura.insight.overview import overview
 from mixtura.insight.page import render
-from mixtura.insight.run import Run, find_twin
+from mixtura.insight.recorded_run import RecordedRun, find_twin
 from mixtura.insight.texts import Subject, texts
 from mixtura.models import DecoderConfig, ModelConfig
 from mixtura.models.historic import LstmMoEConfig
@@ -49,7 +49,7 @@ def report_data(
     progress: Progress = silent,
 ) -> Tree:
     """The page's content as plain data."""
-    moe_run = Run.read(run)
+    moe_run = RecordedRun.read(run)
     twin_run = _twin(moe_run, twin)
     opened = subject(run) if moe_run.moe_layers else None
     tree: Tree = {
@@ -68,11 +68,11 @@ def report_data(
     return tree
 
 
-def _twin(run: Run, folder: Path | None) -> Run | None:
+def _twin(run: RecordedRun, folder: Path | None) -> RecordedRun | None:
     if folder is None:
         found = find_twin(run)
-        return None if found is None else Run.read(found)
-    twin = Run.read(folder)
+        return None if found is None else RecordedRun.read(found)
+    twin = RecordedRun.read(folder)
     if twin.corpus != run.corpus:
         raise DataError(
             f"{folder}: was trained on other text than {run.folder}, so their bits per byte cannot "
@@ -81,7 +81,7 @@ def _twin(run: Run, folder: Path | None) -> Run | None:
     return twin
 
 
-def _subtitle(run: Run) -> str:
+def _subtitle(run: RecordedRun) -> str:
     model = run.model
     parts = [*_described(model), *_experts(model)]
     parts.append(f"trained on {_SOURCES.get(run.source, run.source)}")
@@ -120,7 +120,7 @@ _SOURCES = {
 }
 
 
-def _text_lead(run: Run, subject: Subject) -> str:
+def _text_lead(run: RecordedRun, subject: Subject) -> str:
     lead = (
         f"Held-out text after step {subject.step:,}, each token in the colour of its first expert. "
         "Hover for the router's probabilities; click an expert to see its tokens alone."

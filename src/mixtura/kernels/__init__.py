@@ -1,1 +1,1 @@
-"""Kernels: tensors in, tensors out; each fast one has a naive twin of a few lines."""
+"""Kernels: functions from tensors to tensors; each fast one has a naive twin of a few lines."""

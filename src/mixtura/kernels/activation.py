@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mixtura.shapes.activations import ACTIVATIONS, Activation
 
-# Of gpt-oss: the steepness of its gate, and the size that gate and up are clipped to.
+# gpt-oss's constants: the steepness of its gate, and the bound to which gate and up are clipped.
 STEEPNESS, LIMIT = 1.702, 7.0
 
 Forward = Callable[[Tensor], Tensor]
@@ -20,7 +20,7 @@ Backward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class ActivationFunction(NamedTuple):
-    """What an FFN does between its two products."""
+    """The function between an FFN's two products."""
 
     forward: Forward
     """a_NF from h_NH"""
@@ -29,10 +29,10 @@ class ActivationFunction(NamedTuple):
 
 
 def activate(h_NH: Tensor, activation: Activation) -> Tensor:
-    """act(gate) * up, or act(h); plain autograd.
+    """act(gate) * up, or act(h); by autograd.
 
-    GELU is the exact one, by erf, and `geglu_tanh` has its approximation by tanh. `swiglu_clamped`
-    is gpt-oss's: gate at most 7, up in -7..7, gate sigmoid(1.702 gate) (up + 1).
+    GELU is exact, by erf, and `geglu_tanh` is its approximation by tanh. `swiglu_clamped` is
+    gpt-oss's: gate at most 7, up in -7..7, gate sigmoid(1.702 gate) (up + 1).
     """
     return _FUNCTIONS[activation].forward(h_NH)
 
@@ -40,7 +40,7 @@ def activate(h_NH: Tensor, activation: Activation) -> Tensor:
 def activate_backward(
     h_NH: Tensor, grad_a_NF: Tensor, activation: Activation
 ) -> tuple[Tensor, Tensor]:
-    """(a_NF, grad_h_NH) from h and the gradient of a: recomputes a, which was not kept."""
+    """(a_NF, grad_h_NH) from h and the gradient of a; recomputes a, which was not kept."""
     return _FUNCTIONS[activation].backward(h_NH, grad_a_NF)
 
 
@@ -49,10 +49,10 @@ def register_activation(
 ) -> None:
     """Let configs name an activation of another package.
 
-    `forward` gives a_NF from h_NH, which has gate and then up in its last dim where `gated`.
-    Without a `backward` (see `ActivationFunction`) autograd makes one. The compiled kernels know
-    Mixtura's own alone: packed experts of another are unpacked for PyTorch. Raises ValueError for a
-    name in use.
+    `forward` gives a_NF from h_NH, whose last dim is gate and then up if `gated`. Without a
+    `backward` (see `ActivationFunction`) autograd computes it. The compiled kernels have only
+    Mixtura's own activations: PyTorch computes packed experts with another one from unpacked
+    weights. Raises ValueError for a name in use.
     """
     ACTIVATIONS.add(name, gated)
 

@@ -1,7 +1,7 @@
 """The balanced assignment: one expert a token, as many tokens an expert, the best total score.
 
 T tokens, E experts. Each expert gets q = T // E tokens, and r = T - q*E of them one more.
-U tokens that bid, F experts that are bid for, C = q + 1 places at an expert, the last an extra one.
+U tokens that bid, F experts that get bids, C = q + 1 places at an expert, the last an extra one.
 """
 
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# From one round of prices to the next, epsilon falls by this.
+# The factor by which epsilon falls from one auction to the next.
 SHARPER = 5.0
 
 
 def balanced_assignment_naive(score_TE: Tensor) -> Tensor:
-    """expert_T, exactly the best; the twin of `balanced_assignment`.
+    """expert_T, the exact optimum; the twin of `balanced_assignment`.
 
-    Token after token takes the best path: to an expert, from which another moves on, and so on, to
-    one with room (successive shortest paths). The work grows with T^2 E.
+    Token after token takes the best path to an expert with room; along it each expert gets a token
+    and moves one on (successive shortest paths). The work grows with T^2 E.
     """
     num_tokens, num_experts = score_TE.shape
     least, extras = divmod(num_tokens, num_experts)
@@ -28,7 +28,7 @@ def balanced_assignment_naive(score_TE: Tensor) -> Tensor:
         taken = int((load_E > least).sum())
         gain_EE, mover_EE = _moves(score_TE[:token], expert_T[:token], num_experts)
         if taken == extras:
-            # An expert may give its extra place to another, and moves a token on itself.
+            # An expert may give its extra place to another one, and then moves a token on itself.
             swap_EE = (load_E == least)[:, None] & (load_E > least) & (gain_EE < 0)
             gain_EE[swap_EE], mover_EE[swap_EE] = 0.0, -1
         total_E, via_E = score_TE[token].clone(), torch.full((num_experts,), -1)
@@ -48,7 +48,7 @@ def balanced_assignment_naive(score_TE: Tensor) -> Tensor:
 
 
 def _moves(score_TE: Tensor, expert_T: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """What the best move of a token from expert i to j gains, and which token that is."""
+    """The gain of the best move of a token from expert i to j, and the token that moves."""
     gain_EE = score_TE.new_full((num_experts, num_experts), -torch.inf)
     mover_EE = torch.full((num_experts, num_experts), -1)
     for expert in expert_T.unique().tolist():
@@ -61,11 +61,11 @@ def _moves(score_TE: Tensor, expert_T: Tensor, num_experts: int) -> tuple[Tensor
 def balanced_assignment(score_TE: Tensor, epsilon: float = 0.01) -> Tensor:
     """expert_T: its total score is at most T * epsilon * (largest - smallest score) below the best.
 
-    Bertsekas' auction, with experts as groups of equal places: every token without a place bids for
-    its best expert what it would lose with its second best one, and epsilon more; an expert keeps
-    its highest bids. The r extra places go to the highest bids that would fill them. All bids of a
-    round are made at once, and prices are found first with a large epsilon and then with smaller
-    ones. Each round waits for the device; scores that are not finite count as 0.
+    Bertsekas' auction, with experts as groups of equal places. Every token without a place bids for
+    its best expert: the difference to its second-best one, plus epsilon. An expert keeps its
+    highest bids, and the r extra places go to the highest bids that would fill them. All bids of a
+    round are made at once, and prices are found with a large epsilon first, then with smaller ones.
+    Each round synchronises with the device. Scores that are not finite count as 0.
     """
     num_tokens, num_experts = score_TE.shape
     if num_experts == 1 or num_tokens == 0:
@@ -89,17 +89,17 @@ def _finite(score_TE: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class _Places:
-    """Who holds each expert's places and for how much: the highest bid first."""
+    """The tokens in each expert's places and their bids, the highest bid first."""
 
     bid_EC: Tensor
-    """what must be outbid; -inf where an expert has no extra place"""
+    """the bid to exceed; -inf where an expert has no extra place"""
     token_EC: Tensor
-    """-1 where nobody has bid yet"""
+    """-1 for a place without a token"""
     extras: int
 
     @classmethod
     def empty(cls, price_E: Tensor, num_tokens: int) -> "_Places":
-        """Every place may be had for more than its expert's price."""
+        """Every place is free, at its expert's price."""
         least, extras = divmod(num_tokens, len(price_E))
         bid_EC = price_E[:, None].repeat(1, least + 1)
         token_EC = torch.full_like(bid_EC, -1, dtype=torch.int64)
@@ -108,7 +108,7 @@ class _Places:
         return places
 
     def price_E(self) -> Tensor:
-        """The least bid that a token must beat: in the expert's places, or for an extra one."""
+        """The least bid to exceed: in an expert's own places, or for an extra one."""
         extra_E = self.bid_EC[:, -1]
         open_E = extra_E > -torch.inf
         dearer = torch.full_like(extra_E, torch.inf)
@@ -117,7 +117,7 @@ class _Places:
         return torch.where(open_E, extra_E, torch.minimum(last_E, lowest))
 
     def take(self, expert_U: Tensor, bid_U: Tensor, token_U: Tensor) -> Tensor:
-        """Let these bids in, and give back the tokens that are left without a place."""
+        """Place these bids; returns the tokens that are left without a place."""
         expert_F, index_U = expert_U.unique(return_inverse=True)
         rank_U = _rank_among_equals(index_U)
         size = (len(expert_F), int(rank_U.max()) + 1)
@@ -133,7 +133,7 @@ class _Places:
         return left[left >= 0]
 
     def close_extras(self) -> Tensor:
-        """Leave the extra places to the highest bids in them; gives the tokens of the others."""
+        """Keep the extra places of the highest bids; returns the tokens of the others."""
         closed_X = self.bid_EC[:, -1].argsort(descending=True)[self.extras :]
         token_X = self.token_EC[closed_X, -1]
         self.bid_EC[closed_X, -1], self.token_EC[closed_X, -1] = -torch.inf, -1
@@ -142,7 +142,7 @@ class _Places:
     def expert_of_tokens(self, num_tokens: int) -> Tensor:
         expert_EC = torch.arange(len(self.token_EC), device=self.token_EC.device)[:, None]
         expert_EC = expert_EC.expand_as(self.token_EC)
-        # Extra places that are closed hold token -1: the one entry more.
+        # Closed extra places hold token -1, for which there is one entry more.
         expert_T = self.token_EC.new_empty(num_tokens + 1)
         return expert_T.index_put((self.token_EC,), expert_EC)[:-1]
 
@@ -159,7 +159,7 @@ def _auction(score_TE: Tensor, places: _Places, epsilon: float) -> None:
 
 
 def _rank_among_equals(of_U: Tensor) -> Tensor:
-    """rank_U: how many earlier entries are the same."""
+    """rank_U: how many earlier entries are equal."""
     sorted_U, order_U = of_U.sort(stable=True)
     place_U = torch.arange(len(of_U), device=of_U.device)
     rank_U = place_U - torch.searchsorted(sorted_U, sorted_U)

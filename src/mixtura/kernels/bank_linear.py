@@ -18,7 +18,7 @@ def bank_linear_naive(x_TD: Tensor, weight_GED: Tensor, bank_R: Tensor) -> Tenso
 
 
 def bank_linear(x_TD: Tensor, weight_GED: Tensor, bank_R: Tensor) -> Tensor:
-    """As the naive twin, bank by bank over rows sorted so; outside any autocast.
+    """As the naive twin, bank by bank over rows sorted by bank; outside any autocast.
 
     The counts of rows are read from the device, once.
     """

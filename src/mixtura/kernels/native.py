@@ -1,4 +1,4 @@
-"""Compiled code: the CPU kernels, where this installation has them, and what torch brings along."""
+"""Compiled code: the CPU kernels, if this installation has them, and C functions of torch."""
 
 import ctypes
 import importlib
@@ -19,10 +19,10 @@ InstructionSet = Literal["auto", "plain", "avx2", "avx512", "amx"]
 _NUMBERS: dict[InstructionSet, int] = {"plain": 0, "avx2": 1, "avx512": 2, "amx": 3}
 
 LIBRARY = Library("mixtura", "FRAGMENT")
-"""where our ops are defined: the wrappers of `custom_op` cost more than a small product"""
+"""the library of our ops; wrappers of `custom_op` cost more than a small product"""
 
-# The OpenMP runtime that torch computes with, as GNU and LLVM both export it: a parallel region, a
-# thread's number in it, how many there are, and how many a region of torch's would have.
+# torch's OpenMP runtime, as GNU and LLVM both export it: a parallel region, a thread's number in
+# it, the number of threads, and the number that a region of torch's would have.
 _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_get_max_threads")
 
 
@@ -35,35 +35,35 @@ def native() -> ModuleType | None:
 def compiled(name: str) -> ModuleType | None:
     """A compiled module; None where no compiler was found when Mixtura was installed.
 
-    It computes in as many threads as MIXTURA_THREADS says, else in as many as torch does when this
-    is called; in torch's own threads as long as torch uses as many. Raises ConfigError for a
-    MIXTURA_THREADS that is no such number.
+    Its number of threads is MIXTURA_THREADS, by default torch's number when this is called; it uses
+    torch's own threads as long as torch has as many. Raises ConfigError for a MIXTURA_THREADS that
+    is no such number.
     """
     try:
         module = importlib.import_module(name)
     except ImportError:
         return None
-    set_threads(_threads_asked() or torch.get_num_threads(), module)
+    set_threads(_threads_setting() or torch.get_num_threads(), module)
     addresses = [address_of(name) for name in _OPENMP]
     if None not in addresses:
         module.borrow_threads(*addresses)
     return module
 
 
-def _threads_asked() -> int | None:
-    asked = os.environ.get("MIXTURA_THREADS")
-    if not asked:
+def _threads_setting() -> int | None:
+    setting = os.environ.get("MIXTURA_THREADS")
+    if not setting:
         return None
-    if not asked.isdecimal() or int(asked) < 1:
+    if not setting.isdecimal() or int(setting) < 1:
         raise ConfigError(
-            f"MIXTURA_THREADS={asked} must be a number of 1 or more; leave it out for as many "
+            f"MIXTURA_THREADS={setting} must be a number of 1 or more; leave it out for as many "
             "threads as torch has"
         )
-    return int(asked)
+    return int(setting)
 
 
 def set_threads(threads: int, module: ModuleType | None = None) -> None:
-    """Let a compiled module, or the kernels, compute in that many threads.
+    """Set the number of threads of a compiled module, by default of the kernels.
 
     Raises ConfigError below 1.
     """
@@ -76,31 +76,31 @@ def set_threads(threads: int, module: ModuleType | None = None) -> None:
 
 @cache
 def instruction_sets() -> tuple[InstructionSet, ...]:
-    """What the kernels can use here, the fastest last; nothing where there are none."""
+    """The sets that the kernels can use here, the fastest last; empty without kernels."""
     module = native()
     found = [] if module is None else module.instruction_sets()
     return tuple(known for known in _NUMBERS if known in found)
 
 
-def number_of(asked: InstructionSet = "auto") -> int:
-    """As the module counts them; needs the module. Raises ConfigError for a missing set."""
-    check_offered(asked)
-    return _NUMBERS[instruction_sets()[-1] if asked == "auto" else asked]
+def number_of(name: InstructionSet = "auto") -> int:
+    """The module's number of a set. Needs the module; raises ConfigError for a missing set."""
+    check_offered(name)
+    return _NUMBERS[instruction_sets()[-1] if name == "auto" else name]
 
 
-def check_offered(asked: InstructionSet) -> None:
+def check_offered(name: InstructionSet) -> None:
     """Raises ConfigError for a set that is missing here; `auto` never is."""
     offered = instruction_sets()
-    if asked != "auto" and asked not in offered:
+    if name != "auto" and name not in offered:
         raise ConfigError(
-            f"kernels={asked} were asked for, and this machine offers "
+            f"kernels={name} are missing: this machine offers "
             f"{', '.join(offered) or 'none'}; choose one of those, or auto"
         )
 
 
 @cache
 def warn_once_if_missing() -> None:
-    """One line where PyTorch has to serve in the kernels' place."""
+    """Warn once that PyTorch replaces the kernels."""
     if native() is None:
         logging.getLogger("mixtura").warning(
             "mixtura has no compiled kernels here (no C++ compiler was found when it was "
@@ -111,13 +111,13 @@ def warn_once_if_missing() -> None:
 
 @cache
 def torch_function(name: str, arguments: tuple[Any, ...]) -> Callable[..., None] | None:
-    """A C function that the libraries of torch, such as MKL and OpenMP, export and torch does not.
+    """A C function that torch's libraries, such as MKL and OpenMP, export without a Python API.
 
     `arguments` are its ctypes. None where torch has no such function.
     """
     for library in sorted(Path(torch.__file__).with_name("lib").glob("libtorch_cpu*")):
         try:
-            # What this library was linked with is searched too.
+            # Libraries that this one was linked with are searched too.
             function = getattr(ctypes.CDLL(str(library)), name)
         except (AttributeError, OSError):
             continue
@@ -127,6 +127,6 @@ def torch_function(name: str, arguments: tuple[Any, ...]) -> Callable[..., None]
 
 
 def address_of(name: str) -> int | None:
-    """Where the C function begins, for native code to call."""
+    """The address of the C function, for native code to call."""
     function: Any = torch_function(name, ())
     return None if function is None else ctypes.cast(function, ctypes.c_void_p).value

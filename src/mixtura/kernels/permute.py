@@ -1,4 +1,4 @@
-"""Bring rows together by expert, and each token's results back.
+"""Sorts rows by expert, and sums each token's results.
 
 T tokens, D width, E experts, K rows per token, N = T*K routed rows, M rows in sorted order.
 """
@@ -13,19 +13,19 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """How many rows an expert's segment gets beyond its own; they count for nothing.
+    """How many rows an expert's segment has beyond its own; they do not affect results.
 
-    Kernels that are made anew for each count of rows (oneDNN's bf16 products) then meet few
-    counts, and segments of one length can be multiplied as one batch.
+    Kernels that are made for each new number of rows (oneDNN's bf16 products) then meet few
+    numbers, and segments of equal length can be multiplied as one batch.
     """
 
     multiple: int = 1
     """each segment is rounded up to a multiple of this"""
     even_within: float = 0.0
-    """all segments as long as the longest, where that gives at most this many times the rows"""
+    """all segments get the longest's length if that gives at most this many times the rows"""
 
     def segments(self, count_E: Tensor) -> Tensor:
-        """Rows of each expert's segment, from the rows that it was sent; CPU tensors."""
+        """Rows of each expert's segment, from the number of its own rows; CPU tensors."""
         segment_E = (count_E + self.multiple - 1) // self.multiple * self.multiple
         longest = segment_E.max()
         if len(segment_E) * longest <= self.even_within * count_E.sum():
@@ -38,35 +38,35 @@ COMPACT = Padding()
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Rows sorted by expert, stably, in one segment an expert; lost rows (expert = E) come last.
+    """Rows sorted by expert, stably, in one segment an expert; rows of no expert (E) come last.
 
-    M rows in the sorted order: N, and those that pad segments. A row that pads is a copy of token 0
-    and weighs 0, so it adds nothing to any result or gradient as long as token 0 is finite; a nan
-    or inf in it spreads to the weight gradients of every expert that has such a row.
+    M rows in the sorted order: N, and the padding of segments. A padding row is a copy of token 0
+    with weight 0, so it adds nothing to any result or gradient if token 0 is finite; NaN or inf in
+    token 0 spreads to the weight gradients of every expert with such a row.
     """
 
     token_M: Tensor
-    """sorted row -> token; 0 for one that pads"""
+    """sorted row -> token; 0 for a padding row"""
     row_M: Tensor
-    """sorted row -> row as routed; N for one that pads"""
+    """sorted row -> row as routed; N for a padding row"""
     place_TK: Tensor | None
     """token and choice -> sorted row; None where rows are not K for each token in turn"""
     segment_E: Tensor
     """rows of each expert's segment, int64"""
     bags: "Bags | None" = None
-    """what each token gathers, where `place_TK` is None"""
+    """each token's rows, where `place_TK` is None"""
 
 
 @dataclass(frozen=True, slots=True)
 class Bags:
-    """The rows of each token in turn, where tokens have different numbers of them."""
+    """The rows of each token in turn, where tokens have different numbers of rows."""
 
     row_N: Tensor
     """place in this order -> row as routed"""
     place_N: Tensor
     """place in this order -> sorted row"""
     offset_T: Tensor
-    """where each token's rows begin in this order"""
+    """place of each token's first row in this order"""
 
 
 def order_by_expert(
@@ -77,13 +77,13 @@ def order_by_expert(
     padding: Padding = COMPACT,
     num_tokens: int | None = None,
 ) -> Order:
-    """Sort rows by expert. `top_k` given: row n belongs to token n // top_k; else any order goes.
+    """Sort rows by expert. With `top_k`, row n belongs to token n // top_k; else in any order.
 
-    Without `top_k`, `num_tokens` says how many tokens gather the rows. Padding reads the counts,
-    for which a GPU would have to wait: leave it out there.
+    Without `top_k`, `num_tokens` is the number of tokens that sum rows. Padding reads the counts,
+    which would synchronise with a GPU: leave it out there.
     """
     sorted_N, row_N = expert_N.sort(stable=True)
-    # Lost rows fall into the extra bin.
+    # Rows of no expert fall into the extra bin.
     count_E = expert_N.new_zeros(num_experts + 1)
     count_E = count_E.scatter_add_(0, expert_N, torch.ones_like(expert_N))[:-1]
     place_N = torch.arange(len(row_N), device=row_N.device)
@@ -104,8 +104,8 @@ def _bags(token_N: Tensor, place_N: Tensor, num_tokens: int) -> Bags:
 
 
 def _pad(order: Order, expert_N: Tensor, segment_E: Tensor) -> Order:
-    """Lengthen the segments of a compact order to `segment_E`; `expert_N` is sorted as it is."""
-    # A row moves up by what pads the segments before its own; a lost one, expert E, by all of it.
+    """Lengthen the segments of a compact order to `segment_E`; `expert_N` is sorted."""
+    # A row moves by the padding of the segments before its own, a row of no expert by all of it.
     moved_E1 = F.pad((segment_E - order.segment_E).cumsum(0), (1, 0))
     rows = len(expert_N)
     padded = rows + int(moved_E1[-1])
@@ -131,14 +131,14 @@ def permute_naive(x_TD: Tensor, order: Order) -> Tensor:
 def combine_naive(y_MD: Tensor, weight_N: Tensor, order: Order, num_tokens: int) -> Tensor:
     """out_TD = sum over a token's rows of weight * y; the twin of `combine`.
 
-    `y_MD` is in sorted order, `weight_N` as routed; a lost row's y is finite and its weight 0.
+    `y_MD` is in sorted order, `weight_N` as routed; a row of no expert has a finite y and weight 0.
     """
     weighted_MD = y_MD * _with_zero(weight_N)[order.row_M, None].to(y_MD.dtype)
     return y_MD.new_zeros(num_tokens, y_MD.shape[1]).index_add(0, order.token_M, weighted_MD)
 
 
 def _with_zero(weight_N: Tensor) -> Tensor:
-    """The weights, and a 0 for the rows that pad."""
+    """The weights, and a 0 for padding rows."""
     return torch.cat([weight_N, weight_N.new_zeros(1)])
 
 
@@ -154,8 +154,8 @@ def combine(
 ) -> Tensor:
     """As `combine_naive`, in one pass over the rows, without a weighted copy of them.
 
-    With a `product_dtype`, and where `top_k` was given, each weighted row is rounded to it before
-    the sum, as transformers does; that takes three passes and a copy.
+    With a `product_dtype`, and an order with `top_k`, each weighted row is rounded to it before the
+    sum, as transformers does; that takes three passes and a copy.
     """
     if product_dtype is not None and order.place_TK is not None:
         weight_TK = weight_N.view_as(order.place_TK).to(product_dtype)
@@ -174,7 +174,7 @@ def _gather_add(
     place: Tensor, rows_MD: Tensor, offset_T: Tensor | None, weight: Tensor | None = None
 ) -> Tensor:
     """out_TD: the sum of each token's rows; `place` and `weight` are (T, K), or (N,) and ragged."""
-    # An embedding bag is the one torch op that gathers, weighs and adds in a single pass.
+    # embedding_bag is the one torch op that gathers, weighs and adds in a single pass.
     return F.embedding_bag(place, rows_MD, offset_T, mode="sum", per_sample_weights=weight)
 
 
@@ -212,6 +212,6 @@ class _Combine(torch.autograd.Function):
         y_MD, weight, token_M, place = ctx.saved_tensors
         grad_MD = grad_TD.index_select(0, token_M)
         grad_weight = torch.linalg.vecdot(y_MD, grad_MD)[place]
-        # Rows that pad keep 0.
+        # Padding rows keep the weight 0.
         weight_M = weight.new_zeros(len(y_MD)).scatter_(0, place.view(-1), weight.reshape(-1))
         return grad_MD.mul_(weight_M[:, None]), grad_weight, None, None, None

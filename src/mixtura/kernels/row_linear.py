@@ -1,8 +1,7 @@
-"""Products whose rows do not depend on how many of them there are.
+"""Products whose rows do not depend on the number of rows.
 
 A BLAS sums in another order for one row than for many. Within `rows_alone()` rows are multiplied in
-blocks of one size, the last filled up with zeros, so each row is summed in one order always.
-
+blocks of one size, the last padded with zeros, so that each row is always summed in one order.
 T rows, D inputs, N outputs, A heads.
 """
 
@@ -20,7 +19,7 @@ _ALONE = ContextVar("rows_alone", default=False)
 
 @contextmanager
 def rows_alone() -> Iterator[None]:
-    """Within this, a row's product is the same whatever rows stand beside it."""
+    """Inside the block a row's product does not depend on the other rows."""
     token = _ALONE.set(True)
     try:
         yield

@@ -3,19 +3,19 @@
 import torch
 from torch import Tensor
 
-# Beyond this many passes torch.topk is the faster one on a CPU (docs/decisions/0004).
+# With more passes than this torch.topk is faster on a CPU (docs/decisions/0004).
 MOST_PASSES = 4
 
 
 def topk_naive(score_TE: Tensor, top_k: int) -> Tensor:
-    """chosen_TK, the best first; the twin of `topk`. Which of two equal scores wins is open."""
+    """chosen_TK, the best first; the twin of `topk`. Of equal scores either may be chosen."""
     return score_TE.topk(top_k).indices
 
 
 def topk(score_TE: Tensor, top_k: int) -> Tensor:
     """As the naive twin, by `top_k` passes of max where that is faster: few experts, on a CPU.
 
-    Scores are to be above -inf: where all that remain are -inf, an expert may be named twice.
+    Scores should be above -inf: where all remaining ones are -inf, an expert may be chosen twice.
     """
     if score_TE.device.type != "cpu" or top_k > MOST_PASSES:
         return topk_naive(score_TE, top_k)

@@ -3,8 +3,8 @@
 from mixtura.models.blueprint import without_weights
 from mixtura.models.decoder import Decoder, DecoderConfig
 from mixtura.packed.file import PackedFile
-from mixtura.packed.installing import check_fits, install
-from mixtura.packed.ledger import check_layers, check_ledger
+from mixtura.packed.ledger_check import check_layers, check_ledger
+from mixtura.packed.module_replacement import check_fits, install
 from mixtura.packed.modules import PackedEmbedding, PackedLinear
 
 

@@ -1,4 +1,4 @@
-"""The heart: routing, routers, capacity, balance, experts, the layer, its load."""
+"""Mixture-of-Experts layers: routing, routers, capacity, balance, experts, load."""
 
 from mixtura.moe.backends import register_backend
 from mixtura.moe.balance import BalanceConfig

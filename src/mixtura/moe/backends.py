@@ -26,15 +26,15 @@ from mixtura.moe.routing import Routing
 from mixtura.registry import Registry
 from mixtura.shapes import Activation
 
-# Rows to which segments are rounded up. bf16: oneDNN makes a kernel for each new count of rows,
-# which costs several times the product.
+# Segments are padded to multiples of this. In bf16 oneDNN makes a kernel for each new number of
+# rows, which costs several times the product.
 ROW_MULTIPLE = {torch.bfloat16: 32, torch.float16: 32}
 EVEN_WITHIN = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertBank:
-    """The weights of a layer's experts, in the dtype that products run in."""
+    """The weights of a layer's experts, in the dtype of their products."""
 
     w_in: Tensor
     """(E, H, D)"""
@@ -54,16 +54,16 @@ class Backend(Protocol):
     def products(
         self, dtype: torch.dtype, device: torch.device, width: int, expert_width: int
     ) -> str:
-        """The name of the products that it takes there, for a run's environment.json.
+        """The name of the products that it uses there, for a run's environment.json.
 
-        Raises ConfigError where it cannot compute in that dtype, or with these widths.
+        Raises ConfigError where it does not support that dtype or these widths.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NaiveBackend:
-    """One product after another, as `experts_ffn_naive` has them: the twin of all others."""
+    """One product after another, with `experts_ffn_naive`: the twin of all other backends."""
 
     def __call__(self, x_TD: Tensor, routing: Routing, bank: ExpertBank) -> Tensor:
         def compute(x_MD: Tensor, segment_E: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class NaiveBackend:
 
 @dataclass(frozen=True, slots=True)
 class TorchBackend:
-    """PyTorch's products: the named ones, or the best for dtype, device and widths."""
+    """PyTorch's products: the named ones, or the fastest for dtype, device and widths."""
 
     named: Products | None = None
 
@@ -137,23 +137,23 @@ def _known(name: str) -> str:
 
 
 BackendName = Annotated[str, AfterValidator(_known)]
-"""`auto` (the same as `torch`), or another name of `BACKENDS`; used as named, or refused"""
+"""a name in `BACKENDS`; `auto` is `torch`, and no other backend replaces the named one"""
 
 
 def best_products(dtype: torch.dtype, device: torch.device, *widths: int) -> Products:
-    """The rule that docs/decisions/0004 derives, for rows of `widths`."""
+    """The rule of docs/decisions/0004, for rows of `widths`."""
     if device.type == "cpu" and dtype in ROW_MULTIPLE:
         return "batched"
     return unpadded_products(dtype, device, *widths)
 
 
 def unpadded_products(dtype: torch.dtype, device: torch.device, *widths: int) -> Products:
-    """The part of that rule for segments that stay as they are."""
+    """The part of the rule for segments without padding."""
     if ragged_takes(dtype, device):
         return "ragged"
     return "grouped" if grouped_mm_takes(dtype, *widths) else "loop"
 
 
 def padding_of(products: Products, dtype: torch.dtype) -> Padding:
-    """Segments are padded for batched products alone."""
+    """Only batched products need padded segments."""
     return Padding(ROW_MULTIPLE.get(dtype, 8), EVEN_WITHIN) if products == "batched" else COMPACT

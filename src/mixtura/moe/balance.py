@@ -12,35 +12,35 @@ from torch import Tensor
 from mixtura.config import Config
 from mixtura.moe.load import load
 from mixtura.moe.losses import LOSSES, Need
-from mixtura.moe.routers.router import Choices, LossName, RouterSpec
+from mixtura.moe.routers.router import CountedChoices, LossName, RouterSpec
 from mixtura.moe.routing import Routing
-from mixtura.moe.shares import Scope
+from mixtura.moe.shares import LossScope
 from mixtura.ranks import ONE_RANK, Ranks
 
-Weight = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
+LossWeight = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
 
 
 class BalanceConfig(Config):
     """Weights of the balancing losses, and the rate of bias balancing.
 
-    A weight left out is what the router's own paper uses: for a softmax router Switch's alpha of
-    0.01 (arXiv 2101.03961) and ST-MoE's c_z of 0.001 (2202.08906). One that the router cannot serve
-    is refused. `choices` says which rows `loss` counts, and left out it is the router's own: GShard
-    counts first choices. `bias_rate` is DeepSeek-V3's gamma (2412.19437); it acts on a choosing
-    bias.
+    A weight is by default that of the router's paper: for a softmax router Switch's alpha of 0.01
+    (arXiv 2101.03961) and ST-MoE's c_z of 0.001 (2202.08906). A weight for a loss that the router
+    cannot serve is refused. `choices` selects the rows that `loss` counts, by default the router's
+    own: GShard counts first choices. `bias_rate` is DeepSeek-V3's gamma (2412.19437) and changes a
+    choosing bias.
     """
 
-    loss: Weight = None
-    scope: Scope = "sequence"
-    choices: Choices | None = None
-    z_loss: Weight = None
-    importance: Weight = None
-    load: Weight = None
-    device: Weight = None
-    communication: Weight = None
-    threshold: Weight = None
-    entropy: Weight = None
-    policy: Weight = None
+    loss: LossWeight = None
+    scope: LossScope = "sequence"
+    choices: CountedChoices | None = None
+    z_loss: LossWeight = None
+    importance: LossWeight = None
+    load: LossWeight = None
+    device: LossWeight = None
+    communication: LossWeight = None
+    threshold: LossWeight = None
+    entropy: LossWeight = None
+    policy: LossWeight = None
     bias_rate: float = Field(default=0.001, ge=0, allow_inf_nan=False)
 
     def weights_for(self, router: RouterSpec) -> dict[LossName, float]:
@@ -61,14 +61,14 @@ class BalanceConfig(Config):
         if self.scope == "global_batch" and "communication" in weights:
             raise ValueError(
                 f"balance.communication={weights['communication']} has no meaning under "
-                "balance.scope=global_batch, which knows how many rows chose each expert and not "
-                "how many tokens a device was sent; set balance.communication=0 or "
+                "balance.scope=global_batch, which counts the rows of each expert and not "
+                "the tokens sent to a device; set balance.communication=0 or "
                 "balance.scope=sequence"
             )
         return weights
 
-    def choices_for(self, router: RouterSpec) -> Choices:
-        """Which choices the balance loss counts. Raises ValueError where the scope cannot."""
+    def choices_for(self, router: RouterSpec) -> CountedChoices:
+        """The choices that the balance loss counts. Raises ValueError where the scope cannot."""
         choices = router.loss_choices if self.choices is None else self.choices
         if choices == "first" and self.scope == "global_batch":
             raise ValueError(
@@ -82,7 +82,7 @@ class BalanceConfig(Config):
 class Balancer:
     """One layer's weighted losses, and its load since the last optimizer step.
 
-    `ranks` turn a local load into the global one.
+    `ranks` sums a local load into the global load.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class Balancer:
         return self._earlier_E + self._current_E
 
     def observe(self, routing: Routing) -> None:
-        """Note a micro-step's load. Recomputing the same pass (checkpointing) changes nothing."""
+        """Record a micro-step's load. A recomputed pass (checkpointing) changes nothing."""
         self._current_E = load(routing)
 
     def losses(self, routing: Routing) -> dict[str, Tensor]:
-        """The layer's losses by name, each times its weight; `observe` comes before.
+        """The layer's losses by name, each times its weight; call `observe` first.
 
-        Late ones are left out.
+        Late losses are not among them.
         """
         weighed = [(LOSSES[name], weight) for name, weight in self.weights.items()]
         now = [(loss, weight) for loss, weight in weighed if not loss.is_late]
@@ -124,23 +124,23 @@ class Balancer:
         return {loss.name: weight * loss.of(routing, given) for loss, weight in now}
 
     def _global_load(self) -> Tensor | None:
-        """load_E of the optimizer step so far over all ranks, where the scope asks for it."""
+        """load_E of the optimizer step so far over all ranks; None unless the scope needs it."""
         if self.config.scope != "global_batch":
             return None
         load_E = self.step_load_E
         assert load_E is not None, "observe the routing first"
-        # A copy: the local load goes on to count.
+        # A copy, since the local load is added to later.
         return self.ranks.sum(load_E.clone())
 
     def end_micro_step(self) -> None:
-        """Close a micro-step, so that the next forward pass adds to its load."""
+        """End a micro-step, so that the next forward pass adds to its load."""
         self._earlier_E, self._current_E = self.step_load_E, None
 
     def end_step(self, device: torch.device) -> Tensor:
-        """Close an optimizer step: its load over all ranks, and a fresh count."""
+        """End an optimizer step: returns its load over all ranks, and resets the count."""
         load_E = self.step_load_E
         if load_E is None:
-            # Every rank takes part in the sum, or the others would wait for ever.
+            # A rank without tokens sums zeros, or the other ranks would wait for ever.
             load_E = torch.zeros(self.num_experts, dtype=torch.int64, device=device)
         self._earlier_E = self._current_E = None
         return self.ranks.sum(load_E)

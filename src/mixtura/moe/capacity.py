@@ -1,13 +1,13 @@
-"""How many rows an expert takes, and what becomes of the rest.
+"""How many rows an expert computes, and what becomes of the others.
 
 T tokens, E experts, K experts per token, B sequences of S tokens, N = T*K rows.
 
-An expert's capacity is ceil(factor * rows / E). Scope `sequence`, the default: rows are counted
-over each sequence by itself and admitted by token and then by choice, so that capacity depends
-neither on ranks nor on neighbours in the batch, and no later token displaces an earlier one. Scope
-`group`: over all local tokens, first choices before second ones, as in GShard (arXiv 2006.16668,
-algorithm 1) and Switch. Rows are K for each token that is no padding; neither padding nor a row
-that wishes for no expert takes room.
+An expert's capacity is ceil(factor * rows / E). Under scope `sequence`, the default, rows are
+counted in each sequence by itself and admitted by token, then by choice. Capacity then depends
+neither on ranks nor on other sequences in the batch, and no later token displaces an earlier one.
+Under scope `group` rows are counted over all local tokens, and first choices come before second
+ones, as in GShard (arXiv 2006.16668, algorithm 1) and Switch. Every token except padding counts K
+rows; unused rows take no room.
 """
 
 from dataclasses import dataclass
@@ -20,24 +20,24 @@ from torch import Tensor
 from mixtura.config import Config
 
 Policy = Literal["dropless", "drop", "reroute", "wave"]
-Scope = Literal["sequence", "group"]
+CapacityScope = Literal["sequence", "group"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What T tokens wish for."""
+class Candidates:
+    """The chosen experts of T tokens, before capacity."""
 
     chosen_TK: Tensor
-    """best first; E where a row wishes for no expert"""
+    """best first; E for an unused row"""
     num_experts: int
     num_sequences: int = 1
     valid_T: Tensor | None = None
     ranking_TE: Tensor | None = None
-    """orders the experts for each token, the best highest; -inf where a token may not go"""
+    """orders the experts for each token, the best highest; -inf for experts that it may not have"""
 
     @property
     def expert_TK(self) -> Tensor:
-        """The expert of each wish; E for padding."""
+        """The expert of each row; E for padding and for unused rows."""
         if self.valid_T is None:
             return self.chosen_TK
         return self.chosen_TK.masked_fill(~self.valid_T[:, None], self.num_experts)
@@ -45,20 +45,20 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Who computes each wish."""
+    """The expert that computes each row."""
 
     expert_TK: Tensor
-    """E where no expert does"""
+    """E for a row that no expert computes"""
     wave_TK: Tensor | None = None
-    """the pass that computes each row; None where one pass does all"""
+    """the pass that computes each row; None for a single pass"""
     moved: bool = False
-    """whether a row may have another expert than it chose"""
+    """whether a row may have another expert than its chosen one"""
 
 
 class Capacity(Protocol):
     """A capacity rule for token choice."""
 
-    def admit(self, wishes: Wishes) -> Admission: ...
+    def admit(self, candidates: Candidates) -> Admission: ...
 
 
 class CapacityConfig(Config):
@@ -66,7 +66,7 @@ class CapacityConfig(Config):
 
     policy: Policy = "dropless"
     factor: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    scope: Scope = "sequence"
+    scope: CapacityScope = "sequence"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -100,73 +100,73 @@ class CapacityConfig(Config):
 class Dropless:
     """Every row is computed by the expert that it chose."""
 
-    def admit(self, wishes: Wishes) -> Admission:
-        return Admission(wishes.expert_TK)
+    def admit(self, candidates: Candidates) -> Admission:
+        return Admission(candidates.expert_TK)
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A row that finds its expert full is lost; the residual connection carries the token."""
+    """A row beyond its expert's capacity is dropped; the residual connection carries the token."""
 
     factor: float
-    scope: Scope = "sequence"
+    scope: CapacityScope = "sequence"
 
-    def admit(self, wishes: Wishes) -> Admission:
-        place_TK, capacity_T1 = _places(wishes, self.factor, self.scope)
+    def admit(self, candidates: Candidates) -> Admission:
+        place_TK, capacity_T1 = _places(candidates, self.factor, self.scope)
         full_TK = place_TK >= capacity_T1
-        return Admission(wishes.expert_TK.masked_fill(full_TK, wishes.num_experts))
+        return Admission(candidates.expert_TK.masked_fill(full_TK, candidates.num_experts))
 
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """A row that finds its expert full is computed in a further pass: none is lost.
+    """A row beyond its expert's capacity is computed in a further pass; no row is dropped.
 
     The result is that of `Dropless`, whose buffers are as large as the busiest expert's load; here
-    no pass brings an expert more than its capacity.
+    no pass has more rows of an expert than its capacity.
     """
 
     factor: float
-    scope: Scope = "sequence"
+    scope: CapacityScope = "sequence"
 
-    def admit(self, wishes: Wishes) -> Admission:
-        place_TK, capacity_T1 = _places(wishes, self.factor, self.scope)
-        expert_TK = wishes.expert_TK
+    def admit(self, candidates: Candidates) -> Admission:
+        place_TK, capacity_T1 = _places(candidates, self.factor, self.scope)
+        expert_TK = candidates.expert_TK
         wave_TK = place_TK // capacity_T1.clamp(min=1)
-        # Rows of no expert ask for no pass of their own.
-        return Admission(expert_TK, wave_TK.masked_fill(expert_TK == wishes.num_experts, 0))
+        # Unused rows need no pass of their own.
+        return Admission(expert_TK, wave_TK.masked_fill(expert_TK == candidates.num_experts, 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Reroute:
-    """A row that finds its expert full goes to the token's next-best expert with room.
+    """A row beyond its expert's capacity goes to the token's next-best expert with room.
 
-    Dropped only if none has. Token by token, each takes the best K experts that still have room.
-    That serial rule is a stable matching in which all experts rank tokens by position, so it is
-    reached in parallel by deferred acceptance: every token proposes to its best K experts that have
-    not refused it, every expert keeps the earliest, until none is refused. Each round waits for the
-    device once.
+    It is dropped only if no expert has room: token after token gets the best K experts that still
+    have room. This serial rule is a stable matching in which all experts rank tokens by position,
+    so deferred acceptance reaches it in parallel: every token proposes to its best K experts that
+    have not refused it, and every expert keeps the earliest tokens, until none is refused. Each
+    round synchronises with the device once.
     """
 
     factor: float
 
-    def admit(self, wishes: Wishes) -> Admission:
+    def admit(self, candidates: Candidates) -> Admission:
         """R = E ranks of experts for a token."""
-        chosen_TK, ranking_TE = wishes.chosen_TK, wishes.ranking_TE
+        chosen_TK, ranking_TE = candidates.chosen_TK, candidates.ranking_TE
         assert ranking_TE is not None, "rerouting needs a ranking of all experts"
         num_tokens, num_experts = ranking_TE.shape
-        capacity_B = group_capacity(self.factor, wishes, wishes.num_sequences)
-        # The choice stands first, and ties are broken here, once: were they broken anew in each
-        # round, a token would let go what it held and leave room unused.
-        wish_TE = _with_extra(ranking_TE).scatter(1, chosen_TK, torch.inf)[:, :-1]
-        best_first_TE = wish_TE.argsort(dim=-1, descending=True, stable=True)
+        capacity_B = group_capacity(self.factor, candidates, candidates.num_sequences)
+        # Chosen experts rank first, and ties are broken once, here. If each round broke them anew,
+        # a token could leave an expert that it held and leave room unused.
+        priority_TE = _with_extra(ranking_TE).scatter(1, chosen_TK, torch.inf)[:, :-1]
+        best_first_TE = priority_TE.argsort(dim=-1, descending=True, stable=True)
         rank_TE = best_first_TE.argsort(dim=-1)
-        # By rank: column 0 is the token's best expert. A sum along it replaces a top-k a round.
-        allowed_TR = wish_TE.gather(1, best_first_TE) > -torch.inf
-        wanted_T1 = (wishes.expert_TK < num_experts).sum(1, keepdim=True)
+        # By rank: column 0 is the token's best expert. A cumulative sum replaces a top-k a round.
+        allowed_TR = priority_TE.gather(1, best_first_TE) > -torch.inf
+        count_T1 = (candidates.expert_TK < num_experts).sum(1, keepdim=True)
         while True:
-            held_TR = allowed_TR & (allowed_TR.cumsum(1) <= wanted_T1)
+            held_TR = allowed_TR & (allowed_TR.cumsum(1) <= count_T1)
             held_TE = held_TR.gather(1, rank_TE)
-            held_BSE = held_TE.view(wishes.num_sequences, -1, num_experts)
+            held_BSE = held_TE.view(candidates.num_sequences, -1, num_experts)
             refused_BSE = held_BSE & (held_BSE.cumsum(1) > capacity_B[:, None, None])
             if not refused_BSE.any():
                 return Admission(_to_rows(held_TE, rank_TE, chosen_TK), moved=True)
@@ -175,50 +175,51 @@ class Reroute:
 
 
 def _to_rows(held_TE: Tensor, rank_TE: Tensor, chosen_TK: Tensor) -> Tensor:
-    """Rows keep the choice they hold; the others take the token's further experts, best first."""
+    """Rows keep chosen experts that are held; other rows get the token's other held experts."""
     num_experts, top_k = held_TE.shape[1], chosen_TK.shape[1]
     held_TE = _with_extra(held_TE)
     kept_TK = held_TE.gather(1, chosen_TK)
     extra_TE = held_TE.scatter(1, chosen_TK, value=False)[:, :-1]
     extra_TK = rank_TE.masked_fill(~extra_TE, num_experts).topk(top_k, largest=False).indices
     extra_TK = extra_TK.masked_fill(~extra_TE.gather(1, extra_TK), num_experts)
-    wants_TK = chosen_TK < num_experts
-    nth_extra_TK = ((wants_TK & ~kept_TK).cumsum(1) - 1).clamp(min=0)
-    moved_TK = torch.where(wants_TK, extra_TK.gather(1, nth_extra_TK), num_experts)
+    used_TK = chosen_TK < num_experts
+    nth_extra_TK = ((used_TK & ~kept_TK).cumsum(1) - 1).clamp(min=0)
+    moved_TK = torch.where(used_TK, extra_TK.gather(1, nth_extra_TK), num_experts)
     return torch.where(kept_TK, chosen_TK, moved_TK)
 
 
 def _with_extra(of_TE: Tensor) -> Tensor:
-    """A last column of zeros, for rows that wish for no expert."""
+    """Add a last column of zeros, for unused rows."""
     return torch.nn.functional.pad(of_TE.detach(), (0, 1))
 
 
-def _places(wishes: Wishes, factor: float, scope: Scope) -> tuple[Tensor, Tensor]:
-    """place_TK, the number of rows before each at its expert; and the capacity there, to compare.
+def _places(candidates: Candidates, factor: float, scope: CapacityScope) -> tuple[Tensor, Tensor]:
+    """place_TK, the number of earlier rows of the same expert; and the capacity, to compare.
 
     The capacity has one row for each token, or one for all.
     """
-    expert_TK, num_experts = wishes.expert_TK, wishes.num_experts
+    expert_TK, num_experts = candidates.expert_TK, candidates.num_experts
     num_tokens, top_k = expert_TK.shape
     if scope == "group":
         place_KT = places(expert_TK.T.reshape(1, -1), num_experts).view(top_k, num_tokens)
-        return place_KT.T, group_capacity(factor, wishes, 1)[:, None]
-    place_TK = places(expert_TK.reshape(wishes.num_sequences, -1), num_experts).view_as(expert_TK)
-    capacity_B = group_capacity(factor, wishes, wishes.num_sequences)
-    capacity_T = capacity_B.repeat_interleave(num_tokens // wishes.num_sequences)
+        return place_KT.T, group_capacity(factor, candidates, 1)[:, None]
+    place_TK = places(expert_TK.reshape(candidates.num_sequences, -1), num_experts)
+    place_TK = place_TK.view_as(expert_TK)
+    capacity_B = group_capacity(factor, candidates, candidates.num_sequences)
+    capacity_T = capacity_B.repeat_interleave(num_tokens // candidates.num_sequences)
     return place_TK, capacity_T[:, None]
 
 
-def group_capacity(factor: float, wishes: Wishes, groups: int) -> Tensor:
-    """capacity_G = ceil(factor * rows / E), int64: G groups of consecutive tokens, each its own."""
-    # K rows for a token, also where it wishes for fewer: what later tokens wish decides nothing.
-    num_tokens, top_k = wishes.chosen_TK.shape
-    if wishes.valid_T is None:
-        rows_G = wishes.chosen_TK.new_full((groups,), num_tokens // groups * top_k)
+def group_capacity(factor: float, candidates: Candidates, groups: int) -> Tensor:
+    """capacity_G = ceil(factor * rows / E), int64, for G groups of consecutive tokens."""
+    # K rows a token even if some are unused, so that later tokens' choices do not change it.
+    num_tokens, top_k = candidates.chosen_TK.shape
+    if candidates.valid_T is None:
+        rows_G = candidates.chosen_TK.new_full((groups,), num_tokens // groups * top_k)
     else:
-        rows_G = wishes.valid_T.view(groups, -1).sum(1) * top_k
-    # 1.1 * 50 is 55.00000000000001 in float64; the ceiling must not see that.
-    exact_G = rows_G.double() * factor / wishes.num_experts
+        rows_G = candidates.valid_T.view(groups, -1).sum(1) * top_k
+    # 1.1 * 50 is 55.00000000000001 in float64, which the ceiling must not round up to 56.
+    exact_G = rows_G.double() * factor / candidates.num_experts
     return (exact_G - 1e-9).ceil().long()
 
 

@@ -15,7 +15,7 @@ from mixtura.shapes.activations import is_gated
 
 
 class Experts(nn.Module):
-    """E FFNs on one device; see `RoutedExperts`. `backend` is used as named, or refused."""
+    """E FFNs on one device; see `RoutedExperts`. No other backend replaces the named one."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Experts(nn.Module):
         nn.init.normal_(self.w_out, std=expert_width**-0.5)
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """out_TD, in the dtype that products run in."""
+        """out_TD, in the dtype of the products."""
         dtype = compute_dtype(x_TD)
         biases = None
         if self.b_in is not None and self.b_out is not None:
@@ -49,12 +49,12 @@ class Experts(nn.Module):
         return self._compute(x_TD.to(dtype), routing, bank)
 
     def products_for(self, dtype: torch.dtype, device: torch.device) -> str:
-        """The name of the products that the backend takes. Raises ConfigError where it cannot."""
+        """The name of the products that the backend uses. Raises ConfigError where it has none."""
         return self._compute.products(dtype, device, *self.w_out.shape[1:])
 
 
 class DenseFFN(nn.Module):
-    """One FFN with the experts' layout of weights: dense layers, shared experts, residuals."""
+    """One FFN with the experts' layout of weights: for dense layers, shared experts, residuals."""
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class DenseFFN(nn.Module):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that matrix products run in: autocast's where it is on, else the input's."""
+    """The dtype of matrix products: autocast's where it is enabled, else the input's."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)

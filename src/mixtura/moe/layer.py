@@ -1,4 +1,4 @@
-"""The MoE layer, for Mixtura's decoder and for anybody's PyTorch module.
+"""The MoE layer, for Mixtura's decoder and for any other PyTorch module.
 
 B sequences, S tokens each, T = B*S tokens, D width.
 """
@@ -52,17 +52,17 @@ class MoEConfig(MoEShape):
         return self
 
     def check_gradient(self) -> None:
-        """Raises ConfigError for a router that the task would give no gradient."""
+        """Raises ConfigError for a router that would get no gradient from the task."""
         try:
             self.router.check_gradient(self.num_experts, self.top_k)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
     def of_language_model(self, vocabulary: int) -> Self:
-        """This layer in a causal model of that many tokens.
+        """This layer in a causal model with that many tokens.
 
-        Raises ValueError for a router whose choices depend on later tokens, unless it says that
-        this is accepted, and for one made for fewer tokens.
+        Raises ValueError for a router whose choices depend on later tokens, unless its config
+        accepts that, and for a router made for fewer tokens.
         """
         if self.router.leaks:
             raise ValueError(
@@ -74,11 +74,11 @@ class MoEConfig(MoEShape):
         return self if router is self.router else self.model_copy(update={"router": router})
 
     def check_training(self) -> None:
-        """Before a causal model with this layer is trained.
+        """To be called before a causal model with this layer is trained.
 
-        Raises ConfigError for a router whose choices depend on later tokens in training, unless it
-        says that this is accepted, and for one that the task would give no gradient. Evaluation may
-        be causal all the same, and needs no gradient, so such a model opens.
+        Raises ConfigError for a router whose choices depend on later tokens in training, unless its
+        config accepts that, and for a router that would get no gradient from the task. Such a model
+        may still be evaluated, where it may be causal and needs no gradient.
         """
         self.check_gradient()
         if self.router.leaks_in_training:
@@ -97,24 +97,24 @@ class MoEConfig(MoEShape):
 
 @dataclass(frozen=True, slots=True)
 class MoEOutput:
-    """What an MoE layer gives back."""
+    """The output of an MoE layer."""
 
     hidden: Tensor
-    """as the input's shape"""
+    """of the input's shape"""
     routing: Routing
     losses: Mapping[str, Tensor]
     """this layer's balancing losses by name, weighted; empty outside training"""
     late_loss: Callable[[Tensor], Tensor] | None = None
-    """a weighted loss that needs each token's cross-entropy, nats_T; see `late_losses`"""
+    """a weighted loss, as a function of each token's cross-entropy, nats_T; see `late_losses`"""
 
     @property
     def loss(self) -> Tensor:
-        """The sum to add to the task's loss; 0 outside training."""
+        """The sum of the losses, to add to the task's loss; 0 outside training."""
         return sum(self.losses.values(), self.hidden.new_zeros((), dtype=torch.float32))
 
 
 class RowLinear(nn.Linear):
-    """A gate's product, which `rows_alone()` keeps from depending on how many rows there are."""
+    """A linear layer whose rows do not depend on their number within `rows_alone()`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, as torch has it
         return row_linear(input, self.weight)
@@ -124,8 +124,8 @@ class MoE(nn.Module):
     """Router, experts, shared experts and residual branch.
 
     out = sum_k weight_k expert_k(x) + shared(x), and with a residual branch
-    out = c_0 (that) + c_1 residual(x), c = softmax(W x). After each optimizer step call
-    `mixtura.moe.end_step(model)`, or a choosing bias or a threshold never moves.
+    out = c_0 (that) + c_1 residual(x), c = softmax(W x). Call `mixtura.moe.end_step(model)` after
+    each optimizer step, or choosing biases and thresholds never change.
     """
 
     def __init__(self, width: int, config: MoEConfig) -> None:
@@ -163,10 +163,9 @@ class MoE(nn.Module):
     ) -> MoEOutput:
         """x (B, S, D), or (T, D) as one sequence; `valid` (B, S) or (T,), False for padding.
 
-        `capacity` stands in for the configured rule (`Dropless()` for generation); `ids` of the
-        shape of `valid` are token ids, which hash routers need and no other reads. Raises
-        ValueError for an `x` of other dims, for a `valid` that is not bool, and for a `valid` or
-        `ids` not of that shape.
+        `capacity` replaces the configured rule (`Dropless()` for generation). `ids` are token ids
+        of the shape of `valid`; only hash routers read them. Raises ValueError for an `x` of other
+        dims, for a `valid` that is not bool, and for a `valid` or `ids` of another shape.
         """
         if x.dim() not in (2, 3):
             raise ValueError(
@@ -184,12 +183,12 @@ class MoE(nn.Module):
         tokens = Tokens(
             x_TD,
             None if valid is None else valid.reshape(-1),
-            # No sequences count as one of no tokens, so that no size is 0/0.
+            # An empty batch counts as one sequence without tokens, so that no size is 0/0.
             max(x.shape[0], 1) if x.dim() == 3 else 1,
             None if ids is None else ids.reshape(-1),
         )
         routing: Routing = self.router(tokens, capacity)
-        # Before rows are copied: half the bytes under bf16. The router saw the input as it was.
+        # Cast before rows are copied, which halves their bytes in bf16; the router had full `x`.
         x_TD = x_TD.to(compute_dtype(x_TD))
         out_TD = self.experts(x_TD, routing)
         if self.shared is not None:
@@ -216,10 +215,10 @@ class MoE(nn.Module):
 def late_losses(
     outputs: Iterable[MoEOutput | None], nats_T: Tensor
 ) -> tuple[MoEOutput | None, ...]:
-    """The outputs of a model's layers, with the losses that its end makes known.
+    """The outputs of a model's layers, with the losses that need the model's last layer.
 
-    `nats_T` is each token's cross-entropy. A `reinforce` router learns from it, under the name
-    `policy`; other routers have no such loss.
+    `nats_T` is each token's cross-entropy. A `reinforce` router has such a loss, under the name
+    `policy`; other routers have none.
     """
     return tuple(
         output
@@ -241,9 +240,9 @@ def end_micro_step(model: nn.Module) -> None:
 
 
 def end_step(model: nn.Module) -> list[Tensor]:
-    """Call after each optimizer step: moves choosing biases and thresholds, counts load afresh.
+    """Call after each optimizer step: updates choosing biases and thresholds, resets the load.
 
-    Returns each layer's load_E over the step, over all ranks; zeros where none saw a token.
+    Returns each layer's load_E of the step over all ranks; zeros where no rank had a token.
     """
     layers = moe_layers(model)
     loads = [layer.balancer.end_step(layer.experts.w_in.device) for layer in layers]
@@ -254,20 +253,20 @@ def end_step(model: nn.Module) -> list[Tensor]:
 
 
 def spread_over(model: nn.Module, ranks: Ranks) -> None:
-    """Let every MoE layer sum its loads, and what its router learns of them, over these ranks."""
+    """Sum every MoE layer's loads, and its router's statistics, over these ranks."""
     for layer in moe_layers(model):
         layer.balancer.ranks = ranks
 
 
 def needs_token_counts(model: nn.Module) -> bool:
-    """Whether a layer routes by how frequent each token is, as a balanced hash does."""
+    """Whether a layer's router needs the frequency of each token, as a balanced hash does."""
     return any(layer.router.needs_token_counts for layer in moe_layers(model))
 
 
 def set_token_counts(model: nn.Module, counts_V: Tensor) -> None:
-    """Give the routers that need it how often each token of the vocabulary occurs in training.
+    """Give the routers that need them the counts of each token of the vocabulary in training.
 
-    Raises ConfigError where no router needs it, and for counts of another vocabulary.
+    Raises ConfigError where no router needs them, and for counts of another vocabulary.
     """
     if not needs_token_counts(model):
         raise ConfigError(

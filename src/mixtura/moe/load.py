@@ -1,7 +1,7 @@
-"""Load statistics, as plain functions of Routing and of the load that it gives.
+"""Load statistics, as plain functions of Routing and of its load.
 
-E experts, L layers, N routed rows, T tokens. All read `chosen_N` (what the router wanted) and leave
-padding out, but `dropped_share` and `computed_load`, which read `expert_N`.
+E experts, L layers, N routed rows, T tokens. All read `chosen_N`, the experts before capacity, and
+skip padding, except `dropped_share` and `computed_load`, which read `expert_N`.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixtura.moe.routing import Routing
 
-# Optimizer steps that alarms judge by.
+# Optimizer steps that alarms cover.
 WINDOW = 100
 STARVING_SHARE = 0.1
 COLLAPSED_SHARE = 0.9
@@ -27,15 +27,15 @@ def computed_load(routing: Routing) -> Tensor:
 
 def _count(expert_N: Tensor, valid_N: Tensor | None, num_experts: int) -> Tensor:
     one_N = torch.ones_like(expert_N) if valid_N is None else valid_N.to(expert_N.dtype)
-    # Rows of no expert, lost or never wished for, carry num_experts: the extra bin.
+    # Rows without an expert, dropped or unused, have expert num_experts: the extra bin.
     return expert_N.new_zeros(num_experts + 1).scatter_add_(0, expert_N, one_N)[:-1]
 
 
 def importance(routing: Routing) -> Tensor:
     """importance_E: the combine weights summed over tokens, differentiable.
 
-    Importance(X) of Shazeer 2017 (arXiv 1701.06538, eq. 6), of the experts wished for, with the
-    weights they had before capacity; padding left out.
+    Importance(X) of Shazeer 2017 (arXiv 1701.06538, eq. 6), over the chosen experts with their
+    weights before capacity; padding is not counted.
     """
     gate_N = routing.terms.get("gate_N", routing.weight_N)
     if routing.valid_N is not None:
@@ -45,9 +45,9 @@ def importance(routing: Routing) -> Tensor:
 
 
 def max_over_mean(load_E: Tensor) -> Tensor:
-    """The busiest expert's load over the mean load, along the last dim; 1 is even, E is one.
+    """The largest load over the mean load, along the last dim; 1 is even, E is one busy expert.
 
-    A load without a row is even here and below, not 0/0: a threshold can refuse every token.
+    A load without rows is even, here and below, and not 0/0: thresholds may refuse all tokens.
     """
     load_E = load_E.double()
     return torch.where(load_E.any(-1), load_E.amax(-1) / _mean(load_E), 1.0)
@@ -74,14 +74,14 @@ def entropy(load_E: Tensor) -> Tensor:
 
 
 def dropped_share(routing: Routing) -> Tensor:
-    """Share of the rows wished for that no expert computed, in 0..1; 0 where none was wished."""
-    return routing.lost_N.sum() / routing.wished_N.sum().clamp(min=1)
+    """Share of rows with a chosen expert that no expert computed, in 0..1; 0 without such rows."""
+    return routing.dropped_N.sum() / routing.has_choice_N.sum().clamp(min=1)
 
 
 def starving(load_E: Tensor) -> Tensor:
-    """True for an expert under a tenth of its even share; give it the load of 100 steps.
+    """True for an expert under a tenth of its even share; `load_E` is that of 100 steps.
 
-    True for every expert where no token chose any.
+    True for all experts where no token chose any.
     """
     under_E = load_E < STARVING_SHARE * load_E.double().mean(-1, keepdim=True)
     return under_E | (load_E == 0)
@@ -90,7 +90,7 @@ def starving(load_E: Tensor) -> Tensor:
 def collapsed(load_E: Tensor, top_k: int) -> Tensor:
     """True for a layer whose busiest `top_k` experts were chosen by over 90% of its rows.
 
-    A layer with no more than `top_k` / 0.9 experts has no choice and never counts as collapsed.
+    A layer with at most `top_k` / 0.9 experts never counts as collapsed, since it has no choice.
     """
     num_experts = load_E.shape[-1]
     busiest = load_E.topk(min(top_k, num_experts)).values.sum(-1)

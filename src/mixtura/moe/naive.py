@@ -1,9 +1,8 @@
 """A whole Mixture-of-Experts layer in forty lines. Read this file first.
 
 It is the layer of Mixtral (arXiv 2401.04088) under Switch's balance loss (2101.03961, eq. 4), one
-token and one expert at a time. `MoE` computes the same numbers, in large products, and adds what
-training needs: other routers, capacity, shared experts, more losses.
-
+token and one expert at a time. `MoE` computes the same numbers in large products, and adds other
+routers, capacity, shared experts and more losses.
 T tokens, D model width, E experts, K experts per token, F expert width.
 """
 
@@ -19,14 +18,14 @@ class NaiveMoE(nn.Module):
         super().__init__()
         self.top_k = top_k
         self.gate_ED = nn.Parameter(torch.randn(num_experts, width) / width**0.5)
-        # The two matrices of SwiGLU that read a token, one above the other.
+        # SwiGLU's two matrices on the input side, one above the other.
         self.w_in_EHD = nn.Parameter(torch.randn(num_experts, 2 * expert_width, width) / width**0.5)
         self.w_out_EDF = nn.Parameter(
             torch.randn(num_experts, width, expert_width) / expert_width**0.5
         )
 
     def expert(self, number: int, x_D: Tensor) -> Tensor:
-        """One expert's answer to one token: W_out (silu(W_gate x) * (W_up x))."""
+        """One expert's output for one token: W_out (silu(W_gate x) * (W_up x))."""
         gate_F, up_F = (self.w_in_EHD[number] @ x_D).chunk(2)
         return self.w_out_EDF[number] @ (F.silu(gate_F) * up_F)
 
@@ -35,7 +34,7 @@ class NaiveMoE(nn.Module):
         num_experts = self.gate_ED.shape[0]
         probs_TE = (x_TD @ self.gate_ED.T).softmax(-1)
         best_TK = probs_TE.topk(self.top_k)
-        # A token's weights sum to 1, however unsure the gate was.
+        # A token's weights sum to 1, even where its probabilities are small.
         weight_TK = best_TK.values / best_TK.values.sum(-1, keepdim=True)
         out_TD = torch.zeros_like(x_TD)
         for token, x_D in enumerate(x_TD):

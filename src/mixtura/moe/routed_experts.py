@@ -1,6 +1,6 @@
-"""Routed experts: tokens and a routing in, each token's weighted sum of its experts out.
+"""Routed experts: from tokens and their routing to each token's weighted sum of expert outputs.
 
-T tokens, D width, N routed rows, M rows sorted by expert, those that pad included, E experts.
+T tokens, D width, N routed rows, M rows sorted by expert, with padding, E experts.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from mixtura.moe.routing import Routing
 
 
 class RoutedExperts(Protocol):
-    """The experts of one layer, wherever and however they compute.
+    """The experts of one layer, on any device.
 
-    `Experts` does it on one device, and `PackedExperts` from packed weights. Expert parallelism
-    does the same with an all-to-all inside.
+    `Experts` computes on one device, and `PackedExperts` from packed weights. Expert parallelism
+    would have an all-to-all inside.
     """
 
     def __call__(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """out_TD: the weighted sum of each token's experts; 0 for a token without a computed row.
 
-        `routing.expert_N` says which expert computes a row, and `routing.weight_N` its weight.
+        `routing.expert_N` is the expert that computes a row, and `routing.weight_N` its weight.
         """
         ...
 
@@ -35,12 +35,12 @@ def routed_by_segments(
     padding: Padding,
     compute: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """out_TD by an FFN that takes rows sorted by expert.
+    """out_TD by an FFN over rows sorted by expert.
 
-    `compute(x_MD, segment_E)` gives y_MD; `segment_E` are the rows of each expert in turn, as
-    `padding` rounds them up, and rows past their sum give 0. Under a capacity rule with waves it
-    is called once for each wave, so that no call holds more rows of an expert than its capacity;
-    how many waves there are is read from the device, once.
+    `compute(x_MD, segment_E)` returns y_MD; `segment_E` are the rows of each expert in turn, with
+    `padding`, and rows after them give 0. Under a capacity rule with waves it is called once a
+    wave, so that no call has more rows of an expert than its capacity; the number of waves is read
+    from the device, once.
     """
     num_tokens = x_TD.shape[0]
     if routing.wave_N is None:

@@ -1,4 +1,4 @@
-"""The one value that crosses the layer: what a router decided for its tokens.
+"""`Routing`, the one value that a router returns for its tokens.
 
 T tokens, E experts, K experts per token, N routed rows, B sequences of S tokens each.
 """
@@ -15,33 +15,33 @@ from torch import Tensor
 class Level:
     """One level of a hierarchical router: banks of gates side by side, each over S choices.
 
-    R rows, each of which asks one gate: at the second level a token has a row for each group that
-    it was sent to. Choice s of gate g is number g * S + s of the level. Every choice stands for
-    equally many consecutive experts.
+    R rows, each of one gate: at the second level a token has a row for each group that it is sent
+    to. Choice s of gate g has number g * S + s in the level. Every choice stands for equally many
+    consecutive experts.
     """
 
     token_R: Tensor
     """row -> token, int64"""
     bank_R: Tensor | None
-    """row -> the gate that it asks; None where there is one gate"""
+    """row -> its gate; None where there is one gate"""
     probs_RS: Tensor
-    """what the gate believed; each row sums to 1"""
+    """row -> the gate's probabilities, which sum to 1"""
     banks: int = 1
-    """how many gates there are"""
-    asked_R: Tensor | None = None
-    """False where the token gave up the group of that gate; None where no token did"""
+    """number of gates"""
+    used_R: Tensor | None = None
+    """False where the token abandoned the gate's group; None where no token did"""
 
 
 rules_are_checked = False
-"""Whether a Routing checks its rules when it is made; the tests set it. It waits for the device."""
+"""Whether a Routing checks its rules when it is made, which syncs the device; tests set it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What a router decided for T tokens, as N rows: T*K for token choice, E*C for expert choice.
+    """A router's decision for T tokens, as N rows: T*K for token choice, E*C for expert choice.
 
-    Load, balance losses, bias updates and alarms read `chosen_N`, what the router wanted: after
-    rerouting, a collapsed router looks even. Drops and work per device read `expert_N`.
+    Load, balance losses, bias updates and alarms read `chosen_N`, the router's own choice: after
+    rerouting, a collapsed router would look even. Drops and work per device read `expert_N`.
     """
 
     token_N: Tensor
@@ -49,36 +49,36 @@ class Routing:
     choice_N: Tensor
     """row -> rank of the choice; 0 is the token's first expert"""
     chosen_N: Tensor
-    """row -> the expert wished for, before capacity; num_experts where the row wishes for none"""
+    """row -> the chosen expert, before capacity; num_experts for an unused row"""
     expert_N: Tensor
     """row -> the expert that computes it; num_experts where none does, and for padding"""
     weight_N: Tensor
-    """row -> combine weight, differentiable; 0 where no expert computes the row"""
+    """row -> combine weight, differentiable; 0 for a row that no expert computes"""
     logits_TE: Tensor | None
     """before any activation (the z-loss needs them); None for hash and hierarchical routers"""
     probs_TE: Tensor | None
-    """what the router believed; each row sums to 1; None as for logits"""
+    """the router's probabilities; each row sums to 1; None as for logits"""
     valid_T: Tensor | None
     """False for padding; None where there is none"""
     num_experts: int
     num_sequences: int = 1
-    """the T tokens are this many sequences of equal length, one after the other"""
+    """the T tokens are this many sequences of equal length, one after another"""
     top_k: int | None = None
     """K where row n is choice n % K of token n // K; None where rows come in another order"""
     wave_N: Tensor | None = None
-    """row -> the pass in which its expert computes it; None where one pass does all"""
+    """row -> the pass in which its expert computes it; None for a single pass"""
     product_dtype: torch.dtype | None = None
-    """what each weight times its expert's output is rounded to before a token's are added up, as
-    transformers does in bf16; None where their sum alone is rounded"""
+    """the dtype to which each weight times its expert's output is rounded before a token's sum, as
+    transformers does in bf16; None where only the sum is rounded"""
     num_groups: int = 1
     """groups of equally many consecutive experts, each of which may stand for a device"""
     groups_kept: int = 1
-    """in how many groups, at most, a token has experts"""
+    """the largest number of groups in which a token has experts"""
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     """a router's own quantities: `gate_N`, weights before capacity, where they differ; `load_E`,
     smooth load; others by name"""
     levels: tuple[Level, ...] = ()
-    """of a hierarchical router, the outermost first; none where `probs_TE` says it all"""
+    """of a hierarchical router, the outermost first; empty where `probs_TE` covers all"""
 
     def __post_init__(self) -> None:
         if rules_are_checked:
@@ -92,7 +92,7 @@ class Routing:
         weight_TK: Tensor,
         num_experts: int,
         *,
-        unused_TK: Tensor | None = None,
+        dropped_TK: Tensor | None = None,
         logits_TE: Tensor | None = None,
         probs_TE: Tensor | None = None,
         valid_T: Tensor | None = None,
@@ -100,11 +100,11 @@ class Routing:
     ) -> Self:
         """Token choice in one line: each token's K experts, best first, and their weights.
 
-        `chosen_TK` is E where a row chooses no expert. No expert computes a row of padding, nor
-        one that is True in `unused_TK`; their weights become 0.
+        `chosen_TK` is E for an unused row. No expert computes a row of padding, nor a row that is
+        True in `dropped_TK`; their weights become 0.
         """
         unused = chosen_TK == num_experts
-        unused = unused if unused_TK is None else unused | unused_TK
+        unused = unused if dropped_TK is None else unused | dropped_TK
         unused = unused if valid_T is None else unused | ~valid_T[:, None]
         token_N, choice_N = token_rows(len(chosen_TK), chosen_TK.shape[1], chosen_TK.device)
         return cls(
@@ -140,24 +140,24 @@ class Routing:
         return None if self.valid_T is None else self.valid_T[self.token_N]
 
     @property
-    def wished_N(self) -> Tensor:
-        """row -> True where it wishes for an expert and its token is no padding"""
-        wished_N = self.chosen_N < self.num_experts
-        return wished_N if self.valid_N is None else wished_N & self.valid_N
+    def has_choice_N(self) -> Tensor:
+        """row -> True where it has a chosen expert and its token is no padding"""
+        has_choice_N = self.chosen_N < self.num_experts
+        return has_choice_N if self.valid_N is None else has_choice_N & self.valid_N
 
     @property
-    def lost_N(self) -> Tensor:
-        """row -> True where it wishes for an expert, and none computes it"""
-        return (self.expert_N == self.num_experts) & self.wished_N
+    def dropped_N(self) -> Tensor:
+        """row -> True where it has a chosen expert, and no expert computes it"""
+        return (self.expert_N == self.num_experts) & self.has_choice_N
 
 
 def broken_rule(routing: Routing) -> str | None:
-    """The first rule of `Routing` that this one breaks; None where it keeps all."""
+    """The first rule of `Routing` that this routing breaks; None where it keeps all."""
     return next((rule for rule, kept in _rules(routing) if not kept), None)
 
 
 def _rules(routing: Routing) -> Iterator[tuple[str, bool]]:
-    """Each rule, and whether it is kept; a later one may rest on those before it."""
+    """Each rule, and whether it is kept; a later rule may need those before it."""
     experts, rows = routing.num_experts, len(routing.token_N)
     of_rows = (routing.choice_N, routing.chosen_N, routing.expert_N, routing.weight_N)
     yield "every tensor of rows has N entries", all(of_N.shape == (rows,) for of_N in of_rows)
@@ -175,7 +175,7 @@ def _rules(routing: Routing) -> Iterator[tuple[str, bool]]:
     yield "sequences are of equal length", routing.num_tokens % routing.num_sequences == 0
     if routing.probs_TE is not None:
         sum_T = routing.probs_TE.detach().float().sum(-1)
-        # What is not finite is found, and named, by the trainer.
+        # Values that are not finite are left to the trainer, which names their source.
         yield "each token's probabilities sum to 1", not bool(((sum_T - 1).abs() >= 1e-2).any())
 
 
@@ -184,7 +184,7 @@ def _within(of_N: Tensor, last: int) -> bool:
 
 
 def first_choices(routing: Routing) -> Routing:
-    """Each token's first choice alone, as GShard's loss counts them; for token choice."""
+    """Only each token's first choice, as GShard's loss counts them; for token choice."""
     assert routing.top_k is not None, "the rows are not choices of one token in turn"
     every = slice(None, None, routing.top_k)
     return replace(

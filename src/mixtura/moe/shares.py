@@ -1,4 +1,4 @@
-"""What balance losses are made of: shares of load and mean probabilities.
+"""The parts of balance losses: shares of load and mean probabilities.
 
 T tokens, E experts, N routed rows, B parts of the tokens: each sequence by itself, or all as one.
 C choices of one level of a router: the experts of a flat router; at the levels of a hierarchical
@@ -14,41 +14,40 @@ from torch import Tensor
 from mixtura.moe.load import load
 from mixtura.moe.routing import Level, Routing
 
-Scope = Literal["sequence", "micro_batch", "global_batch"]
+LossScope = Literal["sequence", "micro_batch", "global_batch"]
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How much of the load each choice of a level has, and how probable the gates found it."""
+    """Each choice's share of the load at one level, and its mean probability."""
 
     size: int
-    """S, the choices that one gate has"""
+    """S, the number of choices of one gate"""
     load_BC: Tensor
-    """of the rows that chose within a gate, the share that chose c, before capacity"""
+    """choice c's share of the rows of its gate, before capacity"""
     prob_BC: Tensor
     """mean probability over the rows of the level, differentiable; sums to 1 over all C"""
 
     def loss(self) -> Tensor:
         """S * sum_c f_c * P_c, averaged over parts; 1 at even load.
 
-        Under several gates it is the mean of their losses, each weighted by the rows that asked it.
+        For several gates it is the mean of their losses, weighted by the rows of each gate.
         """
         return (self.size * (self.load_BC * self.prob_BC).sum(-1)).mean()
 
 
-def token_parts(routing: Routing, scope: Scope) -> int:
+def token_parts(routing: Routing, scope: LossScope) -> int:
     return routing.num_sequences if scope == "sequence" else 1
 
 
 def shares_of(
-    routing: Routing, scope: Scope = "sequence", step_load_E: Tensor | None = None
+    routing: Routing, scope: LossScope = "sequence", step_load_E: Tensor | None = None
 ) -> tuple[Shares, ...]:
-    """Shares at each level of the router, outermost first; padding left out.
+    """Shares at each level of the router, outermost first; padding is not counted.
 
     Over each sequence by itself, or over all local tokens. Under `global_batch` the load is
-    `step_load_E`, where it is given. A part without tokens and a gate without rows count as even:
-    then the loss is 1 at even load, and its mean over sequences is the same in whatever batches
-    they come.
+    `step_load_E`, if given. A part without tokens and a gate without rows count as even, so that
+    the loss is 1 at even load, and its mean over sequences does not depend on their batches.
     """
     parts = token_parts(routing, scope)
     if scope == "global_batch" and step_load_E is not None:
@@ -64,9 +63,9 @@ def shares_of(
 
 
 def group_shares_of(
-    routing: Routing, scope: Scope = "sequence", step_load_E: Tensor | None = None
+    routing: Routing, scope: LossScope = "sequence", step_load_E: Tensor | None = None
 ) -> Shares:
-    """Shares of the router's groups of experts, of which each may stand for a device."""
+    """Shares of the router's groups of experts, each of which may stand for a device."""
     outermost = shares_of(routing, scope, step_load_E)[0]
     if routing.levels:
         return outermost
@@ -85,7 +84,7 @@ def _shares(load_BE: Tensor, prob_BC: Tensor, banks: int) -> Shares:
 
 
 def _divided_or_even(of: Tensor) -> Tensor:
-    """Over its sum along the last dim; even where there is nothing."""
+    """`of` over its sum along the last dim; even where the sum is 0."""
     total = of.sum(-1, keepdim=True)
     return torch.where(total > 0, of / total.clamp(min=1), 1 / of.shape[-1])
 
@@ -107,13 +106,13 @@ def _flat_probability(routing: Routing, parts: int) -> Tensor:
 
 
 def _level_probability(level: Level, routing: Routing, parts: int) -> Tensor:
-    """Summed gate by gate: a row says nothing of the gates that it did not ask."""
+    """Sums each gate's rows apart, since a row has no probabilities of other gates."""
     token_R, probs_RS = level.token_R, level.probs_RS
     counts_R = torch.ones_like(token_R, dtype=torch.bool)
     if routing.valid_T is not None:
         counts_R = counts_R & routing.valid_T[token_R]
-    if level.asked_R is not None:
-        counts_R = counts_R & level.asked_R
+    if level.used_R is not None:
+        counts_R = counts_R & level.used_R
     part_R = token_R // max(routing.num_tokens // parts, 1)
     bank_R = 0 if level.bank_R is None else level.bank_R
     sum_GS = probs_RS.new_zeros(parts * level.banks, probs_RS.shape[1])
@@ -125,7 +124,7 @@ def _level_probability(level: Level, routing: Routing, parts: int) -> Tensor:
 def _load_by_part(routing: Routing, parts: int) -> Tensor:
     if parts == 1:
         return load(routing)[None]
-    # One bin more, for rows that wish for no expert.
+    # One bin more, for unused rows.
     bins = routing.num_experts + 1
     key_N = routing.sequence_N * bins + routing.chosen_N
     valid_N = routing.valid_N

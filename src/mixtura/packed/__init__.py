@@ -1,4 +1,4 @@
-"""The quantised, memory-mapped format, and modules that compute from it."""
+"""The quantised, mapped file format, and modules that compute from it."""
 
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,6 @@ _HOMES = {
     "decoding": "mixtura.kernels.phase",
 }
 
-# Hidden from type checkers, which would take any misspelt name for one that exists.
+# Hidden from type checkers, which would accept any misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""One file of packed weights: mapped when it is read, written tensor after tensor.
+"""A file of packed weights: mapped for reading, written tensor after tensor.
 
 E experts.
 """
@@ -20,20 +20,20 @@ from torch import Tensor
 from mixtura.integrity import Check, claim_of_bytes, named
 from mixtura.packed.header import PLAIN, Entry, Header, encoded, read_header
 
-# Parts that have been made and are not yet written: memory that packing takes beside its own.
+# Parts that wait to be written: the memory that packing needs besides the part being made.
 _WAITING = 2
 
 
 def pack_again() -> str:
-    """What to do about a damaged file."""
+    """The remedy for a damaged file."""
     return "copy the file again, or pack the model again"
 
 
 class PackedFile:
-    """A packed model, mapped: nothing is read before it is computed with, and nothing is copied.
+    """A packed model, mapped: its bytes are read when they are first used, and not copied.
 
-    Its tensors must not be written to. Raises CheckpointError for a file that is truncated, of a
-    newer version, or whose header is not the one that was written.
+    Its tensors must not be written to. Raises CheckpointError for a file that is truncated or of a
+    newer version, and for a header that was altered.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +43,7 @@ class PackedFile:
         self.entries: Mapping[str, Entry] = {entry.name: entry for entry in self.header.tensors}
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """Of a plain tensor."""
+        """The dtype of a plain tensor."""
         stored_as = self.entries[name].format
         return PLAIN[stored_as]
 
@@ -62,7 +62,7 @@ class PackedFile:
     def check(
         self, roles: Mapping[str, str] | None = None, remedy: Callable[[], str] = pack_again
     ) -> Check:
-        """A check of all of it, not yet begun; `roles` are those of a model's tensors by name."""
+        """A check of the whole file, not yet begun; `roles` has the model's tensors by name."""
         known = roles or {}
         return Check(
             (
@@ -85,10 +85,10 @@ class PackedFile:
 
 
 class PackedWriter:
-    """Writes the tensors of a header, whose digests are filled in as their bytes come by.
+    """Writes the tensors of a header, and computes their digests.
 
-    A thread of its own writes and digests while the next part is being made; no more than two
-    parts wait for it. What the file system refuses is raised by a later call, `finish` at the last.
+    A thread writes and digests while the next part is made; at most two parts wait for it. An error
+    of the file system is raised by a later call, by `finish` at the latest.
     """
 
     def __init__(self, handle: BinaryIO, header: Header) -> None:
@@ -100,12 +100,12 @@ class PackedWriter:
 
     @property
     def bytes(self) -> int:
-        """The whole file's."""
+        """Of the whole file."""
         return self._begin + self._header.data_bytes
 
     @property
     def done(self) -> int:
-        """Bytes taken so far, those between tensors included."""
+        """Bytes of the tensors written so far, and of the gaps between them."""
         given = len(self._given)
         if not given:
             return self._begin
@@ -114,7 +114,7 @@ class PackedWriter:
 
     @contextmanager
     def tensor(self) -> Iterator["TensorWriter"]:
-        """The next tensor of the header; to be given all of its bytes."""
+        """The next tensor of the header; the caller adds all of its bytes."""
         entry = self._header.tensors[len(self._given)]
         writer = TensorWriter(self._begin + entry.offset, self._hand_over)
         try:
@@ -127,7 +127,7 @@ class PackedWriter:
         self._given.append(writer)
 
     def finish(self) -> Header:
-        """Write the header, once every tensor is there."""
+        """Write the header, after every tensor."""
         assert len(self._given) == len(self._header.tensors), "every tensor is given"
         self._thread.shutdown()
         tensors = tuple(
@@ -139,7 +139,7 @@ class PackedWriter:
         assert len(whole) == self._begin, "digests are as long as their places"
         self._handle.seek(0)
         self._handle.write(whole)
-        # The last tensor may be of no bytes, and its place has to exist.
+        # The last tensor may have no bytes; the file still reaches up to its place.
         self._handle.truncate(self.bytes)
         return header
 
@@ -156,7 +156,7 @@ class PackedWriter:
 
 
 class TensorWriter:
-    """Takes one tensor's bytes, part by part, each with a digest of its own."""
+    """Writes one tensor's bytes, part by part, with a digest for each part."""
 
     def __init__(self, start: int, hand_over: "Callable[[int, Tensor], Future[str]]") -> None:
         self._start, self._hand_over = start, hand_over
@@ -168,18 +168,18 @@ class TensorWriter:
         return len(self._digests)
 
     def add(self, part: Tensor) -> None:
-        """Not to be written to from here on. Raises OSError for an earlier part, if at all."""
+        """`part` must not change afterwards. Raises OSError, if at all, for an earlier part."""
         raw = part.contiguous().flatten().view(torch.uint8)
         self._digests.append(self._hand_over(self._start + self.bytes, raw))
         self.bytes += prod(raw.shape)
 
     def digests(self) -> tuple[str, ...]:
-        """Once all is written. Raises OSError where it could not be."""
+        """Waits until all is written. Raises OSError where a write failed."""
         return tuple(digest.result() for digest in self._digests)
 
 
 def _mapped(path: Path) -> Tensor:
-    """Read-only: room for writes that never come would be refused where the file exceeds memory."""
+    """Read-only: a writable map of a file larger than memory may be refused by the system."""
     with path.open("rb") as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     with warnings.catch_warnings():

@@ -1,3 +1,3 @@
-"""The name of the file that makes a folder a packed one."""
+"""The file that every packed folder holds."""
 
 FILE = "model.mixtura"

@@ -1,4 +1,4 @@
-"""What a packed file says of itself: its prefix, its JSON header, and where each tensor lies."""
+"""A packed file's header: its prefix, its JSON, and where each tensor lies."""
 
 import hashlib
 import struct
@@ -16,8 +16,8 @@ from mixtura.regular_files import open_regular
 from mixtura.shapes.storage.numbers import Bits, up
 from mixtura.shapes.storage.packed import (
     Format,
-    Kind,
     Placed,
+    TensorKind,
     bits_of,
     boundary,
     kind_of,
@@ -40,30 +40,30 @@ PLAIN: dict[Format, torch.dtype] = {
 
 
 class Entry(Config):
-    """One tensor: a module of ours by name, or a plain parameter or buffer."""
+    """One tensor of the file: a packed module of ours, or a plain parameter or buffer."""
 
     name: str
     format: Format
     shape: tuple[int, ...]
     """of a matrix [N, K]; of FFNs [E, rows of w_in, D, F]"""
     offset: int = Field(ge=0)
-    """bytes from where data begins"""
+    """bytes from the beginning of the data"""
     bytes: int = Field(ge=0)
     sha256: tuple[str, ...]
-    """of all its bytes; of FFNs, one for each expert"""
+    """one of all its bytes; for FFNs, one for each expert"""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TensorKind:
         return kind_of(self.format)
 
     @property
     def bits(self) -> Bits:
-        """Of what is packed."""
+        """Of a packed tensor."""
         return bits_of(self.format)
 
     @property
     def stride(self) -> int:
-        """Bytes that one digest stands for."""
+        """The bytes that one digest covers."""
         return self.bytes // max(len(self.sha256), 1)
 
 
@@ -71,12 +71,12 @@ class Header(Config):
     """The JSON header."""
 
     writer: str
-    """who wrote it, as in "mixtura 0.1.0" """
+    """the program that wrote the file, such as "mixtura 0.1.0" """
     family: str
-    """model_type of what was packed; "mixtura" for a run"""
+    """model_type of the packed model; "mixtura" for a run"""
     bits: Bits
     config: dict[str, Any]
-    """as DecoderConfig.model_dump gives it"""
+    """DecoderConfig.model_dump of the model"""
     tensors: tuple[Entry, ...]
     """in the order of the file"""
 
@@ -92,13 +92,13 @@ def placed(
     after: Entry | None,
     digests: int | None = None,
 ) -> Entry:
-    """A tensor behind another one, at the next boundary, its digests yet to be computed."""
+    """A tensor after another one, at the next boundary; its digests are still zeros."""
     end = 0 if after is None else after.offset + after.bytes
     return undigested(Placed.behind(end, name, stored_as, shape), digests)
 
 
 def undigested(one: Placed, digests: int | None = None) -> Entry:
-    """The entry of a tensor in its place, its digests yet to be computed."""
+    """The entry of a tensor; its digests are still zeros."""
     return Entry(
         name=one.name,
         format=one.format,
@@ -110,14 +110,14 @@ def undigested(one: Placed, digests: int | None = None) -> Entry:
 
 
 def encoded(header: Header) -> bytes:
-    """Prefix, JSON and its digest, padded to a page: data begins behind them."""
+    """Prefix, JSON and its digest, padded to a page, where the data begins."""
     text = header.model_dump_json().encode()
     whole = _PREFIX.pack(MAGIC, VERSION, 0, len(text)) + text + hashlib.sha256(text).digest()
     return whole + bytes(-len(whole) % PAGE)
 
 
 def read_header(path: Path) -> tuple[Header, int]:
-    """The header, and where data begins. Raises CheckpointError for a file that is not whole."""
+    """The header, and where data begins. Raises CheckpointError for an incomplete file."""
     try:
         with open_regular(path, CheckpointError) as opened:
             size = opened.seek(0, 2)
@@ -137,7 +137,7 @@ def read_header(path: Path) -> tuple[Header, int]:
     begin = up(_PREFIX.size + length + _DIGEST_BYTES, PAGE)
     if size != begin + header.data_bytes:
         raise CheckpointError(
-            f"{path}: is {size:,} bytes long where its header asks for "
+            f"{path}: is {size:,} bytes long where its header says "
             f"{begin + header.data_bytes:,}; it was truncated or added to: copy it again"
         )
     _check_entries(path, header.tensors)
@@ -170,20 +170,20 @@ def _checked_length(path: Path, prefix: bytes, size: int) -> int:
 
 
 def _check_entries(path: Path, entries: Iterable[Entry]) -> None:
-    """Every tensor lies behind the one before, on its boundary, and is as long as its shape says.
+    """Raises unless each tensor follows the last one, on its boundary, with its shape's bytes.
 
-    A digest vouches for what was written, not for who wrote it.
+    The header's digest protects only from damage: a program may write a wrong header.
     """
     end, names = 0, set[str]()
     for entry in entries:
         if entry.name in names:
             raise CheckpointError(f"{path}: lists {entry.name} twice; pack the model again")
         names.add(entry.name)
-        for what, found, wanted in _stated(entry, end):
-            if found != wanted:
+        for what, found, expected in _stated(entry, end):
+            if found != expected:
                 raise CheckpointError(
-                    f"{path}: {entry.name} has {what}={found} where its shape and place ask for "
-                    f"{wanted}; whoever wrote the file does not follow the format"
+                    f"{path}: {entry.name} has {what}={found} where its shape and place say "
+                    f"{expected}; the program that wrote the file does not follow the format"
                 )
         end = entry.offset + entry.bytes
 

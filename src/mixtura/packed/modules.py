@@ -1,4 +1,4 @@
-"""Modules that compute from packed weights; each stands where a plain one of torch or ours stands.
+"""Modules that compute from packed weights; each replaces a plain module of torch or ours.
 
 T tokens, M rows sorted by expert, N outputs, K inputs, D width, E experts, S bytes of one expert.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixtura.errors import ConfigError
 from mixtura.kernels.experts_ffn import Biases
-from mixtura.kernels.packed.experts import PackedBiases, Rows, biases_in_tiles, packed_experts
+from mixtura.kernels.packed.experts import PackedBiases, RoutedRows, biases_in_tiles, packed_experts
 from mixtura.kernels.packed.groups import GROUP, Bits, dequantise
 from mixtura.kernels.packed.linear import packed_linear
 from mixtura.kernels.packed.tiles import untile, untile_expert, untile_rows
@@ -22,7 +22,7 @@ from mixtura.shapes.activations import is_gated
 
 
 class PackedModule(nn.Module):
-    """Holds whole numbers, which no gradient moves."""
+    """Holds integers, which no gradient can change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class PackedModule(nn.Module):
 
 
 class PackedLinear(PackedModule):
-    """x W^T + b in fp32; a width that 32 does not divide was padded, and so is x."""
+    """x W^T + b in fp32; a width that is not a multiple of 32 was padded, and so is x."""
 
     tiles: Tensor
     bias: Tensor | None
@@ -62,14 +62,14 @@ class PackedLinear(PackedModule):
         return y_TN.view(*x.shape[:-1], self.out_features)
 
     def dequantised(self) -> Tensor:
-        """weight_NK, fp32."""
+        """weight_NK in fp32."""
         padded = self.in_features + -self.in_features % GROUP
         weight_NK = dequantise(untile(self.tiles, self.out_features, padded, self.bits))
         return weight_NK[:, : self.in_features]
 
 
 class PackedEmbedding(PackedModule):
-    """Rows of a table [N, K], unpacked as they are looked up."""
+    """RoutedRows of a table [N, K], unpacked when they are looked up."""
 
     tiles: Tensor
 
@@ -126,12 +126,12 @@ class PackedExperts(PackedModule):
 
     @property
     def biases(self) -> PackedBiases | None:
-        """In the order of tiles."""
+        """The biases in the order of tiles."""
         if self.bias_in is None or self.bias_out is None:
             return None
         return PackedBiases(self.bias_in, self.bias_out)
 
-    def routed(self, x_TD: Tensor, rows: Rows) -> Tensor:
+    def routed(self, x_TD: Tensor, rows: RoutedRows) -> Tensor:
         """out_TD, fp32: the weighted sum of each token's experts."""
         return packed_experts(
             x_TD,
@@ -145,8 +145,8 @@ class PackedExperts(PackedModule):
         )
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """out_TD, fp32; waves are computed at once, for rows only add up."""
-        return self.routed(x_TD, Rows(routing.token_N, routing.expert_N, routing.weight_N))
+        """out_TD in fp32; all waves at once, since their rows are only summed."""
+        return self.routed(x_TD, RoutedRows(routing.token_N, routing.expert_N, routing.weight_N))
 
     def dequantised(self) -> ExpertWeights:
         each = [
@@ -160,12 +160,12 @@ class PackedExperts(PackedModule):
 
 
 class PackedFFN(PackedExperts):
-    """One FFN that every token goes through: an expert that all rows choose."""
+    """One FFN for every token: an expert that all rows choose."""
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(..., D) -> (..., D)"""
         x_TD = x.reshape(-1, self.width)
         tokens = len(x_TD)
         first_T = torch.zeros(tokens, dtype=torch.int64)
-        rows = Rows(torch.arange(tokens), first_T, torch.ones(tokens))
+        rows = RoutedRows(torch.arange(tokens), first_T, torch.ones(tokens))
         return self.routed(x_TD, rows).view(x.shape)

@@ -1,4 +1,4 @@
-"""What of a built model is packed and what stays as it is, in the order of the file."""
+"""Which parts of a built model are packed and which stay plain, in the order of the file."""
 
 from torch import nn
 
@@ -6,10 +6,10 @@ from mixtura.shapes.storage.packed import Planned, planned
 
 
 def plan(model: nn.Module) -> list[Planned]:
-    """Every parameter and every buffer that is saved, once; a model without weights will do.
+    """Every saved parameter and buffer once; the model may be without weights.
 
-    Raises ConfigError where groups of 32 do not divide the model's width.
+    Raises ConfigError where the model's width is not a multiple of 32.
     """
     shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
-    # An embedding is read first, wherever it was made.
+    # The embedding comes first in the file, wherever the model has it.
     return list(planned(sorted(shapes, key=lambda one: one[0].partition(".")[0] != "embedding")))

@@ -1,4 +1,4 @@
-"""A training run on disk: recipe, folder, logs, checkpoint files. Every reader of runs is here.
+"""A training run on disk: recipe, folder, journals, checkpoints. All code that reads runs uses it.
 
 recipe = load_recipe(Path("recipes/stdlib-bytes.yaml"), ["train.steps=100"])
 folder = RunFolder(Path("runs/first"))
@@ -37,6 +37,6 @@ _HOMES = {
     "read_journal": "mixtura.runs.journal",
 }
 
-# Hidden from type checkers, which would take any misspelt name for one that exists.
+# Hidden from type checkers, which would accept any misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""What may change in a run that goes on, and the record of what did.
+"""The keys that may change when a run goes on, and the record of changes.
 
 changes.jsonl in a run's folder has one object a change: the step after which it holds, each key
 with its old and new value, the digests of recipe.yaml before and after, and the recipe before.
@@ -13,9 +13,9 @@ from mixtura.config import Config, Tree
 from mixtura.runs.journal import Journal, read_journal
 from mixtura.runs.recipe import Recipe
 
-# All of them leave the steps that are done, and what a batch number stands for, as they were.
-# Weights and moments are fp32 in either dtype. `betas` are left out: AdamW's bias correction
-# assumes that they were the same from the first step on.
+# None of these keys changes the steps already done, or the content of a batch. Weights and moments
+# are fp32 in either dtype. `betas` are not among them: AdamW's bias correction assumes that they
+# were the same from the first step on.
 CHANGEABLE = (
     "train.steps",
     "train.lr",
@@ -40,14 +40,15 @@ class Change(Config):
     """One line of changes.jsonl."""
 
     step: int
-    """done when the change was made"""
+    """the last step before the change"""
     changed: dict[str, tuple[Any, Any]]
     """by dotted key: the value before, and the value since"""
     before: str
-    """digest of recipe.yaml"""
+    """digest of recipe.yaml before the change"""
     after: str
+    """digest of recipe.yaml after the change"""
     recipe: Tree
-    """before"""
+    """before the change"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,10 @@ class ChangeLog:
     path: Path
 
     def leading_to(self, digest: str) -> list[Change]:
-        """Those that led to the recipe.yaml with this digest.
+        """The changes that led to the recipe.yaml with this digest.
 
-        A process that was killed between the record of a change and the new recipe.yaml leaves a
-        record that leads nowhere.
+        A process killed after it recorded a change and before it wrote the new recipe.yaml leaves a
+        record that leads to no recipe.
         """
         found: list[Change] = []
         for record in reversed(read_journal(self.path)):
@@ -71,7 +72,7 @@ class ChangeLog:
         return found
 
     def append(self, change: Change) -> None:
-        """Raises StorageError. On the disk once it returns."""
+        """Raises StorageError. The record is on the disk when this returns."""
         journal = Journal(self.path)
         try:
             journal.append(change.model_dump(mode="json"))
@@ -82,13 +83,13 @@ class ChangeLog:
 
 @dataclass(frozen=True, slots=True)
 class ChangedKeys:
-    """The dotted keys that somebody set by name, to change them in a run that goes on."""
+    """The dotted keys that the user set by name, to change them in a run that goes on."""
 
     keys: tuple[str, ...] = ()
 
     @classmethod
     def set_by(cls, overrides: Sequence[str]) -> Self:
-        """From KEY=VALUE texts. A schedule changes whole: its kinds have keys of their own."""
+        """From KEY=VALUE texts. A schedule changes as a whole: each kind has keys of its own."""
         names = [override.partition("=")[0].strip() for override in overrides]
         whole = "train.schedule"
         return cls(tuple(whole if name.startswith(f"{whole}.") else name for name in names))
@@ -97,7 +98,7 @@ class ChangedKeys:
         return any(leaf == key or leaf.startswith(f"{key}.") for key in self.keys)
 
     def applied(self, recorded: Recipe, given: Recipe) -> Recipe:
-        """`recorded` with these keys as `given` has them."""
+        """`recorded`, with these keys' values from `given`."""
         tree = recorded.tree()
         for key in self.keys:
             *parents, leaf = key.split(".")

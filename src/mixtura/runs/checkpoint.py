@@ -1,8 +1,8 @@
-"""Checkpoints: one folder a step, whole or absent, no pickle.
+"""Checkpoints: one folder a step, complete or absent, no pickle.
 
 step-00000123/ holds model.safetensors (the decoder under its own names), optimizer.safetensors
 (AdamW's moments by parameter), state.safetensors (random state, and the window of expert load),
-state.json (step, tokens, seconds, and what the run was), and digests.json of every tensor.
+state.json (step, tokens, seconds, digests and versions), and digests.json of every tensor.
 """
 
 import re
@@ -46,7 +46,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """All that a step depends on, but the plan of steps; tensors are the trainer's, not copies."""
+    """All that a step depends on, except the plan of steps; the trainer's tensors, not copies."""
 
     step: int
     tokens: int
@@ -73,7 +73,7 @@ class CheckpointMeta(Config):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """The checkpoints of one run; the newest `keep` stay. The first rank alone writes."""
+    """The checkpoints of one run; the newest `keep` are kept. Only the first rank writes."""
 
     folder: Path
     keep: int = 1
@@ -92,7 +92,7 @@ class Checkpoints:
     def save(self, state: TrainerState, recipe: str, corpus: str, versions: dict[str, str]) -> Path:
         """Write a checkpoint, then remove the oldest beyond `keep`. Raises StorageError.
 
-        Returns on every rank once it is written.
+        Returns on every rank after it is written.
         """
         target = self.folder / f"step-{state.step:08d}"
         if self.ranks.index == 0:
@@ -125,12 +125,12 @@ class Checkpoints:
             self._remove(old)
 
     def clean(self) -> None:
-        """Remove what a killed process left half-done. Only the run's one writer may ask."""
+        """Remove what a killed process left. Only the run's one writer may call it."""
         for partial in self.folder.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
 
     def attempt(self, path: Path, read: Callable[[Path], T]) -> T:
-        """`read(path)`, its CheckpointError completed by what to do about the damage."""
+        """`read(path)`; the remedy is added to its CheckpointError."""
         try:
             return read(path)
         except CheckpointError as error:
@@ -139,7 +139,7 @@ class Checkpoints:
     def check(self, path: Path, model: ModelShape, files: Sequence[str] = FILES) -> Check:
         """A check of a checkpoint's files by their digests, not yet begun.
 
-        Raises CheckpointError where digests were written and are not of these tensors.
+        Raises CheckpointError where the recorded digests are not of these tensors.
         """
         recorded = self.attempt(path, recorded_digests)
         if recorded is None:
@@ -161,7 +161,7 @@ class Checkpoints:
         return "no older checkpoint is whole, so train again with another --out"
 
     def _remove(self, path: Path) -> None:
-        # A kill in the middle must not leave a checkpoint that lacks a file.
+        # Renamed first: a process killed in between must not leave a checkpoint without a file.
         doomed = path.rename(path.with_name(f".{path.name}.removed.partial"))
         shutil.rmtree(doomed, ignore_errors=True)
 
@@ -171,7 +171,7 @@ def step_of(path: Path) -> int:
 
 
 def read(path: Path) -> tuple[TrainerState, CheckpointMeta]:
-    """A whole checkpoint, on the CPU. Raises CheckpointError where a file is missing or cut."""
+    """A whole checkpoint, on the CPU. Raises CheckpointError for a missing or truncated file."""
 
     meta = read_meta(path)
     extra = read_tensors(path / STATE)
@@ -198,7 +198,7 @@ def read_meta(path: Path) -> CheckpointMeta:
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """Raises CheckpointError for a file that is missing or is not whole."""
+    """Raises CheckpointError for a file that is missing or truncated."""
     from safetensors.torch import load_file
 
     read_header(path)
@@ -209,7 +209,7 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every file is there and as long as it says."""
+    """Whether all files are there, each as long as its header states."""
     try:
         read_meta(path)
         for name in FILES:
@@ -220,7 +220,7 @@ def is_whole(path: Path) -> bool:
 
 
 def check_fits(model: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path) -> None:
-    """Raises CheckpointError, naming the first tensor in which `tensors` is of another model."""
+    """Raises CheckpointError, naming the first tensor that is missing or has another shape."""
     expected = model.state_dict()
     for name in [*expected, *tensors]:
         ours, theirs = (

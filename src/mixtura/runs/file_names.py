@@ -1,4 +1,4 @@
-"""Names of files in a run's folder that are read from elsewhere too."""
+"""Names in a run's folder that other rooms read too."""
 
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"

@@ -1,13 +1,13 @@
-"""A run's folder: what it holds, whose it is, and one writer at a time.
+"""A run's folder: what it holds, which run it belongs to, and one writer at a time.
 
 recipe.yaml      the full recipe; written last, so a folder that has it is complete
 shape.json       the model's config and its counts
-changes.jsonl    one object a change of the recipe, where the run went on with one
+changes.jsonl    one object a change of the recipe, where the run went on with a changed one
 origin.json      the model that the first weights came from, where there was one
 environment.json versions, threads, device, each MoE layer's products; of the latest start
-corpus.json      what the run trained on
-steps.json       another number of steps than the recipe's, where it was corrected on the way
-tokenizer/       all that turns text into the run's tokens and back
+corpus.json      the digest and the sizes of the corpus
+steps.json       corrections of the recipe's number of steps
+tokenizer/       the run's tokenizer
 log.jsonl        one object a logged step
 eval.jsonl       one object an evaluation
 checkpoints/     step-00000123/, the newest few
@@ -35,13 +35,13 @@ from mixtura.runs.file_names import CHECKPOINTS, RECIPE
 from mixtura.runs.recipe import Recipe, differences, load_recipe
 from mixtura.runs.step_plan import Corrections, StepPlan
 
-# All that a start which was killed before it wrote recipe.yaml can have left.
+# What a start can have written when it was killed before it wrote recipe.yaml.
 _WRITTEN_FIRST = {"tokenizer", "origin.json", "shape.json", "corpus.json"}
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths of a run, and the rules of who may write there."""
+    """The paths of a run, and the rules for writing there."""
 
     root: Path
 
@@ -93,7 +93,7 @@ class RunFolder:
         return Checkpoints(self.root / CHECKPOINTS, keep)
 
     def recorded(self) -> Recipe | None:
-        """The recipe of the run that is here, if one is. Raises CheckpointError if damaged."""
+        """The recipe of the run here; None for no run. Raises CheckpointError if damaged."""
         if not self.recipe.exists():
             return None
         try:
@@ -104,19 +104,19 @@ class RunFolder:
             ) from error
 
     def recipe_digest(self) -> str:
-        """Of the file: it stays the same when a later version adds keys."""
+        """Of the file, so that it stays the same when a later version adds keys."""
         return hashlib.sha256(self.recipe.read_bytes()).hexdigest()
 
     def recipe_digests(self) -> set[str]:
-        """Of the recipe, and of all that it was before the run's changes."""
+        """The digests of the recipe, and of the recipes before the run's changes."""
         now = self.recipe_digest()
         return {now, *(change.before for change in self.changes.leading_to(now))}
 
     def check(self, recipe: Recipe, *, resume: bool, changed: ChangedKeys | None = None) -> Recipe:
-        """The recipe to train here: `recipe`, or that of the run which is here and goes on.
+        """The recipe to train here: `recipe`, or that of the run here, which goes on.
 
-        A run keeps its recipe, but for the keys that are `changed`. Raises where this run must not
-        be written here, naming the reason and the remedy.
+        A run keeps its recipe, except for the keys in `changed`. Raises CheckpointError or
+        StorageError, with a remedy, where this run must not be written here.
         """
         if not self.root.exists():
             return recipe
@@ -126,32 +126,32 @@ class RunFolder:
         if recorded is None:
             self._refuse_foreign_files()
             return recipe
-        wanted = (changed or ChangedKeys()) if resume else ChangedKeys()
-        self._refuse_differences(recipe, recorded, wanted)
+        changing = (changed or ChangedKeys()) if resume else ChangedKeys()
+        self._refuse_differences(recipe, recorded, changing)
         if not resume:
             raise CheckpointError(
                 f"{self.root}: already holds this run; go on with --resume, or choose another --out"
             )
-        return wanted.applied(recorded, recipe)
+        return changing.applied(recorded, recipe)
 
-    def _refuse_differences(self, recipe: Recipe, recorded: Recipe, wanted: ChangedKeys) -> None:
-        """A key may be as in the run, as it was before a change, or changeable and wanted."""
+    def _refuse_differences(self, recipe: Recipe, recorded: Recipe, changing: ChangedKeys) -> None:
+        """A key may equal the run's, equal its value before a change, or be changeable and set."""
         before = [
             Recipe.parse(change.recipe, str(self.changes.path))
             for change in self.changes.leading_to(self.recipe_digest())
         ]
         for key, ours, theirs in differences(recipe, recorded):
-            if key in wanted and is_changeable(key):
+            if key in changing and is_changeable(key):
                 continue
             if any(key not in {one for one, _, _ in differences(recipe, old)} for old in before):
                 continue
             raise CheckpointError(
                 f"{self.root}: already holds a different run: {key} is {theirs!r} there and "
-                f"{ours!r} here; {self._remedy(key, ours, wanted)}"
+                f"{ours!r} here; {self._remedy(key, ours, changing)}"
             )
 
-    def _remedy(self, key: str, ours: Any, wanted: ChangedKeys) -> str:
-        if key in wanted:
+    def _remedy(self, key: str, ours: Any, changing: ChangedKeys) -> str:
+        if key in changing:
             return (
                 f"a run that goes on cannot change it; begin another one with --from {self.root} "
                 "and another --out"
@@ -164,14 +164,14 @@ class RunFolder:
         return "choose another --out, or resume with the recipe as it was"
 
     def change(self, recipe: Recipe, step: int) -> list[str]:
-        """Go on with `recipe` after `step` steps; gives what changed, a line each."""
+        """Go on with `recipe` after `step` steps; returns a line for each change."""
         recorded = self.recorded()
         assert recorded is not None, "a run goes on"
         changed = {key: (old, new) for key, new, old in differences(recipe, recorded)}
         if not changed:
             return []
         text = recipe.to_yaml()
-        # Before the recipe: a record without its recipe leads nowhere, and is passed over.
+        # Before the recipe is written: a record that leads to no recipe is ignored.
         self.changes.append(
             Change(
                 step=step,
@@ -182,10 +182,10 @@ class RunFolder:
             )
         )
         if "train.steps" in changed:
-            # Corrections were of the number before.
+            # The corrections were of the old number.
             self.steps.unlink(missing_ok=True)
         atomic_text(self.recipe, text)
-        # It was of the run as it stood complete.
+        # The summary was of the run before it went on.
         self.summary.unlink(missing_ok=True)
         return [
             f"{key}: {old} -> {new}, from step {step + 1}" for key, (old, new) in changed.items()
@@ -203,7 +203,7 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Make the folder, and hold it against any other process. Raises StorageError."""
+        """Make the folder, and lock it against other processes. Raises StorageError."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root, os.O_RDONLY)
@@ -224,10 +224,10 @@ class RunFolder:
             os.close(descriptor)
 
     def create(self, recipe: Recipe, corpus: Corpus, origin: dict[str, Any] | None = None) -> None:
-        """Write what a run has from its beginning on; `origin`: where its weights came from."""
+        """Write the files that a run begins with; `origin` is the content of origin.json."""
         corpus.tokenizer.save(self.tokenizer)
         if origin is None:
-            # Left by a start that was killed.
+            # A start that was killed may have left the file.
             self.origin.unlink(missing_ok=True)
         else:
             self._write_json(self.origin.name, origin)
@@ -236,7 +236,7 @@ class RunFolder:
         atomic_text(self.recipe, recipe.to_yaml())
 
     def plan(self, recipe: Recipe) -> StepPlan:
-        """The recipe's steps with their corrections. Raises CheckpointError where damaged."""
+        """The recipe's steps with their corrections. Raises CheckpointError if damaged."""
         if not self.steps.exists():
             return StepPlan(recipe.train.steps)
         try:
@@ -253,7 +253,7 @@ class RunFolder:
         self._write_json(self.steps.name, tree)
 
     def write_environment(self, environment: dict[str, Any]) -> dict[str, Any]:
-        """Record the environment of this start; gives that of the one before, or an empty one."""
+        """Record this start's environment; returns that of the last start, empty at the first."""
         try:
             before = read_object(self.environment, CheckpointError)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Logs of one JSON object a line, appended as a run goes and cut when it is resumed."""
+"""Logs with one JSON object a line: appended while a run trains, cut when it is resumed."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from mixtura.json_reader import read_lines
 
 
 class Journal:
-    """A log open for appending, until `close`. A line that the disk refuses is taken back."""
+    """A log open for appending, until `close`. A line that is written in part is removed again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -22,11 +22,11 @@ class Journal:
             raise _refused(path, error) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Raises StorageError. The line is with the system at once: killing us loses nothing."""
+        """Raises StorageError. The line survives a kill of this process from then on."""
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         before = self._file.tell()
         try:
-            # A disk that fills takes a part first, and says why at the next try.
+            # A disk that fills up writes a part first, and raises at the next write.
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
@@ -34,7 +34,7 @@ class Journal:
             raise _refused(self.path, error) from error
 
     def sync(self) -> None:
-        """Onto the disk, so that a checkpoint never outlives the lines that lead to it."""
+        """Write to the disk, so that a checkpoint never outlives the lines before it."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -45,9 +45,9 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; a torn last line, which a kill may leave, is left out.
+    """The records of a log, without an incomplete last line, which a killed process may leave.
 
-    Raises CheckpointError naming the line that is no record.
+    Raises CheckpointError naming a line that is no record.
     """
     return [record for _, record in read_lines(path, CheckpointError)]
 
@@ -55,7 +55,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 def cut(path: Path, last_step: int) -> None:
     """Keep the records up to `last_step`, byte for byte; the file changes at once or not at all.
 
-    Raises CheckpointError naming the line that is no record, before anything is changed.
+    Raises CheckpointError naming a line that is no record, before anything is changed.
     """
     if not path.exists():
         return

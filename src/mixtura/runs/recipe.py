@@ -1,4 +1,4 @@
-"""A recipe: one YAML file that says everything about a run."""
+"""A recipe: one YAML file that describes a run."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from mixtura.runs.recipe_sections import RecipeSections
 
 
 class Recipe(RecipeSections):
-    """Model, data and training. `model.vocabulary` may be left out: it is the tokenizer's."""
+    """Model, data and training. `model.vocabulary` is by default the tokenizer's."""
 
     model: ModelConfig
 
@@ -24,7 +24,7 @@ class Recipe(RecipeSections):
         return self
 
     def tree(self) -> Tree:
-        """Plain data that `Recipe.parse` turns back into this recipe."""
+        """Plain data; `Recipe.parse` gives the recipe back."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
@@ -32,14 +32,14 @@ class Recipe(RecipeSections):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file, with `train.lr=3e-4` and the like set. Raises ConfigError."""
+    """The recipe in a YAML file, with overrides such as `train.lr=3e-4`. Raises ConfigError."""
     return Recipe.parse(with_overrides(read_yaml(path), overrides), str(path))
 
 
 def differences(ours: Recipe, theirs: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """Each dotted key whose values differ, with both; None for a key that one of them lacks.
+    """Each dotted key whose values differ, and both values; None for a missing key.
 
-    `accept_leak` is left out: it allows a run and changes nothing in it.
+    `accept_leak` is not compared: it allows a run and changes nothing in it.
     """
     left, right = dict(_leaves(ours.tree())), dict(_leaves(theirs.tree()))
     for key in dict.fromkeys([*left, *right]):
@@ -56,7 +56,7 @@ def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_vocabulary(recipe: Recipe, vocabulary: int) -> None:
-    """Raises ConfigError where the model has no row for some token."""
+    """Raises ConfigError where the model has fewer tokens than the tokenizer."""
     if vocabulary > recipe.model.vocabulary:
         raise ConfigError(
             f"model.vocabulary={recipe.model.vocabulary} is less than the tokenizer's "

@@ -1,4 +1,4 @@
-"""The sections of a recipe, its model still plain data. No torch."""
+"""The sections of a recipe, with the model as plain data, so that torch is not imported."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from mixtura.tokenizers import BpeConfig, BytesConfig, ByteTokenizer, FileConfig
 
 
 class RecipeSections(Config):
-    """What a recipe says, `model` unread, but with the tokenizer's vocabulary."""
+    """A recipe whose `model` is not parsed, except for the tokenizer's vocabulary."""
 
     name: str = Field(default="run", min_length=1)
     model: Any
@@ -30,7 +30,7 @@ class RecipeSections(Config):
         try:
             vocabulary = _vocabulary(DataConfig.model_validate(tree.get("data", {})))
         except ValidationError:
-            # The data section is refused in its turn, and that is the error to show.
+            # The section `data` is refused later, with the error that the user should see.
             vocabulary = 1
         return {**tree, "model": {**model, "vocabulary": vocabulary}}
 
@@ -50,7 +50,7 @@ def _vocabulary(data: DataConfig) -> int:
         case BpeConfig() as bpe:
             return bpe.vocabulary
         case FileConfig() as file:
-            # A tokenizer from a file needs no text to train on.
+            # A tokenizer from a file is not trained, so it needs no text.
             return file.build(lambda _: ()).vocabulary
         case GivenConfig() as given:
             return given.vocabulary

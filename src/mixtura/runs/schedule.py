@@ -1,4 +1,4 @@
-"""The learning rate as a plain function of the step; steps count from 1."""
+"""The learning rate as a function of the step; steps count from 1."""
 
 from math import cos, pi
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from mixtura.config import Config
 
 
 class CosineConfig(Config):
-    """Half a cosine from the peak after warm-up to `final` (a share of the peak) at the end."""
+    """Half a cosine from the peak after warm-up down to `final`, a share of the peak."""
 
     kind: Literal["cosine"] = "cosine"
     final: float = Field(default=0.1, ge=0, le=1)
@@ -32,7 +32,7 @@ class WSDConfig(Config):
     final: float = Field(default=0.1, ge=0, le=1)
 
     def decay_steps(self, steps: int, warmup: int) -> int:
-        # The warm-up comes first where the two would meet.
+        # The warm-up has precedence where the two overlap.
         return min(round(self.decay_share * steps), steps - warmup)
 
     def at(self, progress: float) -> float:
@@ -55,10 +55,10 @@ ScheduleConfig = Annotated[CosineConfig | WSDConfig | ConstantConfig, Field(disc
 
 
 def share_of_peak(schedule: ScheduleConfig, step: float, warmup: int, steps: int) -> float:
-    """lr / peak at `step` in 0..steps, whole steps or places between them (`StepPlan.place`).
+    """lr / peak at `step` in 0..steps; the step may be a fraction (see `StepPlan.place`).
 
-    A straight line up over `warmup` steps, which reaches 1 at step `warmup`; then the schedule,
-    which reaches its `final` at the last step.
+    The share rises in a straight line over `warmup` steps and reaches 1 at step `warmup`; the
+    schedule follows, and reaches its `final` at the last step.
     """
     if step < warmup:
         return step / warmup

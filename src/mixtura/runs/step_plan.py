@@ -1,4 +1,4 @@
-"""How many steps a run takes: as many as its recipe says, or another number since some step."""
+"""How many steps a run takes: the recipe's number, or a corrected one."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -9,17 +9,17 @@ from mixtura.config import Config
 
 
 class Correction(Config):
-    """Another number of steps, taken while the run was under way."""
+    """Another number of steps, set while the run was training."""
 
     after: int = Field(ge=0)
-    """the last step that was taken before"""
+    """the last step before the correction"""
     steps: int = Field(ge=1)
-    """how many there are in all since then"""
+    """the number of steps in all from then on"""
     reason: str
 
 
 class Corrections(Config):
-    """The content of a run's steps.json, the earliest first."""
+    """The content of a run's steps.json, the earliest correction first."""
 
     corrections: tuple[Correction, ...] = ()
 
@@ -36,15 +36,14 @@ class Corrections(Config):
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The recipe's steps and what became of them; steps count from 1.
+    """The recipe's steps and their corrections; steps count from 1.
 
-    The schedule of the learning rate is a function of `place`. A correction stretches what is left
-    of the schedule, or squeezes it, so that the rate never jumps and still reaches its end at the
-    last step.
+    The learning rate's schedule is a function of `place`. A correction stretches or shortens the
+    rest of the schedule, so that the rate does not jump and still reaches its end at the last step.
     """
 
     steps: int
-    """of the recipe"""
+    """the recipe's number"""
     corrections: tuple[Correction, ...] = ()
 
     @property
@@ -56,7 +55,7 @@ class StepPlan:
         return replace(self, corrections=(*self.corrections, correction))
 
     def place(self, step: int) -> float:
-        """Where `step` stands among the recipe's own steps: at all of them for the last step."""
+        """The place of `step` among the recipe's steps; the last step's place is `steps`."""
         start, last, place = 0, self.steps, 0.0
         for correction in self.corrections:
             if step <= correction.after:

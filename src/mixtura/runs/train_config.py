@@ -1,4 +1,4 @@
-"""How a run trains: steps, batch, optimizer, precision, and what it writes when. No torch."""
+"""How a run trains: steps, batch, optimizer, precision, and when it writes what. No torch."""
 
 from typing import Literal, Self
 
@@ -18,22 +18,22 @@ class TrainConfig(Config):
     accumulation: int = Field(default=1, ge=1, le=2**20)
 
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    # Of router gates, as a share of `lr`. AdamW moves each weight by about the rate, whatever the
-    # gradient, and a logit sums `width` of them: at a rate that suits experts a fresh router can
-    # turn over within a few steps.
+    # The rate of router gates as a share of `lr`. AdamW moves each weight by about the rate, and a
+    # logit sums `width` of them: a rate that suits experts can change every choice of a new router
+    # within a few steps.
     router_lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     warmup: int = Field(default=0, ge=0)
     schedule: ScheduleConfig = CosineConfig()
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    # The largest norm that all gradients may have together; null: no clipping.
+    # The largest norm of all gradients together; null: no clipping.
     clip: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     # bfloat16: matrix products under autocast; weights, moments and routers stay in fp32.
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
-    # Threads of the CPU; null: as torch chooses. Other counts add in another order.
+    # Threads of the CPU; null: torch's default. Another number changes the order of additions.
     threads: int | None = Field(default=None, ge=1, le=1024)
 
     eval_every: int = Field(default=500, ge=1)

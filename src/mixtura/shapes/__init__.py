@@ -1,4 +1,4 @@
-"""Shapes of models without torch: one ledger of weights answers every count."""
+"""Shapes of models without torch: every count follows from one ledger of weights."""
 
 from mixtura.shapes.activations import Activation
 from mixtura.shapes.attention import (

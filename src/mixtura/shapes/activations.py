@@ -1,4 +1,4 @@
-"""The names of activations, and which are gated; their functions are `kernels.activation`'s."""
+"""The names of activations, and which are gated; `kernels.activation` has their functions."""
 
 from typing import Annotated
 
@@ -7,15 +7,15 @@ from pydantic import AfterValidator
 from mixtura.registry import Registry
 
 ACTIVATIONS: Registry[bool] = Registry("activation", "mixtura.activations")
-"""whether an FFN has two matrices in, gate and up, by name"""
+"""by name, whether an FFN has two input matrices, gate and up"""
 OWN = ("swiglu", "swiglu_clamped", "geglu", "geglu_tanh", "gelu", "relu")
-"""Mixtura's own"""
+"""the activations of Mixtura itself"""
 for _name in OWN:
     ACTIVATIONS.add(_name, _name.startswith(("swiglu", "geglu")))
 
 
 def is_gated(activation: str) -> bool:
-    """Raises ValueError for an unknown one."""
+    """Raises ValueError for an unknown activation."""
     return ACTIVATIONS.get(activation)
 
 

@@ -1,4 +1,4 @@
-"""The shapes of attention: heads that share keys, or keys and values drawn from a small latent."""
+"""The shapes of attention: grouped-query, and latent, whose keys and values come from a latent."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,22 +13,22 @@ from mixtura.shapes.rope import RopeScaling
 
 
 class LocalLayers(Config):
-    """Layers whose tokens see the last `window` positions alone, themselves included."""
+    """Layers whose tokens attend only to the last `window` positions, their own included."""
 
     window: int = Field(ge=1, le=bounds.CONTEXT)
     layers: tuple[int, ...] = Field(max_length=bounds.LAYERS)
     rope_base: float | None = Field(default=None, gt=1, allow_inf_nan=False)
-    """of these layers, without scaling (Gemma 3); None: as in all others"""
+    """of these layers, without scaling (Gemma 3); None: as in all other layers"""
 
 
 class AttentionSpec(Config, ABC):
-    """What every attention answers about itself."""
+    """The shape of any kind of attention."""
 
     heads: int = Field(ge=1, le=bounds.HEADS)
     rope_base: float = Field(default=10_000.0, gt=1, allow_inf_nan=False)
     rope_scaling: RopeScaling | None = None
     scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """what scores are multiplied by; None: one over the root of a query's width"""
+    """the factor of scores; None: 1 / sqrt(a query's width)"""
     input_bias: bool = False
     """whether the first projections (queries, keys, values, or the latents) have a bias"""
     output_bias: bool = False
@@ -36,7 +36,7 @@ class AttentionSpec(Config, ABC):
     @property
     @abstractmethod
     def rope_dim(self) -> int:
-        """How many dims of a head turn with its position."""
+        """The dims of a head that are rotated."""
 
     @abstractmethod
     def weights(self, width: int, prefix: str) -> Iterator[Weight]: ...
@@ -46,17 +46,17 @@ class AttentionSpec(Config, ABC):
         """Forward FLOPs of one token for each position that it attends to."""
 
     def window_of(self, layer: int) -> int | None:
-        """How many positions a token of that layer sees; None: all before it."""
+        """The number of positions that a token of the layer attends to; None: all before it."""
         return None
 
     def local_base_of(self, layer: int) -> float | None:
-        """The rotary base that a layer has for itself, unscaled; None: as all others."""
+        """The layer's own RoPE base, without scaling; None: as in all other layers."""
         return None
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:
         if self.rope_dim % 2:
-            raise ValueError(f"{self._rope_field}={self.rope_dim} must be even; RoPE turns pairs")
+            raise ValueError(f"{self._rope_field}={self.rope_dim} must be even; RoPE rotates pairs")
         if self.rope_scaling is not None and self.rope_scaling.kind == "longrope":
             given = len(self.rope_scaling.short)
             if given != self.rope_dim // 2:
@@ -78,11 +78,11 @@ class AttentionShape(AttentionSpec):
     kv_heads: int = Field(ge=1, le=bounds.HEADS)
     head_dim: int = Field(ge=2, le=bounds.SIDE)
     norm: Literal["head", "all"] | None = None
-    """RMS norm of queries and of keys before they turn: of each head, or over all heads at once"""
+    """RMS norm of queries and keys before rotation: of each head, or over all heads at once"""
     clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """bound on the size of queries, keys and values, after any norm (DBRX, OLMoE)"""
+    """bound on the values of queries, keys and values, after any norm (DBRX, OLMoE)"""
     sinks: bool = False
-    """a learned logit of each head that takes part in the softmax, and no value (gpt-oss)"""
+    """a learned logit for each head that takes part in the softmax, without a value (gpt-oss)"""
     local: LocalLayers | None = None
 
     @model_validator(mode="after")
@@ -109,7 +109,7 @@ class AttentionShape(AttentionSpec):
 
     @property
     def projected(self) -> tuple[int, int, int]:
-        """Rows of queries, of keys and of values."""
+        """The rows of queries, keys and values in qkv.weight."""
         keys = self.kv_heads * self.head_dim
         return self.heads * self.head_dim, keys, keys
 
@@ -136,21 +136,21 @@ class AttentionShape(AttentionSpec):
 class LatentAttentionShape(AttentionSpec):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-    Keys and values of all heads are drawn from one latent of `kv_rank`; only that latent and a key
-    of `rope_dim`, shared by all heads, are kept in the cache.
+    Keys and values of all heads are projected from one latent of `kv_rank`; only that latent and a
+    rotated key of `rope_dim`, shared by all heads, are kept in the cache.
     """
 
     kind: Literal["latent"] = "latent"
     query_rank: int | None = Field(default=None, ge=1, le=bounds.SIDE)
-    """width of the latent that queries are drawn from; None: drawn from the token itself"""
+    """width of the latent that queries are projected from; None: from the token itself"""
     kv_rank: int = Field(ge=1, le=bounds.SIDE)
     nope_dim: int = Field(ge=1, le=bounds.SIDE)
-    """dims of a query and a key that do not turn"""
+    """dims of a query and a key that are not rotated"""
     turning_dim: int = Field(ge=2, le=bounds.SIDE)
-    """dims of a query, and of the shared key, that do"""
+    """`rope_dim`, by its name in recipes and files: dims of a query and of the shared key"""
     value_dim: int = Field(ge=1, le=bounds.SIDE)
     norm_epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
-    """of the latents' RMS norms, whatever the blocks' norms have"""
+    """of the latents' RMS norms; the blocks' norms have their own"""
 
     @property
     def rope_dim(self) -> int:
@@ -162,7 +162,7 @@ class LatentAttentionShape(AttentionSpec):
 
     @property
     def query_dim(self) -> int:
-        return self.nope_dim + self.turning_dim
+        return self.nope_dim + self.rope_dim
 
     def weights(self, width: int, prefix: str) -> Iterator[Weight]:
         queries = self.heads * self.query_dim
@@ -174,13 +174,13 @@ class LatentAttentionShape(AttentionSpec):
                 yield Weight(f"{prefix}query_down.bias", (self.query_rank,), "attention")
             yield Weight(f"{prefix}query_norm.weight", (self.query_rank,), "norm")
             yield Weight(f"{prefix}query.weight", (queries, self.query_rank), "attention")
-        latent = self.kv_rank + self.turning_dim
+        latent = self.kv_rank + self.rope_dim
         yield Weight(f"{prefix}kv_down.weight", (latent, width), "attention")
         if self.input_bias:
             yield Weight(f"{prefix}kv_down.bias", (latent,), "attention")
         yield Weight(f"{prefix}kv_norm.weight", (self.kv_rank,), "norm")
-        drawn = self.heads * (self.nope_dim + self.value_dim)
-        yield Weight(f"{prefix}kv_up.weight", (drawn, self.kv_rank), "attention")
+        projected = self.heads * (self.nope_dim + self.value_dim)
+        yield Weight(f"{prefix}kv_up.weight", (projected, self.kv_rank), "attention")
         yield Weight(f"{prefix}out.weight", (width, self.heads * self.value_dim), "attention")
         if self.output_bias:
             yield Weight(f"{prefix}out.bias", (width,), "attention")
@@ -190,10 +190,10 @@ class LatentAttentionShape(AttentionSpec):
 
 
 def _kind(tree: Any) -> Any:
-    """An attention that names no kind is grouped."""
+    """Attention without a `kind` is grouped."""
     if isinstance(tree, AttentionShape | LatentAttentionShape):
         return tree.kind
-    # What is no mapping is refused as one that should be grouped.
+    # Anything but a mapping is refused later, as grouped attention.
     return tree.get("kind", "grouped") if isinstance(tree, Mapping) else "grouped"
 
 

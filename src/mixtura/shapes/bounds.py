@@ -1,7 +1,7 @@
-"""The most of anything that a config may ask for, well above every published model's.
+"""Upper bounds for a config's numbers, well above every published model's.
 
-A count is gone through, layer by layer or expert by expert, before its file has shown that it holds
-as many: without a bound a config of one line could keep us busy for hours.
+Layers and experts are looped over before the file shows that it holds as many, so that without a
+bound a one-line config could take hours.
 """
 
 LAYERS = 4_096
@@ -12,6 +12,6 @@ SIDE = 1 << 24
 """of any matrix: a width, a vocabulary, a rank"""
 CONTEXT = 1 << 32
 WHOLE = 1 << 53
-"""any other whole number of a config.json: beyond it fp64 has gaps"""
+"""any other whole number of a config.json; fp64 has gaps beyond it"""
 NUMBER = 1e30
-"""any other number: it can be squared, and so can its inverse"""
+"""any other number; its square and its inverse are finite"""

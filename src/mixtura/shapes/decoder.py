@@ -1,4 +1,4 @@
-"""The shape of a decoder, which answers every count without building it. No torch."""
+"""The shape of a decoder, for every count without building it. No torch."""
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -14,18 +14,18 @@ from mixtura.shapes.ledger import Role, Saved, Weight
 from mixtura.shapes.model import ModelShape
 from mixtura.shapes.moe import MoEShape, ffn_weights
 
-# What stands in a block where a dense decoder has its FFN.
+# The roles of what replaces the FFN of a dense decoder's block.
 _FFN_ROLES: frozenset[Role] = frozenset({"ffn", "router", "expert", "shared_expert", "residual"})
 
 
 class NormShape(Config):
-    """The norms of a decoder: RMS, or LayerNorm about the mean."""
+    """The norms of a decoder: RMS norm or LayerNorm."""
 
     kind: Literal["rms", "layer"] = "rms"
     epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     bias: bool = False
     unit_offset: bool = False
-    """whether a stored weight of 0 scales by 1 (Gemma)"""
+    """whether the scale is the stored weight plus 1 (Gemma)"""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -42,22 +42,22 @@ class NormShape(Config):
 
 
 class Multipliers(Config):
-    """Constants that a family multiplies with (Granite; Gemma scales its embedding)."""
+    """A family's constant factors (Granite; Gemma scales its embedding)."""
 
     embedding: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     residual: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """what attention and FFN add to the residual stream, times this"""
+    """of the outputs of attention and FFN, before they are added to the residual"""
     logits: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class DecoderShape(ModelShape):
-    """Everything that decides the weights of a decoder-only transformer."""
+    """All that determines the weights of a decoder-only transformer."""
 
     layers: int = Field(ge=1, le=bounds.LAYERS)
     attention: AnyAttention
     norm: NormShape = NormShape()
     post_norms: bool = False
-    """whether what attention and FFN give is normed too, before it is added (Gemma)"""
+    """whether the outputs of attention and FFN are normed before they are added (Gemma)"""
     multipliers: Multipliers = Multipliers()
     ffn_width: int | None = Field(default=None, ge=1, le=bounds.SIDE)
     activation: Activation = "swiglu"
@@ -68,7 +68,7 @@ class DecoderShape(ModelShape):
     @model_validator(mode="before")
     @classmethod
     def _one_activation(cls, tree: Any) -> Any:
-        """An MoE that names no activation takes the decoder's."""
+        """An MoE without an activation gets the decoder's."""
         if not isinstance(tree, Mapping) or "activation" not in tree:
             return tree
         given = {"activation": tree["activation"]}
@@ -105,7 +105,7 @@ class DecoderShape(ModelShape):
             yield "attention.local.layers", self.attention.local.layers
 
     def _refuse_idle_steps(self) -> None:
-        """A step without a layer would leave the experts as they were, in silence."""
+        """A step without an MoE layer would have no effect, and no error."""
         begins = [step.from_layer for step in self.moe.pyramid] if self.moe else []
         for begin, end in pairwise([*begins, max(self.layers, *begins, 0)]):
             if not any(map(self.holds_moe, range(begin, min(end, self.layers)))):
@@ -118,7 +118,7 @@ class DecoderShape(ModelShape):
         return self.moe is not None and self.moe.placement.holds_moe(layer)
 
     def moe_of(self, layer: int) -> MoEShape | None:
-        """The layer's own MoE, a pyramid's step applied; None for a dense layer."""
+        """The layer's MoE, with the pyramid applied; None for a dense layer."""
         if self.moe is None or not self.holds_moe(layer):
             return None
         return self.moe.of_layer(layer)
@@ -156,7 +156,7 @@ class DecoderShape(ModelShape):
     def flops_per_token(self, length: int | None = None) -> int:
         """Forward FLOPs of a token that attends to `length` positions (default: the context).
 
-        A multiply-add is 2. Norms, activations and the embedding's look-up are left out.
+        A multiply-add is 2. Norms, activations and the embedding's look-up are not counted.
         """
         attended = self.context if length is None else length
         windows = [self.attention.window_of(layer) for layer in range(self.layers)]
@@ -165,25 +165,25 @@ class DecoderShape(ModelShape):
 
 
 def dense_twin(shape: DecoderShape, multiple: int = 8) -> DecoderShape:
-    """The dense decoder whose active parameters come nearest, its FFN a multiple of `multiple`.
+    """The dense decoder of the nearest active parameters; its FFN is a multiple of `multiple` wide.
 
-    The fair rival of an MoE: the same attention, embedding and active compute in each layer.
+    It is the fair rival of an MoE: the same attention, embedding and active compute in each layer.
     """
     goal = sum(w.active_parameters for w in shape.weights() if w.role in _FFN_ROLES)
     return _dense(shape, goal, multiple)
 
 
 def dense_of_total(shape: DecoderShape, multiple: int = 8) -> DecoderShape:
-    """The dense decoder whose total parameters come nearest, its FFN a multiple of `multiple`.
+    """The dense decoder of the nearest total parameters; its FFN is a multiple of `multiple` wide.
 
-    What the MoE saves compute against: every weight that it holds, used by every token.
+    It shows what the MoE saves: every token uses as many weights as the MoE holds.
     """
     goal = sum(w.parameters for w in shape.weights() if w.role in _FFN_ROLES)
     return _dense(shape, goal, multiple)
 
 
 def _dense(shape: DecoderShape, goal: int, multiple: int) -> DecoderShape:
-    """All else equal, dense FFNs of one width that hold `goal` weights together, or nearly."""
+    """The same decoder with dense FFNs of one width, which hold about `goal` weights together."""
     fields = {name: getattr(shape, name) for name in DecoderShape.model_fields}
     activation = shape.moe.activation if shape.moe else shape.activation
     matrices = 3 if is_gated(activation) else 2

@@ -1,15 +1,15 @@
-"""What a router saves beside its weights, from its section of a config as plain data. No torch."""
+"""The buffers of a router, from its section of a config as plain data. No torch."""
 
 from collections.abc import Iterator, Mapping
 
 from mixtura.shapes.ledger import Buffer
 
-# They have a choosing bias unless their section says otherwise.
+# Kinds that have a choosing bias by default.
 _BIASED = ("sigmoid_topk", "deepseek_v3")
 
 
 def gate_buffers(router: object, rows: int, prefix: str) -> Iterator[Buffer]:
-    """Of a linear gate with `rows` outputs; `router` is what a config has, checked or not."""
+    """Of a linear gate with `rows` outputs; `router` is a config's section, checked or not."""
     section = router if isinstance(router, Mapping) else {}
     kind = section.get("kind")
     if section.get("choosing_bias", kind in _BIASED):

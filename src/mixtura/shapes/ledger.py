@@ -1,4 +1,4 @@
-"""One entry for each tensor that a model saves, from which every count is derived."""
+"""One entry for each tensor that a model saves; every count follows from them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Role = Literal[
 ]
 Convention = Literal["A", "B"]
 
-# Multiplied with every token's row; a norm's and an embedding's work is not counted as FLOPs.
+# Weights that are multiplied with every token; norms and embeddings are not counted as FLOPs.
 MATMUL_ROLES: frozenset[Role] = frozenset(
     {"attention", "recurrent", "ffn", "router", "expert", "shared_expert", "residual", "head"}
 )
@@ -28,7 +28,7 @@ MATMUL_ROLES: frozenset[Role] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A named tensor; `active` is the share of it that one token uses (top_k/E of the experts)."""
+    """A named parameter; `active` is the share that one token uses (top_k/E of the experts)."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Weight:
 class Buffer:
     """A named tensor that is saved and is no parameter, such as a router's choosing bias.
 
-    No optimizer moves it, and it keeps its dtype whatever the weights are in.
+    The optimizer does not change it, and its dtype does not follow the weights'.
     """
 
     name: str
@@ -60,19 +60,19 @@ Saved = Weight | Buffer
 
 
 def weights_of(tensors: Iterable[Saved]) -> Iterator[Weight]:
-    """The parameters among them."""
+    """The parameters among the tensors."""
     return (one for one in tensors if isinstance(one, Weight))
 
 
 def total_parameters(weights: Iterable[Weight]) -> int:
-    """Every weight, counted once."""
+    """All weights, each counted once."""
     return sum(weight.parameters for weight in weights)
 
 
 def active_parameters(weights: Iterable[Weight], convention: Convention) -> int:
-    """Weights that one token uses: A, all of them; B, A less an input embedding that is untied.
+    """Weights that one token uses. A: all of them; B: A without an untied input embedding.
 
-    A tied head is the embedding itself and stands in the ledger once, as the head.
+    A tied head is the embedding itself, and is in the ledger once, as the head.
     """
     return sum(
         weight.active_parameters

@@ -1,4 +1,4 @@
-"""What the shape of any language model answers from its ledger of weights. No torch."""
+"""The counts of any language model's shape, from its ledger of weights. No torch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ class ModelShape(Config, ABC):
 
     @abstractmethod
     def tensors(self) -> Iterator[Saved]:
-        """The ledger: each saved tensor once, under the name that the built model gives it.
+        """The ledger: each saved tensor once, under its name in the built model.
 
         In the order of a forward pass.
         """
@@ -28,14 +28,14 @@ class ModelShape(Config, ABC):
     @property
     @abstractmethod
     def moe_shapes(self) -> Mapping[int, MoEShape]:
-        """Each MoE layer's own shape by its number, in order; layers count from 0."""
+        """The shape of each MoE layer by its number, in order; layers count from 0."""
 
     def weights(self) -> Iterator[Weight]:
         """The parameters of the ledger."""
         return ledger.weights_of(self.tensors())
 
     def buffers(self) -> Iterator[Buffer]:
-        """All else that is saved."""
+        """The tensors of the ledger that are no parameters."""
         return (one for one in self.tensors() if isinstance(one, Buffer))
 
     def roles(self) -> Mapping[str, Role]:
@@ -52,6 +52,6 @@ class ModelShape(Config, ABC):
     def flops_per_token(self, length: int | None = None) -> int:
         """Forward FLOPs of a token in a sequence of `length` (default: the context).
 
-        A multiply-add is 2. Norms, activations and the embedding's look-up are left out.
+        A multiply-add is 2. Norms, activations and the embedding's look-up are not counted.
         """
         return ledger.matmul_flops(self.weights())

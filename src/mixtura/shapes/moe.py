@@ -16,8 +16,8 @@ from mixtura.shapes.ledger import Role, Saved, Weight, weights_of
 class MoEPlacement(Config):
     """Which layers hold an MoE; the others hold a dense FFN. Layers count from 0.
 
-    `only` lists them outright; otherwise layer i has one where i >= first_dense and i + 1 is a
-    multiple of `every` (2: every other layer, starting with the second, as in Switch).
+    `only` lists them; without it layer i holds one where i >= first_dense and i + 1 is a multiple
+    of `every` (2: every other layer, starting with the second, as in Switch).
     """
 
     every: int = Field(default=1, ge=1)
@@ -47,29 +47,29 @@ class PyramidStep(Config):
 
 
 class MoEShape(Config):
-    """Experts of one MoE layer; everything that decides a weight's shape.
+    """Experts of one MoE layer: all that determines a weight's shape.
 
-    Under a `pyramid` the layers of a decoder differ, and `of_layer` gives each one's own shape:
-    deeper layers hold more experts (DeepSpeed-MoE, arXiv 2201.05596, section 4.1).
+    Under a `pyramid` the layers of a decoder differ, and `of_layer` gives each one's shape: deeper
+    layers hold more experts (DeepSpeed-MoE, arXiv 2201.05596, section 4.1).
     """
 
     num_experts: int = Field(ge=1, le=bounds.EXPERTS)
     top_k: int = Field(ge=1)
     expert_width: int = Field(ge=1, le=bounds.SIDE)
     activation: Activation = "swiglu"
-    # Each expert's two matrices, and the gate's, with a bias of their own (gpt-oss).
+    # Biases for each expert's two matrices, and for the gate (gpt-oss).
     expert_bias: bool = False
     gate_bias: bool = False
-    # Shared experts see every token; n of width w compute what one of width n*w computes.
+    # Shared experts compute every token; n of width w compute what one of width n*w computes.
     shared_width: int = Field(default=0, ge=0, le=bounds.SIDE)
     # A sigmoid of x scales the shared experts (Qwen2-MoE).
     shared_gate: bool = False
     # A dense FFN mixed with the routed experts by a learned softmax (DeepSpeed-MoE's release).
     residual_width: int = Field(default=0, ge=0, le=bounds.SIDE)
     placement: MoEPlacement = MoEPlacement()
-    # `num_experts` counts for the layers before the first step.
+    # `num_experts` is that of the layers before the first step.
     pyramid: tuple[PyramidStep, ...] = Field(default=(), max_length=bounds.LAYERS)
-    # As plain data, unchecked, where it is known: it says which buffers stand beside the gate.
+    # The config's section as plain data, unchecked: it determines the buffers beside the gate.
     router: Any = Field(default=None, exclude=True, repr=False)
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class MoEShape(Config):
         return self
 
     def _check_step(self, step: PyramidStep) -> None:
-        """All that a config of these experts is held to, by a subclass too."""
+        """Check the config with the step's experts, a subclass's rules included."""
         try:
             self.of_layer(step.from_layer)
         except ValidationError as error:
@@ -106,7 +106,7 @@ class MoEShape(Config):
             raise ValueError(f"pyramid step from_layer={step.from_layer}: {reason}") from error
 
     def of_layer(self, layer: int) -> Self:
-        """The shape of one layer's MoE: its own number of experts, and no pyramid."""
+        """The shape of one layer's MoE: its own number of experts, no pyramid."""
         if not self.pyramid:
             return self
         passed = [step.num_experts for step in self.pyramid if step.from_layer <= layer]
@@ -119,7 +119,7 @@ class MoEShape(Config):
         return weights_of(self.tensors(width, prefix))
 
     def tensors(self, width: int, prefix: str = "") -> Iterator[Saved]:
-        """The layer's ledger, for a model `width` wide, names opened by `prefix`."""
+        """The layer's ledger in a model `width` wide; `prefix` begins each name."""
         share = Fraction(self.top_k, self.num_experts)
         yield from self.gate_tensors(width, f"{prefix}router.")
         rows = self.expert_width * (2 if is_gated(self.activation) else 1)
@@ -141,7 +141,7 @@ class MoEShape(Config):
             yield Weight(f"{prefix}residual_mix.weight", (2, width), "residual")
 
     def gate_tensors(self, width: int, prefix: str) -> Iterator[Saved]:
-        """The router's part: one matrix, unless a router's own config says otherwise."""
+        """The router's tensors: one matrix, unless a router's config overrides it."""
         yield Weight(f"{prefix}weight", (self.num_experts, width), "router")
         if self.gate_bias:
             yield Weight(f"{prefix}gate_bias", (self.num_experts,), "router")

@@ -1,4 +1,4 @@
-"""How rotary positions are stretched beyond the context that a model was trained on. No torch."""
+"""How RoPE is stretched beyond the context that a model was trained on. No torch."""
 
 from typing import Annotated, Literal, Self
 
@@ -17,8 +17,8 @@ class LinearScaling(Config):
 class Llama3Scaling(Config):
     """Long waves are slowed by `factor`, short ones kept, a band between them blended (Llama 3.1).
 
-    A pair is kept whose wave is shorter than original_context / high_factor, and slowed whose wave
-    is longer than original_context / low_factor.
+    Pairs with a wave shorter than original_context / high_factor are kept, and pairs with a wave
+    longer than original_context / low_factor are slowed.
     """
 
     kind: Literal["llama3"] = "llama3"
@@ -37,17 +37,17 @@ class Llama3Scaling(Config):
 
 
 class YarnScaling(Config):
-    """YaRN (arXiv 2309.00071): pairs that turn often are kept, rare ones slowed by `factor`.
+    """YaRN (arXiv 2309.00071): pairs that rotate often are kept, slow ones slowed by `factor`.
 
-    A pair that turns more than `beta_fast` times over the original context is kept, one that turns
-    less than `beta_slow` times is slowed, with a ramp between; `truncate` widens the ramp to whole
-    pairs. Cosines and sines are multiplied by `amplitude`.
+    A pair that rotates more than `beta_fast` times over the original context is kept, one that
+    rotates less than `beta_slow` times is slowed, with a ramp between; `truncate` widens the ramp
+    to whole pairs. Cosines and sines are multiplied by `amplitude`.
     """
 
     kind: Literal["yarn"] = "yarn"
     factor: float = Field(gt=0, allow_inf_nan=False)
     original_context: int = Field(ge=1)
-    # Within these bounds no logarithm of a turn's length overflows.
+    # Within these bounds no logarithm of a rotation's length overflows.
     beta_fast: float = Field(default=32.0, ge=1e-9, le=1e9)
     beta_slow: float = Field(default=1.0, ge=1e-9, le=1e9)
     truncate: bool = True
@@ -55,9 +55,9 @@ class YarnScaling(Config):
 
 
 class LongRopeScaling(Config):
-    """LongRoPE (arXiv 2402.13753): each pair slowed by a number of its own.
+    """LongRoPE (arXiv 2402.13753): each pair is slowed by its own factor.
 
-    `short` counts up to the original context, `long` for sequences beyond it; cosines and sines are
+    `short` holds up to the original context, `long` for longer sequences; cosines and sines are
     multiplied by the amplitude of the same name.
     """
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mixtura.errors import ConfigError, DataError
-from mixtura.moe.capacity import Capacity, Wishes
+from mixtura.moe.capacity import Candidates, Capacity
 from mixtura.moe.layer import MoE
 from mixtura.moe.routers.batchwise import Batchwise
 from mixtura.moe.routers.expert_threshold import ExpertThreshold
@@ -283,6 +283,6 @@ def _in_waves(routing: Routing, capacity: Capacity) -> Routing:
     """In the passes in which the recorded model computed its rows: they follow from its choices."""
     assert routing.top_k is not None, "waves are for token choice"
     expert_TK = routing.expert_N.view(-1, routing.top_k)
-    wishes = Wishes(expert_TK, routing.num_experts, routing.num_sequences, routing.valid_T)
+    wishes = Candidates(expert_TK, routing.num_experts, routing.num_sequences, routing.valid_T)
     wave_TK = capacity.admit(wishes).wave_TK
     return replace(routing, wave_N=None if wave_TK is None else wave_TK.reshape(-1))

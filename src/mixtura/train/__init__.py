@@ -1,8 +1,8 @@
-"""Training: a recipe in, a run's folder out.
+"""Training: from a recipe to a run's folder.
 
-`train(load_recipe(path), out)` does it all; `mixtura.runs` has recipes. `Trainer` is the step
-alone, for a loop of your own: `build_trainer(recipe, corpus)`, `.step()` and `.evaluate()`.
-`mixtura.checkpoints.run.load_run(folder)` gives the trained decoder back.
+`train(load_recipe(path), out)` trains a whole run; `mixtura.runs` has recipes. `Trainer` takes one
+step at a time, for loops of your own: `build_trainer(recipe, corpus)`, `.step()`, `.evaluate()`.
+`mixtura.checkpoints.loaded_run.load_run(folder)` loads the trained decoder.
 """
 
 from typing import TYPE_CHECKING
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from mixtura.lazy_names import at_first_use
 
 if TYPE_CHECKING:
-    from mixtura.train.building import build_decoder, build_trainer
     from mixtura.train.device import choose_device
     from mixtura.train.launch import corpus_cache, opened_run, prepare_corpus, train
-    from mixtura.train.live import LiveView, choose_view
+    from mixtura.train.live_view import LiveView, choose_view
     from mixtura.train.load_watch import Alarm
     from mixtura.train.origin import Origin, recipe_and_origin
-    from mixtura.train.run import Run, Summary, train_in_turn
     from mixtura.train.step_report import StepReport
     from mixtura.train.trainer import BatchSource, Trainer
+    from mixtura.train.trainer_setup import build_decoder, build_trainer
+    from mixtura.train.training_run import Summary, TrainingRun, train_in_turn
     from mixtura.train.view import PlainView, RunFacts, View
 
 __all__ = [
@@ -27,11 +27,11 @@ __all__ = [
     "LiveView",
     "Origin",
     "PlainView",
-    "Run",
     "RunFacts",
     "StepReport",
     "Summary",
     "Trainer",
+    "TrainingRun",
     "View",
     "build_decoder",
     "build_trainer",
@@ -48,27 +48,27 @@ __all__ = [
 _HOMES = {
     "Alarm": "mixtura.train.load_watch",
     "BatchSource": "mixtura.train.trainer",
-    "LiveView": "mixtura.train.live",
+    "LiveView": "mixtura.train.live_view",
     "Origin": "mixtura.train.origin",
     "PlainView": "mixtura.train.view",
-    "Run": "mixtura.train.run",
+    "TrainingRun": "mixtura.train.training_run",
     "RunFacts": "mixtura.train.view",
     "StepReport": "mixtura.train.step_report",
-    "Summary": "mixtura.train.run",
+    "Summary": "mixtura.train.training_run",
     "Trainer": "mixtura.train.trainer",
     "View": "mixtura.train.view",
-    "build_decoder": "mixtura.train.building",
-    "build_trainer": "mixtura.train.building",
+    "build_decoder": "mixtura.train.trainer_setup",
+    "build_trainer": "mixtura.train.trainer_setup",
     "choose_device": "mixtura.train.device",
-    "choose_view": "mixtura.train.live",
+    "choose_view": "mixtura.train.live_view",
     "corpus_cache": "mixtura.train.launch",
     "opened_run": "mixtura.train.launch",
     "prepare_corpus": "mixtura.train.launch",
     "recipe_and_origin": "mixtura.train.origin",
     "train": "mixtura.train.launch",
-    "train_in_turn": "mixtura.train.run",
+    "train_in_turn": "mixtura.train.training_run",
 }
 
-# Hidden from type checkers, which would take any misspelt name for one that exists.
+# Hidden from type checkers, which would accept any misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

@@ -6,7 +6,7 @@ from mixtura.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU where there is none; another name is taken or refused."""
+    """`auto` is the first GPU, or the CPU without one. Raises ConfigError for an unusable name."""
     has_gpu = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if has_gpu else "cpu")

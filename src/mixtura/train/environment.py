@@ -1,4 +1,4 @@
-"""What a run ran on: versions, threads, device, and the products that each MoE layer takes."""
+"""A run's environment: versions, threads, device, and the products that each MoE layer uses."""
 
 import platform
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def environment(trainer: Trainer) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, each as `key: old -> new`; any of it may change a loss's last bits."""
+    """The differences, each as `key: old -> new`; any of them may change a loss's last bits."""
     return [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
 
 

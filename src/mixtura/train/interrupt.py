@@ -1,4 +1,4 @@
-"""Ctrl-C as a request to stop at the end of the step."""
+"""Ctrl-C as a request to stop after the current step."""
 
 import signal
 import threading
@@ -8,28 +8,28 @@ from types import FrameType
 
 
 class Interrupt:
-    """`asked` turns True at the first SIGINT or SIGTERM; a second one acts as usual."""
+    """`requested` becomes True at the first SIGINT or SIGTERM; a second one acts as usual."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Interrupt]:
-    """Inside, a first SIGINT or SIGTERM only asks. Outside the main thread nothing is changed."""
+    """Defer a first SIGINT or SIGTERM. Outside the main thread nothing changes."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        interrupt.asked = True
+    def request(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        interrupt.requested = True
         for each, handler in before.items():
             signal.signal(each, handler)
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, request)
     try:
         yield interrupt
     finally:

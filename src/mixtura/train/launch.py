@@ -1,4 +1,4 @@
-"""Start a run, or go on with one."""
+"""Starts a run, or goes on with one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ from mixtura.runs.recipe import Recipe
 from mixtura.runs.step_plan import StepPlan
 from mixtura.tokenizers import GivenConfig, Tokenizer, load_tokenizer
 from mixtura.train.allocator import keep_freed_memory
-from mixtura.train.building import build_trainer, check_model
 from mixtura.train.device import choose_device
 from mixtura.train.environment import changes, environment
 from mixtura.train.origin import Origin, reopened_origin
-from mixtura.train.run import Run, Summary, train_in_turn
 from mixtura.train.trainer import Trainer
+from mixtura.train.trainer_setup import build_trainer, check_model
+from mixtura.train.training_run import Summary, TrainingRun, train_in_turn
 from mixtura.train.view import View
 from mixtura.user_cache import user_cache
 
@@ -29,7 +29,7 @@ _NAMED_SKIPS = 20
 
 
 def corpus_cache() -> Path:
-    """Where prepared corpora are kept."""
+    """The cache of prepared corpora."""
     return user_cache() / "corpora"
 
 
@@ -43,17 +43,17 @@ def train(
     changed: ChangedKeys | None = None,
     origin: Origin | None = None,
 ) -> Summary:
-    """Train `recipe` into the folder `out`; with `resume` go on where it stopped, if it began.
+    """Train `recipe` into the folder `out`; with `resume` go on with a run that is there.
 
-    A run that goes on keeps its recipe, but for the keys that are `changed`. A run that begins
-    takes its weights and its tokenizer from `origin`, if one is given.
+    A run that goes on keeps its recipe, except for the keys in `changed`. A run that begins takes
+    its weights and its tokenizer from `origin`, if one is given.
 
-    SIGINT finishes the step, saves, and returns a Summary that says so. Raises ConfigError,
-    DataError, CheckpointError, StorageError or NonFiniteError, each of one line.
+    SIGINT ends the run after the current step, saved, with `Summary.interrupted`. Raises
+    ConfigError, DataError, CheckpointError, StorageError or NonFiniteError, each of one line.
     """
     view = view or View()
     folder = RunFolder(out)
-    # Before the corpus, which may take minutes, and again once no one else can write here.
+    # Before the corpus, which may take minutes; repeated once other processes are locked out.
     check_model(recipe)
     recipe = folder.check(recipe, resume=resume, changed=changed)
     with view:
@@ -69,12 +69,12 @@ def train(
 def prepare_corpus(
     recipe: Recipe, view: View, cache: Path | None = None, tokenizer: Tokenizer | None = None
 ) -> Corpus:
-    """The recipe's corpus, made or found in the cache; names what had to be left out."""
+    """The recipe's corpus, made or found in the cache; logs the files that were left out."""
     choose_device(recipe.train.device)
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
     corpus = prepare(recipe.data, cache or corpus_cache(), view.preparing, tokenizer)
-    _name_skipped(corpus, view.told)
+    _name_skipped(corpus, view.log)
     return corpus
 
 
@@ -88,19 +88,19 @@ def opened_run(
     resume: bool,
     changed: ChangedKeys | None = None,
     origin: Origin | None = None,
-) -> Iterator[Run]:
-    """A run that stands at its newest checkpoint, its folder claimed; for `train_in_turn`."""
+) -> Iterator[TrainingRun]:
+    """A run at its newest checkpoint, its folder locked; for `train_in_turn`."""
     keep_freed_memory()
     trainer = build_trainer(recipe, corpus)
     with folder.claimed():
         folder.check(recipe, resume=resume, changed=changed)
         _begin(trainer, recipe, corpus, folder, view, origin)
-        with Run(trainer, recipe, corpus.digest, folder, view) as run:
+        with TrainingRun(trainer, recipe, corpus.digest, folder, view) as run:
             yield run
 
 
 def _given_tokenizer(recipe: Recipe, folder: RunFolder, origin: Origin | None) -> Tokenizer | None:
-    """What a tokenizer of kind `given` stands for: the origin's, which the run's folder keeps."""
+    """The tokenizer of the kind `given`: the origin's, which the run's folder keeps a copy of."""
     if origin is not None:
         return origin.tokenizer
     if isinstance(recipe.data.tokenizer, GivenConfig) and folder.tokenizer.is_dir():
@@ -108,11 +108,11 @@ def _given_tokenizer(recipe: Recipe, folder: RunFolder, origin: Origin | None) -
     return None
 
 
-def _name_skipped(corpus: Corpus, tell: Callable[[str], None]) -> None:
+def _name_skipped(corpus: Corpus, log: Callable[[str], None]) -> None:
     for skipped in corpus.skipped[:_NAMED_SKIPS]:
-        tell(f"left out {skipped.name}: {skipped.reason}")
+        log(f"left out {skipped.name}: {skipped.reason}")
     if corpus.skipped_count > _NAMED_SKIPS:
-        tell(f"left out {corpus.skipped_count - _NAMED_SKIPS} more")
+        log(f"left out {corpus.skipped_count - _NAMED_SKIPS} more")
 
 
 def _begin(
@@ -137,12 +137,12 @@ def _begin(
     now = environment(trainer)
     before = folder.write_environment(now)
     for change in changes(before, now) if before else ():
-        view.told(f"not the environment that began this run ({change}): last bits may differ")
+        view.log(f"not the environment that began this run ({change}): last bits may differ")
 
 
 def _restore(trainer: Trainer, corpus: Corpus, folder: RunFolder, newest: Path) -> None:
     state, meta = folder.checkpoints().attempt(newest, read)
-    # All of it, and before a step is built on it.
+    # All of it is checked before a step is trained on it.
     folder.checkpoints().check(newest, trainer.decoder.config).finish()
     if meta.recipe not in folder.recipe_digests():
         raise CheckpointError(f"{newest}: is of another run; remove it, or choose another --out")
@@ -165,7 +165,7 @@ def _start(
 ) -> None:
     if folder.recorded() is not None:
         origin = reopened_origin(folder)
-        view.told(f"{folder.root} has no checkpoint yet; starting from step 0")
+        view.log(f"{folder.root} has no checkpoint yet; starting from step 0")
     if origin is not None:
         origin.begin(trainer.decoder)
     if folder.recorded() is not None:
@@ -175,7 +175,7 @@ def _start(
 
 
 def _change(trainer: Trainer, recipe: Recipe, folder: RunFolder, view: View) -> None:
-    """Record what this start changes, and say it; the trainer's plan of steps follows."""
+    """Record and log what this start changes; sets the trainer's plan of steps."""
     done, before = trainer.steps_done, folder.recorded()
     assert before is not None, "a run's folder holds its recipe by now"
     steps = recipe.train.steps
@@ -186,7 +186,7 @@ def _change(trainer: Trainer, recipe: Recipe, folder: RunFolder, view: View) -> 
         )
     planned = folder.plan(before)
     if steps != before.train.steps and planned.corrections:
-        # A number that is given anew stands in place of one that was corrected.
+        # A new number of steps replaces the corrected one.
         folder.write_plan(StepPlan(steps))
     lines = folder.change(recipe, done)
     trainer.plan = folder.plan(recipe)
@@ -195,4 +195,4 @@ def _change(trainer: Trainer, recipe: Recipe, folder: RunFolder, view: View) -> 
         new = recipe.train.learning_rate(trainer.plan.place(done + 1))
         lines.append(f"learning rate: {old:.3g} at step {done}, {new:.3g} at step {done + 1}")
     for line in lines:
-        view.told(line)
+        view.log(line)

@@ -1,4 +1,4 @@
-"""Expert load over the last steps, and the alarms that it gives.
+"""Expert load over the last steps, and the alarms that follow from it.
 
 L MoE layers, E experts of one of them, X experts of all of them, layer after layer, W steps in the
 window. Layers may have different numbers of experts.
@@ -17,16 +17,16 @@ from mixtura.moe.load import WINDOW, collapsed, starving
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """An expert or a layer that has gone wrong over the window; raised once."""
+    """A starving expert or a collapsed layer; each is raised once."""
 
     kind: Literal["starving", "collapsed"]
     layer: int
     """the block's number in the decoder"""
     experts: tuple[int, ...]
-    """those that starve, or those that took nearly everything"""
+    """the starving experts, or the busiest `top_k` of a collapsed layer"""
     step: int
     window: int
-    """steps that were judged: 100, or a shorter run's all"""
+    """the number of steps in the window: 100, or all of a shorter run"""
 
     def __str__(self) -> str:
         experts = ", ".join(map(str, self.experts))
@@ -40,10 +40,10 @@ class Alarm:
 
 
 class LoadWatch:
-    """The load of the last 100 steps, judged once that many are done (or `steps`, if fewer)."""
+    """The load of the last 100 steps; alarms start after that many, or after `steps` if fewer."""
 
     def __init__(self, experts: Mapping[int, int], top_k: int, steps: int) -> None:
-        """`experts`: for each MoE layer, by its number, how many it has."""
+        """`experts`: the number of experts of each MoE layer, by the layer's number."""
         self.experts, self.top_k = dict(experts), top_k
         self._judged_from = min(WINDOW, steps)
         self._window: deque[Tensor] = deque()
@@ -57,7 +57,7 @@ class LoadWatch:
         return self._by_layer(self._total_X)
 
     def add(self, loads: Sequence[Tensor], step: int) -> tuple[Alarm, ...]:
-        """Take a step's load_E of each layer (int64, on the CPU); gives the alarms that are new."""
+        """Add a step's load_E of each layer (int64, on the CPU); returns the new alarms."""
         load_X = torch.cat([*loads, self._total_X[:0]])
         self._window.append(load_X)
         self._total_X += load_X
@@ -68,7 +68,7 @@ class LoadWatch:
     def _new_alarms(self, step: int) -> tuple[Alarm, ...]:
         alarms: list[Alarm] = []
         window = len(self._window)
-        # Views: what is seen here is remembered there.
+        # Views, so that marking an expert here marks it in _seen_starving_X.
         seen_starving = self._by_layer(self._seen_starving_X)
         rows = zip(self.experts, self.total, seen_starving, self._seen_collapsed_L, strict=True)
         for layer, load_E, seen_E, seen in rows:
@@ -105,5 +105,5 @@ class LoadWatch:
 
 
 def _stored(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """Checkpoints written before layers could differ hold layers and experts as two dims."""
+    """Checkpoints from before layers could differ have layers and experts as two dims."""
     return state[name] if name in state else state[name.replace("X", "LE")]

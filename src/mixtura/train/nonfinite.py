@@ -1,4 +1,4 @@
-"""Where a loss or a gradient that is not finite began."""
+"""Where a value that is not finite first appeared: in a loss or a gradient."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from mixtura.moe import MoEOutput, Routing
 
 
 def in_forward(decoder: LanguageModel, forward: Callable[[], object]) -> str | None:
-    """Run `forward` again; name the first module with an output that is not finite, if any.
+    """Run `forward` again; returns the first module with an output that is not finite, or None.
 
-    Modules end from the inside out, so the first one named is the smallest.
+    Inner modules end first, so the first one found is the smallest.
     """
     found: list[str] = []
     with torch.no_grad(), _watching(decoder, found):
@@ -22,9 +22,9 @@ def in_forward(decoder: LanguageModel, forward: Callable[[], object]) -> str | N
 
 
 def in_gradients(decoder: LanguageModel) -> str:
-    """Name the parameter where gradients first stopped being finite.
+    """The parameter whose gradient first stopped being finite.
 
-    Gradients run backwards, so it is the last one in the order of the forward pass.
+    The backward pass is in reverse order, so it is the last one in the order of the forward pass.
     """
     for name, parameter in reversed(_in_forward_order(decoder)):
         if parameter.grad is not None and not parameter.grad.isfinite().all():
@@ -33,14 +33,14 @@ def in_gradients(decoder: LanguageModel) -> str:
 
 
 def in_parameters(decoder: LanguageModel) -> str | None:
-    """Name the first parameter or buffer that is not finite, if any is."""
+    """The first parameter or buffer that is not finite, or None."""
     return next(
         (name for name, value in decoder.state_dict().items() if not _finite([value])), None
     )
 
 
 def _in_forward_order(decoder: LanguageModel) -> list[tuple[str, nn.Parameter]]:
-    """The ledger's order."""
+    """The order of the ledger."""
     named = dict(decoder.named_parameters())
     return [(weight.name, named[weight.name]) for weight in decoder.config.weights()]
 
@@ -57,7 +57,7 @@ def _watching(decoder: LanguageModel, found: list[str]) -> Iterator[None]:
         return hook
 
     def check_embedded(block: nn.Module, inputs: tuple[object, ...]) -> None:  # noqa: ARG001
-        # The look-up is no module's call; its result is the first block's input.
+        # The embedding is no module; its output is the first block's input.
         if not _finite(_tensors(inputs[0])):
             found.append("embedding")
 
@@ -79,7 +79,7 @@ def _finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
-    """The floating tensors inside what a module of the model gives back."""
+    """The floating-point tensors in a module's output."""
     match value:
         case Tensor():
             yield value

@@ -9,14 +9,14 @@ from mixtura.models import LanguageModel
 from mixtura.runs.train_config import TrainConfig
 from mixtura.shapes import Role
 
-# Norms scale, and pulling a scale to 0 silences its layer. A token's row of the embedding gets no
-# gradient in most steps, so decay alone would shrink rare tokens. A gate's logits are kept small by
-# the z-loss already, and decay would draw every router to an even choice.
+# A norm whose scale decays to 0 silences its layer. A token's row of the embedding has no gradient
+# in most steps, so decay alone would shrink rare tokens. The z-loss keeps a gate's logits small
+# already, and decay would push every router towards an even choice.
 UNDECAYED: frozenset[Role] = frozenset({"norm", "embedding", "router"})
 
 
 def decayed_names(decoder: LanguageModel) -> set[str]:
-    """Names of the parameters with weight decay: matrices, but embeddings and router gates.
+    """Names of the parameters with weight decay: matrices, except embeddings and router gates.
 
     A tied head is the embedding.
     """
@@ -27,7 +27,7 @@ def decayed_names(decoder: LanguageModel) -> set[str]:
 
 
 def build_optimizer(decoder: LanguageModel, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW in groups: with weight decay, without, and router gates; see `set_rate`."""
+    """Fused AdamW with three groups: with weight decay, without, and router gates (`set_rate`)."""
     decayed = decayed_names(decoder)
     gates = {weight.name for weight in decoder.config.weights() if weight.role == "router"}
     groups: dict[str, list[nn.Parameter]] = {"decayed": [], "spared": [], "gates": []}
@@ -51,7 +51,7 @@ def build_optimizer(decoder: LanguageModel, config: TrainConfig) -> torch.optim.
 
 
 def set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
-    """Give every group its share of the step's learning rate."""
+    """Set every group's learning rate to its share of `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["share"]
 
@@ -68,7 +68,7 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, decoder: LanguageModel) -> d
 def restore_optimizer(
     optimizer: torch.optim.AdamW, decoder: LanguageModel, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give copies of what `optimizer_tensors` gave back to the optimizer."""
+    """Restore the state from `optimizer_tensors`; the tensors are copied."""
     optimizer.state.clear()
     parameters = dict(decoder.named_parameters())
     for key, value in tensors.items():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixtura.checkpoints.hf.folder import read_json
-from mixtura.checkpoints.opening import OpenModel, is_gguf, open_model
+from mixtura.checkpoints.open_model import OpenModel, is_gguf, open_model
 from mixtura.config import Config, Tree
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.models import LanguageModel
@@ -20,7 +20,7 @@ from mixtura.runs.folder import RunFolder
 from mixtura.runs.recipe import Recipe, differences
 from mixtura.tokenizers import GivenConfig, Tokenizer
 
-# These say how a model is trained: its weights and what it computes from them stay the same.
+# Keys of training, which change neither the weights nor what they compute.
 _OF_TRAINING = ("model.moe.balance.", "model.moe.capacity.", "model.moe.backend")
 
 
@@ -28,16 +28,16 @@ class OriginRecord(Config):
     """The content of a run's origin.json."""
 
     model: str
-    """as it was named"""
+    """the name that the user gave"""
     step: int | None
-    """of a run: its checkpoint's"""
+    """a run's step; None for other models"""
     digest: str
     """SHA-256 of the weights' names and values, in fp32"""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Weights to begin with, and the tokenizer that they know."""
+    """The model that a run begins with, and its tokenizer."""
 
     name: str
     step: int | None
@@ -46,8 +46,8 @@ class Origin:
 
     @classmethod
     def open(cls, model: str) -> "Origin":
-        """Any model but a packed one. Raises as `open_model` does."""
-        # A quantised file would be packed, and its weights rounded once more.
+        """Any model except a packed one. Raises what `open_model` raises."""
+        # Without a dtype a quantised file would be packed, and its weights rounded once more.
         found: OpenModel = open_model(model, "float32" if is_gguf(model) else None)
         if found.packed is not None:
             raise CheckpointError(
@@ -57,7 +57,7 @@ class Origin:
         return cls(model, found.step, found.decoder, found.tokenizer)
 
     def begin(self, decoder: LanguageModel) -> None:
-        """Copy the weights into a model of the same shape, in its own dtype."""
+        """Copy the weights into a model of the same shape, in that model's dtype."""
         weights = self.decoder.state_dict()
         check_fits(decoder, weights, Path(self.name))
         decoder.load_state_dict(weights)
@@ -69,9 +69,9 @@ class Origin:
         )
 
     def recipe(self, tree: Mapping[str, Any], place: str) -> Recipe:
-        """The recipe of `tree`, with the model's own shape and tokenizer where it names none.
+        """The recipe of `tree`, with the origin's shape and tokenizer where `tree` has none.
 
-        Raises ConfigError where it names another model or another tokenizer.
+        Raises ConfigError where `tree` has another model or another tokenizer.
         """
         own = self.decoder.config.model_dump(mode="json")
         given = tree.get("model")
@@ -94,9 +94,9 @@ class Origin:
 def recipe_and_origin(
     tree: Mapping[str, Any], folder: RunFolder, model: str | None, *, resume: bool, place: str
 ) -> tuple[Recipe, Origin | None]:
-    """What to train, and what to begin with; `model` is named, or None for weights that are drawn.
+    """The recipe to train, and the origin of its weights; None for random weights.
 
-    A run that goes on has its own weights: of its origin only the record is read.
+    A run that goes on has its own weights, so only the record of its origin is read.
     """
     recorded = folder.recorded() if resume else None
     record = None if recorded is None else recorded_origin(folder)
@@ -119,7 +119,7 @@ def recipe_and_origin(
 
 
 def recorded_origin(folder: RunFolder) -> OriginRecord | None:
-    """What the run there began with; None where it drew its weights. Raises CheckpointError."""
+    """The record of the run's origin; None for random weights. Raises CheckpointError."""
     if not folder.origin.exists():
         return None
     try:
@@ -143,7 +143,7 @@ def reopened_origin(folder: RunFolder) -> Origin | None:
 
 
 def _resumed(tree: Mapping[str, Any], recorded: Recipe, place: str) -> Recipe:
-    """The recipe of `tree`, with what the origin gave where `tree` names none."""
+    """The recipe of `tree`, with the run's model and tokenizer where `tree` has none."""
     run = recorded.tree()
     model = tree.get("model", run["model"])
     if isinstance(model, Mapping):
@@ -154,7 +154,7 @@ def _resumed(tree: Mapping[str, Any], recorded: Recipe, place: str) -> Recipe:
 def _filled(tree: Mapping[str, Any], model: Any, tokenizer: Tree) -> Tree:
     data = tree.get("data") or {}
     if not isinstance(data, Mapping):
-        # Recipe.parse says what is wrong with it.
+        # Recipe.parse raises the error.
         return {**tree, "model": model}
     if "tokenizer" in data and data["tokenizer"] != tokenizer:
         raise ConfigError(

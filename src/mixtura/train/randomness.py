@@ -1,4 +1,4 @@
-"""A random state of one's own, so that two trainers in a process do not disturb each other."""
+"""A random state for each trainer, so that two trainers in a process do not disturb each other."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 RandomState = dict[str, Tensor]
-"""`cpu`, and on a GPU `cuda`: the generators' states as torch gives them, uint8"""
+"""`cpu`, and on a GPU `cuda`: the generators' states in torch's form, uint8"""
 
 
 def seeded(seed: int, device: torch.device) -> RandomState:
@@ -19,10 +19,10 @@ def seeded(seed: int, device: torch.device) -> RandomState:
 
 @contextmanager
 def randomness_of(state: RandomState, device: torch.device) -> Iterator[RandomState]:
-    """Torch draws from `state` inside the block.
+    """Inside the block torch's random numbers come from `state`.
 
-    The mapping yielded holds, once the block has ended without error, where the draws ended.
-    Outside, torch's own state is as it was.
+    The mapping yielded holds the state at the end of the block, if the block raised nothing.
+    Afterwards torch's own state is restored.
     """
     outside = _read(device)
     after: RandomState = {}

@@ -1,4 +1,4 @@
-"""What one optimizer step tells. L MoE layers, E experts."""
+"""What one optimizer step reports. L MoE layers, E experts."""
 
 from dataclasses import dataclass
 
@@ -26,13 +26,13 @@ class StepReport:
     tokens: int
     """of this step"""
     seconds: float
-    """of this step; evaluation and checkpoints are not in it"""
+    """of this step, without evaluation and checkpoints"""
     load: list[list[int]]
     """for each MoE layer, rows that chose each expert"""
     dropped: list[float]
     """for each MoE layer, the share of rows that no expert computed"""
     alarms: tuple[Alarm, ...]
-    """those that this step raised"""
+    """raised in this step"""
 
     @property
     def tokens_per_second(self) -> float:
@@ -40,18 +40,18 @@ class StepReport:
 
     @property
     def max_over_mean(self) -> list[float]:
-        """For each MoE layer, this step's busiest expert over the mean."""
+        """For each MoE layer, the load of this step's busiest expert over the mean load."""
         return busiest_over_mean(self.load)
 
 
 def busiest_over_mean(load: list[list[int]]) -> list[float]:
-    """For each layer's load_E, the busiest expert over the mean."""
+    """For each layer's load_E, the largest load over the mean."""
     return [float(max_over_mean(torch.tensor(load_E))) for load_E in load]
 
 
 @dataclass(frozen=True, slots=True)
 class StepMeans:
-    """A step's means over micro-batches, and the gradients' norm."""
+    """A step's means over micro-batches, and the norm of its gradients."""
 
     loss: float
     losses: dict[str, float]
@@ -60,7 +60,7 @@ class StepMeans:
 
 
 class Tally:
-    """Sums over the micro-batches of one step, kept on the device until the end."""
+    """Sums over the micro-batches of one step, which stay on the device until the end."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -78,7 +78,7 @@ class Tally:
         self._sums[key] = self._sums[key] + value if key in self._sums else value
 
     def means(self, grad_norm: Tensor, ranks: Ranks = ONE_RANK) -> StepMeans:
-        """Over all ranks, whose gradients together have that norm. Waits for the device, once."""
+        """Means over all ranks; `grad_norm` is of their averaged gradients. Syncs the device."""
         sums = ranks.sum(torch.stack(list(self._sums.values())))
         *totals, norm = torch.cat([sums, grad_norm.view(1)]).double().tolist()
         count = self._count * ranks.count

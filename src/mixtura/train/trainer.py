@@ -1,4 +1,4 @@
-"""One training: a model, its optimizer and its data. It knows no terminal and no file.
+"""One training: a model, its optimizer and its data. It writes to no terminal and no file.
 
 B sequences, S tokens, T = B*S, V vocabulary, E experts, X experts of all MoE layers.
 """
@@ -35,17 +35,17 @@ from mixtura.train.step_report import StepMeans, StepReport, Tally
 
 
 class BatchSource(Protocol):
-    """Where training batches come from: a pure function of their number, so resuming is exact."""
+    """Training batches as a pure function of their number, so that a resumed run is exact."""
 
     def at(self, step: int) -> Batch: ...
 
 
 class Trainer:
-    """`step()` trains one optimizer step, `evaluate()` gives held-out bits per byte.
+    """`step()` takes one optimizer step, `evaluate()` computes held-out bits per byte.
 
-    Two trainers in one process may take turns: each keeps its own random state. `heldout` gives the
-    same batches each time it is called. Over several ranks, each of which brings its part of every
-    batch, gradients and reports are means over all, and every rank holds the same weights.
+    Two trainers in one process may take turns, since each has its own random state. `heldout`
+    returns the same batches at each call. Over several ranks each one has its part of every batch,
+    gradients and reports are means over all, and every rank holds the same weights.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Trainer:
         experts = {layer: shape.num_experts for layer, shape in shapes.items()}
         top_k = max((shape.top_k for shape in shapes.values()), default=1)
         self._watch = LoadWatch(experts, top_k, config.steps)
-        # Not the seed itself: noise would repeat the draws that made the weights.
+        # Another seed than the weights', or noise would repeat their random numbers.
         self._random = seeded(config.seed + 1, self.device)
 
     @property
@@ -78,7 +78,7 @@ class Trainer:
         return [load_E.tolist() for load_E in self._watch.total]
 
     def step(self) -> StepReport:
-        """Train one optimizer step. Raises NonFiniteError before any bad update is applied."""
+        """Take one optimizer step. Raises NonFiniteError before a bad update is applied."""
         started = perf_counter()
         number = self.steps_done + 1
         with randomness_of(self._random, self.device) as random_after:
@@ -124,7 +124,7 @@ class Trainer:
         return bits_per_byte
 
     def state(self) -> TrainerState:
-        """Raises NonFiniteError where a weight is not finite: such a state is not worth keeping."""
+        """Raises NonFiniteError where a weight is not finite, so that none is saved."""
         bad = nonfinite.in_parameters(self.decoder)
         if bad is not None:
             raise NonFiniteError(f"step {self.steps_done}: the update left {bad} not finite")
@@ -139,16 +139,16 @@ class Trainer:
         )
 
     def restore(self, state: TrainerState) -> None:
-        """Go on from `state`, which must be of the same model."""
+        """Continue from `state`, which must be of the same model."""
         self.steps_done, self.tokens_done, self.seconds = state.step, state.tokens, state.seconds
         self.decoder.load_state_dict(state.model)
         restore_optimizer(self.optimizer, self.decoder, state.optimizer)
-        # A run that moved from the CPU to a GPU brings no state for it.
+        # A checkpoint from the CPU has no random state for a GPU.
         self._random = {**self._random, **state.random}
         self._watch.restore(state.watch)
 
     def _gradients(self, number: int) -> StepMeans:
-        """Leave the step's clipped gradients in the parameters."""
+        """Compute the step's clipped gradients, into the parameters."""
         self.decoder.train()
         self.optimizer.zero_grad(set_to_none=True)
         tally = Tally()
@@ -161,10 +161,10 @@ class Trainer:
         self._average_over_ranks(parameters)
         norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
         means = tally.means(norm, self.ranks)
-        # Before clipping, which would spread a norm of nan over every gradient.
+        # Before clipping, which would spread a NaN norm to every gradient.
         if not all(map(isfinite, [means.loss, *means.losses.values(), means.grad_norm])):
             self._refuse(number, means)
-        # A factor of 1 would be a pass over every gradient for nothing.
+        # Multiplying every gradient by 1 would cost a pass over all of them.
         if self.config.clip is not None and means.grad_norm > self.config.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
         return means
@@ -173,7 +173,7 @@ class Trainer:
         if self.ranks.count == 1:
             return
         for parameter in parameters:
-            # A rank without a gradient takes part too, or the others would wait for ever.
+            # A rank without a gradient sums zeros, or the other ranks would wait for ever.
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self.ranks.sum(grad) / self.ranks.count
 
@@ -203,12 +203,12 @@ class Trainer:
         loads = end_step(self.decoder)
         if not loads:
             return []
-        # Together, so that the device is waited for once.
+        # One copy for all layers, so that the device is synchronised once.
         load_X = torch.cat(loads).cpu()
         return list(load_X.split([load_E.numel() for load_E in loads]))
 
     def _refuse(self, number: int, means: StepMeans) -> NoReturn:
-        # From the random state that the step began with, so that it draws what it drew.
+        # From the step's first random state, so that its random numbers are the same.
         with randomness_of(self._random, self.device):
             where = nonfinite.in_forward(
                 self.decoder, lambda: self._replay(self._micro_batches(number))

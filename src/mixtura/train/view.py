@@ -1,4 +1,4 @@
-"""What a run shows while it trains: nothing, plain lines, or (live.py) a live screen."""
+"""What a run shows while it trains: nothing, plain lines, or (live_view.py) a live screen."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What stays the same throughout a run."""
+    """Facts that stay the same throughout a run."""
 
     name: str
     folder: Path
@@ -33,7 +33,7 @@ class RunFacts:
 
 
 class View:
-    """Shows nothing. A subclass shows what it overrides; every call comes from one thread."""
+    """Shows nothing; a subclass overrides what it shows. All calls come from one thread."""
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +46,7 @@ class View:
     ) -> None: ...
 
     def preparing(self, stage: str, done: int, total: int) -> None:
-        """The corpus is on its way; `total` is 0 where nobody knows."""
+        """Progress of the corpus; `total` is 0 where it is unknown."""
 
     def started(self, facts: RunFacts) -> None: ...
 
@@ -57,12 +57,12 @@ class View:
 
     def evaluated(self, step: int, bits_per_byte: float) -> None: ...
 
-    def told(self, line: str) -> None:
-        """A sentence that must not be lost: a resume, a file left out, a stop."""
+    def log(self, line: str) -> None:
+        """A line that the user must see: a resume, a file left out, a stop."""
 
 
 class Pace:
-    """Time left, from the steps of this process, evaluation and checkpoints included."""
+    """Time left, estimated from this process's steps, with evaluation and checkpoints."""
 
     def __init__(self, facts: RunFacts) -> None:
         self.facts, self._began = facts, monotonic()
@@ -71,13 +71,13 @@ class Pace:
         self.facts = replace(self.facts, steps=steps)
 
     def left(self, step: int) -> float:
-        """Seconds until the last step, as things go."""
+        """Seconds until the last step, at the average pace so far."""
         done = step - self.facts.resumed_step
         return (monotonic() - self._began) / done * (self.facts.steps - step)
 
 
 class _Stage:
-    """A stage of the preparation, and which of its reports make a line."""
+    """A stage of the preparation; it decides which reports become lines."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -87,7 +87,7 @@ class _Stage:
         self._ended = False
 
     def reached(self, done: int, total: int) -> str | None:
-        """The line to write; None where the last one is too fresh, or said the end already."""
+        """The line to write; None within 5 s of the last line, or after the stage's end."""
         if self._ended:
             return None
         if total and done >= total:
@@ -103,7 +103,7 @@ class _Stage:
         return line
 
     def last_line(self, *, ended: bool) -> str | None:
-        """Of a stage that ended, or broke off; None where it is written already."""
+        """The line of a stage that ended or was cut off; None where it is written already."""
         if ended:
             return None if self._ended else self._end()
         return None if self._unsaid is None else f"{self.name}: {self._unsaid}"
@@ -114,7 +114,7 @@ class _Stage:
 
 
 class PlainView(View):
-    """A line for each logged step, evaluation and alarm: for logs, and where no terminal is."""
+    """A line for each logged step, evaluation and alarm: for log files, and without a terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -130,19 +130,19 @@ class PlainView(View):
             self._stage = _Stage(stage)
         line = self._stage.reached(done, total)
         if line is not None:
-            self.told(line)
+            self.log(line)
 
     def _leave_stage(self, *, ended: bool) -> None:
-        """The last line of a stage says where it ended, however soon after the line before."""
+        """A stage's last line is written however soon after the line before."""
         line = None if self._stage is None else self._stage.last_line(ended=ended)
         self._stage = None
         if line is not None:
-            self.told(line)
+            self.log(line)
 
     def started(self, facts: RunFacts) -> None:
         self._leave_stage(ended=True)
         self._pace = Pace(facts)
-        self.told(opening(facts))
+        self.log(opening(facts))
 
     def replanned(self, steps: int) -> None:
         assert self._pace is not None, "a run starts before it is corrected"
@@ -152,18 +152,18 @@ class PlainView(View):
         assert self._pace is not None, "a run starts before it steps"
         if logged:
             busiest = f"  load max/mean {max(report.max_over_mean):.2f}" if report.load else ""
-            self.told(
+            self.log(
                 f"step {report.step}/{self._pace.facts.steps}  loss {report.loss:.4f}  "
                 f"{report.tokens_per_second:,.0f} tokens/s  "
                 f"{duration(self._pace.left(report.step))} left{busiest}"
             )
         for alarm in report.alarms:
-            self.told(f"ALARM: {alarm}")
+            self.log(f"ALARM: {alarm}")
 
     def evaluated(self, step: int, bits_per_byte: float) -> None:
-        self.told(f"step {step}: held-out {bits_per_byte:.4f} bits per byte")
+        self.log(f"step {step}: held-out {bits_per_byte:.4f} bits per byte")
 
-    def told(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self._stream.write(f"{visible_line(line)}\n")
         self._stream.flush()
 

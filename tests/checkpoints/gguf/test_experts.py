@@ -12,9 +12,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.gguf import GGUFSource
+from mixtura.checkpoints.gguf.file_writer import write_gguf
 from mixtura.checkpoints.gguf.header import read_header
-from mixtura.checkpoints.gguf.writing import write_gguf
-from mixtura.checkpoints.loading import load_model, load_source
+from mixtura.checkpoints.loaded_model import load_model, load_source
 from mixtura.errors import CheckpointError
 from mixtura.kernels.packed.groups import dequantise
 from mixtura.tokenizers import SubwordTokenizer

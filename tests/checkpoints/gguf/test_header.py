@@ -13,7 +13,7 @@ from gguf import GGUFReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtura.checkpoints.gguf.header import Header, read_header
+from mixtura.checkpoints.gguf.header import GGUFHeader, read_header
 from mixtura.errors import CheckpointError
 
 Write = Callable[..., Path]
@@ -131,7 +131,7 @@ def test_damage_is_never_more_than_a_checkpoint_error(small: Path, data: Any) ->
     damaged.write_bytes(raw)
     # Any other exception would fail the test.
     with suppress(CheckpointError):
-        assert isinstance(read_header(damaged), Header)
+        assert isinstance(read_header(damaged), GGUFHeader)
 
 
 def raw_file(

@@ -19,9 +19,9 @@ from tests.checkpoints.gguf.llama_cpp_peer import Peer
 
 from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
-from mixtura.checkpoints.gguf.writing import KindName, write_gguf
-from mixtura.checkpoints.loading import load_model
-from mixtura.checkpoints.packed.packing import Precision, write_packed
+from mixtura.checkpoints.gguf.file_writer import KindName, write_gguf
+from mixtura.checkpoints.loaded_model import load_model
+from mixtura.checkpoints.packed.file_writer import Precision, write_packed
 from mixtura.checkpoints.packed.weights import PackedWeights
 from mixtura.checkpoints.source_weights import SourceWeights
 from mixtura.models import Decoder, DecoderConfig

@@ -16,7 +16,7 @@ from tests.checkpoints.gguf.llama_cpp_peer import Peer
 
 from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
-from mixtura.checkpoints.gguf.writing import write_gguf
+from mixtura.checkpoints.gguf.file_writer import write_gguf
 from mixtura.cli.app import run
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import family_named

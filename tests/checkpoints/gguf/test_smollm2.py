@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
-from mixtura.checkpoints.loading import load_model
+from mixtura.checkpoints.loaded_model import load_model
 from mixtura.engine.conversation import Conversation
 from mixtura.engine.generate import generate
 from mixtura.engine.sampling import Sampling

@@ -14,7 +14,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader
 
 from mixtura.checkpoints.gguf import GGUFSource
-from mixtura.checkpoints.gguf.links import Named, turned
+from mixtura.checkpoints.gguf.links import Named, rotated
 from mixtura.checkpoints.gguf.rope import llama3_factors
 from mixtura.checkpoints.piece_views import taken
 from mixtura.errors import CheckpointError, ConfigError
@@ -32,7 +32,7 @@ def stored(path: Path, name: str) -> np.ndarray:
 def half_split(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows as GGUF has them, in the order of Hugging Face's."""
     whole = torch.empty_like(rows)
-    for piece in turned(Named("ours", tuple(rows.shape)), "theirs", heads):
+    for piece in rotated(Named("ours", tuple(rows.shape)), "theirs", heads):
         target, part = taken(whole, rows, piece)
         target.copy_(part)
     return whole
@@ -102,8 +102,8 @@ def test_turning_neighbours_is_turning_halves_of_the_rows_put_back() -> None:
     def of_neighbours(x_SHC: torch.Tensor) -> torch.Tensor:
         cos_SP, sin_SP = rope.cos_SC[:, None, :4], rope.sin_SP[:, None]
         even, odd = x_SHC[..., 0::2], x_SHC[..., 1::2]
-        turned = (even * cos_SP - odd * sin_SP, odd * cos_SP + even * sin_SP)
-        return torch.stack(turned, -1).flatten(-2)
+        rotated = (even * cos_SP - odd * sin_SP, odd * cos_SP + even * sin_SP)
+        return torch.stack(rotated, -1).flatten(-2)
 
     def of_halves(x_SHC: torch.Tensor) -> torch.Tensor:
         rows = half_split(x_SHC.flatten(1).T, 2).T.unflatten(1, (2, 8))
@@ -289,7 +289,7 @@ def test_an_unknown_tensor_is_refused_with_the_nearest(write: Write) -> None:
 
 def test_our_decoder_computes_what_transformers_does(write: Write) -> None:
     transformers = pytest.importorskip("transformers", reason="the extra `hf` brings it")
-    from mixtura.checkpoints.loading import load_model
+    from mixtura.checkpoints.loaded_model import load_model
 
     path = write(keys={"rope.freq_base": 1e5})
     source, loaded = GGUFSource(path), load_model(path)

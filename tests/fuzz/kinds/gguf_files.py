@@ -98,7 +98,7 @@ class GGUFFiles(Kind):
         from tests.fuzz.tiny_models import tiny_models, tiny_tokenizer
 
         from mixtura.checkpoints.family_source import FamilySource
-        from mixtura.checkpoints.gguf.writing import write_gguf
+        from mixtura.checkpoints.gguf.file_writer import write_gguf
         from mixtura.shapes.families import family_named
 
         kinds = ("q4_0", "q8_0", "f32", "f16", "bf16")
@@ -132,8 +132,8 @@ class GGUFFiles(Kind):
     def read(self, case: Path) -> None:
         from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
         from mixtura.checkpoints.inspection import inspect_model
-        from mixtura.checkpoints.loading import load_source
-        from mixtura.checkpoints.opening import check_vocabulary
+        from mixtura.checkpoints.loaded_model import load_source
+        from mixtura.checkpoints.open_model import check_vocabulary
 
         for path in case.iterdir():
             inspect_model(path)

@@ -152,7 +152,7 @@ class ModelConfigs(Kind):
 
     def read(self, case: Path) -> None:
         from mixtura.checkpoints.inspection import inspect_model
-        from mixtura.checkpoints.loading import decoder_config, open_source
+        from mixtura.checkpoints.loaded_model import decoder_config, open_source
         from mixtura.models.blueprint import without_weights
         from mixtura.shapes.families import family_of
 

@@ -100,7 +100,7 @@ class Runs(Kind):
 
     def read(self, case: Path) -> None:
         from mixtura.checkpoints.inspection import inspect_model
-        from mixtura.checkpoints.run import load_run
+        from mixtura.checkpoints.loaded_run import load_run
         from mixtura.data import Corpus
         from mixtura.insight import Subject
         from mixtura.insight.page import embedded

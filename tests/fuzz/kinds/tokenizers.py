@@ -85,7 +85,7 @@ class Tokenizers(Kind):
                 json.loads(path.read_bytes())
 
     def read(self, case: Path) -> None:
-        from mixtura.checkpoints.gguf.tokenizer_writing import tokenizer_keys
+        from mixtura.checkpoints.gguf.tokenizer_writer import tokenizer_keys
         from mixtura.errors import DataError, reading
         from mixtura.tokenizers import load_tokenizer
         from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer

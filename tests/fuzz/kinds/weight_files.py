@@ -56,7 +56,7 @@ class WeightFiles(Kind):
 
     def read_folder(self, own: Path) -> None:
         from mixtura.checkpoints.inspection import inspect_model
-        from mixtura.checkpoints.opening import open_model
+        from mixtura.checkpoints.open_model import open_model
 
         inspect_model(own, verify=True)
         loaded = open_model(own)
@@ -71,7 +71,7 @@ class Safetensors(WeightFiles):
 
     def make_valid(self, folder: Path) -> None:
         from mixtura.checkpoints.conversion import write_tokenizer
-        from mixtura.checkpoints.hf.saving import save_model
+        from mixtura.checkpoints.hf.folder_writer import save_model
         from mixtura.shapes.families import family_named
 
         for model_type, decoder in tiny_models():
@@ -138,8 +138,8 @@ class Packed(WeightFiles):
 
     def make_valid(self, folder: Path) -> None:
         from mixtura.checkpoints.conversion import write_tokenizer
-        from mixtura.checkpoints.hf.saving import save_model
-        from mixtura.checkpoints.packing import pack_model
+        from mixtura.checkpoints.hf.folder_writer import save_model
+        from mixtura.checkpoints.packed_conversion import pack_model
         from mixtura.shapes.families import family_named
 
         for (model_type, decoder), bits in zip(tiny_models(), (4, 8, 4, 8, 4), strict=True):
@@ -173,7 +173,7 @@ class Packed(WeightFiles):
             read_header(path)
 
     def read_folder(self, own: Path) -> None:
-        from mixtura.checkpoints.loading import load_source
+        from mixtura.checkpoints.loaded_model import load_source
         from mixtura.checkpoints.weight_readers import open_weights, source_of
 
         super().read_folder(own)

@@ -8,7 +8,7 @@ from torch import Tensor
 from mixtura.kernels.native import instruction_sets, native
 from mixtura.kernels.packed.experts import (
     PackedBiases,
-    Rows,
+    RoutedRows,
     biases_in_tiles,
     packed_experts,
     packed_experts_naive,
@@ -40,16 +40,16 @@ def tiled(experts: list[ExpertGroups], activation: Activation) -> Tensor:
     return torch.stack([tile_expert(one.w_in, one.w_out, is_gated(activation)) for one in experts])
 
 
-def routed(tokens: int, top_k: int = 2) -> Rows:
+def routed(tokens: int, top_k: int = 2) -> RoutedRows:
     """Some choices wish for expert EXPERTS, which is none."""
     chosen_TK = torch.rand(tokens, EXPERTS + 1).argsort(1)[:, :top_k]
     token_N = torch.arange(tokens).repeat_interleave(top_k)
-    return Rows(token_N, chosen_TK.flatten(), torch.rand(tokens * top_k))
+    return RoutedRows(token_N, chosen_TK.flatten(), torch.rand(tokens * top_k))
 
 
-def of_token(rows: Rows, token: int) -> Rows:
+def of_token(rows: RoutedRows, token: int) -> RoutedRows:
     own = rows.token_N == token
-    return Rows(rows.token_N[own] - token, rows.expert_N[own], rows.weight_N[own])
+    return RoutedRows(rows.token_N[own] - token, rows.expert_N[own], rows.weight_N[own])
 
 
 def relative_error(y: Tensor, expected: Tensor) -> float:
@@ -128,7 +128,7 @@ def test_all_tokens_at_one_expert_and_none_at_the_others():
     # 300 rows pass the 256 that are computed at once.
     experts = some_experts(64, "swiglu", 8)
     x_TD = torch.randn(300, WIDTH)
-    rows = Rows(torch.arange(300), torch.full((300,), 3), torch.ones(300))
+    rows = RoutedRows(torch.arange(300), torch.full((300,), 3), torch.ones(300))
     for phase in PHASES:
         for kernels in SETS:
             y_TD = packed_experts(
@@ -154,7 +154,7 @@ def test_without_the_compiled_module_pytorch_serves(monkeypatch: pytest.MonkeyPa
 
 def test_tokens_out_of_range_are_refused():
     experts = some_experts(48, "swiglu", 4)
-    rows = Rows(torch.tensor([4]), torch.tensor([0]), torch.ones(1))
+    rows = RoutedRows(torch.tensor([4]), torch.tensor([0]), torch.ones(1))
 
     with pytest.raises(ValueError, match=r"tokens must lie in 0..3"):
         packed_experts(

@@ -85,7 +85,7 @@ DEEPSEEK = {
         ),
         (LLAMA, {"model_type": "gemma3_text", "query_pre_attn_scalar": -1}, "must lie above 0"),
         (LLAMA, {"model_type": "gemma3", "text_config": [1]}, "text_config=.* a mapping"),
-        (LLAMA, {"model_type": "x" * 10**6}, "is no family that Mixtura knows"),
+        (LLAMA, {"model_type": "x" * 10**6}, "is no family that Mixtura reads"),
     ],
 )
 def test_a_config_out_of_bounds_names_its_key(

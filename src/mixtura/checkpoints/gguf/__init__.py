@@ -1,6 +1,6 @@
-"""llama.cpp's file format, read and written: a Source of models, their tokenizers, and the reverse.
+"""llama.cpp's file format, read and written: weights, configs and tokenizers.
 
-`gguf` is imported in this folder alone.
+The package `gguf` is imported only in this folder.
 """
 
 from typing import TYPE_CHECKING
@@ -9,15 +9,15 @@ from mixtura.lazy_names import at_first_use
 
 if TYPE_CHECKING:
     from mixtura.checkpoints.gguf.source import GGUFSource
-    from mixtura.checkpoints.gguf.tokenizer_reading import gguf_tokenizer
+    from mixtura.checkpoints.gguf.tokenizer_reader import gguf_tokenizer
 
 __all__ = ["GGUFSource", "gguf_tokenizer"]
 
 _HOMES = {
     "GGUFSource": "mixtura.checkpoints.gguf.source",
-    "gguf_tokenizer": "mixtura.checkpoints.gguf.tokenizer_reading",
+    "gguf_tokenizer": "mixtura.checkpoints.gguf.tokenizer_reader",
 }
 
-# Hidden from type checkers, which would take any misspelt name for one that exists.
+# Hidden from type checkers, which would accept any misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

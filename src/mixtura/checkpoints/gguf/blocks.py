@@ -19,18 +19,18 @@ BITS: Mapping[Kind, Bits] = {
     Kind.Q4_0: 4,
     Kind.Q8_0: 8,
 }
-"""the kinds whose blocks are our groups"""
+"""the kinds whose blocks are groups of ours"""
 _SCALE = 2
-# A nibble holds q + 8: the lower ones of a block's bytes its first half, the upper ones its second.
+# A nibble holds q + 8; the lower nibbles of a block are its first half, the upper its second.
 _OFFSET, _HALF = 8, GROUP // 2
 
 
 def groups_bits(kind: Kind) -> Bits:
-    """Of the groups that keep best what is stored in a kind.
+    """The bits of groups that keep the precision of a kind.
 
-    Weights of 4 bits or more lie on a grid of their own, which one of 16 levels cannot follow: in 4
-    bits SmolLM2's Q4_1 has 23% more perplexity, in 8 bits 0.2%. Fewer than 4 bits are a coarser
-    grid than ours of 4.
+    A kind of 4 bits or more has its own grid, which the 16 levels of 4 bits cannot follow: packed
+    in 4 bits SmolLM2's Q4_1 has 23% more perplexity, in 8 bits 0.2%. A kind of fewer than 4 bits is
+    coarser than groups of 4 bits.
     """
     if kind in BITS:
         return BITS[kind]
@@ -39,7 +39,7 @@ def groups_bits(kind: Kind) -> Bits:
 
 
 def unpacked(rows_NX: NDArray[np.uint8], kind: Kind) -> "Groups | None":
-    """Rows of blocks as they are stored; None where a number lies outside what groups hold."""
+    """Rows of blocks as groups; None where a number lies outside what groups hold."""
     import torch
 
     from mixtura.kernels.packed.groups import Groups
@@ -61,7 +61,7 @@ def unpacked(rows_NX: NDArray[np.uint8], kind: Kind) -> "Groups | None":
 
 
 def packed(groups: "Groups") -> NDArray[np.uint8]:
-    """The reverse, (N, G B): the blocks of each row, scale first."""
+    """Groups as blocks, (N, G B): in each block the scale first."""
     q_NGK = groups.q_NK.numpy().reshape(*groups.scale_NG.shape, GROUP)
     scale_NGB = groups.scale_NG.contiguous().numpy()[..., None].view(np.uint8)
     if groups.bits == 4:

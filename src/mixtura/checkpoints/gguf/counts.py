@@ -1,4 +1,4 @@
-"""Counts of a GGUF file's metadata held to what the file holds, before anything is counted up."""
+"""Compares the counts in a GGUF file's metadata with the file, before anything is allocated."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from mixtura.checkpoints.gguf.header import TensorPlace
 from mixtura.checkpoints.gguf.metadata import Metadata
 
 _OF_BLOCK = re.compile(r"blk\.(\d{1,9})\.")
-# Of all layers together; DeepSeek-V3 has 15,616. Each becomes tensors with names of their own.
+# Of all layers together; DeepSeek-V3 has 15,616. Each expert becomes named tensors.
 _MOST_EXPERTS = 1 << 18
 
 

@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file on their way out: put together from Hugging Face's, and encoded.
+"""Tensors of a GGUF file to be written: put together from Hugging Face's, and encoded.
 
 N rows, K columns of one matrix.
 """
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixtura.checkpoints.filling import filled, filled_groups
+from mixtura.checkpoints.filled_tensors import filled, filled_groups
 from mixtura.checkpoints.gguf.blocks import BITS, packed
 from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.checkpoints.gguf.links import narrowed
@@ -30,7 +30,7 @@ DTYPES: Mapping[Kind, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True)
 class OutTensor:
-    """One to be written, and the pieces of Hugging Face's that fill it."""
+    """A tensor to be written, and the pieces of Hugging Face's that fill it."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,20 +38,20 @@ class OutTensor:
     pieces: tuple[Piece, ...]
 
     def encoded(self, source: Source) -> Iterator[NDArray[np.uint8]]:
-        """Its bytes in order, matrix by matrix; of a stack one expert at a time."""
+        """Its bytes in order, one matrix at a time; of a stack one expert at a time."""
         for pieces in self._parts():
             exact = self._groups(source, pieces)
             if exact is not None:
                 yield packed(exact)
                 continue
             values = filled(pieces, lambda piece: source.read(piece.ours))
-            # A view of a stack, so that only one expert's numbers are unpacked at once.
+            # Views of the stack, so that only one expert's numbers are encoded at a time.
             matrices = values.flatten(0, -3) if values.dim() > 2 else [values]
             for matrix_NK in matrices:
                 yield self._encoded(matrix_NK)
 
     def _parts(self) -> Iterable[list[Piece]]:
-        """Pieces by the slice of the first dim that they fill, where each fills one."""
+        """Pieces by the slice of the first dim that they fill, where each fills one slice."""
         slices: dict[int, list[Piece]] = defaultdict(list)
         for piece in self.pieces:
             found = narrowed(piece)
@@ -61,7 +61,7 @@ class OutTensor:
         return [slices[number] for number in sorted(slices)]
 
     def _groups(self, source: Source, pieces: list[Piece]) -> Groups | None:
-        """As the source has them, where it has them all in these bits, or in fewer."""
+        """The source's own groups; None where it lacks some, or has more bits than `kind`."""
         if self.kind not in BITS:
             return None
         shapes = {piece.ours: source.tensors[piece.ours].shape for piece in pieces}

@@ -1,4 +1,4 @@
-"""The head of a GGUF file as bytes: what header.py reads."""
+"""The head of a GGUF file as bytes, for header.py to read."""
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ _LARGEST = 2**32 - 1
 def placed(
     tensors: Iterable[tuple[str, tuple[int, ...], Kind]],
 ) -> list[TensorPlace]:
-    """Name, shape and kind of each, one behind the other; places count from where data begins."""
+    """Places one after another; `start` counts from where the data begins."""
     places: list[TensorPlace] = []
     start = 0
     for name, shape, kind in tensors:
@@ -31,7 +31,7 @@ def placed(
 
 
 def head(metadata: Mapping[str, Any], places: Sequence[TensorPlace]) -> bytes:
-    """Raises ConfigError, naming the key, for a value that has no place in a file."""
+    """Raises ConfigError, naming the key, for a value that GGUF has no type for."""
     parts = [MAGIC, struct.pack("<IQQ", VERSIONS[-1], len(places), len(metadata))]
     for key, value in metadata.items():
         parts += [_text(key), _value(key, value)]
@@ -47,12 +47,12 @@ def head(metadata: Mapping[str, Any], places: Sequence[TensorPlace]) -> bytes:
 
 
 def padding(size: int) -> int:
-    """Bytes up to the next place that a tensor may begin at."""
+    """Bytes up to the next place where a tensor may begin."""
     return -size % ALIGNMENT
 
 
 def as_read(value: Any) -> Any:
-    """What a value is once it was written and read: a number of 32 bits is the shortest decimal."""
+    """The value after writing and reading: an fp32 number becomes its shortest decimal."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
@@ -78,7 +78,7 @@ def _value(key: str, value: Any) -> bytes:
             numbers = np.array(value, "<f4").tobytes()
             return struct.pack("<IIQ", _ARRAY, _F32, len(value)) + numbers
         case _:
-            raise AssertionError(f"{key} is a {type(value).__name__}, which nobody writes")
+            raise AssertionError(f"{key} is a {type(value).__name__}, which no architecture writes")
 
 
 def _text(text: str) -> bytes:

@@ -1,7 +1,7 @@
 """How the numbers of a GGUF tensor are stored: ggml's kinds, and the bytes of their blocks.
 
-The same tables are in the package `gguf`, whose import takes a tenth of a second; a test compares
-them. Its functions take these kinds, as both are whole numbers.
+The package `gguf` has the same tables, but its import takes 0.1 s; a test compares them. Its
+functions accept these kinds, since both are integers.
 """
 
 from enum import IntEnum
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Kind(IntEnum):
-    """By the number that a file has for it."""
+    """ggml's types, by their numbers in a file."""
 
     F32 = 0
     F16 = 1
@@ -47,7 +47,7 @@ class Kind(IntEnum):
     Q1_0 = 41
 
 
-class Block(NamedTuple):
+class BlockSize(NamedTuple):
     """Consecutive numbers of a row that are stored together."""
 
     numbers: int
@@ -55,38 +55,38 @@ class Block(NamedTuple):
 
 
 BLOCKS = {
-    Kind.F32: Block(1, 4),
-    Kind.F16: Block(1, 2),
-    Kind.Q4_0: Block(32, 18),
-    Kind.Q4_1: Block(32, 20),
-    Kind.Q5_0: Block(32, 22),
-    Kind.Q5_1: Block(32, 24),
-    Kind.Q8_0: Block(32, 34),
-    Kind.Q8_1: Block(32, 40),
-    Kind.Q2_K: Block(256, 84),
-    Kind.Q3_K: Block(256, 110),
-    Kind.Q4_K: Block(256, 144),
-    Kind.Q5_K: Block(256, 176),
-    Kind.Q6_K: Block(256, 210),
-    Kind.Q8_K: Block(256, 292),
-    Kind.IQ2_XXS: Block(256, 66),
-    Kind.IQ2_XS: Block(256, 74),
-    Kind.IQ3_XXS: Block(256, 98),
-    Kind.IQ1_S: Block(256, 50),
-    Kind.IQ4_NL: Block(32, 18),
-    Kind.IQ3_S: Block(256, 110),
-    Kind.IQ2_S: Block(256, 82),
-    Kind.IQ4_XS: Block(256, 136),
-    Kind.I8: Block(1, 1),
-    Kind.I16: Block(1, 2),
-    Kind.I32: Block(1, 4),
-    Kind.I64: Block(1, 8),
-    Kind.F64: Block(1, 8),
-    Kind.IQ1_M: Block(256, 56),
-    Kind.BF16: Block(1, 2),
-    Kind.TQ1_0: Block(256, 54),
-    Kind.TQ2_0: Block(256, 66),
-    Kind.MXFP4: Block(32, 17),
-    Kind.NVFP4: Block(64, 36),
-    Kind.Q1_0: Block(128, 18),
+    Kind.F32: BlockSize(1, 4),
+    Kind.F16: BlockSize(1, 2),
+    Kind.Q4_0: BlockSize(32, 18),
+    Kind.Q4_1: BlockSize(32, 20),
+    Kind.Q5_0: BlockSize(32, 22),
+    Kind.Q5_1: BlockSize(32, 24),
+    Kind.Q8_0: BlockSize(32, 34),
+    Kind.Q8_1: BlockSize(32, 40),
+    Kind.Q2_K: BlockSize(256, 84),
+    Kind.Q3_K: BlockSize(256, 110),
+    Kind.Q4_K: BlockSize(256, 144),
+    Kind.Q5_K: BlockSize(256, 176),
+    Kind.Q6_K: BlockSize(256, 210),
+    Kind.Q8_K: BlockSize(256, 292),
+    Kind.IQ2_XXS: BlockSize(256, 66),
+    Kind.IQ2_XS: BlockSize(256, 74),
+    Kind.IQ3_XXS: BlockSize(256, 98),
+    Kind.IQ1_S: BlockSize(256, 50),
+    Kind.IQ4_NL: BlockSize(32, 18),
+    Kind.IQ3_S: BlockSize(256, 110),
+    Kind.IQ2_S: BlockSize(256, 82),
+    Kind.IQ4_XS: BlockSize(256, 136),
+    Kind.I8: BlockSize(1, 1),
+    Kind.I16: BlockSize(1, 2),
+    Kind.I32: BlockSize(1, 4),
+    Kind.I64: BlockSize(1, 8),
+    Kind.F64: BlockSize(1, 8),
+    Kind.IQ1_M: BlockSize(256, 56),
+    Kind.BF16: BlockSize(1, 2),
+    Kind.TQ1_0: BlockSize(256, 54),
+    Kind.TQ2_0: BlockSize(256, 66),
+    Kind.MXFP4: BlockSize(32, 17),
+    Kind.NVFP4: BlockSize(64, 36),
+    Kind.Q1_0: BlockSize(128, 18),
 }

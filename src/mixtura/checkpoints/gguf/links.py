@@ -25,17 +25,17 @@ def same(one: Named, gguf: str) -> Iterator[Piece]:
 
 
 def row_alone(one: Named, gguf: str) -> Iterator[Piece]:
-    """Hugging Face has a matrix of one row, (1, D), where GGUF has a vector."""
+    """HF has a matrix of one row, (1, D), where GGUF has a vector."""
     yield Piece(gguf, one.shape[1:], one.name, at=(0,))
 
 
 def of_stack(one: Named, gguf: str, expert: int, experts: int) -> Iterator[Piece]:
-    """One expert's matrix, of all experts' one after another."""
+    """One expert's matrix, in GGUF's stack of all experts."""
     yield Piece(gguf, (experts, *one.shape), one.name, of=(expert,))
 
 
-def turned(one: Named, gguf: str, heads: int) -> Iterator[Piece]:
-    """Rows that turn with the position: GGUF has each pair side by side, HF half a head apart."""
+def rotated(one: Named, gguf: str, heads: int) -> Iterator[Piece]:
+    """Rows that RoPE rotates in pairs: GGUF has a pair side by side, HF half a head apart."""
     rows = one.shape[0] // heads
     view, half = (heads, rows, *one.shape[1:]), rows // 2
     for at, of in ((slice(0, half), slice(0, None, 2)), (slice(half, None), slice(1, None, 2))):
@@ -45,7 +45,7 @@ def turned(one: Named, gguf: str, heads: int) -> Iterator[Piece]:
 
 
 def gate_and_up(one: Named, gate: str, up: str) -> Iterator[Piece]:
-    """(E, 2F, D) or (2F, D), the gate's rows first: two tensors in GGUF."""
+    """(E, 2F, D) or (2F, D), the gate's rows first; GGUF has two tensors."""
     *stack, both, width = one.shape
     hidden = both // 2
     for name, rows in ((gate, slice(0, hidden)), (up, slice(hidden, None))):
@@ -53,7 +53,7 @@ def gate_and_up(one: Named, gate: str, up: str) -> Iterator[Piece]:
 
 
 def narrowed(piece: Piece) -> tuple[int, Piece] | None:
-    """The slice of GGUF's first dim that a piece lies in, and the piece in it; None: in several."""
+    """The index of GGUF's first dim that a piece lies in, and the piece there; None for several."""
     if piece.stored_view is not None or not piece.of or not isinstance(piece.of[0], int):
         return None
     return piece.of[0], replace(piece, shape=piece.shape[1:], of=piece.of[1:])

@@ -1,4 +1,4 @@
-"""Values of a GGUF file's metadata, checked as they are asked for."""
+"""Values of a GGUF file's metadata, each checked when it is read."""
 
 import difflib
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from mixtura.errors import CheckpointError
 
 
 class Metadata:
-    """Values by key; a key that begins with a dot is that of the file's architecture.
+    """Values by key; a leading dot stands for the file's architecture.
 
-    Raises CheckpointError, naming the key, for a value that is missing or of another kind.
+    Raises CheckpointError, naming the key, for a value that is missing or of another type.
     """
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
@@ -21,7 +21,7 @@ class Metadata:
         self.architecture = self.text("general.architecture")
 
     def key(self, key: str) -> str:
-        """As the file spells it."""
+        """The key as the file spells it."""
         return self.architecture + key if key.startswith(".") else key
 
     def __contains__(self, key: str) -> bool:
@@ -41,7 +41,7 @@ class Metadata:
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A whole number of 1 or more, the same in all layers where the file lists it by layer."""
+        """A whole number of at least 1; a list by layer must have one value for all."""
         value = self._values.get(self.key(key), default)
         if isinstance(value, np.ndarray):
             several = np.unique(value)
@@ -56,12 +56,12 @@ class Metadata:
         return value
 
     def token(self, key: str, vocabulary: int) -> int | None:
-        """A token of the vocabulary; None where the file names none."""
+        """A token of the vocabulary; None where the file has none."""
         value = self._values.get(key)
         if value is None:
             return None
         if isinstance(value, int) and not isinstance(value, bool):
-            # What some writers put for "none" is -1, or the largest number that fits.
+            # Some writers put -1 or the largest uint32 for "none".
             if value in {-1, 2**32 - 1}:
                 return None
             if 0 <= value < vocabulary:
@@ -84,11 +84,11 @@ class Metadata:
         return value.tolist()
 
     def error(self, key: str, problem: str) -> CheckpointError:
-        """One that says `KEY is PROBLEM`."""
+        """An error that says `KEY is PROBLEM`."""
         return CheckpointError(f"{self.place(key)} is {problem}")
 
     def place(self, key: str) -> str:
-        """What an error about this key opens with."""
+        """The start of an error about this key."""
         return f"{self._path}: {self.key(key)}"
 
     def _missing(self, key: str) -> CheckpointError:
@@ -106,7 +106,7 @@ class Metadata:
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> CheckpointError:
-    """For a tensor that was asked for and is not there."""
+    """The error for a tensor that the model does not have."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; the nearest is {near[0]}" if near else ""
     return CheckpointError(f"no tensor {name} among the {len(known)} of the model{hint}")

@@ -1,4 +1,4 @@
-"""Rotary positions as a GGUF file states them, in the terms of config.json, and the reverse.
+"""RoPE's settings in a GGUF file, in the terms of config.json, and the reverse.
 
 P pairs of a head.
 """
@@ -14,8 +14,8 @@ from mixtura.checkpoints.gguf.metadata import Metadata
 from mixtura.config import Tree
 from mixtura.errors import ConfigError
 
-# What every published model with factors in its file was stretched with (Llama 3.1, 3.2 and 3.3);
-# the factor itself is the largest of the file's.
+# The settings of every published model whose file has factors (Llama 3.1, 3.2 and 3.3); the factor
+# itself is the largest in the file.
 _LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -23,7 +23,7 @@ _LLAMA3 = {
 }
 _ROPE_BASE = 10_000.0
 LOG_MULTIPLIER = ".rope.scaling.yarn_log_multiplier"
-# YaRN's further settings, which config.json spells otherwise, or llama.cpp counts otherwise.
+# YaRN's other settings, which config.json spells or llama.cpp counts differently.
 _YARN_DEFAULTS = {
     ".rope.scaling.attn_factor": 1.0,
     LOG_MULTIPLIER: 0.0,
@@ -43,7 +43,7 @@ def rope_parameters(
     """config.json's `rope_parameters`; `factors_P` is the tensor rope_freqs.weight, if any.
 
     Raises CheckpointError for a scaling that is not read; `read_elsewhere` names settings of YaRN
-    that an architecture reads by itself.
+    that the architecture reads itself.
     """
     base = metadata.number(".rope.freq_base", _ROPE_BASE)
     scaling = _stated(metadata, read_elsewhere)
@@ -59,9 +59,9 @@ def rope_parameters(
 
 
 def rope_keys(scaling: Mapping[str, Any] | None, architecture: str) -> Tree:
-    """The reverse, from the `rope_scaling` of our attention; its base stands by itself.
+    """The metadata, from the `rope_scaling` of our attention, without the base.
 
-    Raises ConfigError for a scaling that has no keys. That of Llama 3.1 has a tensor instead.
+    Raises ConfigError for a scaling without keys. Llama 3.1's has a tensor instead of keys.
     """
     if scaling is None or scaling["kind"] == "llama3":
         return {}
@@ -80,7 +80,7 @@ def rope_keys(scaling: Mapping[str, Any] | None, architecture: str) -> Tree:
 
 
 def factors_of(attention: Mapping[str, Any]) -> NDArray[np.float32] | None:
-    """factors_P of the tensor rope_freqs.weight, from our attention; None where it has none."""
+    """The tensor rope_freqs.weight of our attention; None for another scaling than Llama 3.1's."""
     scaling = attention["rope_scaling"]
     if scaling is None or scaling["kind"] != "llama3":
         return None
@@ -89,7 +89,7 @@ def factors_of(attention: Mapping[str, Any]) -> NDArray[np.float32] | None:
 
 
 def _stated(metadata: Metadata, read_elsewhere: Container[str]) -> dict[str, Any]:
-    # Older files have the factor alone.
+    # Older files have only the factor.
     older = metadata.number(".rope.scale_linear", 1.0)
     kind = metadata.text(".rope.scaling.type", "linear" if older != 1 else "none")
     if kind == "none":
@@ -113,7 +113,7 @@ def _from_factors(
     factor = float(factors_P.max(initial=1))
     if (factors_P == 1).all():
         return {"rope_type": "default"}
-    # The shape first: a head is as wide as the metadata say.
+    # The shape is compared first, since llama3_factors has the metadata's head_dim.
     if factors_P.shape != (head_dim // 2,) or not np.allclose(
         factors_P, llama3_factors(base, head_dim, factor), rtol=1e-3
     ):
@@ -126,10 +126,10 @@ def _from_factors(
 
 
 def llama3_factors(base: float, head_dim: int, factor: float) -> NDArray[np.float64]:
-    """factors_P by which llama.cpp divides the frequencies of a model of the Llama 3.1 kind.
+    """The numbers by which llama.cpp divides the frequencies of a model like Llama 3.1.
 
-    A wave shorter than original / high keeps its frequency, one longer than original / low has it
-    divided by `factor`, and between them frequencies are blended.
+    A wave shorter than original / high keeps its frequency, that of one longer than original / low
+    is divided by `factor`, and frequencies between them are blended.
     """
     original = _LLAMA3["original_max_position_embeddings"]
     low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]

@@ -1,4 +1,4 @@
-"""How llama.cpp itself rounds weights, for comparison with how Mixtura does.
+"""llama.cpp's own rounding of weights, to be compared with Mixtura's.
 
 N rows, K columns.
 """
@@ -18,7 +18,7 @@ _KINDS: dict[Bits, Kind] = {
 
 
 def llama_cpp_groups(w_NK: Tensor, bits: Bits) -> Groups:
-    """As Q4_0 or Q8_0 in the `gguf` package: each group's scale from its largest weight."""
+    """Q4_0 or Q8_0 of the package `gguf`: each group's scale follows from its largest weight."""
     rows = quantize(np.ascontiguousarray(w_NK.float().numpy()), GGMLQuantizationType(_KINDS[bits]))
     groups = unpacked(rows, _KINDS[bits])
     assert groups is not None, "rounding by the largest weight gives no -128"

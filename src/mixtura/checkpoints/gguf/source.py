@@ -1,4 +1,4 @@
-"""A GGUF file as a Source: config.json's words, Hugging Face's tensor names, shapes and order."""
+"""A GGUF file as a Source, with Hugging Face's config keys, tensor names, shapes and order."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 ROPE_FACTORS = "rope_freqs.weight"
 GATE = "ffn_gate_inp.weight"
-# Stored as numbers, so that a tensor can be a view of the file.
+# Kinds whose tensors can be views of the file.
 _PLAIN: Mapping[Kind, tuple[str, str]] = {
     Kind.F32: ("<f4", "float32"),
     Kind.F16: ("<f2", "float16"),
     Kind.BF16: ("<i2", "bfloat16"),
 }
-Part = tuple[TensorPlace, Piece]
-"""where a part of an HF tensor lies in the file, and how it fills it"""
+PlacedPiece = tuple[TensorPlace, Piece]
+"""a part of an HF tensor: its place in the file, and how it fills the tensor"""
 
 
 class GGUFSource(Source):
-    """A model of an architecture that is read; only the file's head is read at once.
+    """A model of a supported architecture; opening it reads only the file's head.
 
-    Raises CheckpointError, naming the key or the tensor and what was expected of it.
+    Raises CheckpointError, naming the key or the tensor and the expected value.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,7 @@ class GGUFSource(Source):
         self._shapes = {piece.stored: piece.shape for piece in family.pieces(shape)}
         links = list(architecture.links(self._shapes, shape, places))
         self._check(links, places)
-        self._parts: dict[str, list[Part]] = defaultdict(list)
+        self._parts: dict[str, list[PlacedPiece]] = defaultdict(list)
         for link in links:
             self._parts[link.ours].append(_part(places[link.stored], link))
         self._dtype_name = _common_dtype(places.values())
@@ -74,11 +74,11 @@ class GGUFSource(Source):
         return {name: self._stored(name, parts) for name, parts in self._parts.items()}
 
     def read(self, name: str) -> "Tensor":
-        """All in one dtype: that of the file's matrices where it has one, else fp32; gates in fp32.
+        """In the dtype of the file's matrices where they share one, else fp32; gates in fp32.
 
-        A tensor stored in it is a view of the file, mapped copy-on-write, but for those whose rows
-        are put in order, or whose parts lie apart. Raises CheckpointError for a name or a type that
-        is not known.
+        A tensor stored in that dtype is a view of the file, mapped copy-on-write, unless its rows
+        have to be reordered or its parts lie apart. Raises CheckpointError for an unknown name, or
+        a kind that cannot be unpacked.
         """
         import torch
 
@@ -94,7 +94,7 @@ class GGUFSource(Source):
         return whole
 
     def dtype_of(self, name: str) -> "torch.dtype":
-        """The same for every tensor but gates, which are stored in fp32 and not rounded."""
+        """One dtype for every tensor except gates, which are stored in fp32 and not rounded."""
         import torch
 
         return getattr(torch, self._dtype_name_of(name))
@@ -119,7 +119,7 @@ class GGUFSource(Source):
         return max(groups_bits(place.kind) for place, _ in self._parts_of(name))
 
     def groups(self, name: str) -> "Groups | None":
-        """Rows of Q4_0 or Q8_0 blocks, put into HF's order; those of a stack one after another."""
+        """Rows of Q4_0 or Q8_0 blocks in HF's order; those of a stack one after another."""
         import torch
 
         from mixtura.kernels.packed.groups import Groups
@@ -141,18 +141,18 @@ class GGUFSource(Source):
                 target.copy_(filling)
         return Groups(q.flatten(0, -2), scale.flatten(0, -2), BITS[kinds.pop()])
 
-    def _parts_of(self, name: str) -> list[Part]:
+    def _parts_of(self, name: str) -> list[PlacedPiece]:
         if name not in self._parts:
             raise nearest(name, self._parts)
         return self._parts[name]
 
-    def _stored(self, name: str, parts: list[Part]) -> StoredTensor:
+    def _stored(self, name: str, parts: list[PlacedPiece]) -> StoredTensor:
         size = sum({place.start: place.bytes for place, _ in parts}.values())
         kind = parts[0][0].kind.name
         return StoredTensor(name, self._shapes[name], kind, self.path, size)
 
     def _tensor(self, place: TensorPlace) -> "Tensor":
-        """In the dtype that it is stored in, and fp32 for what is unpacked."""
+        """In the stored dtype, or fp32 for a quantised kind."""
         import torch
 
         if place.kind in _PLAIN:
@@ -162,12 +162,12 @@ class GGUFSource(Source):
         return torch.from_numpy(self._numbers(place))
 
     def _numbers(self, place: TensorPlace) -> NDArray[np.float32]:
-        """Its values as fp32, in its shape."""
+        """The values in fp32, in the tensor's shape."""
         from gguf import GGMLQuantizationType, dequantize
 
         raw = self._raw(place).reshape(*place.shape[:-1], place.bytes_of_row)
         try:
-            # Scales that are not finite are read as they are written, and warned of nowhere.
+            # Infinite and NaN scales are kept as stored, without a warning.
             with np.errstate(all="ignore"):
                 return dequantize(raw, GGMLQuantizationType(place.kind)).reshape(place.shape)
         except NotImplementedError as error:
@@ -180,8 +180,8 @@ class GGUFSource(Source):
         return self._mapped(place, "u1", (place.bytes,))
 
     def _mapped(self, place: TensorPlace, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        # Mapped tensor by tensor, so that pages go when the tensor does. Copy-on-write: a view may
-        # be trained in place, and the file stays as it is.
+        # One map a tensor, so that its pages are freed with it. Copy-on-write: a view may be
+        # trained in place, and the file stays unchanged.
         try:
             return np.memmap(self.path, dtype, "c", place.start, shape).view(np.ndarray)
         except (OSError, ValueError) as error:
@@ -191,7 +191,7 @@ class GGUFSource(Source):
             ) from error
 
     def _check(self, expected: Iterable[Piece], places: Mapping[str, TensorPlace]) -> None:
-        """Every tensor is there in its shape, and no other."""
+        """Raises CheckpointError for tensors that are missing, misshapen or unexpected."""
         left = dict(places)
         for name, shape in {one.stored: one.shape for one in expected}.items():
             place = left.pop(name, None)
@@ -221,8 +221,8 @@ def _read_as(path: Path, config: Tree) -> tuple[Family, DecoderShape]:
         raise ConfigError(f"{path}: its metadata, as {error}") from error
 
 
-def _part(place: TensorPlace, piece: Piece) -> Part:
-    """Of a stack, the one matrix that a piece takes."""
+def _part(place: TensorPlace, piece: Piece) -> PlacedPiece:
+    """Narrows a stack to the one matrix that a piece takes."""
     found = narrowed(piece)
     if found is None:
         return place, piece
@@ -233,12 +233,12 @@ def _part(place: TensorPlace, piece: Piece) -> Part:
 
 
 def _common_dtype(places: Iterable[TensorPlace]) -> str:
-    """llama.cpp keeps vectors, biases and routers in fp32 whatever the rest is in."""
-    kinds = {place.kind for place in places if in_asked_kind(place.name, place.shape)}
+    """The dtype of all matrices, or fp32; llama.cpp keeps vectors, biases and routers in fp32."""
+    kinds = {place.kind for place in places if in_file_kind(place.name, place.shape)}
     dtypes = {_PLAIN[kind][1] if kind in _PLAIN else "float32" for kind in kinds}
     return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
-def in_asked_kind(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is stored in the kind that is asked for, and not in fp32 in any case."""
+def in_file_kind(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is stored in the file's own kind; vectors, biases and gates are fp32."""
     return len(shape) > 1 and not name.endswith((".bias", GATE))

@@ -1,4 +1,4 @@
-"""FP8 weights with a scale for each block, as DeepSeek-V3 is published, unpacked where read.
+"""FP8 weights with a scale for each block, as in DeepSeek-V3, unpacked when they are read.
 
 R rows, C columns; blocks of H rows and W columns, of which the last may be cut short.
 """
@@ -22,8 +22,8 @@ _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 class BlockFP8(Source):
     """Every e4m3 tensor and its `..._scale_inv` as one bf16 tensor under the plain name.
 
-    Raises ConfigError for settings that it cannot follow, and CheckpointError for a weight without
-    scales, for scales without a weight, and for sizes that do not belong together.
+    Raises ConfigError for settings that are not supported, and CheckpointError for a weight without
+    scales, for scales without a weight, and for sizes that do not match.
     """
 
     def __init__(self, packed: Source) -> None:
@@ -47,7 +47,7 @@ def _block(settings: Mapping[str, Any]) -> tuple[int, int]:
     """(height, width) of a block."""
     keys = Keys(settings, "fp8", "config.json: quantization_config")
     keys.expect("fmt", "e4m3", None)
-    # One scale for all of a layer's inputs would be a part of the model's function.
+    # One fixed scale for all inputs of a layer would change the model's outputs.
     keys.expect("activation_scheme", "dynamic", None)
     match settings.get("weight_block_size"):
         case [int(height), int(width)] if height > 0 and width > 0:
@@ -73,8 +73,8 @@ def _unpacked(
             scale = stored.get(name + SCALE)
             if scale is None:
                 raise CheckpointError(
-                    f"{tensor.file}: {name} is {FP8} without {name}{SCALE}, which says what it is "
-                    "multiplied by"
+                    f"{tensor.file}: {name} is {FP8} without {name}{SCALE}, the factors of its "
+                    "blocks"
                 )
             _check_scale(tensor, scale, block)
             yield name, replace(tensor, dtype="BF16", bytes=tensor.bytes + scale.bytes)
@@ -84,14 +84,14 @@ def _unpacked(
 
 def _check_scale(weight: StoredTensor, scale: StoredTensor, block: tuple[int, int]) -> None:
     if len(weight.shape) < 2 or len(scale.shape) < 2:
-        wanted = None
+        expected = None
     else:
         *outer, rows, columns = weight.shape
-        wanted = (*outer, -(-rows // block[0]), -(-columns // block[1]))
-    if scale.shape != wanted:
+        expected = (*outer, -(-rows // block[0]), -(-columns // block[1]))
+    if scale.shape != expected:
         raise CheckpointError(
             f"{scale.file}: {scale.name} is of shape {scale.shape} where a weight of "
-            f"{weight.shape} in blocks of {block} has {wanted or 'none'}"
+            f"{weight.shape} in blocks of {block} has {expected or 'none'}"
         )
     if scale.dtype not in _SCALES:
         raise CheckpointError(

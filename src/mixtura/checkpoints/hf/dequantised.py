@@ -1,4 +1,4 @@
-"""Checkpoints in packed formats, read as if they were plain: one class a format."""
+"""Quantised checkpoints, read as if they were in bf16: one class a format."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,13 +8,13 @@ from mixtura.checkpoints.source import Source
 from mixtura.errors import ConfigError
 
 METHODS: Mapping[str, Callable[[Source], Source]] = {"fp8": BlockFP8, "mxfp4": MXFP4}
-"""by `quant_method`; each unpacks one tensor at a time, where it is read"""
+"""by `quant_method`; each unpacks a tensor when it is read"""
 
 
 def dequantised(source: Source) -> Source:
-    """The source, its weights in bf16 under their plain names where it holds packed ones.
+    """The source itself, or one that unpacks its quantised weights to bf16 under plain names.
 
-    Raises ConfigError for a format that is not known.
+    Raises ConfigError for an unknown format.
     """
     settings = source.config.get("quantization_config")
     if settings is None:

@@ -22,7 +22,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class HFFolder(Source):
-    """Tensors are views of the mapped files; nothing is read before it is asked for."""
+    """Tensors are views of the mapped files, and are read at first use."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,7 +83,7 @@ class _Shard:
 
 
 def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Mapping[str, Any]:
-    """Raises CheckpointError where it is absent, or holds no mapping."""
+    """Raises CheckpointError where the file is absent, or holds no mapping."""
     try:
         return read_object(path, CheckpointError, most)
     except FileNotFoundError:
@@ -91,7 +91,7 @@ def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Mapping[str, Any
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that hold weights: what the index names, else the only ones there."""
+    """The files that hold weights: those of the index, else the only one there."""
     if (folder / INDEX).exists():
         return [_inside(folder, name) for name in sorted(set(_weight_map(folder).values()))]
     if (folder / SINGLE).exists():
@@ -122,7 +122,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A shard's path. Raises CheckpointError where it leaves the folder, or is absent."""
+    """A shard's path. Raises CheckpointError where it leads out of the folder, or is absent."""
     parts = PurePosixPath(name)
     if parts.is_absolute() or len(parts.parts) != 1 or "\\" in name or name == "..":
         raise CheckpointError(

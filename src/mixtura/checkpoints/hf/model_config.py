@@ -1,4 +1,4 @@
-"""A decoder's config.json, in a family's words, and which family has words for it."""
+"""A decoder's config.json in a family's keys, and the first family that can state a decoder."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,16 +9,16 @@ from mixtura.errors import ConfigError
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import FAMILIES, Family, family_named
 
-# How a model is trained, which no config.json says and no output depends on.
+# Settings of training, which no config.json has and no output depends on.
 _TRAINING = ("balance", "capacity", "backend")
 
 
 def hf_config(config: DecoderConfig, family: Family, like: Source | None = None) -> Tree:
-    """A config.json. Raises ConfigError for what the family has no words for, by key."""
+    """A config.json. Raises ConfigError for a key of ours that the family cannot state."""
     try:
         written = {**family.write(config.model_dump()), "use_cache": True}
     except KeyError as error:
-        # A part of another kind, such as a router, has not the setting that this family writes.
+        # A part of another kind, such as a router, lacks the setting that this family writes.
         raise ConfigError(
             f"a {family.model_type} config states {error}, which this decoder's parts do not have; "
             "save it as another family"
@@ -33,7 +33,7 @@ def hf_config(config: DecoderConfig, family: Family, like: Source | None = None)
     if like is not None and like.config.get("model_type") == family.model_type:
         before = DecoderConfig.parse(family.read(like.config))
         if not difference_of(function_of(before), function_of(config)):
-            # The quantisation that it was stored in is gone.
+            # The weights are no longer quantised.
             kept = {k: v for k, v in like.config.items() if k != "quantization_config"}
             kept |= {key: 0 for key in family.drafting_keys if key in kept}
             return {key: value for key, value in kept.items() if key != "torch_dtype"}
@@ -41,18 +41,18 @@ def hf_config(config: DecoderConfig, family: Family, like: Source | None = None)
 
 
 def function_of(config: DecoderConfig) -> Tree:
-    """All of a config that its outputs depend on."""
+    """The part of a config that its outputs depend on."""
     tree = config.model_dump(mode="json")
     if tree["moe"] is not None:
         tree["moe"] = {k: v for k, v in tree["moe"].items() if k not in _TRAINING}
     if len(config.moe_shapes) == config.layers:
-        # No layer has a dense FFN, whatever its width would be.
+        # Without dense FFNs no output depends on their width.
         tree |= {"ffn_width": None, "activation": None}
     return tree
 
 
 def difference_of(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first key whose values differ, and both."""
+    """The first key whose values differ, and both values; None where all are equal."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in {**one, **other}:
             inner = f"{path}.{key}" if path else key
@@ -63,9 +63,9 @@ def difference_of(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] 
 
 
 def first_family(config: DecoderConfig, among: Iterable[str] = FAMILIES) -> Family:
-    """The first family that has words for all that this decoder computes.
+    """The first family whose config can state all that this decoder computes.
 
-    Raises ConfigError with what the plainest of them lacks.
+    Raises ConfigError, naming what the plainest family lacks.
     """
     plainest = "llama" if config.moe is None else "mixtral"
     for family in map(family_named, sorted(among, key=lambda one: one != plainest)):

@@ -1,4 +1,4 @@
-"""MXFP4 weights, as gpt-oss is published, unpacked where they are read.
+"""MXFP4 weights, as in gpt-oss, unpacked when they are read.
 
 E experts, R rows, G groups of 32 along a row, B = 16 bytes a group, C = 32G columns, N = 16RG
 bytes of an expert.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 BLOCKS, SCALES = "_blocks", "_scales"
 GROUP = 32
-# e8m0 is a power of two and has no infinity; its last pattern is no number.
+# e8m0 has powers of two and no infinity; its last pattern is NaN.
 _NAN = 255
 
 
@@ -23,8 +23,8 @@ class MXFP4(Source):
     """Every pair of `..._blocks` and `..._scales` as one bf16 tensor under its plain name.
 
     Four-bit floats that share a power of two by groups (OCP Microscaling Formats 1.0, section 5):
-    each product is a bf16 number, so nothing is rounded. Raises CheckpointError for a half of a
-    pair and for sizes that do not belong together.
+    each product is a bf16 number, so nothing is rounded. Raises CheckpointError for half a pair
+    and for sizes that do not match.
     """
 
     def __init__(self, packed: Source) -> None:
@@ -42,12 +42,12 @@ class MXFP4(Source):
             raise CheckpointError(
                 f"{self.path}: {name}{SCALES} holds {_NAN}, which is no scale; the file is damaged"
             )
-        # Stored a row for each output; the family's own layout has them in columns.
+        # Files have a row for each output; the family's own layout has a column for each.
         return unpack(self._packed.read(f"{name}{BLOCKS}"), scale_ERG).mT
 
 
 def _unpacked(stored: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
-    """What the tensors of a file are once they are unpacked, by name."""
+    """The tensors after unpacking, by name."""
     found: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         plain = name.removesuffix(BLOCKS)

@@ -1,4 +1,4 @@
-"""Four-bit floats that share a power of two by groups, in bf16.
+"""Four-bit floats that share a power of two by groups, unpacked to bf16.
 
 E experts, R rows, G groups of 32 along a row, B = 16 bytes a group, C = 32G columns, N = 16RG
 bytes of an expert.
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 GROUP = 32
-# What the four bits of an e2m1 float stand for; the highest is the sign.
+# The values of e2m1's lower three bits; the highest bit is the sign.
 _SIZES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _VALUES = torch.tensor([*_SIZES, *(-size for size in _SIZES)], dtype=torch.bfloat16)
 
 
 def unpack(block_ERGB: Tensor, scale_ERG: Tensor) -> Tensor:
     """weight_ERC in bf16: a byte holds two values, the lower four bits first."""
-    # One look-up a byte: both of its values, as the 32 bits that two bf16 numbers are.
+    # One look-up a byte gives both of its values, as the 32 bits of two bf16 numbers.
     pair_of_byte = torch.stack([_VALUES.repeat(16), _VALUES.repeat_interleave(16)], 1)
     bits_of_byte = pair_of_byte.view(torch.int32).flatten()
     experts, rows, groups, _ = block_ERGB.shape
     weight_ERC = torch.empty(experts, rows, GROUP * groups, dtype=torch.bfloat16)
-    # An expert at a time: an index takes four times the size of its byte.
+    # One expert at a time: an index takes four times the memory of its byte.
     for expert in range(experts):
         byte_N, own_RC = block_ERGB[expert].flatten().int(), weight_ERC[expert]
         torch.index_select(bits_of_byte, 0, byte_N, out=own_RC.view(torch.int32).view(-1))

@@ -1,8 +1,8 @@
 """Tensors put together from parts of files by the memory map, without a copy.
 
-Experts lie one by one in a file, between other tensors, and ours are stacked. Pages of the file are
-mapped where the stacked tensor wants them; only the pages in which one part ends and the next one
-begins are copied. A write stays private to this process.
+A file holds experts one by one, between other tensors; ours are stacked. Whole pages of the file
+are mapped into the stacked tensor, and only pages where one part ends and the next begins are
+copied. A write stays private to this process.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mixtura.posix import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 
-# Linux allows 65,530 mappings a process unless told otherwise; others need some too.
+# Linux allows 65,530 mappings a process by default; other code needs some of them.
 MOST_MAPPINGS = 40_000
 _SHARE_FIXED = MAP_PRIVATE | 0x10
 _READ_WRITE = PROT_READ | PROT_WRITE
@@ -30,7 +30,7 @@ _FAILED = ctypes.c_void_p(-1).value
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Bytes of a file, and where they go, counted from the tensor's first byte."""
+    """Bytes of a file; `at` is their place, counted from the tensor's first byte."""
 
     file: Path
     offset: int
@@ -39,7 +39,7 @@ class FilePart:
 
 
 class Patchwork:
-    """Maps tensors as long as mappings are left, and copies after that."""
+    """Maps tensors until `MOST_MAPPINGS` are used, and copies after that."""
 
     def __init__(self) -> None:
         self.mapped = 0
@@ -47,14 +47,14 @@ class Patchwork:
     def tensor(
         self, shape: tuple[int, ...], dtype: torch.dtype, parts: Sequence[FilePart]
     ) -> Tensor:
-        """The tensor of these bytes; parts must fill it, each byte once."""
+        """The tensor of these bytes; the parts must fill it, each byte once."""
         size = prod(shape) * dtype.itemsize
         assert sum(part.size for part in parts) == size, "the parts fill the tensor"
-        # With the first part's place within a page, its pages and ours coincide.
+        # The tensor starts where the first part does within a page, so that their pages coincide.
         shift = parts[0].offset % mmap.PAGESIZE
         region = mmap.mmap(-1, shift + size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
         base = ctypes.addressof(ctypes.c_char.from_buffer(region))
-        # One descriptor at a time: a checkpoint may have more shards than a process may open files.
+        # One open file at a time: a checkpoint may have more shards than a process may open files.
         for file, own in groupby(parts, lambda part: part.file):
             with file.open("rb") as opened:
                 for part in own:
@@ -86,7 +86,7 @@ def _copy(region: mmap.mmap, start: int, end: int, file: int, offset: int) -> No
 
 @cache
 def _mmap() -> "ctypes._NamedFuncPointer | None":
-    """The C library's own, as Python's does not map to a given place; None off Linux."""
+    """The C library's mmap, since Python's takes no address; None except on Linux."""
     if sys.platform != "linux":
         return None
     function = ctypes.CDLL(None, use_errno=True).mmap
@@ -104,7 +104,7 @@ def _mmap() -> "ctypes._NamedFuncPointer | None":
 
 def _map_fixed(address: int, size: int, file: int, offset: int) -> None:
     function = _mmap()
-    assert function is not None, "asked before"
+    assert function is not None, "checked by _place"
     got = function(address, size, _READ_WRITE, _SHARE_FIXED, file, offset)
     if got == _FAILED:
         number = ctypes.get_errno()

@@ -1,1 +1,1 @@
-"""Packed folders, as a source of weights and as what weights are packed into."""
+"""Packed folders: their weights, read and written."""

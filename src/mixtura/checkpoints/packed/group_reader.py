@@ -1,4 +1,4 @@
-"""Our matrices as groups, one at a time, from however a source has stored them.
+"""Matrices of ours as groups, one at a time, from any format of a source.
 
 N rows and K columns of a matrix of ours, G = K/32 groups of a row, E experts.
 """
@@ -21,7 +21,7 @@ _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 class GroupReader:
-    """Blocks that are groups already are carried over exactly; all else is quantised.
+    """Stored groups are carried over exactly; all else is quantised.
 
     A stored tensor that holds many experts is kept until `release`, so that it is unpacked once.
     """
@@ -35,28 +35,28 @@ class GroupReader:
         self._tensors: dict[str, Tensor] = {}
         self._groups: dict[str, Groups | None] = {}
         self.exact: set[str] = set()
-        """stored tensors whose numbers and scales were kept as they are"""
+        """stored tensors whose numbers and scales were kept"""
         self.requantised: dict[str, Bits] = {}
         """stored tensors of fewer bits than a float that were unpacked and quantised again"""
 
     def plain(self, name: str, like: Tensor) -> Tensor:
-        """A tensor that stays as it is; a buffer in the dtype of `like`."""
+        """A tensor that is not packed; a buffer in the dtype of `like`."""
         dtypes, pieces = {name: self.plain_dtype(name, like)}, self._pieces[name]
         return read_weights(self._source, pieces, {name: like}, dtypes)[name]
 
     def plain_dtype(self, name: str, like: Tensor) -> torch.dtype:
-        """What `plain` will give."""
+        """The dtype of `plain`."""
         return self.stored_dtype(name) if isinstance(like, torch.nn.Parameter) else like.dtype
 
     def stored_dtype(self, name: str) -> torch.dtype:
         return self._source.dtype_of(self._pieces[name][0].stored)
 
     def pieces_of(self, name: str) -> list[Piece]:
-        """Those that fill a tensor of ours."""
+        """The pieces that fill a tensor of ours."""
         return self._pieces[name]
 
     def stored_bits(self, names: Iterable[str]) -> Bits:
-        """The fewest that keep what is stored of all these tensors of ours."""
+        """The fewest bits that keep the stored precision of all these tensors of ours."""
         return max(
             self._source.stored_bits(piece.stored) for name in names for piece in self._pieces[name]
         )
@@ -64,7 +64,7 @@ class GroupReader:
     def matrix(
         self, name: str, shape: tuple[int, int], bits: Bits, expert: int | None = None
     ) -> Groups:
-        """One of ours, or one expert's of a stack; padded with zeros to whole groups of a row.
+        """A matrix of ours, or one expert's of a stack; rows padded with zeros to whole groups.
 
         Raises ConfigError for what cannot be quantised, naming the stored tensor.
         """
@@ -79,14 +79,14 @@ class GroupReader:
             if expert is None:
                 self._fill(whole, piece, piece.at, None, bits)
             elif first == slice(None):
-                assert piece.view is None, "a stack of experts is not seen in another shape"
+                assert piece.view is None, "a stack of experts has no view"
                 self._fill(whole, piece, piece.at[1:], expert, bits)
             elif first == expert:
                 self._fill(whole, piece, piece.at[1:], None, bits)
         return whole
 
     def release(self) -> None:
-        """Forget what is stored in one tensor for many experts."""
+        """Free the stored tensors of many experts."""
         self._tensors.clear()
         self._groups.clear()
 
@@ -98,7 +98,7 @@ class GroupReader:
             seen[at].copy_(part)
 
     def _exact(self, piece: Piece, expert: int | None, bits: Bits) -> tuple[Tensor, Tensor] | None:
-        """Numbers and scales as they are stored, in the shape of the piece."""
+        """The stored numbers and scales, in the shape of the piece; None where there are none."""
         stored_view = piece.stored_view or piece.shape
         if piece.transposed or len(piece.of) >= len(stored_view):
             return None

@@ -23,18 +23,18 @@ _MATRICES = ("w_in", "w_out")
 
 
 class _Place(NamedTuple):
-    """Where one tensor of ours lies."""
+    """The entry of the file that holds a tensor of ours."""
 
     entry: Entry
     matrix: str
-    """of FFNs w_in or w_out; empty for any other"""
+    """w_in or w_out of FFNs; empty for any other entry"""
 
 
 class PackedWeights(Weights):
-    """Matrices are untiled when they are read, one expert's at a time."""
+    """Matrices are untiled when they are read, one expert at a time."""
 
     def __init__(self, file: PackedFile) -> None:
-        """Raises ConfigError or CheckpointError where header and tensors do not belong together."""
+        """Raises ConfigError or CheckpointError where header and tensors do not match."""
         self.file, self.path = file, file.path.parent
         self.config = packed_blueprint(file).config
 
@@ -43,7 +43,7 @@ class PackedWeights(Weights):
         return self.file.check(self.config.roles())
 
     def tensor(self, name: str, expert: int | None = None) -> Tensor:
-        """In fp32 where it is packed; a copy in any case, since the file cannot be written to."""
+        """In fp32 where it is packed; always a copy, since the mapped file is read-only."""
         place = self._place(name)
         if place.entry.kind == "plain":
             whole = self.file.read(name).clone()
@@ -56,7 +56,7 @@ class PackedWeights(Weights):
         return PLAIN[entry.format] if entry.kind == "plain" else torch.float32
 
     def stored_as(self, name: str) -> str:
-        """Groups as GGUF calls them."""
+        """GGUF's names for groups."""
         entry = self._place(name).entry
         return spelt(PLAIN[entry.format]) if entry.kind == "plain" else f"Q{entry.bits}_0"
 
@@ -73,7 +73,7 @@ class PackedWeights(Weights):
         return _Place(self.file.entries[name], "")
 
     def _groups(self, place: _Place, expert: int | None) -> Groups:
-        """Rows one after another, each padded to whole groups."""
+        """Rows of all experts one after another, each padded to whole groups."""
         entry = place.entry
         tiles = self.file.read(entry.name)
         if entry.kind == "tiles":

@@ -1,4 +1,4 @@
-"""Attention of rows over the keys and values that a layer has kept of their sequences."""
+"""Attention over the keys and values in a layer's cache."""
 
 from mixtura.kernels.cached_attention.cpu import append, cache_of, cached_attention
 from mixtura.kernels.cached_attention.naive import LayerKV, append_naive, cached_attention_naive

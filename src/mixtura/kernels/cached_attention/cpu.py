@@ -1,7 +1,7 @@
-"""Attention over kept keys and values as ops: by the compiled kernels, and by torch on a GPU.
+"""Attention over cached keys and values as ops: by the compiled kernels, and by torch on a GPU.
 
 R rows, A query heads, G key-value heads, H = A/G heads that share a key, C key dim, V value dim,
-L positions that one row sees. A slot is the place of one sequence in the cache.
+L positions that one row attends to. A slot is the place of one sequence in the cache.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from mixtura.kernels.cached_attention.torch import cached_attention_torch
 from mixtura.kernels.native import LIBRARY, InstructionSet, native, number_of
 from mixtura.kernels.phase import PHASES, Phase
 
-# As native/attention/kernels.h counts them.
+# The numbers of dtypes in native/attention/kernels.h.
 _KEPT = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
@@ -27,9 +27,9 @@ def append(
     position_R: Tensor,
     kernels: InstructionSet = "auto",
 ) -> None:
-    """As the naive twin, to the bit. Rows are fp32 or bf16; slots and positions int64.
+    """As the naive twin, bit for bit. Rows are fp32 or bf16; slots and positions int64.
 
-    Raises IndexError for a slot or a position that the cache does not have.
+    Raises IndexError for a slot or a position outside the cache.
     """
     rows = (k_RGC, v_RGV, slot_R, position_R)
     torch.ops.mixtura.append_to_cache(*_parts(cache), *rows, kernels)
@@ -46,14 +46,15 @@ def cached_attention(
     sinks_A: Tensor | None = None,
     kernels: InstructionSet = "auto",
 ) -> Tensor:
-    """out_RAV in fp32: row r sees positions 0..position_R[r] of its slot, or the last `window`.
+    """out_RAV in fp32: row r attends to positions 0..position_R[r] of its slot, or to the last
+    `window` of them.
 
     Rows are of any mix of slots: one of each sequence in decode, several in verify, and chunks of
-    them in prefill, which computes in bf16 where cache and processor do. A row's result depends on
-    that row and the phase alone: positions are walked in fixed blocks, and in decode and verify in
-    fixed splits that are combined in order. `sinks_A` are logits that take part in each head's
-    softmax and have no value (gpt-oss). Raises IndexError as `append`, and ConfigError for
-    `kernels` that are missing here.
+    sequences in prefill, which computes in bf16 if cache and processor do. A row's result depends
+    only on that row and the phase: positions are processed in fixed blocks, and in decode and
+    verify in fixed splits that are combined in order. `sinks_A` are logits that take part in each
+    head's softmax without a value (gpt-oss). Raises IndexError as `append` does, and ConfigError
+    for missing `kernels`.
     """
     rows = (q_RAC, slot_R, position_R)
     how = (scale, phase, window or 0, sinks_A, cache.values.shape[3], kernels)
@@ -64,7 +65,7 @@ _Parts = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def _parts(cache: LayerKV) -> _Parts:
-    """Keys, values where they are stored for themselves, and the scales of both."""
+    """Keys, values if they are stored apart from keys, and the scales of both."""
     if cache.values_in_keys:
         return cache.keys, None, cache.key_scales, None
     return cache.keys, cache.values, cache.key_scales, cache.value_scales
@@ -88,10 +89,10 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def native_cache(module: Any, parts: _Parts, value_dim: int) -> Any:
-    """The cache as the compiled module takes it; the caller keeps the tensors alive."""
+    """The compiled module's view of the cache; the caller keeps the tensors alive."""
     keys, values, key_scales, value_scales = parts
     kept = [part for part in parts if part is not None]
-    assert all(part.is_contiguous() for part in kept), "addresses know no strides"
+    assert all(part.is_contiguous() for part in kept), "the kernels read no strides"
     slots, heads, capacity, key_dim = keys.shape
     return module.layer_cache(
         keys.data_ptr(),
@@ -108,7 +109,7 @@ def native_cache(module: Any, parts: _Parts, value_dim: int) -> Any:
 
 
 def cache_of(module: Any, cache: LayerKV) -> Any:
-    """As `native_cache`."""
+    """As `native_cache`, from a `LayerKV`."""
     return native_cache(module, _parts(cache), cache.values.shape[3])
 
 
@@ -131,7 +132,7 @@ def _append(
     rows, (_, heads, _, key_dim) = len(slot_R), keys.shape
     k_RGC = k_RGC.float().contiguous()
     v_RGV = None if v_RGV is None else v_RGV.float().contiguous()
-    # Held until the call is over: an address does not keep what it points to.
+    # Kept until the call returns: an address does not keep its tensor alive.
     slot_R, position_R = slot_R.contiguous(), position_R.contiguous()
     _check_rows(k_RGC, (rows, heads, key_dim), slot_R, position_R)
     assert v_RGV is None or v_RGV.shape == (rows, heads, value_dim), "one value for each key"
@@ -169,7 +170,7 @@ def _attend(
     rows, heads, _ = q_RAC.shape
     _check_rows(q_RAC, (len(slot_R), heads, keys.shape[3]), slot_R, position_R)
     assert heads % keys.shape[1] == 0, "each key serves as many heads"
-    # Held until the call is over: an address does not keep what it points to.
+    # Kept until the call returns: an address does not keep its tensor alive.
     q_RAC, slot_R, position_R = (
         q_RAC.float().contiguous(),
         slot_R.contiguous(),
@@ -239,11 +240,11 @@ def _check_rows(
 
 
 def _fake_append(*_: object) -> None:
-    """Nothing comes back."""
+    """The op returns nothing."""
 
 
 def _fake_attend(_keys: Tensor, *rest: Any) -> Tensor:
-    # As the schema below counts them.
+    # The places in the schema below.
     q_RAC, value_dim = rest[3], rest[10]
     return q_RAC.new_empty(*q_RAC.shape[:2], value_dim, dtype=torch.float32)
 

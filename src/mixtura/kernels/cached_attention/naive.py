@@ -1,7 +1,7 @@
-"""Keys and values that a layer has kept, and attention over them, row by row.
+"""The keys and values that a layer caches, and attention over them, row by row.
 
 R rows, A query heads, G key-value heads, H = A/G heads that share a key, C key dim, V value dim,
-L positions that one row sees. A slot is the place of one sequence in the cache.
+L positions that one row attends to. A slot is the place of one sequence in the cache.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _LARGEST = 127.0
 
 @dataclass(frozen=True, slots=True)
 class LayerKV:
-    """Keys and values that one layer keeps of every position of every slot.
+    """One layer's keys and values of every position of every slot.
 
     Where values are the first dims of their keys (latent attention, absorbed) they are stored once,
     and `values` is a view of `keys`.
@@ -26,7 +26,7 @@ class LayerKV:
     values: Tensor
     """(slots, G, capacity, V), of the same dtype"""
     key_scales: Tensor | None = None
-    """(slots, G, capacity) fp32, of int8 alone: each vector is its integers times this"""
+    """(slots, G, capacity) fp32, only for int8: each vector is its integers times its scale"""
     value_scales: Tensor | None = None
     values_in_keys: bool = False
 
@@ -43,7 +43,7 @@ class LayerKV:
         values_in_keys: bool = False,
         device: torch.device | None = None,
     ) -> Self:
-        """Room for `slots` sequences of `capacity` positions; memory is touched when it is used."""
+        """Room for `slots` sequences of `capacity` positions; memory is allocated at first use."""
         places = (slots, kv_heads, capacity)
         keys = torch.empty(*places, key_dim, dtype=dtype, device=device)
         key_scales = torch.empty(places, device=device) if dtype == torch.int8 else None
@@ -61,9 +61,10 @@ class LayerKV:
 def append_naive(
     cache: LayerKV, k_RGC: Tensor, v_RGV: Tensor | None, slot_R: Tensor, position_R: Tensor
 ) -> None:
-    """Keep each row's key and value at its position of its slot; the twin of `append`.
+    """Store each row's key and value at its position of its slot; the twin of `append`.
 
-    In int8 the largest size of a vector becomes 127. `v_RGV` is None where values lie in keys.
+    In int8 the largest absolute value of a vector becomes 127. `v_RGV` is None where values lie in
+    keys.
     """
     _keep(cache.keys, cache.key_scales, k_RGC, slot_R, position_R)
     if v_RGV is not None:
@@ -78,7 +79,7 @@ def _keep(
         return
     x_RGC = x_RGC.float()
     size_RG = x_RGC.abs().amax(-1)
-    # A float over a tensor would be rounded twice: torch multiplies with the reciprocal.
+    # A tensor, since torch divides a float by a tensor through the reciprocal, rounded twice.
     inverse_RG = torch.where(size_RG > 0, torch.full_like(size_RG, _LARGEST) / size_RG, 0.0)
     kept[slot_R, :, position_R] = (x_RGC * inverse_RG[..., None]).round().to(torch.int8)
     scales[slot_R, :, position_R] = size_RG / _LARGEST

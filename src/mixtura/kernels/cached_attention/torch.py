@@ -1,7 +1,7 @@
-"""Attention over kept keys and values by torch's own operations, on any device.
+"""Attention over cached keys and values by torch's own operations, on any device.
 
-R rows, n rows of one slot that come one after the other, A query heads, G key-value heads, H = A/G
-heads that share a key, V value dim, L positions of the slot that one of its rows sees.
+R rows, n consecutive rows of one slot, A query heads, G key-value heads, H = A/G heads that share a
+key, V value dim, L positions of the slot up to the last that one of these rows attends to.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def cached_attention_torch(
     window: int | None = None,
     sinks_A: Tensor | None = None,
 ) -> Tensor:
-    """out_RAV in fp32, as the naive twin; rows of one slot that stand together at once."""
+    """out_RAV in fp32, as the naive twin; consecutive rows of one slot are computed together."""
     out_RAV = q_RAC.new_empty(*q_RAC.shape[:2], cache.values.shape[3], dtype=torch.float32)
     for slot, rows in _runs(slot_R.tolist()):
         position_n = position_R[rows]
@@ -34,7 +34,7 @@ def cached_attention_torch(
         hidden_nL = position_L > position_n[:, None]
         if window is not None:
             hidden_nL |= position_L <= position_n[:, None] - window
-        # What was never written may be anything, so nothing of it may reach a sum.
+        # Positions beyond a row's own may hold anything; the mask keeps them out of its sums.
         score_GHnL = score_GHnL.masked_fill(hidden_nL, -torch.inf)
         if sinks_A is not None:
             sink_GH11 = sinks_A.float().view(*q_GHnC.shape[:2], 1, 1)
@@ -45,7 +45,7 @@ def cached_attention_torch(
 
 
 def _runs(slots: list[int]) -> Iterator[tuple[int, slice]]:
-    """Rows of one slot that stand one after the other."""
+    """(slot, rows) for each run of consecutive rows of one slot."""
     begin = 0
     for row in range(1, len(slots) + 1):
         if row == len(slots) or slots[row] != slots[begin]:

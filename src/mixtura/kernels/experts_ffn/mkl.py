@@ -1,10 +1,10 @@
-"""MKL's products of rows sorted by expert; torch's builds for x86 carry them and do not offer them.
+"""MKL's products of rows sorted by expert: torch's builds for x86 include them without an API.
 
 `ragged_rows` and `ragged_weights` multiply all segments in one call, in fp32 or float64. One thread
-computes a segment, where `grouped_mm` and a loop share each small product among all threads.
+computes a segment, where `grouped_mm` and a loop divide each small product among all threads.
 
 `bf16_rows` and `one_token_swiglu` multiply few bf16 rows and have no backward. One row's product
-reads weights at about the speed of memory, and MKL makes no kernel for each new count of rows.
+reads weights at about the speed of memory, and MKL makes no kernel for each new number of rows.
 
 N rows in E segments, I inputs, O outputs, K experts of one token, D width, F expert width, H = 2F.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from mixtura.kernels.native import torch_function
 
 _BATCHES = {torch.float32: "SGEMM_BATCH", torch.float64: "DGEMM_BATCH"}
-# Fortran takes the address of each.
+# Fortran takes the address of each argument.
 _OF_BATCH = (ctypes.c_void_p,) * 15
 _COLUMN_MAJOR, _PLAIN, _TRANSPOSED = 102, 111, 112
 _MATRIX = (ctypes.c_void_p, ctypes.c_int)
@@ -30,7 +30,7 @@ _OF_BF16 = (*_SIZES, ctypes.c_float, *_MATRIX, *_MATRIX, ctypes.c_float, *_MATRI
 
 
 def _gemm_batch(dtype: torch.dtype) -> Callable[..., None] | None:
-    """Fortran's function, with 32-bit integers; None where this torch has none."""
+    """Fortran's function, with 32-bit integers; None where this torch lacks it."""
     return torch_function(_BATCHES[dtype], _OF_BATCH)
 
 
@@ -45,7 +45,7 @@ def ragged_rows(rows_NI: Tensor, weight_EIO: Tensor, count_E: list[int]) -> Tens
     rows_NI = rows_NI.contiguous()
     out_NO = rows_NI.new_empty(len(rows_NI), outputs)
     start_E, computed = _starts(count_E)
-    # Fortran sees every matrix transposed, so it is asked for out^T = weight^T rows^T.
+    # Fortran reads every matrix transposed, so this computes out^T = weight^T rows^T.
     stored_as_EIO = weight_EIO.is_contiguous()
     weight = weight_EIO if stored_as_EIO else weight_EIO.mT.contiguous().mT
     _multiply_batch(
@@ -106,7 +106,7 @@ def _multiply_batch(
 ) -> None:
     """out = left right for each segment, column-major; the caller keeps the tensors alive."""
     function = _gemm_batch(dtype)
-    assert function is not None, "ask `ragged_takes` first"
+    assert function is not None, "the caller checks `ragged_takes`"
     segments = len(out)
     if segments == 0:
         return
@@ -127,7 +127,7 @@ def _multiply_batch(
         np.zeros(segments, scalar),
         out,
         integers(out_stride),
-        # That many groups, of one product each.
+        # As many groups as segments, of one product each.
         np.array([segments], np.int32),
         np.ones(segments, np.int32),
     ]
@@ -135,7 +135,7 @@ def _multiply_batch(
 
 
 def _gemm_bf16() -> Callable[..., None] | None:
-    """out (fp32) = alpha * left right + beta * out; None where this torch has no such function."""
+    """out (fp32) = alpha * left right + beta * out; None where this torch lacks the function."""
     return torch_function("cblas_gemm_bf16bf16f32", _OF_BF16)
 
 
@@ -156,7 +156,7 @@ def bf16_rows(rows_NI: Tensor, weight_EIO: Tensor, count_E: list[int]) -> Tensor
     rows_NI = rows_NI.contiguous()
     out_NO = rows_NI.new_empty(len(rows_NI), outputs)
     longest = max(count_E, default=0)
-    # A segment's sums stay in the cache until they are rounded.
+    # The sums of one segment at a time, which stay in the cache until they are rounded.
     sum_nO = torch.empty(longest, outputs, dtype=torch.float32)
     multiply = _Bf16Product(weight_EIO)
     start = 0
@@ -186,22 +186,22 @@ def one_token_swiglu(
     gate_KF, up_KF = h_KH.chunk(2, 1)
     a_KF = (F.silu(gate_KF) * up_KF).to(torch.bfloat16)
     for k, (expert, weight) in enumerate(kept):
-        # beta = 1 adds this expert to those before it.
+        # beta = 1 adds this expert's output to the sum.
         out_of(expert, a_KF[k].data_ptr(), 1, y_D.data_ptr(), weight, 1.0)
     return y_D.to(torch.bfloat16)
 
 
 class _Bf16Product:
-    """One expert's product by addresses; its caller keeps the tensors alive."""
+    """One expert's product, by addresses; the caller keeps the tensors alive."""
 
     def __init__(self, weight_EIO: Tensor) -> None:
         if weight_EIO.is_contiguous():
             flip = _PLAIN
         else:
-            # Stored as (E, O, I), and made so where it is neither.
+            # Stored as (E, O, I), or copied to that layout.
             weight_EIO, flip = weight_EIO.mT.contiguous().mT, _TRANSPOSED
         function = _gemm_bf16()
-        assert function is not None, "ask `bf16_takes` first"
+        assert function is not None, "the caller checks `bf16_takes`"
         self._function, self._flip, self._weight_EIO = function, flip, weight_EIO
         _, self._inputs, self._outputs = weight_EIO.shape
         self._stride = self._outputs if flip == _PLAIN else self._inputs
@@ -210,7 +210,7 @@ class _Bf16Product:
     def __call__(
         self, expert: int, rows: int, count: int, out: int, alpha: float, beta: float
     ) -> None:
-        # Fortran sees every matrix transposed, so it is asked for out^T = weight^T rows^T.
+        # Fortran reads every matrix transposed, so this computes out^T = weight^T rows^T.
         self._function(
             _COLUMN_MAJOR, self._flip, _PLAIN, self._outputs, count, self._inputs, alpha,
             self._address + expert * self._step, self._stride, rows, self._inputs,

@@ -1,4 +1,4 @@
-"""The FFN of every expert, expert by expert: what every backend computes.
+"""The FFN of every expert, expert by expert: the definition for every backend.
 
 N rows, D width, E experts, F expert width, H rows of w_in: 2F (gate, then up) or F.
 Biases are given for both products, or for neither.
@@ -14,7 +14,7 @@ from mixtura.shapes import Activation
 
 
 class Biases(NamedTuple):
-    """What is added to the products with w_in and with w_out."""
+    """The biases of the products with w_in and with w_out."""
 
     in_EH: Tensor
     out_ED: Tensor
@@ -28,7 +28,7 @@ def experts_ffn_naive(
     activation: Activation,
     biases: Biases | None = None,
 ) -> Tensor:
-    """y_ND = w_out[e] act(w_in[e] x) for each expert's rows in turn; rows of no expert give 0."""
+    """y_ND = w_out[e] act(w_in[e] x) for each expert's rows in turn; rows after them give 0."""
     outputs: list[Tensor] = []
     start = 0
     for expert, count in enumerate(count_E.tolist()):

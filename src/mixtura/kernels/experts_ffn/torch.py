@@ -1,4 +1,4 @@
-"""The FFN of every expert by PyTorch, with gradients: one function, and four kinds of products.
+"""The FFN of every expert in PyTorch, with gradients: one function, and four kinds of products.
 
 N rows, D width, E experts, F expert width, H rows of w_in: 2F (gate, then up) or F. R rows of some
 expert, which come first. Biases are given for both products, or for neither.
@@ -19,8 +19,8 @@ from mixtura.kernels.experts_ffn.naive import Biases
 from mixtura.shapes import Activation
 
 Products = Literal["grouped", "loop", "batched", "ragged"]
-"""one grouped_mm for all experts; a matmul per expert; one batched matmul where all segments are
-of one length, else a matmul per expert; or MKL's batched product of segments of any lengths"""
+"""one grouped_mm for all experts; a matmul per expert; one batched matmul for segments of equal
+length, else a matmul per expert; or MKL's batched product of segments of any lengths"""
 
 
 def experts_ffn(
@@ -32,7 +32,7 @@ def experts_ffn(
     products: Products,
     biases: Biases | None = None,
 ) -> Tensor:
-    """As the naive twin, keeping only x and h for the backward pass."""
+    """As the naive twin; keeps only x and h for the backward pass."""
     return _ExpertsFFN.apply(
         x_ND, count_E, w_in_EHD, w_out_EDF, activation, products, *(biases or (None, None))
     )
@@ -60,7 +60,7 @@ class _ExpertsFFN(torch.autograd.Function):
         y_ND = multiply.rows(activate(h_NH, activation), w_out_EDF.mT)
         if b_out_ED is not None and expert_R is not None:
             _add_bias(y_ND, b_out_ED, expert_R)
-        # The gradient of w_in alone reads x: frozen experts need not keep it.
+        # Only the gradient of w_in reads x, so frozen experts need not keep it.
         kept_ND = x_ND if ctx.needs_input_grad[2] else None  # pyright: ignore[reportAttributeAccessIssue]
         ctx.save_for_backward(kept_ND, h_NH, w_in_EHD, w_out_EDF, expert_R)  # pyright: ignore[reportArgumentType]
         ctx.multiply, ctx.activation = multiply, activation  # pyright: ignore[reportAttributeAccessIssue]
@@ -71,7 +71,7 @@ class _ExpertsFFN(torch.autograd.Function):
     def backward(ctx, grad_y_ND: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x_ND, h_NH, w_in_EHD, w_out_EDF, expert_R = ctx.saved_tensors
         multiply: SegmentProducts = ctx.multiply
-        # The gradient of a sum arrives expanded, with strides that no product takes.
+        # The gradient of a sum is expanded, with strides that no product supports.
         grad_y_ND = grad_y_ND.contiguous()
         grad_a_NF = multiply.rows(grad_y_ND, w_out_EDF)
         a_NF, grad_h_NH = activate_backward(h_NH, grad_a_NF, ctx.activation)
@@ -87,7 +87,7 @@ class _ExpertsFFN(torch.autograd.Function):
 
 
 def _expert_of_rows(count_E: Tensor) -> Tensor:
-    """expert_R of rows sorted by expert; waits for the device."""
+    """expert_R of rows sorted by expert; synchronises with the device."""
     return torch.repeat_interleave(torch.arange(len(count_E), device=count_E.device), count_E)
 
 
@@ -154,20 +154,20 @@ class SegmentProducts:
         start = 0
         for expert, count in enumerate(self._counts):
             end = start + count
-            # A product over no rows is 0, and mm writes that.
+            # mm over no rows writes 0, the product that is needed.
             torch.mm(left_NO[start:end].T, right_NI[start:end], out=out_EOI[expert])
             start = end
         return out_EOI
 
     def _grouped_rows(self, rows_NI: Tensor, weight_EIO: Tensor) -> Tensor:
-        return self._clear_lost(F.grouped_mm(rows_NI, weight_EIO, offs=self._ends_E))
+        return self._clear_rest(F.grouped_mm(rows_NI, weight_EIO, offs=self._ends_E))
 
-    def _clear_lost(self, out_NO: Tensor) -> Tensor:
-        """grouped_mm leaves the rows past the last end uninitialised."""
+    def _clear_rest(self, out_NO: Tensor) -> Tensor:
+        """Clear the rows past the last segment, which grouped_mm leaves uninitialised."""
         if out_NO.device.type == "cpu":
             out_NO[int(self._ends_E[-1]) :] = 0
             return out_NO
-        # Reading the end would wait for the device.
+        # By a mask, since reading the end would synchronise with the device.
         row_N = torch.arange(self._num_rows, device=out_NO.device)
         return out_NO.masked_fill_((row_N >= self._ends_E[-1])[:, None], 0)
 
@@ -176,7 +176,7 @@ class SegmentProducts:
 
 
 def grouped_mm_takes(dtype: torch.dtype, *widths: int) -> bool:
-    """Whether torch's grouped_mm takes rows of these widths: strides in multiples of 16 bytes."""
+    """Whether torch's grouped_mm accepts rows of these widths: strides in multiples of 16 bytes."""
     return dtype in (torch.float32, torch.bfloat16, torch.float16) and all(
         width * dtype.itemsize % 16 == 0 for width in widths
     )

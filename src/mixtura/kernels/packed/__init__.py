@@ -1,1 +1,1 @@
-"""Weights packed in groups and tiles, and the products that are computed from them."""
+"""Weights packed in groups and tiles, and products with them."""

@@ -34,7 +34,7 @@ from mixtura.kernels.phase import PHASES, Phase
 from mixtura.shapes import Activation
 from mixtura.shapes.activations import OWN, is_gated
 
-# As native/packed/kernels.h counts them.
+# The order of the activations' numbers in native/packed/kernels.h.
 ACTIVATIONS: tuple[Activation, ...] = (
     "swiglu",
     "swiglu_clamped",
@@ -47,14 +47,14 @@ assert set(ACTIVATIONS) == set(OWN), "each of our own has a number"
 
 
 class PackedBiases(NamedTuple):
-    """fp32; `in_EH` in the order of w_in's tiles, as `biases_in_tiles` gives it."""
+    """fp32; `in_EH` is in the order of w_in's tiles, as from `biases_in_tiles`."""
 
     in_EH: Tensor
     out_ED: Tensor
 
 
-class Rows(NamedTuple):
-    """What a router decided: row -> token, expert (num_experts: none) and combine weight."""
+class RoutedRows(NamedTuple):
+    """A routing's rows: row -> token, expert (num_experts for no expert) and combine weight."""
 
     token_N: Tensor
     expert_N: Tensor
@@ -72,7 +72,7 @@ def biases_in_tiles(in_EH: Tensor, out_ED: Tensor, expert_width: int, gated: boo
 
 def packed_experts_naive(
     x_TD: Tensor,
-    rows: Rows,
+    rows: RoutedRows,
     experts: Iterable[tuple[int, ExpertGroups]],
     activation: Activation,
     arithmetic: Arithmetic,
@@ -101,7 +101,7 @@ def packed_experts_naive(
 
 def packed_experts(
     x_TD: Tensor,
-    rows: Rows,
+    rows: RoutedRows,
     tiles_ES: Tensor,
     expert_width: int,
     bits: Bits,
@@ -110,9 +110,9 @@ def packed_experts(
     biases: PackedBiases | None = None,
     kernels: InstructionSet = "auto",
 ) -> Tensor:
-    """(T, D) fp32 of fp32 or bf16 tokens; an expert's bytes as `tile_expert` gives them.
+    """(T, D) fp32 of fp32 or bf16 tokens; an expert's bytes are those of `tile_expert`.
 
-    As `packed_linear`, a token's result depends on that token, its rows and the phase alone.
+    As in `packed_linear`, a token's result depends only on that token, its rows and the phase.
     """
     in_EH, out_ED = biases or (None, None)
     return torch.ops.mixtura.packed_experts(
@@ -136,7 +136,7 @@ def _packed_experts(
 ) -> Tensor:
     (tokens, width), module = x_TD.shape, native()
     biases = None if in_EH is None or out_ED is None else PackedBiases(in_EH, out_ED)
-    rows = Rows(
+    rows = RoutedRows(
         token_N.to(torch.int64).contiguous(),
         expert_N.to(torch.int64).contiguous(),
         weight_N.float().contiguous(),
@@ -182,13 +182,13 @@ def _packed_experts(
 
 def _check(
     x_TD: Tensor,
-    rows: Rows,
+    rows: RoutedRows,
     tiles_ES: Tensor,
     expert_width: int,
     bits: Bits,
     activation: Activation,
 ) -> None:
-    """Addresses know no bounds: whatever would reach past an end is refused here."""
+    """The kernels read addresses without bounds, so reads past an end are refused here."""
     tokens, width = x_TD.shape
     needed = expert_bytes(width, expert_width, bits, is_gated(activation))
     if tiles_ES.dtype != torch.uint8 or tiles_ES.shape[1] < needed or tiles_ES.stride(1) != 1:

@@ -13,19 +13,20 @@ from mixtura.kernels.native import InstructionSet, check_offered, native, number
 from mixtura.shapes.storage import GROUP, Bits
 
 SMALLEST, LARGEST = 2.0**-24, 65504.0
-"""of the sizes that an fp16 scale has: the least subnormal one, and the greatest"""
+"""of the absolute values of an fp16 scale: the least subnormal one, and the greatest"""
 
-# What the weight of the largest size in a group is tried as. The range from -8 to 7 is longer at
-# one end, so it goes there, by a negative scale if need be, or somewhat beyond and is cut off.
+# The numbers tried for a group's weight of largest size. Int4 reaches -8 but only +7, so that
+# weight is mapped near -8, with a negative scale if it is positive, or a bit beyond and clipped.
 _TRIED: dict[Bits, tuple[float, ...]] = {
     4: (-8.2, -7.0, -8.8, -7.8, -6.2, -9.4, -8.4, -7.4),
     8: (127.0, 126.4, 125.6, 124.6, 123.4),
 }
 _STANDS_OUT = 0.03
-# Groups worked on at once: a quarter of a megabyte of fp32, which stays in a core's cache.
+# Groups quantised at a time: a quarter of a megabyte of fp32, which stays in a core's cache.
 _AT_ONCE = 2048
-# For the compiled kernels, which keep to their caches by themselves; and what they read as it is.
+# Weights at a time for the compiled kernels, which block for caches themselves.
 _WEIGHTS_AT_ONCE = 1 << 22
+# The kernels' numbers of the dtypes that they read; other dtypes are converted to fp32.
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -45,11 +46,11 @@ class Groups:
         return rows, inputs
 
     def rows(self, row: slice | Tensor) -> "Groups":
-        """Some of the output channels."""
+        """A selection of the output channels."""
         return Groups(self.q_NK[row], self.scale_NG[row], self.bits)
 
     def in_eight_bits(self) -> "Groups":
-        """The same weights exactly: each q and scale as it is."""
+        """The same weights: q and scale are not changed."""
         return Groups(self.q_NK, self.scale_NG, 8)
 
 
@@ -59,7 +60,7 @@ def limits(bits: Bits) -> tuple[int, int]:
 
 
 def dequantise(groups: Groups) -> Tensor:
-    """w_NK in fp32: each product is exact."""
+    """w_NK in fp32; each product is exact."""
     w_NGC = groups.q_NK.float().unflatten(1, (-1, GROUP))
     return w_NGC.mul_(groups.scale_NG.float()[:, :, None]).flatten(1)
 
@@ -67,10 +68,10 @@ def dequantise(groups: Groups) -> Tensor:
 def quantise(
     w_NK: Tensor, bits: Bits, name: str = "the matrix", kernels: InstructionSet = "auto"
 ) -> Groups:
-    """As `quantise_naive`, by the compiled kernels where there are any.
+    """As `quantise_naive`, by the compiled kernels if there are any.
 
     All instruction sets choose the same numbers and scales. Their sums are in another order than
-    the twin's, which lets either of two scales win that are nearly as good.
+    the twin's, so of two scales that are nearly as good either may be chosen.
     """
     module = native()
     if module is None:
@@ -106,11 +107,11 @@ def quantise(
 
 
 def quantise_naive(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups:
-    """The groups whose squared error, weighed as `_Fit` says, is least among the scales tried.
+    """The groups whose squared error, weighed as in `_Fit`, is least among the scales tried.
 
-    A scale is the one of least squares for its numbers, <w, q> / <q, q>, rounded to fp16. Raises
-    ConfigError, opened by `name`, for a width that 32 does not divide, for weights that are not
-    finite, and for those too large for an fp16 scale.
+    A scale is the least-squares one for its numbers, <w, q> / <q, q>, rounded to fp16. Raises
+    ConfigError, beginning with `name`, for a width that is not a multiple of 32, for weights that
+    are not finite, and for weights too large for an fp16 scale.
     """
     check_width(w_NK.shape[1], name)
     q_NK = torch.empty(w_NK.shape, dtype=torch.int8)
@@ -126,7 +127,7 @@ def quantise_naive(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups
 
 
 def check_width(inputs: int, name: str) -> None:
-    """Raises ConfigError where groups would not fill a row."""
+    """Raises ConfigError for a row that groups do not fill."""
     if inputs % GROUP:
         raise ConfigError(
             f"{name}: a width of {inputs} does not divide into groups of {GROUP}; only widths "
@@ -149,35 +150,35 @@ def _check_values(w_MC: Tensor, start: int, of_row: int, bits: Bits, name: str) 
 
 
 def _best_scale(w_MC: Tensor, bits: Bits) -> Tensor:
-    """scale_M: of the scales tried, the one whose numbers come nearest once it is refined."""
+    """scale_M: of the scales tried the nearest, refined by least squares."""
     low_M1, high_M1 = w_MC.amin(1, keepdim=True), w_MC.amax(1, keepdim=True)
     extreme_M1 = torch.where(high_M1 >= -low_M1, high_M1, low_M1)
-    # What is zero throughout has any scale; 1 divides.
+    # A group of zeros may have any scale; 1 can be divided by.
     extreme_M1 = torch.where(extreme_M1 == 0, 1.0, extreme_M1)
     fit = _Fit(w_MC / extreme_M1, bits)
     best_M = torch.zeros(len(w_MC))
     kept_M = torch.full((len(w_MC),), -1.0)
     for level in _TRIED[bits]:
         wq_M, qq_M = fit(level)
-        # By least squares the error is <w, w> - <w, q>^2 / <q, q>.
+        # The least-squares error is <w, w> - <w, q>^2 / <q, q>.
         explained_M = wq_M.square() / qq_M
         better_M = explained_M > kept_M
         kept_M = torch.where(better_M, explained_M, kept_M)
         best_M = torch.where(better_M, wq_M / qq_M, best_M)
-    # The numbers that are nearest under the scale so found have a scale of their own.
+    # The nearest numbers under the best scale have a least-squares scale of their own.
     wq_M, qq_M = fit(1 / torch.where(best_M == 0, 1.0, best_M)[:, None])
     best_M = torch.where(qq_M > 0, wq_M / qq_M, best_M)
     return _within_fp16(best_M * extreme_M1[:, 0]).half()
 
 
 class _Fit:
-    """Least squares of groups w by whole numbers times a scale, large weights before small ones.
+    """Least squares of groups w by integers times a scale, in which large weights count more.
 
-    An error counts as much as 1 + 0.03 (w/r)^4, r being the root mean square of the group: it
-    counts alike but in the few weights that stand out. Measured on SmolLM2 in 4 bits, as the
-    divergence of its predictions from those of the unrounded model over 2,550 tokens: 0.363 nats;
-    where all count alike, which makes the plain squared error 3% smaller, 0.457; by llama.cpp's
-    rule for Q4_0, 0.400.
+    An error counts 1 + 0.03 (w/r)^4, with r the root mean square of the group: almost equally
+    except for the few weights that stand out. Measured on SmolLM2 in 4 bits, as the divergence of
+    its predictions from the unrounded model's over 2,550 tokens: 0.363 nats; 0.457 if all errors
+    count equally, which makes the plain squared error 3% smaller; 0.400 by llama.cpp's rule for
+    Q4_0.
     """
 
     def __init__(self, w_MC: Tensor, bits: Bits) -> None:
@@ -194,7 +195,7 @@ class _Fit:
 
 
 def _within_fp16(scale_M: Tensor) -> Tensor:
-    """Never 0: what is too small for fp16 would lose weights that its least scale keeps."""
+    """Never 0: the least fp16 scale keeps weights that a scale of 0 would clear."""
     size_M = scale_M.abs().clamp(SMALLEST, LARGEST)
     return torch.where(scale_M < 0, -size_M, size_M)
 

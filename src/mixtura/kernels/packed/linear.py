@@ -24,19 +24,20 @@ from mixtura.kernels.packed.tiles import tiled_bytes, untile
 from mixtura.kernels.phase import PHASES, Phase
 
 Arithmetic = Literal["int8x32", "int8x128", "bf16", "fp32"]
-"""activations in int8, rounded in spans of 32 or of 128 inputs; or they and weights in a dtype
+"""int8: activations rounded in spans of 32 or 128 inputs; bf16 and fp32: activations and weights
+in that dtype
 
-With 8-bit weights an int8 activation is a sum of two terms: x rounded, and what is left rounded.
+With 8-bit weights an int8 activation is a sum of two terms: x rounded, and the rest rounded.
 """
 
 _SPANS: dict[Arithmetic, int] = {"int8x32": 32, "int8x128": 128}
-# Of an activation in int8: beside 8-bit weights one term's rounding would be most of the error.
+# Terms of an int8 activation: with 8-bit weights one term's rounding would be most of the error.
 _TERMS: dict[Bits, int] = {4: 1, 8: 2}
 _DTYPES: dict[Arithmetic, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def arithmetic_of(phase: Phase, kernels: InstructionSet = "auto") -> Arithmetic:
-    """What the kernels of a set compute in; `auto` is this machine's fastest, else PyTorch."""
+    """The arithmetic of a set's kernels; `auto` is this machine's fastest set, or PyTorch."""
     if native() is None:
         return "fp32"
     if phase != "prefill":
@@ -46,13 +47,13 @@ def arithmetic_of(phase: Phase, kernels: InstructionSet = "auto") -> Arithmetic:
 
 
 def quantise_rows(x_TK: Tensor, span: int) -> tuple[Tensor, Tensor]:
-    """(q_TK int8, scale_TS fp32): each span by its largest size over 127.
+    """(q_TK int8, scale_TS fp32): a span's scale is its largest absolute value over 127.
 
-    What is not finite gives a scale that is not, and q of 0, so that it shows in every product.
+    A span with a value that is not finite gets such a scale and q of 0, so every product shows it.
     """
     x_TSC = F.pad(x_TK.float(), (0, -x_TK.shape[1] % span)).unflatten(1, (-1, span))
     largest_TS = x_TSC.abs().amax(-1)
-    # A number over a tensor would be a reciprocal first, rounded twice.
+    # A tensor, since torch divides a float by a tensor through the reciprocal, rounded twice.
     inverse_TS = torch.where(largest_TS > 0, torch.tensor(127.0) / largest_TS, 0)
     q_TSC = (x_TSC * inverse_TS[..., None]).round()
     q_TSC = torch.where(inverse_TS[..., None] > 0, q_TSC, 0).to(torch.int8)
@@ -64,7 +65,7 @@ def packed_linear_naive(
 ) -> Tensor:
     """(T, N) fp32, in the arithmetic's own order.
 
-    Integers in a group, then fp32: group by group, span by span, and term by term.
+    Integers within a group, then fp32: group by group, span by span, and term by term.
     """
     if dtype := _DTYPES.get(arithmetic):
         y_TN = x_TK.to(dtype).float() @ dequantise(groups).to(dtype).float().T
@@ -99,10 +100,10 @@ def packed_linear(
     bias_N: Tensor | None = None,
     kernels: InstructionSet = "auto",
 ) -> Tensor:
-    """(T, N) fp32 of fp32 or bf16 rows, `tiles` as `kernels.packed.tiles.tile` gives them.
+    """(T, N) fp32 of fp32 or bf16 rows; `tiles` are those of `kernels.packed.tiles.tile`.
 
-    A row's result depends on that row and the phase alone. Without compiled kernels PyTorch
-    multiplies with the unpacked weights. Raises ConfigError for `kernels` that are missing here.
+    A row's result depends only on that row and the phase. Without compiled kernels PyTorch
+    multiplies with the unpacked weights. Raises ConfigError for missing `kernels`.
     """
     return torch.ops.mixtura.packed_linear(x_TK, tiles, n, bits, phase, bias_N, kernels)
 

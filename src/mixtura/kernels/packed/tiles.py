@@ -1,10 +1,9 @@
-"""Groups of weights as bytes in the order that kernels read them; docs/packed.md draws it.
+"""Groups of weights as bytes in the order that kernels read; docs/packed.md has a picture.
 
 N output channels, K inputs, padded to whole units of 32 channels and blocks of 64 inputs. U units,
 B blocks of a unit, T = 2 tiles of a block, C = 16 channels of a tile, G = 2 groups of a channel in
-a block, L lines of a group, W = 4 bytes of a channel in a line, which stand as one word; bytes of
-scales, then of quants, in a block. D width, F expert width, H rows of w_in: 2F (gate, then up)
-or F.
+a block, L lines of a group, W = 4 bytes of a channel in a line, which are one word. In a block
+scales come first, then numbers. D width, F expert width, H rows of w_in: 2F (gate, then up) or F.
 """
 
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from mixtura.shapes.storage.tiles import (
     w_out_start,
 )
 
-# What a number is stored as: unsigned, so that no bit is a sign.
+# Added to a number before it is stored, since stored numbers are unsigned.
 _OFFSET: dict[Bits, int] = {4: 8, 8: 128}
 
 
@@ -41,7 +40,7 @@ class ExpertGroups:
 
 
 def tile(groups: Groups, gated: bool = False, kernels: InstructionSet = "auto") -> Tensor:
-    """The flat uint8 tiles of a matrix, by the compiled kernels where there are any.
+    """The flat uint8 tiles of a matrix, by the compiled kernels if there are any.
 
     `gated`: rows are [gate; up], which `interleave_gate_up` puts into the order of tiles.
     """
@@ -74,7 +73,7 @@ def tile_naive(groups: Groups, gated: bool = False) -> Tensor:
 
 
 def untile(tiles: Tensor, n: int, k: int, bits: Bits) -> Groups:
-    """The groups that `tile` was given."""
+    """The groups of a tiled matrix: the reverse of `tile`."""
     tiles_UB = _blocks(tiles, n, k, bits)
     scales, quants = _parts(tiles_UB)
     word_UTCBGL = quants.permute(0, 4, 5, 1, 2, 3)
@@ -85,10 +84,10 @@ def untile(tiles: Tensor, n: int, k: int, bits: Bits) -> Groups:
 
 
 def untile_rows(tiles: Tensor, row_R: Tensor, n: int, k: int, bits: Bits) -> Groups:
-    """Some output channels of a tiled matrix, in the order asked for; no others are unpacked."""
+    """The given output channels of a tiled matrix, in their order; no others are unpacked."""
     scales, quants = _parts(_blocks(tiles, n, k, bits))
     unit_R, tile_R, channel_R = row_R // UNIT, row_R % UNIT // TILE, row_R % TILE
-    # The index that stands between others comes first: (R, B, G, L) and (R, B, G).
+    # A slice between two index tensors puts their dim first: (R, B, G, L) and (R, B, G).
     rows, inputs = len(row_R), up(k, BLOCK)
     q_RK = _numbers(quants[unit_R, :, :, :, tile_R, channel_R], bits).view(rows, inputs)
     scale_RG = scales[unit_R, :, tile_R, :, channel_R].reshape(rows, inputs // GROUP)
@@ -96,14 +95,14 @@ def untile_rows(tiles: Tensor, row_R: Tensor, n: int, k: int, bits: Bits) -> Gro
 
 
 def interleave_gate_up(w_HD: Tensor) -> Tensor:
-    """[gate; up] as 16 rows of gate, the 16 of up that go with them, and so on; F padded to 16."""
+    """[gate; up] as 16 rows of gate, the same 16 of up, and so on; F is padded to 16."""
     w_2FD = w_HD.unflatten(0, (2, -1))
     padded = F.pad(w_2FD, (0, 0, 0, -w_2FD.shape[1] % TILE))
     return padded.unflatten(1, (-1, TILE)).transpose(0, 1).flatten(0, 2)
 
 
 def deinterleave_gate_up(w_HD: Tensor, expert_width: int) -> Tensor:
-    """[gate; up] again, without the padding."""
+    """The reverse of `interleave_gate_up`, without the padding."""
     return (
         w_HD.unflatten(0, (-1, 2, TILE))
         .transpose(0, 1)
@@ -130,7 +129,7 @@ def tile_expert(w_in: Groups, w_out: Groups, gated: bool) -> Tensor:
 def untile_expert(
     tiles: Tensor, width: int, expert_width: int, bits: Bits, gated: bool
 ) -> ExpertGroups:
-    """What `tile_expert` was given."""
+    """The groups of one expert: the reverse of `tile_expert`."""
     rows = rows_in(expert_width, gated)
     w_in = untile(tiles, rows, width, bits)
     if gated:
@@ -171,23 +170,23 @@ def _tile_into(
 
 
 def _blocks(tiles: Tensor, n: int, k: int, bits: Bits) -> Tensor:
-    """The bytes of a matrix as (U, B, bytes of a block); longer tiles go on with something else."""
+    """The bytes of a matrix as (U, B, bytes of a block); bytes after the matrix are ignored."""
     blocks = up(k, BLOCK) // BLOCK
     return tiles[: tiled_bytes(n, k, bits)].view(-1, blocks, block_bytes(bits))
 
 
 def _parts(tiles_UB: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of the scales, fp16 (U, B, T, G, C), and of the quants, words (U, B, G, L, T, C)."""
+    """Views of the scales, fp16 (U, B, T, G, C), and of the numbers, words (U, B, G, L, T, C)."""
     scales = tiles_UB[..., :BLOCK_SCALE_BYTES].view(torch.float16)
     quants = tiles_UB[..., BLOCK_SCALE_BYTES:].view(torch.int32)
     return scales.unflatten(2, (2, 2, TILE)), quants.unflatten(2, (2, -1, 2, TILE))
 
 
 def _numbers(word: Tensor, bits: Bits) -> Tensor:
-    """The int8 numbers in words whose last dim is L, in a row."""
+    """The int8 numbers of words whose last dim is L, in a row."""
     if bits == 4:
         nibble = 0x0F0F0F0F
         word = torch.stack([word & nibble, (word >> 4) & nibble], -1)
-    # Torch calls an empty tensor contiguous whatever its strides.
+    # torch calls an empty tensor contiguous whatever its strides.
     word = word.contiguous() if word.numel() else word.new_empty(0)
     return (word.view(torch.uint8) - _OFFSET[bits]).view(torch.int8)

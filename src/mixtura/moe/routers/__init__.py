@@ -1,4 +1,4 @@
-"""Every router behind one interface. A new one is a config and a registered class.
+"""All routers, with one interface. A new router is a config and a registered class.
 
 Importing this package registers Mixtura's own.
 """
@@ -17,7 +17,6 @@ from mixtura.moe.routers.expert_threshold import ExpertThreshold, ExpertThreshol
 from mixtura.moe.routers.gshard import GShard, GShardConfig
 from mixtura.moe.routers.hashed import Hash, HashConfig
 from mixtura.moe.routers.hierarchical import Hierarchical, HierarchicalConfig
-from mixtura.moe.routers.kinds import AnyRouter
 from mixtura.moe.routers.noisy import NoisyTopK, NoisyTopKConfig
 from mixtura.moe.routers.reinforce import Reinforce, ReinforceConfig
 from mixtura.moe.routers.router import (
@@ -28,6 +27,7 @@ from mixtura.moe.routers.router import (
     RouterSpec,
     register_router,
 )
+from mixtura.moe.routers.router_field import AnyRouter
 from mixtura.moe.routers.sigmoid import SigmoidTopK, SigmoidTopKConfig
 from mixtura.moe.routers.softmax import (
     SoftmaxTopK,

@@ -29,10 +29,10 @@ from mixtura.shapes.ledger import Weight
 
 
 class BatchwiseConfig(RouterSpec):
-    """Shazeer 2017, appendix F: every expert takes as many tokens; later, a learned threshold."""
+    """Shazeer 2017, appendix F: equally many tokens an expert; in evaluation learned thresholds."""
 
-    # AdamW moves a threshold by its rate whatever the weight; but the gradients that are clipped
-    # together hold E of this one, each the share of tokens by which an expert is off.
+    # AdamW changes a threshold by its rate whatever the weight. But gradients are clipped together,
+    # and E of them are of this loss, each the share of tokens by which an expert is off.
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType(
         {"threshold": 0.01, "z": 0.0, "importance": 0.0}
     )
@@ -40,11 +40,11 @@ class BatchwiseConfig(RouterSpec):
     causal_in_training: ClassVar[bool] = False
     kind: Literal["batchwise"] = "batchwise"
     mask: Literal["batchwise", "threshold"] = "batchwise"
-    """which mask training uses; evaluation always uses the threshold"""
+    """the mask in training; evaluation always uses the threshold"""
     most: int | None = Field(default=None, ge=1)
     """the most experts per token under the threshold; null: twice the layer's top_k"""
     accept_leak: bool = False
-    """true lets a language model be trained with `mask: batchwise`, which reads later tokens"""
+    """true allows training a language model with `mask: batchwise`, which reads later tokens"""
 
     @property
     def leaks_in_training(self) -> bool:
@@ -68,17 +68,18 @@ class Batchwise(LinearRouter):
     """G(x)_i = Gs_i M_i / sum_j Gs_j M_j, with Gs = softmax(x W) and a mask M of 0 and 1.
 
     Strictly balanced gating (Shazeer et al. 2017, arXiv 1701.06538, appendix F). In training
-    M_batchwise keeps for each expert the top m = k |X| / n of the batch's |X| tokens, k being the
-    layer's top_k and n the experts (m is rounded up; tokens are those of this rank's micro-batch).
-    In evaluation M_threshold(x, T)_i = 1[x_i > T_i], at most `most` experts a token. The loss
-    L_batchwise = sum_j sum_i (M_threshold - M_batchwise)(X_ji - T_i), here over |X|, teaches T
-    alone to do what the batch did: its gradient is how many tokens too few or too many pass. T is
-    kept as exp(log_threshold), from 1/E on, so that a step of the optimizer is a share of it,
-    whatever E. `mask: threshold` trains with M_threshold too, and T still learns from the batch.
+    M_batchwise keeps for each expert the top m = k |X| / n of the batch's |X| tokens, where k is
+    the layer's top_k and n the number of experts (m is rounded up; tokens are those of this rank's
+    micro-batch). In evaluation M_threshold(x, T)_i = 1[x_i > T_i], with at most `most` experts a
+    token. The loss L_batchwise = sum_j sum_i (M_threshold - M_batchwise)(X_ji - T_i), here over
+    |X|, trains only T, to select as many tokens as the batch's mask did: its gradient is the number
+    of tokens too few or too many. T is stored as exp(log_threshold), which starts at 1/E, so that
+    an optimizer step changes it by a share for any E. `mask: threshold` trains with M_threshold
+    too, and T still learns from the batch.
 
-    M_batchwise leaks in training alone: which experts a token gets depends on the other tokens of
-    the batch, later ones too. Training a language model with it asks for `accept_leak`.
-    `mask: threshold`, and evaluation, look at the token alone.
+    M_batchwise leaks only in training: a token's experts depend on the other tokens of the batch,
+    later ones too. Training a language model with it needs `accept_leak`. `mask: threshold`, and
+    evaluation, read only the token itself.
 
     Cost: one product of E rows a token; in training E selections of m among |X| and k |X| rows for
     the experts; in evaluation k experts on average, row buffers of `most`. Choose it to repeat
@@ -146,7 +147,7 @@ class Batchwise(LinearRouter):
         return self.chosen(scores, score_TE, chosen_TK, None)
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
-        """As elsewhere; a row of no expert, E, weighs 0."""
+        """Renormalised over the chosen experts; an unused row, E, weighs 0."""
         none_TK = expert_TK == self.num_experts
         weight_TK = scores.probs_TE.gather(1, expert_TK.masked_fill(none_TK, 0))
         weight_TK = weight_TK.masked_fill(none_TK, 0.0)
@@ -156,7 +157,7 @@ class Batchwise(LinearRouter):
 def _kept(taken: Taken, like_TE: Tensor) -> Tensor:
     """kept_TE: M_batchwise."""
     num_tokens, num_experts = like_TE.shape
-    # The extra column is for rows left over.
+    # The extra column is for unused rows.
     kept = torch.zeros(num_tokens, num_experts + 1, dtype=torch.bool, device=like_TE.device)
     kept[taken.token_N, taken.expert_N] = True
     return kept[:, :-1]
@@ -168,5 +169,5 @@ def _over_sum_of_token(weight_N: Tensor, token_N: Tensor, num_tokens: int) -> Te
 
 
 def _above_zero(total: Tensor) -> Tensor:
-    """So that a token without an expert gives 0, and not 0/0."""
+    """At least the smallest positive number, so that a token without an expert gives 0, not 0/0."""
     return total.clamp(min=torch.finfo(total.dtype).tiny)

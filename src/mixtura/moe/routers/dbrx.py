@@ -1,4 +1,4 @@
-"""DBRX's gate: several fine-grained experts, weighed by their share of a norm.
+"""DBRX's gate: several fine-grained experts, whose weights are divided by their p-norm.
 
 T tokens, D model width, E experts, K experts per token.
 """
@@ -22,15 +22,15 @@ from mixtura.moe.routers.token_choice import LinearRouter, Scores
 
 
 class DbrxConfig(RouterSpec):
-    """DBRX: softmax over all, the k largest over their p-norm. `norm: null` leaves them so."""
+    """DBRX: softmax over all, the k largest over their p-norm; `norm: null` does not divide."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"balance": 0.05, "z": 0.0})
     has_one_gate: ClassVar[bool] = True
     kind: Literal["dbrx"] = "dbrx"
     norm: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """n of the norm that the chosen probabilities are divided by; null: none"""
+    """the p of the norm that the chosen probabilities are divided by; null: no division"""
     jitter: float = Field(default=0.0, ge=0, lt=1)
-    """how far, as a share, noise may scale each of the gate's inputs in training; 0: no noise"""
+    """largest relative noise on each of the gate's inputs in training; 0: no noise"""
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
         if self.norm is not None:
@@ -43,12 +43,13 @@ class Dbrx(LinearRouter):
 
     The router of DBRX (its released config: 16 experts, 4 a token, moe_normalize_expert_weights 1,
     moe_jitter_eps 0, moe_loss_weight 0.05; no paper). With n = 1 the weights sum to 1, as Mixtral's
-    do; with n = 2 their squares do. `jitter` multiplies the router's input by U(1 - jitter,
-    1 + jitter) in training; the experts get the token as it is.
+    do; with n = 2 their squares sum to 1. `jitter` multiplies the router's input by U(1 - jitter,
+    1 + jitter) in training; the experts' input has no noise.
 
     Cost: one product of E rows a token, and k experts. Choose it to repeat DBRX, or for weights of
-    another norm: many small experts (4 of 16 make 65 times as many combinations as 2 of 8) share
-    out a sum of 1 thinly. With its defaults it is `softmax_topk` but for the losses' weights.
+    another norm: many small experts (4 of 16 have 65 times as many combinations as 2 of 8) get
+    small weights where these sum to 1. With its defaults it is `softmax_topk` with other weights of
+    the losses.
     """
 
     config: DbrxConfig
@@ -65,6 +66,6 @@ class Dbrx(LinearRouter):
         norm = self.config.norm
         if norm is None:
             return scores.score_TE.gather(1, expert_TK)
-        # What the k share cancels in the quotient; without it nothing underflows to 0/0.
+        # The softmax over the chosen has the same quotient, and does not underflow to 0/0.
         share_TK = scores.logits_TE.gather(1, expert_TK).softmax(-1)
         return share_TK / torch.linalg.vector_norm(share_TK, ord=norm, dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""DeepSeek's gates: a token's experts lie in a few groups, so that few devices hear of it.
+"""DeepSeek's gates: a token's experts lie in a few groups, so that it is sent to few devices.
 
 T tokens, E experts, K experts per token, G groups of S = E/G consecutive experts, M groups kept.
 """
@@ -26,16 +26,16 @@ from mixtura.moe.routers.token_choice import Scores
 
 
 class GroupedSpec(RouterSpec):
-    """What both versions have in common."""
+    """The keys that both versions share."""
 
     groups: int = Field(default=8, ge=1)
-    """how many groups of equally many consecutive experts there are, each for a device or a node"""
+    """number of groups of equally many consecutive experts, each for a device or a node"""
     groups_kept: int = Field(ge=1)
-    """groups that a token may have experts in"""
+    """largest number of groups that a token may have experts in"""
     renormalise: bool
     """whether a token's weights are divided by their sum"""
     scale: float = Field(gt=0, allow_inf_nan=False)
-    """what weights are multiplied by at the end"""
+    """factor of all weights"""
 
     def check(self, num_experts: int, top_k: int) -> None:
         if num_experts % self.groups:
@@ -78,15 +78,14 @@ class DeepSeekV2(SoftmaxTopK):
     """s = softmax(W x); keep the M devices with the best expert each; the k largest s among theirs.
 
     DeepSeek-V2's device-limited routing (arXiv 2405.04434, section 2.2.2; D = 8, M = 3). A device
-    is a group of E/D consecutive experts, ranked by the highest s in it. The weight is s itself,
-    times `scale`, as in eq. 21; `renormalise` divides by the sum of the k first. Three losses,
-    each with the paper's weight: between experts (eq. 23-25, our balance loss: E/(K T) times a
-    count is E times its share), between devices (eq. 26-28) and of what each device receives
-    (eq. 29-31).
+    is a group of E/D consecutive experts, ranked by the highest s in it. The weight is s times
+    `scale`, as in eq. 21; `renormalise` divides by the sum of the k weights first. Three losses
+    have the paper's weights: between experts (eq. 23-25, our balance loss: E/(K T) times a count is
+    E times its share), between devices (eq. 26-28), and of what each device receives (eq. 29-31).
 
-    Cost: as softmax top-k, and a ranking of D numbers; a token reaches M devices at most, whatever
-    k is, which bounds the all-to-all. Choose it with experts spread over devices; with all of them
-    on one, `softmax_topk` has the wider choice.
+    Cost: that of softmax top-k, and a ranking of D numbers; a token reaches at most M devices for
+    any k, which bounds the all-to-all. Choose it where experts are spread over devices; on one
+    device `softmax_topk` has a wider choice.
     """
 
     def __init__(self, config: DeepSeekV2Config, shape: RouterShape, capacity: Capacity) -> None:
@@ -111,7 +110,7 @@ class DeepSeekV3Config(GroupedSpec):
     kind: Literal["deepseek_v3"] = "deepseek_v3"
     groups_kept: int = Field(default=4, ge=1)
     group_top: int = Field(default=2, ge=1)
-    """experts of a group whose scores, added up, rank the group"""
+    """number of a group's best scores whose sum ranks the group"""
     renormalise: bool = True
     scale: float = Field(default=2.5, gt=0, allow_inf_nan=False)
 
@@ -130,15 +129,15 @@ class DeepSeekV3(SigmoidTopK):
     """s = sigmoid(W x); the k largest s + b in the M best groups; s over their sum, times `scale`.
 
     DeepSeek-V3 (arXiv 2412.19437, eq. 12-16; groups: section 2.1.2, node-limited routing). A group
-    is a node of E/G consecutive experts. Its rank is the sum of its `group_top` highest s + b: 2 in
-    the released model, where the paper says K/M (equal at its 8 experts in 4 nodes). The bias b
-    chooses and never weighs: after each optimizer step it rises by `balance.bias_rate` for an
-    expert under the mean load, and falls by as much for one above it. The small loss beside it is
-    taken over each sequence (eq. 17-20), with P from s over its sum; f counts what was chosen, bias
-    and groups included, as in all our losses, where eq. 18 counts the k largest s.
+    is a node of E/G consecutive experts. It is ranked by the sum of its `group_top` highest s + b:
+    2 in the released model, where the paper says K/M (equal at its 8 experts in 4 nodes). The bias
+    b affects only the choice: after each optimizer step it rises by `balance.bias_rate` for an
+    expert under the mean load, and falls by as much for one above it. A small balance loss is taken
+    over each sequence (eq. 17-20), with P from s over its sum; f counts the chosen experts, with
+    bias and groups, as in all our losses, where eq. 18 counts the k largest s.
 
-    Cost: as sigmoid top-k, and for each group a top-2; a token reaches M nodes at most. Choose it
-    for many experts over several nodes, and where a balance loss is felt in quality; in one node
+    Cost: that of sigmoid top-k, and a top-2 in each group; a token reaches at most M nodes. Choose
+    it for many experts over several nodes, and where a balance loss costs quality; in one node
     `sigmoid_topk` is the same without groups.
     """
 
@@ -154,7 +153,7 @@ class DeepSeekV3(SigmoidTopK):
 
 
 def in_best_groups(ranking_TE: Tensor, num_groups: int, groups_kept: int, group_top: int) -> Tensor:
-    """ranking_TE, -inf outside the groups whose `group_top` best experts have the largest sums."""
+    """ranking_TE, with -inf outside the groups whose `group_top` best experts have largest sums."""
     ranking_TGS = ranking_TE.unflatten(1, (num_groups, -1))
     score_TG = ranking_TGS.topk(group_top, dim=-1).values.sum(-1)
     kept_TG = torch.zeros_like(score_TG, dtype=torch.bool)

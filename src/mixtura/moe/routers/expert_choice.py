@@ -1,4 +1,4 @@
-"""Expert choice: each expert takes its best tokens, and a token may have none or many.
+"""Expert choice: each expert takes its best tokens, and a token may have no expert or many.
 
 T tokens, D model width, E experts, G groups of tokens by themselves, S tokens in each, C tokens
 that an expert takes in each, N = G*E*C rows.
@@ -38,9 +38,9 @@ class ExpertChoiceConfig(RouterSpec):
     causal_in_training: ClassVar[bool] = False
     kind: Literal["expert_choice"] = "expert_choice"
     scope: Literal["sequence", "batch"] = "sequence"
-    """the tokens that an expert chooses among"""
+    """the tokens among which an expert chooses"""
     accept_leak: bool = False
-    """true lets a language model have it, though it reads later tokens"""
+    """true allows a language model with it, although it reads later tokens"""
 
     @property
     def leaks(self) -> bool:
@@ -52,20 +52,20 @@ class ExpertChoice(Router):
     """S = softmax(x W) over experts; expert i takes the k tokens with the largest S[:, i].
 
     G, I = TopK(S^T, k) with k = n c / e for n tokens, e experts and c experts per token on average,
-    the layer's top_k (Zhou et al. 2022, arXiv 2202.09368, section 3); k is rounded up, weights are
-    S as it is. Load is even by construction, so no balance loss and no capacity rule is needed;
-    a token may be taken by no expert, and the residual connection then carries it, or by all.
-    `scope: sequence` lets experts choose within each sequence by itself, `scope: batch` among all
-    tokens. Padding is not counted in n and never taken.
+    the layer's top_k (Zhou et al. 2022, arXiv 2202.09368, section 3); k is rounded up, and weights
+    are S. Load is even by construction, so it needs no balance loss and no capacity rule. A token
+    may be taken by no expert, and is then carried by the residual connection, or by all.
+    `scope: sequence` lets experts choose within each sequence, `scope: batch` among all tokens.
+    Padding is not counted in n and never taken.
 
     It leaks, in training and in evaluation: whether a token is taken depends on the tokens that
-    compete with it, later ones of its sequence too (and under `scope: batch` those of other
-    sequences). A language model trained so reads its own future a little, scores better than it
-    can generate, and behaves otherwise when it is fed token by token, where every expert takes the
-    only token there is. Decoders refuse it; for them there is `expert_threshold`.
+    compete with it, even later ones of its sequence (and under `scope: batch` those of other
+    sequences). A language model trained so reads a little of its own future, scores better than it
+    can generate, and behaves otherwise when it reads one token at a time, where every expert takes
+    the only token. Decoders refuse it; for them there is `expert_threshold`.
 
     Cost: one product of E rows a token, E selections of k among n; n c rows for the experts. Choose
-    it for encoders, vision and other models that see all tokens at once; not for language models,
+    it for encoders, vision and other models that read all tokens at once; not for language models,
     for which there is `expert_threshold`.
     """
 
@@ -98,7 +98,7 @@ class ExpertChoice(Router):
 
 
 def refuse_capacity(capacity: Capacity | None, config: RouterSpec) -> None:
-    """Raises ValueError for a rule that would stand in where capacity is built in."""
+    """Raises ValueError for another capacity rule, where capacity is built in."""
     if capacity is not None and not isinstance(capacity, Dropless):
         raise ValueError(f"capacity={capacity} under router kind={config.name}: {_BUILT_IN}")
 
@@ -111,20 +111,20 @@ class Taken:
     choice_N: Tensor
     """rank of the expert among those that took the token; 0 has the largest score"""
     expert_N: Tensor
-    """E for a row left over, where the group holds fewer tokens than it is long"""
+    """E for an unused row: padding makes a group hold fewer tokens than its length"""
 
     def of(self, score_TE: Tensor) -> Tensor:
-        """score_N, differentiable; 0 for a row left over."""
+        """score_N, differentiable; 0 for an unused row."""
         num_experts = score_TE.shape[1]
-        left_over_N = self.expert_N == num_experts
-        place_N = self.token_N * num_experts + self.expert_N.masked_fill(left_over_N, 0)
-        return score_TE.reshape(-1)[place_N].masked_fill(left_over_N, 0.0)
+        unused_N = self.expert_N == num_experts
+        place_N = self.token_N * num_experts + self.expert_N.masked_fill(unused_N, 0)
+        return score_TE.reshape(-1)[place_N].masked_fill(unused_N, 0.0)
 
 
 def best_tokens(score_TE: Tensor, valid_T: Tensor | None, groups: int, mean_experts: int) -> Taken:
-    """Each expert takes its ceil(n c / E) best of a group's n valid tokens; scores above -1.
+    """Each expert takes its ceil(n c / E) best of a group's n valid tokens; scores exceed -1.
 
-    The rows are those of a group without padding, so that their number follows from shapes alone.
+    There are as many rows as for a group without padding, so that shapes alone give their number.
     """
     num_tokens, num_experts = score_TE.shape
     size = num_tokens // groups
@@ -139,16 +139,16 @@ def best_tokens(score_TE: Tensor, valid_T: Tensor | None, groups: int, mean_expe
     token_GEC = best.indices + first_G[:, None, None]
     expert_GEC = torch.arange(num_experts, device=score_TE.device)[:, None].expand_as(token_GEC)
     rank_C = torch.arange(token_GEC.shape[2], device=score_TE.device)
-    left_over_GC = rank_C >= rows_each(count_G, mean_experts, num_experts)[:, None]
-    expert_GEC = expert_GEC.masked_fill(left_over_GC[:, None], num_experts)
-    score_GEC = best.values.masked_fill(left_over_GC[:, None], -1.0)
+    unused_GC = rank_C >= rows_each(count_G, mean_experts, num_experts)[:, None]
+    expert_GEC = expert_GEC.masked_fill(unused_GC[:, None], num_experts)
+    score_GEC = best.values.masked_fill(unused_GC[:, None], -1.0)
     token_N = token_GEC.reshape(-1)
     choice_N = _rank_for_token(score_GEC.reshape(-1), token_N, num_tokens)
     return Taken(token_N, choice_N, expert_GEC.reshape(-1))
 
 
 def rows_each(count: Count, mean_experts: int, num_experts: int) -> Count:
-    """ceil(n c / E): what an expert takes of n tokens with c experts each on average."""
+    """ceil(n c / E): the tokens that an expert takes of n, with c experts a token on average."""
     return (count * mean_experts + num_experts - 1) // num_experts
 
 

@@ -1,4 +1,4 @@
-"""Expert choice without a look ahead: an expert takes every token above its threshold.
+"""Expert choice without reading later tokens: an expert takes every token above its threshold.
 
 T tokens, E experts, K the most experts per token.
 """
@@ -19,14 +19,14 @@ from mixtura.ranks import Ranks
 
 
 class ExpertThresholdConfig(RouterSpec):
-    """Expert choice for language models: thresholds learned from the batches before."""
+    """Expert choice for language models: thresholds learned from earlier batches."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType(
         {"balance": 0.0, "z": 0.0, "importance": 0.0}
     )
     kind: Literal["expert_threshold"] = "expert_threshold"
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """of the moving average, by optimizer step"""
+    """of the moving average over optimizer steps"""
     most: int | None = Field(default=None, ge=1)
     """the most experts per token; null: twice the layer's top_k, which is the mean"""
 
@@ -36,24 +36,24 @@ class ExpertThresholdConfig(RouterSpec):
 
 @register_router(ExpertThresholdConfig)
 class ExpertThreshold(LinearRouter):
-    """S = softmax(x W); a token takes the experts with S_i >= threshold_i; weights S as it is.
+    """S = softmax(x W); a token takes the experts with S_i >= threshold_i; weights are S.
 
-    The causal form of expert choice (Zhou et al. 2022, arXiv 2202.09368), whose k-th largest score
-    among a batch's tokens is remembered in place of being looked up: threshold_i is a moving
-    average, over optimizer steps, of the k-th largest S_i, k = n c / E for n tokens and c the
-    layer's top_k, the mean number of experts per token. Deciding by a threshold is Shazeer 2017's
-    M_threshold (arXiv 1701.06538, appendix F); the moving average in place of a learned threshold
-    is our own. A token takes `most` experts at most, its best ones, and maybe none.
+    The causal form of expert choice (Zhou et al. 2022, arXiv 2202.09368): the k-th largest score
+    among a batch's tokens is not looked up but remembered. threshold_i is a moving average, over
+    optimizer steps, of the k-th largest S_i, with k = n c / E for n tokens and c the layer's top_k,
+    the mean number of experts per token. Deciding by a threshold is Shazeer 2017's M_threshold
+    (arXiv 1701.06538, appendix F); the moving average instead of a learned threshold is our own. A
+    token takes at most `most` experts, its best ones, and maybe none.
 
-    Nothing leaks, in training or in evaluation: every choice reads the thresholds as the steps
-    before left them, and `mixtura.moe.end_step` moves them only when a step is over. They start at
-    1/E, what an indifferent gate says, and the first step replaces them by what it saw. Load is
-    near c T / E on data like that of the last steps, exact on none; a balance loss can be added.
+    Nothing leaks, in training or in evaluation: every choice reads the thresholds of earlier steps,
+    and `mixtura.moe.end_step` changes them only after a step. They start at 1/E, an even gate's
+    score, and the first step replaces them. Load is near c T / E on data like that of the last
+    steps, and never exact; a balance loss can be added.
 
     Cost: one product of E rows a token, and in training E selections of k among n; c experts on
-    average, row buffers of `most`. Choose it for a language model whose tokens are to have
-    different numbers of experts at an even load; not where text of another kind follows, for whose
-    load thresholds learned before say nothing.
+    average, row buffers of `most`. Choose it for a language model whose tokens should have
+    different numbers of experts at an even load; not where the kind of text changes, since
+    thresholds of other text do not balance it.
     """
 
     config: ExpertThresholdConfig
@@ -89,13 +89,13 @@ class ExpertThreshold(LinearRouter):
         return self.chosen(scores, score_TE, chosen_TK, bank_R)
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
-        """As elsewhere; a row of no expert, E, weighs 0."""
+        """The scores of the chosen experts; an unused row, E, weighs 0."""
         none_TK = expert_TK == self.num_experts
         weight_TK = scores.score_TE.gather(1, expert_TK.masked_fill(none_TK, 0))
         return weight_TK.masked_fill(none_TK, 0.0)
 
     def _observe(self, score_XE: Tensor) -> None:
-        """Note a batch's k-th largest scores; X tokens, padding left out."""
+        """Record a batch's k-th largest scores; X tokens without padding."""
         if len(score_XE) == 0:
             return
         taken = rows_each(len(score_XE), self.top_k, self.num_experts)
@@ -104,11 +104,11 @@ class ExpertThreshold(LinearRouter):
         self._batches += 1
 
     def end_step(self, ranks: Ranks) -> None:
-        """threshold <- m threshold + (1 - m) seen; the mean of all steps so far, while few."""
+        """threshold <- m threshold + (1 - m) seen; at first the mean of all steps so far."""
         sum_E = self._kth_sum_E
         if sum_E is None:
             sum_E = torch.zeros_like(self.threshold_E)
-        # A rank without tokens takes part too, or the others would wait for ever.
+        # A rank without tokens sums zeros, or the other ranks would wait for ever.
         total = ranks.sum(torch.cat([sum_E, sum_E.new_tensor([self._batches])]))
         self._kth_sum_E, self._batches = None, 0
         if total[-1] == 0:
@@ -120,8 +120,8 @@ class ExpertThreshold(LinearRouter):
 
 
 def best_allowed(score_TE: Tensor, allowed_TE: Tensor, most: int) -> Tensor:
-    """chosen_TK: the `most` best of each token's allowed experts; E for the rows left over."""
-    # Whatever is allowed stands before whatever is not; scores lie in 0 to 1.
+    """chosen_TK: the `most` best of each token's allowed experts; E for unused rows."""
+    # Scores lie in 0..1, so subtracting 2 puts all other experts behind the allowed ones.
     best_TK = torch.where(allowed_TE, score_TE, score_TE - 2).topk(most).indices
     return best_TK.masked_fill(~allowed_TE.gather(1, best_TK), score_TE.shape[1])
 
@@ -131,7 +131,7 @@ def most_experts(most: int | None, shape: RouterShape) -> int:
 
 
 def check_most(most: int | None, num_experts: int, top_k: int) -> None:
-    """Raises ValueError where no token could have `top_k` experts, or where there are too few."""
+    """Raises ValueError unless `most` lies between the mean number of experts and all of them."""
     if most is not None and not top_k <= most <= num_experts:
         raise ValueError(
             f"router.most={most} must lie in top_k={top_k}..num_experts={num_experts}; "

@@ -11,15 +11,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mixtura.moe.routers.router import Choices, LossName, RouterSpec, register_router
+from mixtura.moe.routers.router import CountedChoices, LossName, RouterSpec, register_router
 from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
 
 
 class GShardConfig(RouterSpec):
-    """GShard: softmax, two experts, the second one dropped at random where it matters little."""
+    """GShard: softmax, two experts; the second is abandoned at random where its weight is small."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"balance": 0.01, "z": 0.0})
-    loss_choices: ClassVar[Choices] = "first"
+    loss_choices: ClassVar[CountedChoices] = "first"
     has_one_gate: ClassVar[bool] = True
     kind: Literal["gshard"] = "gshard"
 
@@ -35,18 +35,18 @@ class GShardConfig(RouterSpec):
 class GShard(LinearRouter):
     """g = softmax(W x); the two largest g1, g2 over their sum; the second one with chance 2 g2.
 
-    GShard (arXiv 2006.16668, algorithm 1). In training a second choice is given up unless
-    2 g2 > U(0, 1); it still takes its room, and g1 is not made up to 1. In evaluation the second
-    expert is always taken. The paper's capacity, C = 2 S / E rows for S tokens and first choices of
-    all tokens before second ones, is `capacity: {policy: drop, factor: 1.0, scope: group}`.
+    GShard (arXiv 2006.16668, algorithm 1). In training a second choice is abandoned unless
+    2 g2 > U(0, 1); it still takes room, and g1 is not raised to 1. In evaluation the second expert
+    is always used. The paper's capacity, C = 2 S / E rows for S tokens and first choices of all
+    tokens before second ones, is `capacity: {policy: drop, factor: 1.0, scope: group}`.
 
-    The balance loss counts first choices alone: `balance.choices` is `first` here unless it is set.
-    The paper's l_aux = (1/E) sum_e (c_e / S) m_e is ours over E^2: 1/E^2 where ours is 1. The
-    algorithm names no weight for it; 0.01 times ours, the default, is Switch's.
+    The balance loss counts only first choices: `balance.choices` is `first` by default. The paper's
+    l_aux = (1/E) sum_e (c_e / S) m_e is ours over E^2: 1/E^2 where ours is 1. The algorithm gives
+    no weight for it; 0.01 times ours, the default, is Switch's.
 
     Cost: one product of E rows a token; 1 + 2 g2 experts on average in training, 2 in evaluation.
     Choose it to repeat GShard; for a plain top-2 layer `softmax_topk` has the same weights without
-    the chance.
+    the randomness.
     """
 
     def score(self, logits_TE: Tensor) -> Scores:
@@ -64,7 +64,7 @@ class GShard(LinearRouter):
         if not self.training:
             return choice
         second_T = choice.weight_TK[:, 1].detach()
-        drawn_T = torch.rand(len(second_T), dtype=second_T.dtype, device=second_T.device)
-        given_up_T = 2 * second_T <= drawn_T
-        declined_TK = torch.stack([torch.zeros_like(given_up_T), given_up_T], dim=1)
-        return replace(choice, declined_TK=declined_TK)
+        random_T = torch.rand(len(second_T), dtype=second_T.dtype, device=second_T.device)
+        abandoned_T = 2 * second_T <= random_T
+        abandoned_TK = torch.stack([torch.zeros_like(abandoned_T), abandoned_T], dim=1)
+        return replace(choice, abandoned_TK=abandoned_TK)

@@ -20,7 +20,7 @@ from mixtura.moe.routing import Routing
 from mixtura.moe.tokens import Tokens
 from mixtura.shapes.ledger import Buffer, Weight
 
-# Tokens whose experts are drawn at a time, so that a large table needs little memory.
+# Tokens of the table that are filled at a time, so that a large table needs little memory.
 _ROWS = 4096
 
 
@@ -30,7 +30,7 @@ class HashConfig(RouterSpec):
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({})
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType(
         {
-            "reroute": "a hash knows a token's experts and no next-best one; choose policy=drop, "
+            "reroute": "a hash gives a token's experts and no next-best one; choose policy=drop, "
             "policy=wave or policy=dropless"
         }
     )
@@ -39,7 +39,7 @@ class HashConfig(RouterSpec):
     table: Literal["random", "balanced", "token_id"] = "random"
     """how the table is made; `balanced` from the corpus's token counts"""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """of the table's draws"""
+    """of the random table"""
     vocabulary: int | None = Field(default=None, ge=1)
     """rows of the table; null: the model's vocabulary"""
 
@@ -65,21 +65,20 @@ class HashConfig(RouterSpec):
 class Hash(TokenRows):
     """y = (1/K) sum_k E_{h_k(id)}(x): fixed hashes of the token id, and no gate.
 
-    Hash layers (Roller et al. 2021, arXiv 2106.04426). `table: random` draws each token's experts
-    once, from `seed`; `balanced` gives the most frequent token to the least loaded expert and so
-    on, from the counts of the training corpus (`mixtura.moe.set_token_counts`, which training from
-    a recipe calls by itself); `token_id` takes id mod E, and needs no table. With top_k > 1 a token
-    has K hashes that never name the same expert twice; the paper's MultiHash joins segments of
-    experts, ours are whole ones with weights of 1/K. Every layer of one config has the same table.
-
-    No parameters, logits or probabilities, hence no loss. A token's experts depend on its own id,
-    and nothing leaks. One very frequent token cannot be shared out, so a busiest expert may remain.
-    `balanced` raises ConfigError until it knows the counts, and the router ValueError where
-    it is given no ids.
+    Hash layers (Roller et al. 2021, arXiv 2106.04426). `table: random` samples each token's experts
+    once, from `seed`. `balanced` gives the most frequent token to the least loaded expert, then the
+    next one, by the counts of the training corpus (`mixtura.moe.set_token_counts`, which training
+    from a recipe calls). `token_id` takes id mod E, and needs no table. With top_k > 1 a token has
+    K hashes that never give the same expert twice; the paper's MultiHash joins segments of experts,
+    ours are whole experts with weights of 1/K. Every layer of one config has the same table. There
+    are no parameters, logits or probabilities, hence no loss. A token's experts depend only on its
+    own id, so nothing leaks. One very frequent token cannot be divided, so one expert may stay
+    busiest. `balanced` raises ConfigError until the counts are set, and the router raises
+    ValueError without ids.
 
     Cost: one look-up a token, and K experts. Choose it as the baseline that learned routing must
-    beat, or where routing must be known beforehand; not where a token's meaning depends on its
-    neighbours, which its id does not know.
+    beat, or where routing must be fixed beforehand; not where a token's meaning depends on its
+    neighbours, which its id does not show.
     """
 
     config: HashConfig
@@ -96,7 +95,7 @@ class Hash(TokenRows):
                 "token; give it, or choose router.table=token_id"
             )
         size = (config.vocabulary, shape.top_k)
-        # On the CPU even where a model is built without memory: a generator draws nowhere else.
+        # On the CPU even for a model on meta, since the generator is the CPU's.
         unknown = torch.full(size, -1, device="cpu")
         known = config.table == "random"
         self.register_buffer("table_VK", _random(*size, shape, config.seed) if known else unknown)
@@ -109,7 +108,7 @@ class Hash(TokenRows):
                 "or choose a router that reads the tokens' vectors"
             )
         if valid_T is not None:
-            # Padding may carry any id, -100 included.
+            # Padding may have any id, even -100.
             id_T = id_T.masked_fill(~valid_T, 0)
         chosen_TK = self.experts_of(id_T)
         dtype = torch.promote_types(tokens.x_TD.dtype, torch.float32)
@@ -122,7 +121,7 @@ class Hash(TokenRows):
             hash_K = torch.arange(self.top_k, device=id_T.device)
             return (id_T[:, None] + hash_K) % self.num_experts
         if not self._is_known:
-            # Looked up once: a GPU would be waited for at every step.
+            # Checked once, since the check synchronises with a GPU.
             if bool((self.table_VK < 0).any()):
                 raise ConfigError(
                     "router.table=balanced has no token counts yet; call "
@@ -148,7 +147,7 @@ class Hash(TokenRows):
 
 
 def _random(vocabulary: int, top_k: int, shape: RouterShape, seed: int) -> Tensor:
-    """table_VK: K different experts for each token, all sets as likely."""
+    """table_VK: K different experts for each token; all sets are equally likely."""
     generator = torch.Generator().manual_seed(seed)
     parts = [
         torch.rand(len(rows), shape.num_experts, generator=generator, device="cpu").topk(top_k)
@@ -159,10 +158,10 @@ def _random(vocabulary: int, top_k: int, shape: RouterShape, seed: int) -> Tenso
 
 
 def balanced_table(counts_V: Tensor, num_experts: int, seed: int = 0, top_k: int = 1) -> Tensor:
-    """table_VK: the most frequent token to the K least loaded experts, then the next one.
+    """table_VK: the most frequent token gets the K least loaded experts, then the next token.
 
-    Of equally loaded experts the one with the fewest tokens, so that tokens which never occur are
-    shared out too; what is still equal is decided by the seed.
+    Of equally loaded experts the one with the fewest tokens is first, so that tokens which never
+    occur are spread too; the seed decides remaining ties.
     """
     generator = torch.Generator().manual_seed(seed)
     shuffled_V = torch.randperm(len(counts_V), generator=generator, device="cpu")

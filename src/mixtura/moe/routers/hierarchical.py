@@ -15,14 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from mixtura.moe.capacity import Capacity, Dropless, Policy
-from mixtura.moe.routers.kinds import InnerRouter, OuterRouter
 from mixtura.moe.routers.router import LossName, RouterShape, RouterSpec, register_router
+from mixtura.moe.routers.router_field import InnerRouter, OuterRouter
 from mixtura.moe.routers.token_choice import Choice, TokenChoiceRouter
 from mixtura.moe.routing import Level
 from mixtura.shapes.ledger import Saved, Weight, weights_of
 
 _NO_RANKING = (
-    "a hierarchical router ranks the experts of the chosen groups alone, so it knows no next-best "
+    "a hierarchical router ranks the experts of the chosen groups alone, so it has no next-best "
     "expert; choose policy=drop or policy=wave"
 )
 
@@ -30,20 +30,20 @@ _NO_RANKING = (
 class HierarchicalConfig(RouterSpec):
     """An outer router over `groups`, an inner one in each group.
 
-    `inner` may be hierarchical again, for any depth. `top_k` of the layer is `outer_top_k` times
-    what is taken in each group.
+    `inner` may be hierarchical too, to any depth. `top_k` of the layer is `outer_top_k` times the
+    number of experts in each group.
     """
 
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType({"reroute": _NO_RANKING})
     kind: Literal["hierarchical"] = "hierarchical"
     groups: int = Field(ge=1)
-    """how many groups of equally many consecutive experts there are"""
+    """number of groups of equally many consecutive experts"""
     outer_top_k: int = Field(default=1, ge=1)
-    """groups a token is sent to; top_k is a multiple of it, shared out evenly among them"""
+    """groups that a token is sent to; top_k is a multiple of it, divided evenly among them"""
     outer: OuterRouter
     """the gate over groups"""
     inner: InnerRouter
-    """the gate in each group, with weights of its own there"""
+    """the gate in each group, with its own weights in each"""
 
     def served(self) -> Mapping[LossName, float]:
         """Shazeer's Importance_H and Load_H where both gates are noisy, else a balance loss."""
@@ -77,7 +77,7 @@ class HierarchicalConfig(RouterSpec):
             self.inner.check(num_experts // self.groups, inner_top_k)
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
-        # One of one is no choice, and its weight of 1 is as it should be.
+        # A choice of one from one has the weight 1, and needs no gradient.
         if self.groups > 1:
             self.outer.check_gradient(self.groups, self.outer_top_k)
         if num_experts > self.groups:
@@ -110,12 +110,12 @@ class Hierarchical(TokenChoiceRouter):
 
     Expert i*S + j is expert j of group i, and a group may stand for a device or a machine. Only the
     chosen groups' gates are evaluated. `load_E` of the terms is Load_H, where both gates are noisy.
-    The balance loss is the mean of one over groups and one in each group over its experts.
+    The balance loss is the mean of a loss over groups and a loss over experts in each group.
 
     Cost: one product of G rows and O products of S rows a token, where a flat gate has E rows; K
     experts. Choose it for thousands of experts, whose flat gate would cost as much as an expert, or
-    where a token is to reach few devices. Not for tens of experts: a flat gate costs little there,
-    and has one load to keep even, not two.
+    where a token should reach few devices. Not for tens of experts: a flat gate is cheap there, and
+    has one load to balance, not two.
     """
 
     config: HierarchicalConfig
@@ -123,7 +123,7 @@ class Hierarchical(TokenChoiceRouter):
     def __init__(self, config: HierarchicalConfig, shape: RouterShape, capacity: Capacity) -> None:
         super().__init__(config, shape, capacity)
         self.num_groups, self.groups_kept = config.groups, config.outer_top_k
-        # Capacity is a matter of whole experts: the parts choose and no more.
+        # Capacity applies to whole experts, so the parts have none.
         outer = config.outer.build(config.outer_shape(shape), Dropless())
         inner = config.inner.build(config.inner_shape(shape), Dropless())
         assert isinstance(outer, TokenChoiceRouter), "it has one gate"
@@ -133,7 +133,7 @@ class Hierarchical(TokenChoiceRouter):
     def choose(
         self, x_TD: Tensor, valid_R: Tensor | None = None, bank_R: Tensor | None = None
     ) -> Choice:
-        """Q = R*O rows for the inner gate: each of ours at one of its groups."""
+        """Q = R*O rows for the inner gate: each row of R at each of its groups."""
         outer = self.outer.choose(x_TD, valid_R, bank_R)
         group_Q = outer.chosen_TK.reshape(-1)
         row_Q = torch.arange(len(group_Q), device=x_TD.device) // self.config.outer_top_k
@@ -150,7 +150,7 @@ class Hierarchical(TokenChoiceRouter):
             weight_TK=weight_QI.view(-1, self.top_k),
             levels=(*outer.levels, *_inner_levels(outer, inner, row_Q)),
             load_GE=self._load(outer, inner, inner_bank_Q, valid_Q),
-            declined_TK=_declined(outer, inner),
+            abandoned_TK=_abandoned(outer, inner),
         )
 
     def _load(
@@ -170,20 +170,20 @@ class Hierarchical(TokenChoiceRouter):
         self.inner.step_bias(load_E, rate)
 
 
-def _declined(outer: Choice, inner: Choice) -> Tensor | None:
-    """Whoever gives up a group gives up all that was chosen in it."""
-    declined_RI = inner.declined_TK
-    if outer.declined_TK is not None:
-        outer_RI = outer.declined_TK.reshape(-1, 1).expand_as(inner.chosen_TK)
-        declined_RI = outer_RI if declined_RI is None else declined_RI | outer_RI
-    return None if declined_RI is None else declined_RI.reshape(len(outer.chosen_TK), -1)
+def _abandoned(outer: Choice, inner: Choice) -> Tensor | None:
+    """A token that abandons a group abandons all experts chosen in it."""
+    abandoned_RI = inner.abandoned_TK
+    if outer.abandoned_TK is not None:
+        outer_RI = outer.abandoned_TK.reshape(-1, 1).expand_as(inner.chosen_TK)
+        abandoned_RI = outer_RI if abandoned_RI is None else abandoned_RI | outer_RI
+    return None if abandoned_RI is None else abandoned_RI.reshape(len(outer.chosen_TK), -1)
 
 
 def _inner_levels(outer: Choice, inner: Choice, row_Q: Tensor) -> Iterator[Level]:
-    """The inner router's levels, whose rows it counts in ours-at-one-group, in rows of ours."""
+    """The inner router's levels, with its rows Q mapped to the outer rows."""
     for level in inner.levels:
-        asked_R = level.asked_R
-        if outer.declined_TK is not None:
-            taken_R = ~outer.declined_TK.reshape(-1)[level.token_R]
-            asked_R = taken_R if asked_R is None else asked_R & taken_R
-        yield replace(level, token_R=row_Q[level.token_R], asked_R=asked_R)
+        used_R = level.used_R
+        if outer.abandoned_TK is not None:
+            taken_R = ~outer.abandoned_TK.reshape(-1)[level.token_R]
+            used_R = taken_R if used_R is None else used_R & taken_R
+        yield replace(level, token_R=row_Q[level.token_R], used_R=used_R)

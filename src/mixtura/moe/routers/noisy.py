@@ -44,7 +44,7 @@ class NoisyTopKConfig(RouterSpec):
 
 @dataclass(frozen=True, slots=True)
 class NoisyScores(Scores):
-    """`logits_TE` are clean, `score_TE` noisy in training."""
+    """`logits_TE` have no noise; `score_TE` have noise in training."""
 
     deviation_TE: Tensor
     """standard deviation of the noise: Softplus(x W_noise)"""
@@ -54,13 +54,13 @@ class NoisyScores(Scores):
 class NoisyTopK(LinearRouter):
     """G(x) = Softmax(KeepTopK(H(x), k)), H(x)_i = (x W_g)_i + N(0, 1) Softplus((x W_noise)_i).
 
-    arXiv 1701.06538, eq. 3-5; both matrices start from zeros (appendix A). Without noise in
-    evaluation. `load_E` in the routing's terms is Load(X) of eq. 10, smooth, in training alone.
+    arXiv 1701.06538, eq. 3-5; both matrices start from zeros (appendix A). Evaluation has no noise.
+    `load_E` in the routing's terms is the smooth Load(X) of eq. 10, only in training.
 
     Cost: two products of E rows a token in training, one in evaluation, and k experts. Choose it to
     repeat Shazeer 2017, or where a gate settles too early: noise of a learned size tries experts
-    that would have been just below the k. Not where training must choose as evaluation does;
-    `topk_softmax` is the same gate without noise.
+    just below the k. Not where training must choose as evaluation does; `topk_softmax` is the same
+    gate without noise.
     """
 
     def __init__(self, config: NoisyTopKConfig, shape: RouterShape, capacity: Capacity) -> None:
@@ -89,7 +89,7 @@ class NoisyTopK(LinearRouter):
     ) -> Choice:
         scores = self.scores(x_TD, bank_R)
         ranking_TE = self.rank(scores, bank_R)
-        # One more than is chosen: smooth load asks what an expert would have had to beat.
+        # k + 1 experts: smooth load needs the score that an expert would have had to exceed.
         deepest = min(self.top_k + 1, self.num_experts)
         best_TK = topk(ranking_TE, deepest if self.training else self.top_k)
         choice = self.chosen(scores, ranking_TE, best_TK[:, : self.top_k], bank_R)
@@ -108,19 +108,19 @@ class NoisyTopK(LinearRouter):
 
 
 def selection_probability(scores: NoisyScores, best_TK: Tensor, top_k: int) -> Tensor:
-    """P(x, i), the chance that expert i is among the k with its own noise drawn anew.
+    """P(x, i), the probability that expert i is among the k if its own noise is sampled again.
 
     arXiv 1701.06538, eq. 8 and 9: Phi((clean_i - kth_excluding(H, k, i)) / deviation_i).
-    `best_TK` are the k + 1 best noisy experts; with no more than k experts every chance is 1.
+    `best_TK` are the k + 1 best noisy experts; with at most k experts every probability is 1.
     """
     if best_TK.shape[1] <= top_k:
         return torch.ones_like(scores.logits_TE)
     best = scores.score_TE.gather(1, best_TK)
     kth_T1, next_T1 = best[:, top_k - 1 : top_k], best[:, top_k : top_k + 1]
-    # An expert within the k has only to beat the first outside; any other, the last inside.
+    # An expert within the k has to exceed the best outside; any other, the k-th.
     inside_TE = scores.score_TE >= kth_T1
     threshold_TE = torch.where(inside_TE, next_T1, kth_T1)
-    # Noise that training has shrunk to almost nothing: 1 / deviation^2 overflows in the gradient,
-    # and times a density of 0 it is nan.
+    # Training may shrink the noise to almost 0. Then 1 / deviation^2 overflows in the gradient, and
+    # times a density of 0 it is NaN.
     deviation_TE = scores.deviation_TE.clamp(min=LEAST_DEVIATION)
     return torch.special.ndtr((scores.logits_TE - threshold_TE) / deviation_TE)

@@ -1,4 +1,4 @@
-"""A gate that tries an expert, and learns from how the token fared. T tokens, E experts."""
+"""A gate that samples an expert and learns from the token's loss. T tokens, E experts."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -26,7 +26,7 @@ class ReinforceConfig(RouterSpec):
     )
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType(
         {
-            "reroute": "the policy would be praised or blamed for an expert that it did not "
+            "reroute": "the policy would be rewarded for an expert that it did not "
             "choose; choose policy=drop, policy=wave or policy=dropless"
         }
     )
@@ -34,7 +34,7 @@ class ReinforceConfig(RouterSpec):
     baseline: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """weight of the baseline's squared error within the policy's loss"""
     entropy: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    """weight of the entropy, which keeps the policy trying, within the policy's loss"""
+    """weight of the entropy within the policy's loss; entropy keeps the policy exploring"""
 
     def check(self, num_experts: int, top_k: int) -> None:
         if top_k != 1:
@@ -45,31 +45,30 @@ class ReinforceConfig(RouterSpec):
 
     def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:
         yield from super().weights(shape, prefix)
-        # Training alone reads the baseline.
+        # Only training reads the baseline.
         yield Weight(f"{prefix}baseline_weight", (1, shape.width), "router", Fraction(0))
         yield Weight(f"{prefix}baseline_bias", (1,), "router", Fraction(0))
 
 
 @register_router(ReinforceConfig)
 class Reinforce(LinearRouter):
-    """pi = softmax(W x); an expert drawn from pi in training, argmax in evaluation; y = E_e(x).
+    """pi = softmax(W x); an expert sampled from pi in training, argmax in evaluation; y = E_e(x).
 
     RL-R of Clark et al. 2022 (arXiv 2202.01169): the gate learns by REINFORCE with a learned
-    baseline, through `reinforce_loss`, and not through the weight of the expert's output.
-    That this weight is 1 is our reading of a secondary source that says no more. The reward is
-    minus the token's cross-entropy, less the batch's mean, so that no baseline has to follow the
-    falling loss; the trainer knows it and calls `mixtura.moe.late_losses`, as your own loop must.
-    The baseline is linear in x and takes no gradient to it. Reward and blame go to the token's own
-    next-token loss: what a choice does to later tokens through attention is not counted. Terms:
+    baseline, through `reinforce_loss`, and not through the weight of the expert's output. That this
+    weight is 1 is our reading of a secondary source that says no more. The reward is minus the
+    token's cross-entropy plus the batch's mean, so that the baseline need not follow the falling
+    loss; the trainer calls `mixtura.moe.late_losses` with the cross-entropies, and so must a loop
+    of your own. The baseline is linear in x and passes no gradient to it. The reward is the token's
+    own next-token loss: effects on later tokens through attention are not counted. Terms:
     `log_prob_T`, `baseline_T`, `entropy_T`. A policy still tends to settle on a few experts, so
-    Switch's balance loss and the z-loss stand beside it, with the policy's loss as loud as the
-    former.
+    Switch's balance loss and the z-loss are added; the policy's loss has the balance loss's weight.
 
-    Nothing leaks: the reward is known after the forward pass, and a choice reads the token alone.
+    Nothing leaks: the reward follows the forward pass, and a choice reads only the token itself.
 
     Cost: one product of E rows a token and one expert; in training one more row, and the loss of
-    each token. Choose it to study routing as decision; a softmax gate learns faster from the
-    gradient that this one does without.
+    each token. Choose it to study routing as decision; a softmax gate learns faster, from the
+    gradient that this router does without.
     """
 
     config: ReinforceConfig
@@ -83,7 +82,7 @@ class Reinforce(LinearRouter):
         return Scores(logits_TE, logits_TE, logits_TE.softmax(-1))
 
     def rank(self, scores: Scores, bank_R: Tensor | None) -> Tensor:
-        """In training the largest of logits + Gumbel noise, which is a draw from the policy."""
+        """In training logits + Gumbel noise, whose largest is a sample from the policy."""
         ranking_TE = super().rank(scores, bank_R)
         if not self.training:
             return ranking_TE
@@ -109,7 +108,7 @@ class Reinforce(LinearRouter):
         return replace(choice, terms=terms)
 
     def late_loss(self, routing: Routing, nats_T: Tensor) -> Tensor:
-        """A token's reward is minus its nats, less their mean over tokens."""
+        """A token's reward is the mean nats over tokens minus its own."""
         reward_T = mean_over_tokens(nats_T, routing.valid_T) - nats_T
         return reinforce_loss(routing, reward_T, self.config.baseline, self.config.entropy)
 
@@ -117,11 +116,11 @@ class Reinforce(LinearRouter):
 def reinforce_loss(
     routing: Routing, reward_T: Tensor, baseline: float = 1.0, entropy: float = 0.01
 ) -> Tensor:
-    """mean_t -(r_t - b_t) log pi(e_t) + baseline (r_t - b_t)^2 - entropy H(pi_t); padding left out.
+    """mean_t -(r_t - b_t) log pi(e_t) + baseline (r_t - b_t)^2 - entropy H(pi_t), without padding.
 
     REINFORCE (Williams 1992) with a learned baseline: r_t is the token's reward, b_t its expected
     reward (`baseline_T` of the terms), pi its policy (`log_prob_T`, `entropy_T`). The advantage
-    r_t - b_t is a constant to the policy; only its square moves the baseline. The two last
+    r_t - b_t is a constant for the policy; only its square trains the baseline. The last two
     arguments are weights.
     """
     terms = routing.terms

@@ -1,4 +1,4 @@
-"""What every router is: a config that says what it can serve, and a module that gives a Routing.
+"""The base of all routers: a config that lists its losses, and a module that returns a Routing.
 
 T tokens, D model width, E experts, K experts per token.
 """
@@ -31,45 +31,45 @@ LossName = Literal[
     "entropy",
     "policy",
 ]
-Choices = Literal["all", "first"]
+CountedChoices = Literal["all", "first"]
 
 
 @dataclass(frozen=True, slots=True)
 class RouterShape:
-    """Everything outside a router's own config that decides its weights."""
+    """All that determines a router's weights, besides its own config."""
 
     width: int
     num_experts: int
     top_k: int
     banks: int = 1
-    """gates side by side, one for each group of a hierarchical router; each has E outputs"""
+    """number of gates side by side, one for each group of a hierarchical router; E outputs each"""
     gate_bias: bool = False
-    """whether the gate's product has a learned bias (gpt-oss); not the one that only chooses"""
+    """whether the gate's product has a learned bias (gpt-oss), unlike a choosing bias"""
 
 
 class RouterSpec(Config):
     """Base of the routers' configs."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"balance": 0.01, "z": 0.001})
-    """see `served`"""
-    loss_choices: ClassVar[Choices] = "all"
-    """which choices the balance loss counts where the recipe does not say"""
+    """the default of `served`"""
+    loss_choices: ClassVar[CountedChoices] = "all"
+    """the choices that the balance loss counts by default"""
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType({})
-    """capacity policies that mean nothing here, with the reason"""
+    """capacity policies that have no meaning under this router, each with the reason"""
     causal: ClassVar[bool] = True
-    """False where a token's experts depend on later tokens, in evaluation too"""
+    """False where a token's experts depend on later tokens, even in evaluation"""
     causal_in_training: ClassVar[bool] = True
-    """False where they do so in training"""
+    """False where they depend on later tokens in training"""
     needs_ids: ClassVar[bool] = False
-    """whether it reads token ids"""
+    """whether the router reads token ids"""
     takes_gate_bias: ClassVar[bool] = False
-    """whether its gate can have a learned bias"""
+    """whether the gate can have a learned bias"""
     has_one_gate: ClassVar[bool] = False
-    """whether each token's choice comes from one linear gate, so that a hierarchical router can
-    hold it"""
+    """whether each token's choice comes from one linear gate, so that the router can be a part of a
+    hierarchical one"""
 
     def served(self) -> Mapping[LossName, float]:
-        """The losses it can serve and their weights where none is given; `losses` for most."""
+        """The losses that the router can serve, with their default weights; `losses` for most."""
         return self.losses
 
     @property
@@ -78,35 +78,35 @@ class RouterSpec(Config):
 
     @property
     def leaks(self) -> bool:
-        """Whether a language model must refuse it: it is not causal, and no option accepts that."""
+        """Whether a language model must refuse the router, since it reads later tokens."""
         return not self.causal
 
     @property
     def leaks_in_training(self) -> bool:
-        """Whether training a language model must be refused, for the same reason."""
+        """Whether training a language model must refuse the router, for the same reason."""
         return self.leaks
 
     def with_vocabulary(self, vocabulary: int) -> Self:
-        """For a model of that many tokens; hash routers fill in what they were not told."""
+        """The config for a model with that many tokens; hash routers size their tables by it."""
         return self
 
     def check(self, num_experts: int, top_k: int) -> None:
-        """Raises ValueError where it cannot route so."""
+        """Raises ValueError where the router does not support these numbers."""
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
-        """Raises ValueError where it can route so, and the task would give it no gradient."""
+        """Raises ValueError where the router would get no gradient from the task."""
 
     def tensors(self, shape: RouterShape, prefix: str) -> Iterator[Saved]:
-        """Its part of the ledger: weights, then buffers."""
+        """The router's part of the ledger: weights, then buffers."""
         yield from self.weights(shape, prefix)
         yield from self.buffers(shape, prefix)
 
     def buffers(self, shape: RouterShape, prefix: str) -> Iterator[Buffer]:
-        """What its module saves as buffers, in their order."""
+        """The buffers that the module saves, in their order."""
         yield from gate_buffers(self.model_dump(), shape.banks * shape.num_experts, prefix)
 
     def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:
-        """Its parameters; one matrix of (E, D) unless it says otherwise."""
+        """The parameters; by default one matrix of (E, D)."""
         rows = shape.banks * shape.num_experts
         yield Weight(f"{prefix}weight", (rows, shape.width), "router")
         if shape.gate_bias:
@@ -117,12 +117,12 @@ class RouterSpec(Config):
 
     @classmethod
     def variants(cls) -> list[type[Config]]:
-        """The configs of all kinds, where a field takes any router."""
+        """The configs of all kinds for `RouterSpec` itself, where a field accepts any router."""
         return [one.config for one in ROUTERS.values.values()] if cls is RouterSpec else [cls]
 
 
 class Router(nn.Module, ABC):
-    """Gives each token its experts; which of them, and how, is a subclass's."""
+    """Gives each token its experts; a subclass chooses them."""
 
     def __init__(self, config: RouterSpec, shape: RouterShape, capacity: Capacity) -> None:
         super().__init__()
@@ -136,17 +136,17 @@ class Router(nn.Module, ABC):
 
     @property
     def top_k(self) -> int:
-        """Experts per token; their mean, where tokens have different numbers of them."""
+        """Experts per token; the mean, where tokens have different numbers of experts."""
         return self.shape.top_k
 
     @property
     def rows_per_token(self) -> int:
-        """The most experts that a token may have, where its rows stand together."""
+        """The most rows of a token, where its rows are consecutive."""
         return self.top_k
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """`to`, `bfloat16` and their like pass here; buffers take the device, not the dtype."""
-        # In fp32 for good: steps of 1e-3 vanish in bf16 beside a bias of 1.
+        """`to`, `bfloat16` and the like: buffers change their device, and keep their dtype."""
+        # Buffers stay in fp32, since steps of 1e-3 vanish in bf16 beside a bias of 1.
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, old in before.items():
@@ -157,61 +157,61 @@ class Router(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens: Tokens, capacity: Capacity | None = None) -> Routing:
-        """Route T tokens. `capacity` stands in for the router's own rule (generation: Dropless)."""
+        """Route T tokens. `capacity` replaces the router's own rule (generation: Dropless)."""
 
     def step_bias(self, load_E: Tensor, rate: float) -> None:
-        """Move choosing biases after an optimizer step with that load; most routers have none."""
+        """Update choosing biases by an optimizer step's load; most routers have none."""
 
     def end_step(self, ranks: Ranks) -> None:
-        """Update what the router learns outside the gradient; most routers learn nothing so.
+        """Update what the router learns without a gradient; most routers learn nothing so.
 
         Called after each optimizer step, on all ranks.
         """
 
     @property
     def needs_token_counts(self) -> bool:
-        """Whether it routes by how frequent each token of the vocabulary is in training."""
+        """Whether the router needs the frequency of each token in training."""
         return False
 
     def set_token_counts(self, counts_V: Tensor) -> None:
-        """Take the counts of training's tokens; for a router that needs them."""
+        """Set the counts of training's tokens, for a router that needs them."""
         raise AssertionError(f"{type(self).__name__} needs no token counts")
 
     def late_loss(self, routing: Routing, nats_T: Tensor) -> Tensor:
         """A loss that follows from each token's cross-entropy, for a router whose config serves it.
 
-        `nats_T` is detached. It is known after the model's last layer, hence late.
+        `nats_T` is detached. It exists only after the model's last layer, hence the name.
         """
         raise AssertionError(f"{type(self).__name__} has no loss of tokens' cross-entropies")
 
 
-class Kind(NamedTuple):
-    """One kind of router."""
+class RouterKind(NamedTuple):
+    """The config and the module of one kind of router."""
 
     config: type[RouterSpec]
     router: type[Router]
 
 
-ROUTERS: Registry[Kind] = Registry("kind", "mixtura.routers")
+ROUTERS: Registry[RouterKind] = Registry("kind", "mixtura.routers")
 
 R = TypeVar("R", bound=type[Router])
 
 
 def register_router(config: type[RouterSpec]) -> Callable[[R], R]:
-    """A router class's decorator: recipes, checkpoints and pages know it by its config's `kind`.
+    """A router class's decorator: recipes, checkpoints and pages find it by its config's `kind`.
 
     Raises ValueError for a kind in use.
     """
 
     def registered(router: R) -> R:
-        ROUTERS.add(config.model_fields["kind"].default, Kind(config, router))
+        ROUTERS.add(config.model_fields["kind"].default, RouterKind(config, router))
         return router
 
     return registered
 
 
 def refuse_single_renormalised(top_k: int, kind: str, remedy: str) -> None:
-    """Raises ValueError for top_k=1: one renormalised weight is the constant 1."""
+    """Raises ValueError for top_k=1, where a renormalised weight is the constant 1."""
     if top_k == 1:
         raise ValueError(
             f"top_k=1 under router kind={kind} makes every combine weight the constant 1, so the "

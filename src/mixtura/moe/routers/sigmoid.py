@@ -1,4 +1,4 @@
-"""DeepSeek-V3's sigmoid gate with a bias that chooses and never weighs, without groups.
+"""DeepSeek-V3's sigmoid gate, with a bias that affects only the choice, and without groups.
 
 T tokens, E experts, K experts per token.
 """
@@ -27,9 +27,9 @@ class SigmoidTopKConfig(RouterSpec):
     renormalise: bool = True
     """whether a token's weights are divided by their sum"""
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """what weights are multiplied by at the end"""
+    """factor of all weights"""
     choosing_bias: bool = True
-    """whether a bias, moved after each step, is added to the scores that choose"""
+    """whether a bias, updated after each step, is added to the scores for the choice"""
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
         if self.renormalise:
@@ -40,14 +40,14 @@ class SigmoidTopKConfig(RouterSpec):
 class SigmoidTopK(LinearRouter):
     """g' = s where s + b is among the k largest; g = g' / sum g' (arXiv 2412.19437, eq. 12-16).
 
-    probs_TE is s over its sum over all experts, as DeepSeek-V3's sequence-wise loss takes it. Each
-    expert is scored by itself: one that rises takes nothing from another. The bias b rises after
-    each optimizer step by `balance.bias_rate` for an expert under the mean load, and falls by as
-    much for one above it.
+    probs_TE is s over its sum over all experts, as in DeepSeek-V3's sequence-wise loss. Each expert
+    is scored by itself, so one score may rise without lowering others. The bias b rises after each
+    optimizer step by `balance.bias_rate` for an expert under the mean load, and falls by as much
+    for one above it.
 
-    Cost: one product of E rows a token, and k experts. Choose it for many experts, and where the
-    pull of a balance loss is felt in quality: under `balance: {loss: 0}` the bias balances alone.
-    Not for experts on several nodes, where `deepseek_v3` sends a token to fewer of them.
+    Cost: one product of E rows a token, and k experts. Choose it for many experts, and where a
+    balance loss costs quality: under `balance: {loss: 0}` the bias balances alone. Not for experts
+    on several nodes, where `deepseek_v3` sends a token to fewer of them.
     """
 
     config: SigmoidTopKConfig
@@ -57,7 +57,7 @@ class SigmoidTopK(LinearRouter):
 
     def score(self, logits_TE: Tensor) -> Scores:
         score_TE = logits_TE.sigmoid()
-        # As transformers' DeepSeek-V3: a row of zeros stays finite.
+        # The 1e-20 of transformers' DeepSeek-V3 keeps a row of zeros finite.
         return Scores(logits_TE, score_TE, score_TE / (score_TE.sum(-1, keepdim=True) + 1e-20))
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:

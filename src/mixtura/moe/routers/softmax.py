@@ -28,7 +28,7 @@ class SoftmaxTopKConfig(RouterSpec):
     renormalise: bool = True
     """whether a token's weights are divided by their sum"""
     choosing_bias: bool = False
-    """whether a bias, moved after each step, is added to the probabilities that choose"""
+    """whether a bias, updated after each step, is added to the probabilities for the choice"""
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
         if self.renormalise:
@@ -37,16 +37,16 @@ class SoftmaxTopKConfig(RouterSpec):
 
 @register_router(SoftmaxTopKConfig)
 class SoftmaxTopK(LinearRouter):
-    """p = softmax(W x); the k largest, as they are (OLMoE) or over their sum (Mixtral).
+    """p = softmax(W x); the k largest p (OLMoE), or each over their sum (Mixtral).
 
-    Over their sum, the default, they are Mixtral's Softmax(TopK(W x)) (arXiv 2401.04088): a token's
-    weights sum to 1, however unsure the gate. As they are, an unsure gate turns the layer down.
-    `choosing_bias` is moved by `balance.bias_rate` after each step; it chooses and never weighs.
+    Over their sum, the default, the weights are Mixtral's Softmax(TopK(W x)) (arXiv 2401.04088) and
+    sum to 1 for any probabilities. Without the division, even probabilities make the layer's output
+    small. `choosing_bias` changes by `balance.bias_rate` after each step, and affects only the
+    choice.
 
-    Cost: one product of E rows a token, and k experts. Choose it where nothing speaks for another:
-    Mixtral and Qwen3-MoE renormalise, OLMoE does not. Not for one expert a token, for which there
-    is `switch`, nor where the pull of a balance loss is felt in quality: `sigmoid_topk` balances by
-    a bias from the start.
+    Cost: one product of E rows a token, and k experts. Choose it where nothing favours another
+    router: Mixtral and Qwen3-MoE renormalise, OLMoE does not. Not for one expert a token, for which
+    there is `switch`, nor where a balance loss costs quality: `sigmoid_topk` balances by a bias.
     """
 
     config: SoftmaxTopKConfig
@@ -65,7 +65,7 @@ class SoftmaxTopK(LinearRouter):
             # Equal to p over the sum of the chosen p, and never 0/0.
             return scores.logits_TE.gather(1, expert_TK).softmax(-1)
         weight_TK = scores.score_TE.gather(1, expert_TK)
-        # As transformers divides, to the last bit; a bias may choose experts that all have p = 0.
+        # transformers' division, to the last bit; a bias may choose experts that all have p = 0.
         return weight_TK / weight_TK.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
@@ -76,7 +76,7 @@ class TopKSoftmaxConfig(RouterSpec):
     has_one_gate: ClassVar[bool] = True
     kind: Literal["topk_softmax"] = "topk_softmax"
     choosing_bias: bool = False
-    """whether a bias, moved after each step, is added to the logits that choose"""
+    """whether a bias, updated after each step, is added to the logits for the choice"""
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
         refuse_single_renormalised(top_k, self.kind, "choose kind=softmax_topk or kind=switch")
@@ -87,11 +87,11 @@ class TopKSoftmax(LinearRouter):
     """The k largest logits, softmax over them. Ranks by logit, so a bias adds to logits.
 
     The gate of gpt-oss and Granite, and that of Shazeer 2017 without its noise (arXiv 1701.06538,
-    eq. 3). It gives the experts and the weights of a renormalising `softmax_topk`; the two part
+    eq. 3). It gives the experts and the weights of a renormalising `softmax_topk`. The two differ
     under `choosing_bias`, which here adds to logits of any size, and there to probabilities.
 
-    Cost: one product of E rows a token, and k experts. Choose it to repeat a model that is defined
-    so; otherwise `softmax_topk`, which can also leave its weights as they are.
+    Cost: one product of E rows a token, and k experts. Choose it to repeat a model that has this
+    gate; otherwise `softmax_topk`, which can also leave its weights undivided.
     """
 
     config: TopKSoftmaxConfig
@@ -112,7 +112,7 @@ class SwitchConfig(RouterSpec):
     has_one_gate: ClassVar[bool] = True
     kind: Literal["switch"] = "switch"
     jitter: float = Field(default=0.01, ge=0, lt=1)
-    """how far, as a share, noise may scale each of the gate's inputs in training; 0: no noise"""
+    """largest relative noise on each of the gate's inputs in training; 0: no noise"""
 
     def check(self, num_experts: int, top_k: int) -> None:
         if top_k != 1:
@@ -126,19 +126,19 @@ class SwitchConfig(RouterSpec):
 class Switch(LinearRouter):
     """y = p_i(x) E_i(x), i = argmax p, p = softmax(W x) (arXiv 2101.03961, eq. 1 and 2).
 
-    The weight is p as it is, which is how the task's gradient reaches the gate. In training the
-    gate's input is multiplied by U(1 - jitter, 1 + jitter); the expert gets the token as it is. The
+    The weight is p itself, through which the task's gradient reaches the gate. In training the
+    gate's input is multiplied by U(1 - jitter, 1 + jitter); the expert's input has no noise. The
     paper's capacity is `capacity: {policy: drop, factor: 1.25, scope: group}`, with factors from
     1.0 to 2.0.
 
-    Cost: one product of E rows a token, and one expert. Choose it where a token is to pay for one
+    Cost: one product of E rows a token, and one expert. Choose it where a token should cost one
     expert and be sent to one place; for more experts a token there is `softmax_topk`.
     """
 
     config: SwitchConfig
 
     def scores(self, x_TD: Tensor, bank_R: Tensor | None) -> Scores:
-        # Only the router sees the jittered input; the experts get the token as it is.
+        # Only the router's input is jittered, not the experts'.
         jitter = self.config.jitter if self.training else 0.0
         return super().scores(jittered(x_TD, jitter), bank_R)
 
@@ -151,7 +151,7 @@ class Switch(LinearRouter):
 
 
 def jittered(x_TD: Tensor, jitter: float) -> Tensor:
-    """x times U(1 - jitter, 1 + jitter), in fp32 or float64; x itself where jitter is 0."""
+    """x times U(1 - jitter, 1 + jitter), in fp32 or float64; x itself for a jitter of 0."""
     if jitter == 0:
         return x_TD
     dtype = torch.promote_types(x_TD.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""SparseMixer: two experts by two draws among the near-best, with a gradient of the draw itself.
+"""SparseMixer: two experts, each sampled among the near-best, with a gradient of the sampling.
 
 T tokens, E experts, K = 2 experts per token.
 """
@@ -27,12 +27,12 @@ class SparseMixerConfig(RouterSpec):
     )
     kind: Literal["sparse_mixer"] = "sparse_mixer"
     tolerance: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    """half of how far, as a share, a logit may lie below the best and still be drawn"""
+    """half of how far, as a share, a logit may lie below the best and still be sampled"""
 
     def check(self, num_experts: int, top_k: int) -> None:
         if top_k != 2:
             raise ValueError(
-                f"top_k={top_k} under router kind=sparse_mixer, which draws twice; set top_k=2, "
+                f"top_k={top_k} under router kind=sparse_mixer, which samples twice; set top_k=2, "
                 "kind=switch for one expert or kind=softmax_topk for more"
             )
 
@@ -41,22 +41,23 @@ class SparseMixerConfig(RouterSpec):
 class SparseMixer(LinearRouter):
     """p = softmax of s = W x over {i: (max s - s_i) / max(|s_i|, max s) <= 2 tolerance}; weight p.
 
-    The second expert likewise, the first left out (SparseMixer-v2 of GRIN, arXiv 2409.12136; the
+    The second expert likewise, without the first (SparseMixer-v2 of GRIN, arXiv 2409.12136; the
     router of Phi-3.5-MoE, whose config has the tolerance 0.01 as `router_jitter_noise`). Each
-    weight is a share of its own draw, so the two do not sum to 1, and either is 1 where no other
-    expert is near. Evaluation takes the largest p; training draws the expert from p.
+    weight is a probability of its own sampling, so the two do not sum to 1, and each is 1 where no
+    other expert is near. Evaluation takes the largest p; training samples the expert from p.
 
-    The gradient of a drawn expert D is that of its p_D, times the loss's slope along its output.
-    For the likeliest expert the slope is taken where evaluation stands, at weight p_D. For any
-    other it is taken at p_D with chance 1/4 and at p_D / 3 with chance 3/4, and that is also the
-    weight of the forward pass: Heun's third-order rule, whose mean over the chances is the change
-    of the loss from no expert to this one, exactly for losses that are cubic along the way. Which
-    experts are near is taken as given, and the likeliest one's slope stays of first order, as in
+    The gradient of a sampled expert D is that of its p_D, times the loss's slope along its output.
+    For the likeliest expert the slope is taken at weight p_D, as in evaluation. For any other it is
+    taken at p_D with probability 1/4 and at p_D / 3 with probability 3/4, and that is also the
+    weight of the forward pass: Heun's third-order rule, whose mean is the change of the loss from
+    no expert to this one, exactly for losses that are cubic in the weight. The set of near experts
+    is a constant for the gradient, and the likeliest expert's slope is only of first order, as in
     transformers.
 
     Cost: one product of E rows a token, and two experts. Choose it to run or go on training a model
-    that was trained so; with a tolerance so small that experts are seldom near, the task teaches
-    the gate little. Otherwise `softmax_topk` asks for no draws and gives every token a gradient.
+    that was trained with it; with a tolerance so small that experts are seldom near, the task
+    trains the gate little. Otherwise `softmax_topk` needs no sampling and gives every token a
+    gradient.
     """
 
     config: SparseMixerConfig
@@ -68,9 +69,9 @@ class SparseMixer(LinearRouter):
         self, x_TD: Tensor, valid_R: Tensor | None = None, bank_R: Tensor | None = None
     ) -> Choice:
         scores = self.scores(x_TD, bank_R)
-        first_T1, first_weight_T1 = self._drawn(scores.logits_TE)
+        first_T1, first_weight_T1 = self._sampled(scores.logits_TE)
         rest_TE = scores.logits_TE.scatter(1, first_T1, -torch.inf)
-        second_T1, second_weight_T1 = self._drawn(rest_TE)
+        second_T1, second_weight_T1 = self._sampled(rest_TE)
         chosen_TK = torch.cat([first_T1, second_T1], 1)
         return Choice(
             chosen_TK=chosen_TK,
@@ -83,13 +84,13 @@ class SparseMixer(LinearRouter):
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
         raise AssertionError("the config refuses policies that move rows")
 
-    def _drawn(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """(expert_T1, weight_T1) of one draw; experts at -inf are out of it."""
+    def _sampled(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """(expert_T1, weight_T1) of one sample; experts at -inf are excluded."""
         probs_TE = near_best(logits_TE, self.config.tolerance).softmax(-1)
         best_T1 = logits_TE.argmax(-1, keepdim=True)
         if not self.training:
             return best_T1, probs_TE.gather(1, best_T1)
-        # The largest log p + Gumbel noise falls on each expert with its p.
+        # The largest log p + Gumbel noise is a sample from p.
         noise_TE = -torch.empty_like(probs_TE).exponential_().log()
         expert_T1 = (probs_TE.detach().log() + noise_TE).argmax(-1, keepdim=True)
         whole_T1 = expert_T1 == best_T1
@@ -98,7 +99,7 @@ class SparseMixer(LinearRouter):
 
 
 def near_best(logits_TE: Tensor, tolerance: float) -> Tensor:
-    """-inf for experts too far below the best, as transformers measures the distance."""
+    """-inf for experts too far below the best, by transformers' measure of distance."""
     with torch.no_grad():
         best_T1 = logits_TE.amax(-1, keepdim=True)
         size_TE = torch.maximum(logits_TE.abs(), best_T1)
@@ -107,6 +108,6 @@ def near_best(logits_TE: Tensor, tolerance: float) -> Tensor:
 
 
 def scaled(prob_T1: Tensor, whole_T1: Tensor) -> Tensor:
-    """p, or p / 3 where not whole; the gradient is that of p either way."""
+    """p, or p / 3 where `whole_T1` is false; the gradient is that of p for both."""
     third_T1 = torch.where(whole_T1, 0.0, -2 / 3 * prob_T1.detach())
     return prob_T1 + third_T1

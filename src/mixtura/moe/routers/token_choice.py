@@ -1,8 +1,8 @@
 """What routers share in which tokens choose experts: score, choose, admit, weigh.
 
 T tokens, D model width, E experts, K experts per token, N = T*K routed rows, B sequences,
-G banks: gates side by side, of which a row asks one (under a hierarchical router). R rows: T*C,
-row r being of token r // C; T and R are the same but for banks.
+G banks: gates side by side, of which a row uses one (under a hierarchical router). R rows: T*C,
+where row r is of token r // C; without banks R is T.
 """
 
 from abc import abstractmethod
@@ -18,7 +18,7 @@ from mixtura.kernels.bank_linear import bank_linear
 from mixtura.kernels.row_linear import row_linear
 from mixtura.kernels.topk import topk, topk_naive
 from mixtura.moe.bias import bias_step
-from mixtura.moe.capacity import Admission, Capacity, Wishes
+from mixtura.moe.capacity import Admission, Candidates, Capacity
 from mixtura.moe.routers.router import Router, RouterShape, RouterSpec
 from mixtura.moe.routing import Level, Routing, token_rows
 from mixtura.moe.tokens import Tokens
@@ -29,52 +29,52 @@ class Choice:
     """Each token's K experts before any capacity."""
 
     chosen_TK: Tensor
-    """best first; E where the row wishes for none"""
+    """best first; E for an unused row"""
     weight_TK: Tensor
     """combine weights of the chosen, differentiable"""
     levels: tuple[Level, ...] = ()
-    """one of a flat router, several of a hierarchical one; none where no probabilities are known"""
+    """one for a flat router, several for a hierarchical one; empty without probabilities"""
     logits_TE: Tensor | None = None
     probs_TE: Tensor | None = None
     ranking_TE: Tensor | None = None
-    """orders the experts for each token; None where none is known for all"""
+    """orders the experts for each token; None for a router without scores of all experts"""
     load_GE: Tensor | None = None
-    """smooth load of each bank's experts, differentiable; None where the router has none"""
+    """smooth load of each bank's experts, differentiable; None for routers without one"""
     reweigh: Callable[[Tensor], Tensor] | None = None
-    """weight_TK of other experts, where rows were moved"""
-    declined_TK: Tensor | None = None
-    """rows that take room, and are given up all the same; GShard's second choices"""
+    """weight_TK of other experts, for rows that are moved"""
+    abandoned_TK: Tensor | None = None
+    """rows that take room and are not computed, as GShard's second choices"""
     terms: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A router's view of every expert for every token, in fp32 (or float64) whatever the model."""
+    """A router's scores of every expert for every token, in fp32 (or float64) in any model."""
 
     logits_TE: Tensor
     """before any activation"""
     score_TE: Tensor
-    """what combine weights are made of"""
+    """what combine weights are computed from"""
     probs_TE: Tensor
     """each row sums to 1; balance losses read it"""
     rounded: bool = field(default=False, kw_only=True)
-    """whether the logits were rounded to less than fp32, as `LinearRouter.rounds` says"""
+    """whether the logits were rounded to less than fp32; see `LinearRouter.rounds`"""
 
 
 class TokenRows(Router):
-    """Routers with `rows_per_token` rows for each token; a capacity rule says who computes them."""
+    """Routers with `rows_per_token` rows for each token, under a capacity rule."""
 
     num_groups: int = 1
     """see `Routing`"""
     groups_kept: int = 1
 
-    def admit(self, choice: Choice, wishes: Wishes, capacity: Capacity | None) -> Admission:
-        """Who computes each wish; `capacity` stands in for the router's own rule."""
-        return (self.capacity if capacity is None else capacity).admit(wishes)
+    def admit(self, choice: Choice, candidates: Candidates, capacity: Capacity | None) -> Admission:
+        """The expert that computes each row; `capacity` replaces the router's own rule."""
+        return (self.capacity if capacity is None else capacity).admit(candidates)
 
     def routed(self, choice: Choice, tokens: Tokens, capacity: Capacity | None) -> Routing:
         """The routing of a choice of these tokens, under the capacity rule."""
-        wishes = Wishes(
+        candidates = Candidates(
             choice.chosen_TK,
             self.num_experts,
             tokens.num_sequences,
@@ -82,20 +82,20 @@ class TokenRows(Router):
             choice.ranking_TE,
         )
         with torch.no_grad():
-            admission = self.admit(choice, wishes, capacity)
-        return self._routing(choice, wishes, admission)
+            admission = self.admit(choice, candidates, capacity)
+        return self._routing(choice, candidates, admission)
 
-    def _routing(self, choice: Choice, wishes: Wishes, admission: Admission) -> Routing:
+    def _routing(self, choice: Choice, candidates: Candidates, admission: Admission) -> Routing:
         chosen_TK, expert_TK = choice.chosen_TK, admission.expert_TK
-        lost_TK = expert_TK == self.num_experts
-        if choice.declined_TK is not None:
-            lost_TK = lost_TK | choice.declined_TK
-            expert_TK = expert_TK.masked_fill(choice.declined_TK, self.num_experts)
-            chosen_TK = chosen_TK.masked_fill(choice.declined_TK, self.num_experts)
+        unweighted_TK = expert_TK == self.num_experts
+        if choice.abandoned_TK is not None:
+            unweighted_TK = unweighted_TK | choice.abandoned_TK
+            expert_TK = expert_TK.masked_fill(choice.abandoned_TK, self.num_experts)
+            chosen_TK = chosen_TK.masked_fill(choice.abandoned_TK, self.num_experts)
         weight_TK = choice.weight_TK
         if admission.moved:
             assert choice.reweigh is not None, "the config refuses policies that move rows"
-            weight_TK = choice.reweigh(torch.where(lost_TK, choice.chosen_TK, expert_TK))
+            weight_TK = choice.reweigh(torch.where(unweighted_TK, choice.chosen_TK, expert_TK))
         token_N, choice_N = token_rows(len(chosen_TK), self.rows_per_token, chosen_TK.device)
         wave_TK = admission.wave_TK
         return Routing(
@@ -103,12 +103,12 @@ class TokenRows(Router):
             choice_N=choice_N,
             chosen_N=chosen_TK.reshape(-1),
             expert_N=expert_TK.reshape(-1),
-            weight_N=weight_TK.masked_fill(lost_TK, 0.0).view(-1),
+            weight_N=weight_TK.masked_fill(unweighted_TK, 0.0).view(-1),
             logits_TE=choice.logits_TE,
             probs_TE=choice.probs_TE,
-            valid_T=wishes.valid_T,
+            valid_T=candidates.valid_T,
             num_experts=self.num_experts,
-            num_sequences=wishes.num_sequences,
+            num_sequences=candidates.num_sequences,
             top_k=self.rows_per_token,
             wave_N=None if wave_TK is None else wave_TK.reshape(-1),
             num_groups=self.num_groups,
@@ -125,10 +125,10 @@ class TokenRows(Router):
 
 
 class TokenChoiceRouter(TokenRows):
-    """Each token names its experts, by what it is."""
+    """Each token chooses its experts."""
 
     weighs_in_fp32: bool = False
-    """whether evaluation in bf16 leaves weights, and their products with experts' outputs, in fp32,
+    """whether evaluation in bf16 keeps weights, and their products with experts' outputs, in fp32,
     as some families of transformers do"""
 
     @abstractmethod
@@ -148,12 +148,12 @@ class TokenChoiceRouter(TokenRows):
 
 
 class LinearRouter(TokenChoiceRouter):
-    """A gate of one (E, D) matrix; a subclass says how logits become scores, scores weights."""
+    """A gate of one (E, D) matrix; a subclass turns logits into scores, and scores into weights."""
 
     weight: nn.Parameter
     gate_bias: nn.Parameter | None
     bias: Tensor | None
-    """of `choosing_bias`"""
+    """the choosing bias, if any"""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class LinearRouter(TokenChoiceRouter):
         """weight_TK of the given experts, differentiable; `expert_TK` lies in 0..E-1."""
 
     def scores(self, x_TD: Tensor, bank_R: Tensor | None) -> Scores:
-        """How every expert of its bank looks to each row."""
+        """The scores of all experts of each row's bank."""
         if self.rounds(x_TD):
             logits_TE = row_linear(x_TD, self.weight, self.gate_bias)
             return replace(self.score(logits_TE.float()), rounded=True)
@@ -191,12 +191,12 @@ class LinearRouter(TokenChoiceRouter):
         return self.score(logits_TE)
 
     def rounds(self, x_TD: Tensor) -> bool:
-        """Whether logits are rounded, as transformers does in evaluation where the gate is bf16."""
+        """Whether logits are rounded, as transformers does in evaluation for a gate in bf16."""
         low = x_TD.itemsize < torch.float32.itemsize and x_TD.dtype == self.weight.dtype
         return low and not self.training and self.shape.banks == 1
 
     def rank(self, scores: Scores, bank_R: Tensor | None) -> Tensor:
-        """ranking_TE, without gradient: what the k largest are taken of."""
+        """ranking_TE, without gradient; the k largest of it are chosen."""
         ranking_TE = scores.score_TE.detach()
         if self.bias is None:
             return ranking_TE
@@ -208,7 +208,7 @@ class LinearRouter(TokenChoiceRouter):
     ) -> Choice:
         scores = self.scores(x_TD, bank_R)
         ranking_TE = self.rank(scores, bank_R)
-        # Rounded logits are often equal, and then torch.topk alone chooses as transformers does.
+        # Rounded logits are often equal; only torch.topk then chooses as transformers does.
         best = topk_naive if self.rounds(x_TD) else topk
         chosen_TK = best(ranking_TE, self.top_k)
         return self.chosen(scores, ranking_TE, chosen_TK, bank_R)
@@ -216,7 +216,7 @@ class LinearRouter(TokenChoiceRouter):
     def chosen(
         self, scores: Scores, ranking_TE: Tensor, chosen_TK: Tensor, bank_R: Tensor | None
     ) -> Choice:
-        """The choice of these experts, weighed."""
+        """The choice of these experts, with their weights."""
         token_T = torch.arange(len(chosen_TK), device=chosen_TK.device)
         return Choice(
             chosen_TK=chosen_TK,
@@ -244,7 +244,7 @@ def linear(x_TD: Tensor, weight_ED: Tensor, bank_R: Tensor | None = None, banks:
 
 
 class _LinearOutsideAutocast(torch.autograd.Function):
-    """x W^T in the inputs' dtype, also where `backward()` is called inside an autocast block."""
+    """x W^T in the inputs' dtype, even where `backward()` is called inside an autocast block."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_TD: Tensor, weight_ED: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A gate whose number of experts follows the token: as many as make up a share p of belief.
+"""A gate whose number of experts depends on the token: as many as reach a probability p together.
 
 T tokens, E experts, K the most experts per token.
 """
@@ -42,17 +42,18 @@ class TopP(LinearRouter):
     """P = softmax(W x), largest first; the fewest experts whose P sum to `p` or more; weights P.
 
     The dynamic routing of "Harder Tasks Need More Experts" (arXiv 2403.07652), with the p of 0.4 of
-    its released code. A token takes one expert at least, and at most the layer's top_k; the paper
-    has no such bound, and top_k = num_experts is its rule. The rows left over wish for no expert,
-    take no room and are not rerouted. `renormalise` divides by the sum of what is taken; a token
-    with one expert then teaches its gate nothing.
+    its released code. A token takes at least one expert, and at most the layer's top_k; the paper
+    has no such bound, and top_k = num_experts is its rule. Unused rows take no room and are not
+    rerouted. `renormalise` divides by the sum of the chosen experts' P; a token with one expert
+    then gives its gate no gradient.
 
-    To the task alone more experts are better, so the gate learns to be unsure. The entropy loss
-    holds against that, and lets logits grow, against which the z-loss holds.
+    The task alone prefers more experts, so the gate learns even probabilities. The entropy loss
+    counters that and lets logits grow, which the z-loss counters.
 
-    Cost: one product of E rows a token, and 1 to top_k experts, fewer the surer the gate is; row
-    buffers are those of top_k. Choose it where some tokens are harder than others, and the time of
-    a step may vary with them; where it may not, `softmax_topk` gives every token as many.
+    Cost: one product of E rows a token, and 1 to top_k experts, fewer where one probability is
+    large; row buffers are those of top_k. Choose it where some tokens are harder than others and
+    the time of a step may vary with them; where it may not, `softmax_topk` gives every token as
+    many.
     """
 
     config: TopPConfig
@@ -66,17 +67,17 @@ class TopP(LinearRouter):
     ) -> Choice:
         sum_TK = scores.score_TE.detach().gather(1, chosen_TK).cumsum(1)
         before_TK = pad(sum_TK[:, :-1], (1, 0))
-        # A sum that misses p by rounding has reached it: 5 of 25 equal experts make up 0.2.
+        # Rounding may leave a sum just below p: 5 of 25 equal experts sum to 0.2.
         enough_TK = before_TK >= self.config.p * (1 - 1e-6)
         chosen_TK = chosen_TK.masked_fill(enough_TK, self.num_experts)
         return super().chosen(scores, ranking_TE, chosen_TK, bank_R)
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
-        """As elsewhere; a row of no expert, E, weighs 0."""
+        """The chosen experts' P, maybe renormalised; an unused row, E, weighs 0."""
         none_TK = expert_TK == self.num_experts
         expert_TK = expert_TK.masked_fill(none_TK, 0)
         if self.config.renormalise:
-            # Equal to P over the sum of the taken P, and never 0/0.
+            # Equal to P over the sum of the chosen P, and never 0/0.
             logit_TK = scores.logits_TE.gather(1, expert_TK)
             return logit_TK.masked_fill(none_TK, -float("inf")).softmax(-1)
         return scores.score_TE.gather(1, expert_TK).masked_fill(none_TK, 0.0)

@@ -1,4 +1,4 @@
-"""Families of models: a config.json and names of tensors, both ways, against our decoder."""
+"""Families of models: from a config.json and tensor names to our decoder, and back."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from mixtura.errors import ConfigError
 from mixtura.registry import Registry
 from mixtura.shapes.families.family import Family, Piece, shape_of
 
-# By model_type: the module here, and its class.
+# The module and the class of each model_type.
 _HOMES = {
     "llama": ("llama", "Llama"),
     "mistral": ("llama", "Mistral"),
@@ -33,11 +33,11 @@ _HOMES = {
 
 
 _REGISTERED: Registry[Family] = Registry("model_type", "mixtura.families")
-"""those of other packages"""
+"""families of other packages"""
 
 
 class _Families(Mapping[str, Family]):
-    """All families by model_type. Importing one takes milliseconds, and a command needs one."""
+    """All families by model_type; each is imported at first use, since a command needs only one."""
 
     def __init__(self) -> None:
         self._built: dict[str, Family] = {}
@@ -74,7 +74,7 @@ def register_family(family: Family) -> None:
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json. Raises ConfigError with the nearest known ones."""
+    """The family of a config.json. Raises ConfigError, with the nearest families."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ConfigError(
@@ -87,12 +87,12 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def family_named(model_type: str) -> Family:
-    """Raises ConfigError with the nearest known ones."""
+    """Raises ConfigError, with the nearest families."""
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     near = difflib.get_close_matches(model_type, FAMILIES, n=3, cutoff=0.5)
     hint = f"the nearest are {', '.join(near)}" if near else f"known are {', '.join(FAMILIES)}"
-    raise ConfigError(f"model_type={model_type!r:.60} is no family that Mixtura knows; {hint}")
+    raise ConfigError(f"model_type={model_type!r:.60} is no family that Mixtura reads; {hint}")
 
 
 __all__ = [

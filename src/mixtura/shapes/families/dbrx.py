@@ -1,4 +1,4 @@
-"""DBRX: keys and names of its own, experts in three stacks, LayerNorm without a bias."""
+"""DBRX: config keys and names of its own, experts in three stacks, LayerNorm without a bias."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from mixtura.shapes.moe import MoEShape
 
 
 class Dbrx(Family):
-    """Every layer an MoE; a stack holds one matrix of all experts, (E F, D), w2's transposed."""
+    """An MoE in every layer; a stack holds one matrix of all experts, (E F, D), w2's transposed."""
 
     model_type = "dbrx"
     architecture = "DbrxForCausalLM"
@@ -28,7 +28,7 @@ class Dbrx(Family):
             "context": keys.integer("max_seq_len"),
             "layers": keys.integer("n_layers"),
             "attention": self._read_attention(keys, config),
-            # The size that its LayerNorm has where none is given; no config says another.
+            # LayerNorm's default; no published config has another.
             "norm": {"kind": "layer", "epsilon": 1e-5},
             "activation": "swiglu",
             "moe": self._read_moe(keys.section("ffn_config"), keys.mapping("ffn_config")),
@@ -39,8 +39,8 @@ class Dbrx(Family):
         rope = {**config, "max_position_embeddings": keys.integer("max_seq_len")}
         base = own.given("rope_theta")
         if base is not None:
-            # The model's own code reads this key. transformers 5 does not and writes its default
-            # beside it, so that the two may differ; this one is what the model was trained with.
+            # The model was trained with this key, which its own code reads. transformers 5 ignores
+            # it and writes its default beside it, so the two may differ.
             rope["rope_parameters"] = {**keys.mapping("rope_parameters", {}), "rope_theta": base}
         return {
             "heads": heads,
@@ -59,7 +59,7 @@ class Dbrx(Family):
             "activation": "swiglu",
             "router": {
                 "kind": "dbrx",
-                # Null is a choice of its own: the probabilities as they are.
+                # Null has a meaning of its own: probabilities without a norm.
                 "norm": config.get("moe_normalize_expert_weights", 1.0),
                 "jitter": keys.number("moe_jitter_eps", 0.0),
             },
@@ -104,7 +104,7 @@ class Dbrx(Family):
             stored, ours = f"transformer.blocks.{layer}.", f"blocks.{layer}."
             yield from self._attention_pieces(shape, f"{stored}norm_attn_norm.", ours)
             moe = shape.moe_of(layer)
-            assert moe is not None, "`read` puts one in every layer"
+            assert moe is not None, "`read` puts an MoE in every layer"
             yield from self._moe_pieces(width, moe, f"{stored}ffn.", f"{ours}ffn.")
         yield Piece("transformer.norm_f.weight", (width,), "norm.weight")
         yield Piece("lm_head.weight", table, "head.weight")

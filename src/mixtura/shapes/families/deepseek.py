@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3: latent attention, shared experts, and many small ones, perhaps in groups."""
+"""DeepSeek-V2 and V3: latent attention, shared experts, many small routed ones, maybe in groups."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -17,11 +17,11 @@ from mixtura.shapes.moe import MoEShape
 
 
 class DeepseekV2(SparseLlama):
-    """Softmax scores as they are, times a factor; experts of a token in a few groups, or in any."""
+    """Softmax scores times a factor; a token's experts lie in a few groups, or in any."""
 
     model_type = "deepseek_v2"
     architecture = "DeepseekV2ForCausalLM"
-    in_fp32 = frozenset({"gates", "weights", "turning"})
+    in_fp32 = frozenset({"gates", "weights", "rotation"})
     attention_kind = "latent"
     count_key = "n_routed_experts"
     defaults = MappingProxyType(
@@ -42,7 +42,7 @@ class DeepseekV2(SparseLlama):
     )
 
     def __init__(self, *, interleaved: bool = True) -> None:
-        """`interleaved`: the stored rotary pairs are neighbours; ours lie half a head apart."""
+        """`interleaved`: stored RoPE pairs are neighbours; ours lie half a head apart."""
         self.interleaved = interleaved
 
     def read(self, config: Mapping[str, Any]) -> Tree:
@@ -57,7 +57,7 @@ class DeepseekV2(SparseLlama):
 
     def read_router(self, keys: Keys) -> Tree:
         keys.expect("scoring_func", "softmax")
-        # Where weights are renormalised, the authors' code drops the factor and others keep it.
+        # For renormalised weights the authors' code drops the factor, and other code keeps it.
         keys.expect("norm_topk_prob", False, None)
         keys.expect("topk_method", "greedy", "group_limited_greedy")
         scale, groups, kept = keys.number("routed_scaling_factor"), 1, 1
@@ -119,12 +119,12 @@ class DeepseekV2(SparseLlama):
             )
 
 
-# It has one method; and each head has keys of its own, however many its config class would state.
+# V3 has one method only, and every head has its own keys whatever the config states.
 _NOT_OF_V3 = ("topk_method", "num_key_value_heads")
 
 
 class DeepseekV3(DeepseekV2):
-    """Sigmoid scores, a bias that chooses; a group is ranked by its two best experts."""
+    """Sigmoid scores and a choosing bias; a group is ranked by its two best experts."""
 
     model_type = "deepseek_v3"
     architecture = "DeepseekV3ForCausalLM"
@@ -147,7 +147,7 @@ class DeepseekV3(DeepseekV2):
     group_top: ClassVar[int] = 2
 
     def __init__(self, *, interleaved: bool = True, drafting: range = range(0)) -> None:
-        """`drafting`: layers past the last that serve multi-token prediction, and nothing else."""
+        """`drafting`: layers after the last that only serve multi-token prediction."""
         super().__init__(interleaved=interleaved)
         if drafting:
             numbers = "|".join(map(str, drafting))
@@ -194,7 +194,7 @@ class DeepseekV3(DeepseekV2):
 
 
 def _write_placement(decoder: Mapping[str, Any]) -> Tree:
-    """As `read_placement` reads it; the distance of the first two MoE layers is the step."""
+    """The reverse of `read_placement`; the step is the distance of the first two MoE layers."""
     placement = decoder["moe"]["placement"]
     if placement["only"] is None and placement["every"] == 1:
         return {"first_k_dense_replace": placement["first_dense"], "moe_layer_freq": 1}

@@ -1,4 +1,4 @@
-"""ERNIE 4.5's MoE: a bias chooses among softmax's shares, shared experts, neighbours turn."""
+"""ERNIE 4.5's MoE: a choosing bias on softmax scores, shared experts, RoPE pairs of neighbours."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -16,14 +16,14 @@ from mixtura.shapes.moe import MoEShape
 
 
 class Ernie45Moe(SparseLlama):
-    """MoEs from one layer to another, weights renormalised, a bias on the choice alone.
+    """MoEs from one layer to another; weights renormalised; the bias affects only the choice.
 
-    The stored rotary pairs of queries and keys are neighbours; ours lie half a head apart.
+    The stored RoPE pairs of queries and keys are neighbours; ours lie half a head apart.
     """
 
     model_type = "ernie4_5_moe"
     architecture = "Ernie4_5_MoeForCausalLM"
-    in_fp32 = frozenset({"gates", "turning"})
+    in_fp32 = frozenset({"gates", "rotation"})
     drafting_keys = ("num_nextn_predict_layers",)
     left_out = MappingProxyType(
         {
@@ -52,7 +52,7 @@ class Ernie45Moe(SparseLlama):
     def read(self, config: Mapping[str, Any]) -> Tree:
         keys = self.keys(config)
         keys.expect("use_bias", False, None)
-        # No key of this family: transformers reads `use_bias` in its place.
+        # This family has no such key: transformers reads `use_bias` instead.
         keys.expect("attention_bias", False, None)
         least = keys.number("moe_norm_min")
         if least > _LEAST:
@@ -124,13 +124,13 @@ class Ernie45Moe(SparseLlama):
 
 
 _END = "moe_layer_end_index"
-# The sum of what a token's experts weigh is larger, whatever a bias chooses, but for the last bits.
+# The chosen probabilities of a token always have a larger sum, apart from the last bits.
 _LEAST = 1e-12
 _Span = tuple[slice, slice]
 
 
 def _pairs(head: int) -> list[_Span]:
-    """(ours, stored) rows of a head: its first halves of pairs, then its second ones."""
+    """(ours, stored) rows of a head: the first rows of all pairs, then the second ones."""
     half = head // 2
     return [(slice(0, half), slice(0, None, 2)), (slice(half, None), slice(1, None, 2))]
 
@@ -140,7 +140,7 @@ def _values(head: int) -> list[_Span]:
 
 
 def _write_placement(decoder: Mapping[str, Any]) -> Tree:
-    """As `read_placement` reads it; the distance of the first two MoE layers is the step."""
+    """The reverse of `read_placement`; the step is the distance of the first two MoE layers."""
     placement, last = decoder["moe"]["placement"], decoder["layers"] - 1
     first, step = placement["first_dense"], placement["every"]
     if placement["only"] is not None:

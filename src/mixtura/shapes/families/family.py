@@ -1,6 +1,6 @@
-"""What a family of models is: its config and tensor names, both ways, against our decoder.
+"""A family of models: its config and tensor names, to our decoder and back.
 
-No torch: a family speaks of names, shapes and parts; who reads and writes tensors follows it.
+No torch: a family gives names, shapes and parts; `mixtura.checkpoints` reads and writes tensors.
 """
 
 from abc import ABC, abstractmethod
@@ -15,16 +15,16 @@ from mixtura.shapes.families.keys import Keys
 from mixtura.shapes.moe import MoEShape
 
 Part = tuple[int | slice, ...]
-InFp32 = Literal["gates", "weights", "turning"]
-"""gates, held and saved so; combine weights, and what they multiply; turning queries and keys"""
+InFp32 = Literal["gates", "weights", "rotation"]
+"""gates, held and saved in fp32; combine weights and their products; rotated queries and keys"""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A stored tensor, or a part of one, and the part of ours that it fills.
 
-    ours.view(view)[at] = stored.view(stored_view)[of], its last two dims swapped if `transposed`;
-    what is left out stands for the tensor as it is.
+    ours.view(view)[at] = stored.view(stored_view)[of], with the last two dims of stored swapped if
+    `transposed`. The defaults mean the whole tensor in its own shape.
     """
 
     stored: str
@@ -43,52 +43,52 @@ class Family(ABC):
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
-    """the class that transformers builds for it"""
+    """transformers' class for it"""
     left_out: Mapping[str, str] = MappingProxyType({})
-    """patterns of stored tensors that are known and not needed, and a word on what each is"""
+    """patterns of stored tensors that are not needed, and what each is"""
 
     defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """what a key that is absent means, as in transformers' config class; an absent key of neither
-    this table nor the reader's own defaults is refused, and null is read as null"""
+    """values of absent keys, as in transformers' config class; a key without a default here or in
+    `read` must be there, and null stays null"""
     in_fp32: ClassVar[frozenset[InFp32]] = frozenset()
-    """what transformers keeps in fp32 in a model that is otherwise bf16"""
+    """what transformers keeps in fp32 in a bf16 model"""
 
     drafting_keys: ClassVar[tuple[str, ...]] = ()
-    """keys that count layers which are left out; 0 in what is saved without them"""
+    """keys that count layers for drafting; 0 in what is saved, which has no such layers"""
 
     def keys(self, config: Mapping[str, Any]) -> Keys:
-        """The keys of a config.json, those that are absent as the family means them."""
+        """The keys of a config.json, with the family's defaults."""
         return Keys({**self.defaults, **config}, self.model_type)
 
     def of_config(self, config: Mapping[str, Any]) -> Self:
-        """The family as this config has it, where names or order of tensors depend on that."""
+        """The family for this config, where names or order of tensors depend on the config."""
         return self
 
     @abstractmethod
     def read(self, config: Mapping[str, Any]) -> Tree:
-        """A decoder config, as plain data. Raises ConfigError for what our decoder has not."""
+        """A decoder config, as plain data. Raises ConfigError for what our decoder lacks."""
 
     @abstractmethod
     def write(self, decoder: Mapping[str, Any]) -> Tree:
-        """The reverse, from `DecoderConfig.model_dump()`.
+        """A config.json, from `DecoderConfig.model_dump()`.
 
-        Whoever saves reads it again and refuses what did not survive.
+        `hf_config` reads the result again, and refuses a model that differs then.
         """
 
     def copies(self, ours: Mapping[str, str]) -> Mapping[str, str]:
-        """Tensors that may be stored once more under another name, and which of `ours` each is.
+        """Names under which a tensor may be stored a second time, and the tensor that each copies.
 
-        `ours` has what each stored tensor fills, or the last part of ours that it does.
+        `ours` has for each stored tensor the tensor of ours that it fills, or the last of several.
         """
         return {}
 
     @abstractmethod
     def pieces(self, shape: DecoderShape) -> Iterator[Piece]:
-        """Every stored tensor, and where it lies in ours; each element of ours once."""
+        """Every stored tensor, and its place in ours; the pieces fill each element of ours once."""
 
 
 def shape_of(decoder: Mapping[str, Any], origin: str = "config.json") -> DecoderShape:
-    """The shape in a decoder config, which also says how to route, balance and compute."""
+    """The shape in a decoder config, without its keys for routing, balancing and computing."""
     fields = {key: value for key, value in decoder.items() if key in DecoderShape.model_fields}
     moe = fields.get("moe")
     if isinstance(moe, Mapping):

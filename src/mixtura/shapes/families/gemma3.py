@@ -1,4 +1,4 @@
-"""Gemma 3: norms before and after each branch, two rotary bases, windows in five of six layers."""
+"""Gemma 3: norms before and after each branch, two RoPE bases, windows in five of six layers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +15,7 @@ from mixtura.shapes.families.llama import Llama, windows_by_type, write_window_t
 from mixtura.shapes.families.rotary import read_rope, write_rope
 
 _GLOBAL_BASE, _LOCAL_BASE, _PATTERN = 1_000_000.0, 10_000.0, 6
-# What the text part of a model with images leaves out of its config.
+# Defaults of the text part of a model with images.
 _TEXT_DEFAULTS = {
     "vocab_size": 262_208,
     "num_attention_heads": 8,
@@ -25,7 +25,7 @@ _TEXT_DEFAULTS = {
 
 
 class Gemma3Text(Llama):
-    """The text model: unit-offset norms, a scaled embedding, a tied head, GELU by tanh."""
+    """The text model: unit-offset norms, a scaled embedding, a tied head, tanh GELU."""
 
     model_type = "gemma3_text"
     architecture = "Gemma3ForCausalLM"
@@ -76,14 +76,14 @@ class Gemma3Text(Llama):
     def _windows(self, keys: Keys) -> Tree | None:
         layers, pattern = keys.integer("num_hidden_layers"), self._pattern(keys)
         kinds = ["sliding" if (i + 1) % pattern else "full" for i in range(layers)]
-        told = {
+        stated = {
             "use_sliding_window": True,
             "sliding_window": keys.given("sliding_window"),
             "num_hidden_layers": layers,
             "layer_types": keys.given("layer_types"),
         }
         types = [f"{kind}_attention" for kind in kinds]
-        found = windows_by_type(Keys(told, self.model_type), types)
+        found = windows_by_type(Keys(stated, self.model_type), types)
         if found is None:
             return None
         _, local = _ropes(keys)
@@ -125,7 +125,7 @@ class Gemma3Text(Llama):
 
     def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
         written = write_window_types(local, layers)
-        # transformers makes a mask of this width, whether or not a layer uses it.
+        # transformers makes an attention mask of this width even where no layer uses it.
         window = written["sliding_window"] or self.defaults["sliding_window"]
         return {"sliding_window": window, "layer_types": written["layer_types"]}
 
@@ -141,7 +141,7 @@ class Gemma3Text(Llama):
 
 
 class Gemma3(Gemma3Text):
-    """A model of text and images, of which the text is read; images have no place here."""
+    """A model of text and images, of which only the text part is read."""
 
     model_type = "gemma3"
     architecture = "Gemma3ForConditionalGeneration"
@@ -168,7 +168,7 @@ class Gemma3(Gemma3Text):
 
 
 def _ropes(keys: Keys) -> tuple[Tree, Tree]:
-    """`rope_parameters` of layers that see all, and of layers with a window."""
+    """`rope_parameters` of layers with full attention, and of layers with a window."""
     given = keys.section("rope_parameters", {})
     whole = {"rope_theta": keys.number("rope_theta", _GLOBAL_BASE)}
     whole |= keys.mapping("rope_scaling", {})

@@ -1,4 +1,4 @@
-"""gpt-oss: sinks, windows in every other layer, a bias everywhere, a clamped SwiGLU."""
+"""gpt-oss: sinks, windows in every other layer, biases, a clamped SwiGLU."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from mixtura.shapes.families.llama import windows_by_type, write_window_types
 from mixtura.shapes.families.mixtral import SparseLlama
 from mixtura.shapes.moe import MoEShape
 
-# What a config without these keys means: windows from the first layer on, and this YaRN.
+# Defaults of absent keys: windows from the first layer on, and this YaRN.
 _TYPES = ("sliding_attention", "full_attention")
 _YARN = {
     "rope_type": "yarn",
@@ -24,10 +24,10 @@ _YARN = {
 
 
 class GptOss(SparseLlama):
-    """Every layer an MoE, chosen by logit and weighed by a softmax over the chosen.
+    """An MoE in every layer; experts are chosen by logit, and weighed by a softmax over the chosen.
 
-    Experts are stored together and transposed, (E, D, 2F) and (E, F, D), gate and up of each
-    hidden unit in neighbouring columns.
+    Experts are stored in stacks and transposed, (E, D, 2F) and (E, F, D); gate and up of a hidden
+    unit are neighbouring columns.
     """
 
     model_type = "gpt_oss"
@@ -74,13 +74,13 @@ class GptOss(SparseLlama):
 
     def read_windows(self, keys: Keys) -> Tree | None:
         types = [_TYPES[layer % 2] for layer in range(keys.integer("num_hidden_layers"))]
-        told = {
+        stated = {
             "use_sliding_window": True,
             "sliding_window": keys.integer("sliding_window", 0),
             "num_hidden_layers": len(types),
             "layer_types": keys.given("layer_types"),
         }
-        return windows_by_type(Keys(told, self.model_type), types)
+        return windows_by_type(Keys(stated, self.model_type), types)
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
         moe = decoder["moe"]
@@ -90,7 +90,7 @@ class GptOss(SparseLlama):
 
     def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
         written = write_window_types(local, layers)
-        # transformers makes a mask of this width, whether or not a layer uses it.
+        # transformers makes an attention mask of this width even where no layer uses it.
         window = written["sliding_window"] or self.defaults["sliding_window"]
         return {"sliding_window": window, "layer_types": written["layer_types"]}
 
@@ -113,6 +113,6 @@ class GptOss(SparseLlama):
 
 
 def _gate_and_up(hidden: int) -> Iterator[tuple[slice, slice]]:
-    """Of the gate, then of what it multiplies: our rows, and every other stored column."""
+    """(our rows, stored columns) of the gate, then of up: stored columns alternate."""
     yield slice(0, hidden), slice(0, None, 2)
     yield slice(hidden, 2 * hidden), slice(1, None, 2)

@@ -1,4 +1,4 @@
-"""Granite's MoE: Llama's block with constants that scale it, and experts stored together."""
+"""Granite's MoE: Llama's block with constant multipliers, and experts in stacks."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from mixtura.shapes.moe import MoEShape
 
 
 class GraniteMoe(SparseLlama):
-    """The k largest logits, then a softmax; embedding, scores, branches and logits scaled."""
+    """The k largest logits, then a softmax; embedding, scores, branches and logits are scaled."""
 
     model_type = "granitemoe"
     architecture = "GraniteMoeForCausalLM"
@@ -68,7 +68,7 @@ class GraniteMoe(SparseLlama):
 
 
 class GraniteMoeShared(GraniteMoe):
-    """An expert beside them that every token sees."""
+    """Granite's MoE with a shared expert."""
 
     model_type = "granitemoeshared"
     architecture = "GraniteMoeSharedForCausalLM"
@@ -98,6 +98,6 @@ class GraniteMoeShared(GraniteMoe):
 
 
 def _inverse(value: float) -> float:
-    """1 / value, in few digits where they give the value again: 6 and not 6.000000000000001."""
+    """1 / value with few digits where they invert to `value`: 6, not 6.000000000000001."""
     short = float(f"{1 / value:.12g}")
     return short if 1 / short == value else 1 / value

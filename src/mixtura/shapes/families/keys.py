@@ -1,4 +1,4 @@
-"""Reading a config.json: each key by name, with what was expected where it does not fit."""
+"""Reads a config.json key by key; errors name the key and what was expected."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +7,8 @@ from mixtura.errors import ConfigError
 from mixtura.shapes import bounds
 
 _MISSING = object()
-# Least and most of what is gone through, divided by, or the side of a matrix, under each name that
-# a family gives it.
+# Bounds of counts that are looped over or divided by, and of the sides of matrices, under the names
+# that families give them.
 _BOUNDS: Mapping[str, tuple[int, int]] = {
     key: limits
     for limits, keys in {
@@ -42,7 +42,7 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
 
 
 class Keys:
-    """The keys of a config; every error names the key, what is there, and what was expected."""
+    """The keys of a config; every error names the key, its value, and what was expected."""
 
     def __init__(self, config: Mapping[str, Any], family: str, path: str = "config.json") -> None:
         self._config, self._family, self._path = config, family, path
@@ -57,17 +57,17 @@ class Keys:
         return default if value is None else value
 
     def first(self, *keys: str) -> str:
-        """The first of these keys that is there: families rename keys; else the first."""
+        """The first of these keys that is not null, since families rename keys; else keys[0]."""
         return next((key for key in keys if self.given(key) is not None), keys[0])
 
     def integer(self, key: str, default: Any = _MISSING) -> int:
-        """Of a count within its bounds, of any other number within 2^53."""
+        """A whole number, within the key's bounds or 2^53."""
         found = self._typed(key, default, int, "a whole number")
         self._check_bounds(key, found)
         return found
 
     def number(self, key: str, default: Any = _MISSING) -> float:
-        """Of a size that can be squared, and inverted where it is not 0."""
+        """A number whose square is finite, and its inverse too unless it is 0."""
         found = float(self._typed(key, default, (int, float), "a number"))
         if found and not 1 / bounds.NUMBER <= abs(found) <= bounds.NUMBER:
             raise ConfigError(
@@ -101,7 +101,7 @@ class Keys:
         return Keys(self.mapping(key, default), self._family, f"{self._path}: {key}")
 
     def expect(self, key: str, *allowed: Any) -> None:
-        """Raises ConfigError for a value that the family can have and our decoder has not."""
+        """Raises ConfigError for a value that the family allows and our decoder lacks."""
         value = self._config.get(key, allowed[0])
         if value not in allowed:
             raise ConfigError(
@@ -113,8 +113,8 @@ class Keys:
         least, most = _BOUNDS.get(key, (-bounds.WHOLE, bounds.WHOLE))
         if found is not None and not least <= found <= most:
             raise ConfigError(
-                f"{self._path}: {key}={found:.6g} must lie in {least}..{most}, as in every model "
-                "that Mixtura knows"
+                f"{self._path}: {key}={found:.6g} must lie in {least}..{most}, as in every known "
+                "model"
             )
 
     def _listed(self, key: str, default: Any, kind: type | tuple[type, ...], of: str) -> list[Any]:
@@ -131,7 +131,7 @@ class Keys:
                     f"{self._path}: missing key {key!r}, which a {self._family} model needs"
                 )
             return default
-        # In Python a bool is an int, and here it is a mistake.
+        # A bool is an int in Python, and an error here.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(f"{self._path}: {key}={value!r:.60} should be {expected}")
         return value

@@ -1,4 +1,4 @@
-"""Latent attention in a config.json, and its tensors: DeepSeek's names, both ways."""
+"""Latent attention in a config.json, and its tensors: from DeepSeek's names to ours, and back."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,12 +12,12 @@ from mixtura.shapes.families.rotary import read_rope, rope_keys, write_rope, yar
 
 
 def read_latent(keys: Keys, config: Mapping[str, Any], family: str) -> Tree:
-    """Our attention. Raises ConfigError for keys that are missing, or not to be followed."""
+    """Our attention. Raises ConfigError for missing keys, and for unsupported values."""
     heads = keys.integer("num_attention_heads")
-    # Each head draws keys and values of its own from the latent.
+    # Each head has keys and values of its own, projected from the latent.
     keys.expect("num_key_value_heads", heads, None)
     bias = keys.flag("attention_bias")
-    nope, turning = keys.integer("qk_nope_head_dim"), keys.integer("qk_rope_head_dim")
+    nope, rope_dim = keys.integer("qk_nope_head_dim"), keys.integer("qk_rope_head_dim")
     rope = read_rope(config, family)
     return {
         "kind": "latent",
@@ -25,17 +25,17 @@ def read_latent(keys: Keys, config: Mapping[str, Any], family: str) -> Tree:
         "query_rank": keys.integer("q_lora_rank", None),
         "kv_rank": keys.integer("kv_lora_rank"),
         "nope_dim": nope,
-        "turning_dim": turning,
+        "turning_dim": rope_dim,
         "value_dim": keys.integer("v_head_dim"),
         "input_bias": bias,
         "output_bias": bias,
-        "scale": _scale(config, rope["rope_scaling"], nope + turning),
+        "scale": _scale(config, rope["rope_scaling"], nope + rope_dim),
         **rope,
     }
 
 
 def write_latent(attention: Mapping[str, Any]) -> Tree:
-    """The reverse."""
+    """The keys of a config.json, from our attention."""
     rope = {**write_rope(attention), **_mscales(attention)}
     return {
         "num_attention_heads": attention["heads"],
@@ -54,9 +54,9 @@ def write_latent(attention: Mapping[str, Any]) -> Tree:
 def latent_pieces(
     width: int, attention: LatentAttentionShape, stored: str, ours: str, *, interleaved: bool
 ) -> Iterator[Piece]:
-    """`interleaved` says that the stored rotary pairs are neighbours, to be brought apart."""
+    """`interleaved`: stored RoPE pairs are neighbours; ours lie half of `rope_dim` apart."""
     rank, latent = attention.query_rank, attention.kv_rank
-    turning = attention.turning_dim if interleaved else 0
+    rope_dim = attention.rope_dim if interleaved else 0
     if rank is not None:
         yield Piece(f"{stored}q_a_proj.weight", (rank, width), f"{ours}query_down.weight")
         if attention.input_bias:
@@ -65,30 +65,30 @@ def latent_pieces(
     name = "q_proj" if rank is None else "q_b_proj"
     size = (attention.heads * attention.query_dim, rank or width)
     whole = Piece(f"{stored}{name}.weight", size, f"{ours}query.weight")
-    yield from _turned(whole, attention.heads, turning)
-    down = (latent + attention.turning_dim, width)
+    yield from _rotated(whole, attention.heads, rope_dim)
+    down = (latent + attention.rope_dim, width)
     whole = Piece(f"{stored}kv_a_proj_with_mqa.weight", down, f"{ours}kv_down.weight")
-    yield from _turned(whole, 1, turning)
+    yield from _rotated(whole, 1, rope_dim)
     if attention.input_bias:
         whole = Piece(f"{stored}kv_a_proj_with_mqa.bias", down[:1], f"{ours}kv_down.bias")
-        yield from _turned(whole, 1, turning)
+        yield from _rotated(whole, 1, rope_dim)
     yield Piece(f"{stored}kv_a_layernorm.weight", (latent,), f"{ours}kv_norm.weight")
-    drawn = attention.heads * (attention.nope_dim + attention.value_dim)
-    yield Piece(f"{stored}kv_b_proj.weight", (drawn, latent), f"{ours}kv_up.weight")
+    projected = attention.heads * (attention.nope_dim + attention.value_dim)
+    yield Piece(f"{stored}kv_b_proj.weight", (projected, latent), f"{ours}kv_up.weight")
     values = attention.heads * attention.value_dim
     yield Piece(f"{stored}o_proj.weight", (width, values), f"{ours}out.weight")
     if attention.output_bias:
         yield Piece(f"{stored}o_proj.bias", (width,), f"{ours}out.bias")
 
 
-def _turned(whole: Piece, heads: int, turning: int) -> Iterator[Piece]:
-    """Of each head's rows the last `turning` rotate: stored pair (2i, 2i+1), ours (i, i + half)."""
-    if not turning:
+def _rotated(whole: Piece, heads: int, rope_dim: int) -> Iterator[Piece]:
+    """A head's last `rope_dim` rows are rotated: stored pairs (2i, 2i+1), ours (i, i + half)."""
+    if not rope_dim:
         yield whole
         return
     rows = whole.shape[0] // heads
     view = (heads, rows, *whole.shape[1:])
-    still, half = rows - turning, turning // 2
+    still, half = rows - rope_dim, rope_dim // 2
     spans = [
         (slice(0, still), slice(0, still)),
         (slice(still, still + half), slice(still, rows, 2)),
@@ -107,7 +107,7 @@ def _turned(whole: Piece, heads: int, turning: int) -> Iterator[Piece]:
 
 
 def _scale(config: Mapping[str, Any], scaling: Tree | None, query_dim: int) -> float | None:
-    """1/sqrt(query_dim) times the square of YaRN's size, of which `mscale_all_dim` is the share."""
+    """1/sqrt(query_dim) times `yarn_size`^2 of `mscale_all_dim`; None for 1/sqrt(query_dim)."""
     keys = rope_keys(Keys(config, "latent"))
     share = keys.number("mscale_all_dim", 0.0)
     if scaling is None or share <= 0:
@@ -117,7 +117,7 @@ def _scale(config: Mapping[str, Any], scaling: Tree | None, query_dim: int) -> f
 
 
 def _mscales(attention: Mapping[str, Any]) -> Tree:
-    """`mscale_all_dim` and `mscale`, as `_scale` and YaRN's amplitude are read from them."""
+    """`mscale_all_dim` and `mscale`, the reverse of `_scale` and of YaRN's amplitude."""
     scaling, scale = attention["rope_scaling"], attention["scale"]
     if scale is None or scaling is None or scaling.get("factor", 1) <= 1:
         return {}
@@ -130,5 +130,5 @@ def _mscales(attention: Mapping[str, Any]) -> Tree:
 
 
 def _share(size: float, factor: float) -> float:
-    """The share of which `yarn_size` is `size`; rounded, since it was a short decimal once."""
+    """The share for which `yarn_size` is `size`; rounded, since configs have short decimals."""
     return round((size - 1) / (0.1 * math.log(factor)), 12)

@@ -1,4 +1,4 @@
-"""Names and parts that most families share: Llama's block, one tensor a projection."""
+"""Names and parts that most families share: those of Llama's block, one tensor a projection."""
 
 from collections.abc import Iterator
 
@@ -30,7 +30,7 @@ def outer_pieces(shape: DecoderShape, stored: str = "model.") -> Iterator[Piece]
 def attention_pieces(
     shape: DecoderShape, attention: AttentionShape, stored: str, ours: str
 ) -> Iterator[Piece]:
-    """q, k and v side by side in our `qkv`, the output, and norms of queries and keys."""
+    """q, k and v one above the other in our `qkv`, the output, and norms of queries and keys."""
     start = 0
     for name, rows in zip(("q_proj", "k_proj", "v_proj"), attention.projected, strict=True):
         at = (slice(start, start + rows),)
@@ -58,7 +58,7 @@ def ffn_pieces(
     names: tuple[str, str, str] = GATE_UP_DOWN,
     expert: int | None = None,
 ) -> Iterator[Piece]:
-    """gate and up above each other in `w_in`, down in `w_out`; of one expert, where it is named."""
+    """gate and up one above the other in `w_in`, down in `w_out`; of one expert, if given."""
     gate, up, down = names
     of_expert = () if expert is None else (expert,)
     for name, start in ((gate, 0), (up, hidden)):

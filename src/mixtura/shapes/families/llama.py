@@ -23,7 +23,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Llama(Family):
-    """Pre-norm blocks, grouped-query attention, SwiGLU; a subclass says what differs."""
+    """Pre-norm blocks, grouped-query attention, SwiGLU; a subclass states what differs."""
 
     model_type = "llama"
     architecture = "LlamaForCausalLM"
@@ -126,7 +126,7 @@ class Llama(Family):
             yield from self.ffn_pieces(shape, layer, stored, f"{ours}ffn.")
 
     def copies(self, ours: Mapping[str, str]) -> Mapping[str, str]:
-        """A tied head under the name of one of its own."""
+        """A tied head may be stored under the head's name too."""
         tied = [stored for stored, own in ours.items() if own == "head.weight"]
         return {
             name.removesuffix(_EMBEDDING) + _HEAD: name
@@ -171,7 +171,7 @@ class Mistral(Llama):
 
 
 class Qwen2(Llama):
-    """Biases on queries, keys and values alone; windows in the layers that are named."""
+    """Biases only on queries, keys and values; windows in the layers of `layer_types`."""
 
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
@@ -199,7 +199,7 @@ class Qwen2(Llama):
         return windows_by_type(keys, self.layer_types(keys))
 
     def layer_types(self, keys: Keys) -> list[str]:
-        """A window for the layers from `max_window_layers` on, where none are named."""
+        """By default layers from `max_window_layers` on have a window."""
         first, layers = keys.integer("max_window_layers"), keys.integer("num_hidden_layers")
         return ["full_attention" if layer < first else SLIDING for layer in range(layers)]
 
@@ -222,7 +222,7 @@ class Qwen3(Qwen2):
 
 
 def window_of_all(keys: Keys) -> Tree | None:
-    """One window for all layers, where there is one."""
+    """One window for all layers, or None."""
     window = keys.integer("sliding_window", 0)
     return (
         {"window": window, "layers": range(keys.integer("num_hidden_layers"))} if window else None
@@ -230,7 +230,7 @@ def window_of_all(keys: Keys) -> Tree | None:
 
 
 def windows_by_type(keys: Keys, types: list[str]) -> Tree | None:
-    """A window for the layers of `layer_types`, which is `types` where the config names none."""
+    """A window for the layers of `layer_types`, by default `types`."""
     window = keys.integer("sliding_window", 0)
     if not keys.flag("use_sliding_window") or not window:
         return None
@@ -245,7 +245,7 @@ def windows_by_type(keys: Keys, types: list[str]) -> Tree | None:
 
 
 def write_window_types(local: Mapping[str, Any] | None, layers: int) -> Tree:
-    """As `windows_by_type` reads them."""
+    """The reverse of `windows_by_type`."""
     chosen = set(local["layers"]) if local else set()
     types = ["sliding" if layer in chosen else "full" for layer in range(layers)]
     return {

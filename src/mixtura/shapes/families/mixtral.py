@@ -22,7 +22,7 @@ from mixtura.shapes.moe import MoEShape
 
 
 class SparseLlama(Llama):
-    """Llama's block with an MoE in some layers, each expert stored by itself."""
+    """Llama's block with an MoE in some layers; each expert is stored in tensors of its own."""
 
     moe_name: ClassVar[str] = "mlp"
     gate_name: ClassVar[str] = "gate"
@@ -47,7 +47,7 @@ class SparseLlama(Llama):
         return {**super().read(config), "moe": moe}
 
     def read_placement(self, keys: Keys) -> Tree:
-        """Which layers hold an MoE, where not all do."""
+        """The placement of MoEs, where not all layers hold one."""
         return {}
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
@@ -89,7 +89,7 @@ class SparseLlama(Llama):
 
 
 class Mixtral(SparseLlama, Mistral):
-    """Every layer an MoE; weights renormalised; perhaps one window for all layers."""
+    """An MoE in every layer; weights renormalised; one window for all layers, or none."""
 
     model_type = "mixtral"
     architecture = "MixtralForCausalLM"
@@ -118,7 +118,7 @@ class Mixtral(SparseLlama, Mistral):
 
 
 class Olmoe(SparseLlama):
-    """Queries and keys normed over all heads at once; weights as the softmax gives them."""
+    """Queries and keys are normed over all heads at once; weights are the softmax's."""
 
     model_type = "olmoe"
     architecture = "OlmoeForCausalLM"
@@ -142,7 +142,7 @@ class Olmoe(SparseLlama):
 
 
 class Qwen2Moe(SparseLlama, Qwen2):
-    """Shared experts behind a sigmoid, MoEs in some layers, biases as in Qwen2."""
+    """A gated shared expert, MoEs in some layers, biases as in Qwen2."""
 
     model_type = "qwen2_moe"
     architecture = "Qwen2MoeForCausalLM"
@@ -166,7 +166,7 @@ class Qwen2Moe(SparseLlama, Qwen2):
         return tree
 
     def layer_types(self, keys: Keys) -> list[str]:
-        """A window for every other layer before `max_window_layers`, where none are named."""
+        """By default every other layer before `max_window_layers` has a window."""
         end, layers = keys.integer("max_window_layers"), keys.integer("num_hidden_layers")
         return [
             SLIDING if layer < end and layer % 2 == 0 else "full_attention"
@@ -195,7 +195,7 @@ class Qwen2Moe(SparseLlama, Qwen2):
 
 
 class Qwen3Moe(SparseLlama, Qwen3):
-    """Each head's queries and keys normed; weights renormalised where the config says so."""
+    """Each head's queries and keys are normed; weights are renormalised if the config says so."""
 
     model_type = "qwen3_moe"
     architecture = "Qwen3MoeForCausalLM"
@@ -226,7 +226,7 @@ class Qwen3Moe(SparseLlama, Qwen3):
 
 
 def read_sparse_step(keys: Keys) -> Tree:
-    """`decoder_sparse_step` and `mlp_only_layers` of the Qwen families."""
+    """The placement from `decoder_sparse_step` and `mlp_only_layers` of the Qwen families."""
     dense, step = set(keys.integers("mlp_only_layers", [])), keys.integer("decoder_sparse_step")
     layers = keys.integer("num_hidden_layers")
     if not dense:

@@ -14,7 +14,7 @@ from mixtura.shapes.families.rotary import rope_keys
 class PhiMoe(Mixtral):
     """Two experts, each weighed among its near-equals; biases in attention and in the head.
 
-    `input_jitter_noise`, noise on a layer's inputs in training, is not repeated.
+    `input_jitter_noise`, noise on a layer's inputs in training, is not supported.
     """
 
     model_type = "phimoe"

@@ -1,4 +1,4 @@
-"""Rotary positions in a config.json, old spelling and new, both ways."""
+"""RoPE's settings in a config.json, in the older and the newer form, to ours and back."""
 
 import math
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ def read_rope(config: Mapping[str, Any], family: str, default_base: float = 10_0
 
 
 def rope_keys(outer: Keys) -> Keys:
-    """`rope_scaling`, as it was called, or `rope_parameters`; without keys where neither is."""
-    # Where both are given, transformers follows the older one.
+    """`rope_scaling`, the older name, or `rope_parameters`; without keys where both are absent."""
+    # transformers prefers the older one where both are given.
     name = "rope_scaling" if outer.given("rope_scaling") else "rope_parameters"
     return outer.section(name, {})
 
@@ -122,9 +122,9 @@ def _read_scaling(keys: Keys, outer: Keys, family: str) -> Tree | None:
 
 
 def _original(keys: Keys, outer: Keys) -> int:
-    """The original context: outside the mapping it counts first, null included; else the context.
+    """The original context: the outer key, null included, else the inner key, else the context.
 
-    As transformers takes it. Raises ConfigError where none is stated.
+    transformers has the same order. Raises ConfigError where none is stated.
     """
     if outer.states(_ORIGINAL):
         return outer.integer(_ORIGINAL)
@@ -134,7 +134,7 @@ def _original(keys: Keys, outer: Keys) -> int:
 
 
 def _yarn_amplitude(keys: Keys, factor: float) -> float:
-    """As transformers takes it where the config does not say."""
+    """transformers' default."""
     one, all_dims = keys.number("mscale", 0.0), keys.number("mscale_all_dim", 0.0)
     if one > 0 and all_dims > 0:
         return yarn_size(factor, one) / yarn_size(factor, all_dims)
@@ -142,12 +142,12 @@ def _yarn_amplitude(keys: Keys, factor: float) -> float:
 
 
 def _longrope_amplitude(factor: float, original: int) -> float:
-    """sqrt(1 + ln(factor) / ln(original context)) (LongRoPE's code), 1 where nothing stretches."""
+    """sqrt(1 + ln(factor) / ln(original context)) (LongRoPE's code); 1 for a factor up to 1."""
     if factor <= 1 or original == 1:
         return 1.0
     return math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def yarn_size(factor: float, share: float = 1.0) -> float:
-    """0.1 share ln(factor) + 1 (arXiv 2309.00071, eq. 22), and 1 where nothing is stretched."""
+    """0.1 share ln(factor) + 1 (arXiv 2309.00071, eq. 22); 1 for a factor up to 1."""
     return 0.1 * share * math.log(factor) + 1 if factor > 1 else 1.0

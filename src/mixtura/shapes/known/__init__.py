@@ -1,8 +1,8 @@
-"""Models by name, where their shape alone is needed: configs as published, and no weights.
+"""Models by name, for their shapes alone: published configs, without weights.
 
-A file NAME.json has the hub `repository`, its `revision` (null where it was not written down) and
-the `config`. Keys that decide no weight, no context and no routing are left out where they are long
-(the 128 factors of Phi-3.5-MoE's rotary scaling). No torch.
+A file NAME.json has the hub `repository`, its `revision` (null for an unknown one) and the
+`config`. Long keys that change no weight, no context and no routing are left out (the 128 factors
+of Phi-3.5-MoE's RoPE scaling). No torch.
 """
 
 import difflib
@@ -22,7 +22,7 @@ _FOLDER = Path(__file__).parent
 
 @cache
 def known_names() -> tuple[str, ...]:
-    """In alphabetical order, numbers by their size: mixtral-8x7b before mixtral-8x22b."""
+    """In alphabetical order, numbers by value: mixtral-8x7b before mixtral-8x22b."""
     return tuple(sorted((path.stem for path in _FOLDER.glob("*.json")), key=_in_order))
 
 
@@ -31,13 +31,13 @@ def _in_order(name: str) -> list[str | int]:
 
 
 def known_config(name: str) -> Mapping[str, Any]:
-    """As the model's config.json says it. Raises ConfigError with the nearest names."""
+    """The model's config.json. Raises ConfigError with the nearest names."""
     names = known_names()
     if name in names:
         return json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))["config"]
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f"the nearest are {', '.join(near)}" if near else f"known are {', '.join(names)}"
-    raise ConfigError(f"{name!r} is no model that Mixtura knows by name; {hint}")
+    raise ConfigError(f"{name!r} is no model with a known name; {hint}")
 
 
 def known_shape(name: str) -> DecoderShape:

@@ -1,4 +1,4 @@
-"""Every byte of a model: of its numbers, of a packed file, and of what it keeps of a position.
+"""The bytes of a model: of its numbers, of a packed file, and of a position in a cache.
 
 No torch: packing, kernels and caches take their sizes from here.
 """
@@ -23,9 +23,9 @@ from mixtura.shapes.storage.numbers import (
 from mixtura.shapes.storage.packed import (
     FFNs,
     Format,
-    Kind,
     Placed,
     Planned,
+    TensorKind,
     data_bytes,
     packed_layout,
     planned_of,
@@ -55,10 +55,10 @@ __all__ = [
     "Format",
     "KVDims",
     "KVKind",
-    "Kind",
     "Placed",
     "Plain",
     "Planned",
+    "TensorKind",
     "block_bytes",
     "bytes_of_cache",
     "bytes_of_position",

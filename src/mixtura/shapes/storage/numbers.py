@@ -8,7 +8,7 @@ Bits = Literal[4, 8]
 GROUP = 32
 """consecutive inputs of one output channel that share a scale"""
 Plain = Literal["float32", "bfloat16", "float16", "int64", "bool"]
-"""what a tensor that is not packed holds, as torch calls it"""
+"""the dtype of a tensor that is not packed, by torch's name"""
 
 ITEM_BYTES: Mapping[Plain, int] = {
     "float32": 4,
@@ -24,7 +24,7 @@ TRAINED_BYTES: Mapping[Literal["weight", "gradient", "moments"], int] = {
     "gradient": ITEM_BYTES["float32"],
     "moments": 2 * ITEM_BYTES["float32"],
 }
-"""of a parameter under AdamW, in fp32 whatever is computed in"""
+"""of a parameter under AdamW, which is in fp32 whatever the computation is in"""
 
 
 def group_bytes(bits: Bits) -> int:
@@ -33,5 +33,5 @@ def group_bytes(bits: Bits) -> int:
 
 
 def up(size: int, multiple: int) -> int:
-    """The next multiple."""
+    """The next multiple of `multiple`, or `size` itself."""
     return -(-size // multiple) * multiple

@@ -1,4 +1,4 @@
-"""What of a model is packed, as what, and where each tensor lies in the file.
+"""Which tensors of a model are packed, in which format, and where each lies in the file.
 
 N output channels, K inputs, E experts, H rows of w_in, D width, F expert width.
 """
@@ -16,22 +16,22 @@ from mixtura.shapes.storage.numbers import GROUP, ITEM_BYTES, Bits, Plain, up
 from mixtura.shapes.storage.tiles import ALIGNMENT, PAGE, expert_bytes, tiled_bytes
 
 Shape = tuple[int, ...]
-Kind = Literal["tiles", "experts", "plain"]
-"""a matrix as tiles; FFNs, one after the other; or plain numbers"""
+TensorKind = Literal["tiles", "experts", "plain"]
+"""a matrix as tiles; FFNs one after another; or plain numbers"""
 Format = Literal["tiles4", "tiles8", "experts4", "experts8", Plain]
 
-_PACKED: Mapping[str, tuple[Kind, Bits]] = {
+_PACKED: Mapping[str, tuple[TensorKind, Bits]] = {
     "tiles4": ("tiles", 4),
     "tiles8": ("tiles", 8),
     "experts4": ("experts", 4),
     "experts8": ("experts", 8),
 }
 _OUTER = frozenset({"embedding", "head"})
-# Matrices that are packed, by the module that holds them. A role does not say it: latent
-# attention's kv_up stays plain, as its absorbed form multiplies with parts of the weights. So do
-# gates, which are small, and decide.
+# Modules whose matrices are packed, by name, since roles do not suffice: latent attention's kv_up
+# stays plain, because the absorbed form multiplies with parts of its weights. Gates stay plain too:
+# they are small, and rounding them could change the choice of experts.
 _MATRICES = _OUTER | {"qkv", "out", "query_down", "query", "kv_down"}
-# Where the file has an attention's tensors in another order than a forward pass.
+# Where the file's order of an attention's tensors differs from the forward pass.
 _ORDER = {"sinks": -1, "q_norm": 1, "k_norm": 1}
 
 
@@ -54,23 +54,23 @@ class FFNs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One tensor of the file."""
+    """One tensor of the file, before its format and place are set."""
 
     name: str
-    """a plain tensor's own; of a packed matrix its weight's, of FFNs their module's"""
-    kind: Kind
+    """of a plain tensor its own name, of a packed matrix its weight's, of FFNs the module's"""
+    kind: TensorKind
     shape: Shape
     """of a matrix [N, K]; of FFNs [E, H, D, F]"""
 
     @property
     def padded(self) -> tuple[int, int] | None:
-        """A width that 32 does not divide, and what it is padded to with zeros."""
+        """(width, padded width) where the width is not a multiple of 32; None otherwise."""
         if self.kind == "plain" or self.shape[-1] % GROUP == 0:
             return None
         return self.shape[-1], up(self.shape[-1], GROUP)
 
     def bits(self, bits: Bits, head_bits: Bits) -> Bits:
-        """Its own: `head_bits` for the head and the embedding, `bits` for all else."""
+        """`head_bits` for the head and the embedding, `bits` for all else."""
         return head_bits if self.outer else bits
 
     @property
@@ -79,7 +79,7 @@ class Planned:
         return is_outer(self.name)
 
     def packed_as(self, bits: Bits) -> Format:
-        """The format of what is packed."""
+        """The format of a packed tensor."""
         assert self.kind != "plain", "plain numbers have their dtype"
         if self.kind == "tiles":
             return "tiles4" if bits == 4 else "tiles8"
@@ -87,7 +87,7 @@ class Planned:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The tensors of the model that it holds, by name."""
+        """The names of the model's tensors that it holds."""
         if self.kind != "experts":
             return (self.name,)
         return f"{self.name}.w_in", f"{self.name}.w_out"
@@ -95,7 +95,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One tensor of the file, its format, and its place from where data begins."""
+    """One tensor of the file, its format, and its offset from the beginning of the data."""
 
     name: str
     format: Format
@@ -105,7 +105,7 @@ class Placed:
 
     @classmethod
     def behind(cls, end: int, name: str, stored_as: Format, shape: Shape) -> Self:
-        """At the next boundary."""
+        """The tensor at the next boundary after `end`."""
         return cls(name, stored_as, shape, up(end, boundary(stored_as)), size_of(stored_as, shape))
 
     @property
@@ -114,7 +114,7 @@ class Placed:
 
     @property
     def digests(self) -> int:
-        """How many the file has of it: of FFNs one each."""
+        """The number of its digests: one for each of several FFNs."""
         return self.shape[0] if kind_of(self.format) == "experts" else 1
 
 
@@ -123,17 +123,17 @@ def is_outer(name: str) -> bool:
     return name.partition(".")[0] in _OUTER
 
 
-def kind_of(stored_as: Format) -> Kind:
+def kind_of(stored_as: Format) -> TensorKind:
     return _PACKED[stored_as][0] if stored_as in _PACKED else "plain"
 
 
 def bits_of(stored_as: Format) -> Bits:
-    """Of a packed format."""
+    """The bits of a packed format."""
     return _PACKED[stored_as][1]
 
 
 def boundary(stored_as: Format) -> int:
-    """What a tensor's offset is a multiple of."""
+    """The number that a tensor's offset is a multiple of."""
     return PAGE if kind_of(stored_as) == "experts" else ALIGNMENT
 
 
@@ -150,9 +150,9 @@ def size_of(stored_as: Format, shape: Shape) -> int:
 
 
 def planned(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Planned]:
-    """What is packed of tensors by name and shape, in their order.
+    """The planned tensors of a model, from names and shapes, in their order.
 
-    Raises ConfigError where groups of 32 do not divide the model's width.
+    Raises ConfigError where the model's width is not a multiple of 32.
     """
     held = dict(tensors)
     for name, shape in held.items():
@@ -161,7 +161,7 @@ def planned(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Planned]:
             case "w_in":
                 yield _ffns(module, shape, held[f"{module}.w_out"])
             case "w_out":
-                # It stands with its w_in.
+                # It is planned with its w_in.
                 pass
             case "weight" if len(shape) == 2 and module.rpartition(".")[2] in _MATRICES:
                 yield Planned(name, "tiles", shape)
@@ -170,7 +170,7 @@ def planned(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Planned]:
 
 
 def planned_of(shape: ModelShape) -> list[Planned]:
-    """What is packed of a model, in the order of the file. Raises ConfigError as `planned` does."""
+    """The planned tensors, in the order of the file. Raises ConfigError as `planned` does."""
     return list(planned((one.name, one.shape) for one in _in_file_order(shape.tensors())))
 
 
@@ -179,8 +179,8 @@ def packed_layout(
 ) -> tuple[Placed, ...]:
     """Every tensor of the file that packing writes, in its order.
 
-    `bits` gives those of a packed tensor, `plain` the dtype of a parameter that stays plain, by
-    name. Raises ConfigError where groups of 32 do not divide the model's width.
+    `bits` gives the bits of a packed tensor, `plain` the dtype of a plain parameter by its name.
+    Raises ConfigError where the model's width is not a multiple of 32.
     """
     dtypes: dict[str, Plain] = {buffer.name: buffer.dtype for buffer in shape.buffers()}
     found: list[Placed] = []
@@ -194,7 +194,7 @@ def packed_layout(
 
 
 def data_bytes(layout: Sequence[Placed]) -> int:
-    """Of all tensors of the file, alignment between them included; the header is before them."""
+    """Bytes of all tensors of the file and the gaps between them, without the header."""
     return layout[-1].end if layout else 0
 
 

@@ -1,4 +1,4 @@
-"""The bytes of matrices and of experts as tiles; docs/packed.md draws them.
+"""The bytes of matrices and experts as tiles; docs/packed.md has pictures of them.
 
 N output channels, K inputs, D width, F expert width.
 """
@@ -6,12 +6,12 @@ N output channels, K inputs, D width, F expert width.
 from mixtura.shapes.storage.numbers import GROUP, SCALE_BYTES, Bits, group_bytes, up
 
 UNIT, BLOCK, TILE = 32, 64, 16
-"""channels of a unit, inputs of a block, and channels whose bytes stand in one line"""
+"""channels of a unit, inputs of a block, and channels of a tile"""
 ALIGNMENT, PAGE = 64, 4096
-"""what a tensor, and what an expert, begins at a multiple of"""
+"""a tensor's offset is a multiple of the first, an expert's of the second"""
 BLOCK_GROUPS = UNIT * BLOCK // GROUP
 BLOCK_SCALE_BYTES = BLOCK_GROUPS * SCALE_BYTES
-"""a block begins with its scales"""
+"""the scales at the beginning of a block"""
 
 
 def block_bytes(bits: Bits) -> int:
@@ -25,7 +25,7 @@ def tiled_bytes(n: int, k: int, bits: Bits) -> int:
 
 
 def rows_in(expert_width: int, gated: bool) -> int:
-    """Rows of w_in in tiles, those that pad included."""
+    """Rows of w_in as tiles, with padding."""
     return 2 * up(expert_width, TILE) if gated else up(expert_width, UNIT)
 
 

@@ -1,4 +1,4 @@
-"""Architectures of llama.cpp, by `general.architecture`, and the families that each one holds."""
+"""Architectures of llama.cpp, by `general.architecture`, and the families that each one serves."""
 
 import difflib
 from collections.abc import Mapping
@@ -58,11 +58,11 @@ OF_FAMILY: Mapping[str, str] = {
     "ernie4_5_moe": "ernie4_5-moe",
     "gpt_oss": "gpt-oss",
 }
-"""which architecture a model of an HF family is written as, by `model_type`"""
+"""the architecture that a model of an HF family is written as, by `model_type`"""
 
 
 def architecture_of(metadata: Metadata) -> Architecture:
-    """Raises CheckpointError for one that is not read."""
+    """Raises CheckpointError for an architecture that is not read."""
     name = metadata.architecture
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]

@@ -1,4 +1,4 @@
-"""What an architecture of llama.cpp is: its metadata and tensor names, both ways, in HF's terms.
+"""An architecture of llama.cpp: its metadata and tensor names in Hugging Face's terms, and back.
 
 HF: Hugging Face's config.json and tensor names, which `mixtura.shapes.families` follows.
 """
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mixtura.checkpoints.gguf.links import Named, of_stack, row_alone, same, turned
+from mixtura.checkpoints.gguf.links import Named, of_stack, rotated, row_alone, same
 from mixtura.checkpoints.gguf.metadata import Metadata
 from mixtura.checkpoints.gguf.rope import rope_keys, rope_parameters
 from mixtura.config import Tree
@@ -58,35 +58,35 @@ NAMES: Mapping[str, str] = {
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
-"""of a layer, in HF's terms and in GGUF's, without `.weight` or `.bias`"""
+"""names within a layer, HF's and GGUF's, without `.weight` or `.bias`"""
 _ROWS_ALONE = {"ffn_gate_inp_shexp"}
 
 
 class Architecture(ABC):
-    """One `general.architecture`, laid out as Llama's is; a subclass says what differs."""
+    """One `general.architecture` with Llama's layout; a subclass states what differs."""
 
     name: ClassVar[str]
     interleaved: ClassVar[bool] = False
-    """whether rows of Q and K stand as llama.cpp turns them, (0, 1), (2, 3), ...; HF turns the
-    first half of a head's rows with the second"""
+    """whether the file has the two rows of Q or K that RoPE rotates together side by side: (0, 1),
+    (2, 3), ...; HF has them half a head apart"""
     needs_head: ClassVar[bool] = False
-    """whether llama.cpp wants a tied head stored once more"""
+    """whether llama.cpp needs a copy of a tied head"""
     names: ClassVar[Mapping[str, str]] = NAMES
     experts_in_ffn: ClassVar[bool] = False
     """whether `feed_forward_length` is the width of an expert"""
     dense_layers: ClassVar[bool] = False
-    """whether a model of experts may have layers without"""
+    """whether a model with experts may have layers without"""
 
     @abstractmethod
     def model_type(self, metadata: Metadata) -> str:
-        """Of the HF family that a file of this architecture is read as."""
+        """The HF family that a file of this architecture is read as."""
 
     def config(
         self, metadata: Metadata, names: Container[str], factors_P: NDArray[np.float32] | None
     ) -> Tree:
-        """As config.json has it, but for what rests on the weights; `names` are GGUF's tensors'.
+        """The config.json, except what follows from the weights; `names` are GGUF's tensors.
 
-        Raises CheckpointError for a missing key, or for what no config of the family can say.
+        Raises CheckpointError for a missing key, or for what the family's config cannot state.
         """
         width, heads = metadata.count(".embedding_length"), metadata.count(".attention.head_count")
         head_dim = head_dim_of(metadata, width, heads)
@@ -106,7 +106,7 @@ class Architecture(ABC):
             "max_position_embeddings": metadata.count(".context_length"),
             "rms_norm_eps": metadata.number(".attention.layer_norm_rms_epsilon"),
             "tie_word_embeddings": HEAD not in names,
-            # Both spellings: rope_theta is that of transformers before 5.
+            # Both keys: transformers before 5 reads rope_theta.
             "rope_theta": rope["rope_theta"],
             "rope_parameters": rope,
         }
@@ -117,13 +117,15 @@ class Architecture(ABC):
             )
         return config | tokens_of(metadata, config["vocab_size"])
 
-    def rope(self, metadata: Metadata, turning: int, factors_P: NDArray[np.float32] | None) -> Tree:
-        return rope_parameters(metadata, turning, factors_P)
+    def rope(
+        self, metadata: Metadata, rope_dim: int, factors_P: NDArray[np.float32] | None
+    ) -> Tree:
+        return rope_parameters(metadata, rope_dim, factors_P)
 
     def keys(self, decoder: Mapping[str, Any]) -> Tree:
-        """The reverse, from `DecoderConfig.model_dump()`; a leading dot stands for the name.
+        """The metadata, from `DecoderConfig.model_dump()`; a key's leading dot stands for `name`.
 
-        Whoever writes reads it again and refuses what did not survive.
+        `write_gguf` reads the keys again, and refuses a model that differs then.
         """
         attention, moe = decoder["attention"], decoder["moe"]
         ffn_width = decoder["ffn_width"]
@@ -158,7 +160,7 @@ class Architecture(ABC):
         }
 
     def check(self, shape: DecoderShape) -> None:
-        """Raises ConfigError for what llama.cpp takes another way than this decoder's config."""
+        """Raises ConfigError where llama.cpp would compute something else than this config."""
         dense = [layer for layer in range(shape.layers) if not shape.holds_moe(layer)]
         if shape.moe is not None and dense and not self.dense_layers:
             raise ConfigError(
@@ -169,10 +171,10 @@ class Architecture(ABC):
     def links(
         self, stored: Mapping[str, tuple[int, ...]], shape: DecoderShape, present: Container[str]
     ) -> Iterator[Piece]:
-        """Where each tensor of HF's (name and shape) lies in the file.
+        """The pieces that pair each HF tensor, given by name and shape, with GGUF's.
 
-        `present` names GGUF's tensors where a file is read, of those that have several spellings.
-        Raises CheckpointError for one that has no place there.
+        `present` are the tensors of a file that is read, to select one of several spellings. Raises
+        CheckpointError for a tensor that GGUF has no place for.
         """
         for name, size in stored.items():
             yield from self.link(Named(name, size), shape, present)
@@ -196,9 +198,9 @@ class Architecture(ABC):
         shape: DecoderShape,
         present: Container[str],
     ) -> Iterator[Piece]:
-        """`rest` is the name within its layer."""
+        """The pieces of a tensor in a layer; `rest` is its name within the layer."""
         if expert := _OF_EXPERT.fullmatch(rest):
-            assert shape.moe is not None, "whose experts these are"
+            assert shape.moe is not None, "it has experts"
             stack = f"{block}{_EXPERTS[expert[2]]}.weight"
             yield from of_stack(one, stack, int(expert[1]), shape.moe.num_experts)
             return
@@ -206,9 +208,9 @@ class Architecture(ABC):
         if stem not in self.names:
             raise self.no_place(one)
         name, gguf = self.names[stem], f"{block}{self.names[stem]}.{kind}"
-        heads = heads_that_turn(shape).get(name, 0) if self.interleaved else 0
+        heads = _rotated_heads(shape).get(name, 0) if self.interleaved else 0
         if heads:
-            yield from turned(one, gguf, heads)
+            yield from rotated(one, gguf, heads)
         elif name in _ROWS_ALONE:
             yield from row_alone(one, gguf)
         else:
@@ -220,7 +222,7 @@ class Architecture(ABC):
         )
 
 
-def heads_that_turn(shape: DecoderShape) -> dict[str, int]:
+def _rotated_heads(shape: DecoderShape) -> dict[str, int]:
     attention = shape.attention
     if attention.kind != "grouped":
         return {}

@@ -1,4 +1,4 @@
-"""DBRX: keys of its own, LayerNorm, one tensor for queries, keys and values."""
+"""DBRX: config keys of its own, LayerNorm, one tensor for queries, keys and values."""
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
@@ -74,7 +74,7 @@ class Dbrx(Architecture):
             "rope_theta": rope["rope_theta"],
             "rope_parameters": rope,
             "attn_config": {
-                # llama.cpp bounds by nothing where the bound is 0.
+                # In llama.cpp a bound of 0 means none.
                 "clip_qkv": clamp or None,
                 "kv_n_heads": metadata.count(".attention.head_count_kv", heads),
                 "rope_theta": rope["rope_theta"],
@@ -108,7 +108,7 @@ class Dbrx(Architecture):
     def in_block(
         self, one: Named, block: str, rest: str, shape: DecoderShape, present: Container[str]
     ) -> Iterator[Piece]:
-        """An expert stack of HF's is one matrix, (E F, D), and w2's are on their side."""
+        """HF stacks experts in one matrix, (E F, D); its w2 is transposed."""
         if rest not in _EXPERTS:
             yield from super().in_block(one, block, rest, shape, present)
             return
@@ -117,6 +117,6 @@ class Dbrx(Architecture):
         each = (experts, hidden, shape.width)
         whole = Piece(f"{block}{_EXPERTS[rest]}.weight", each, one.name, view=each)
         if rest.endswith("w2"):
-            turned = (experts, shape.width, hidden)
-            whole = replace(whole, shape=turned, transposed=True)
+            transposed = (experts, shape.width, hidden)
+            whole = replace(whole, shape=transposed, transposed=True)
         yield whole

@@ -1,6 +1,6 @@
 """DeepSeek-V2 and V3: latent attention, whose up-projection llama.cpp stores in two parts.
 
-A heads, N dims of a head's key that do not turn, V of its value, R of the latent.
+A heads, N dims of a head's key that are not rotated, V of its value, R of the latent.
 """
 
 from collections.abc import Container, Iterator, Mapping
@@ -28,12 +28,12 @@ from mixtura.shapes.families import FAMILIES, Piece
 from mixtura.shapes.families.latent import write_latent
 
 _SOFTMAX, _SIGMOID = 1, 2
-# DeepSeek-V2-Lite, and a model like it.
+# The layers of DeepSeek-V2-Lite and of another model without a query latent.
 _WITHOUT_QUERY_RANK = (26, 27)
 
 
 class Deepseek2(Architecture):
-    """The family follows from the scores: V2's are a softmax's, V3's a sigmoid's."""
+    """Scores from a softmax mean V2, from a sigmoid V3."""
 
     name = "deepseek2"
     dense_layers = True
@@ -49,7 +49,7 @@ class Deepseek2(Architecture):
     )
 
     def model_type(self, metadata: Metadata) -> str:
-        # V2's first files do not say.
+        # The first files of V2 lack the key.
         scores = metadata.count(".expert_gating_func", _SOFTMAX)
         if scores not in {_SOFTMAX, _SIGMOID}:
             raise metadata.error(".expert_gating_func", f"{scores}, expected 1 or 2")
@@ -60,7 +60,7 @@ class Deepseek2(Architecture):
     ) -> Tree:
         heads, model_type = metadata.count(".attention.head_count"), self.model_type(metadata)
         vocabulary = vocabulary_of(metadata)
-        rope = self.rope(metadata, _turning(metadata), factors_P)
+        rope = self.rope(metadata, _rope_dim(metadata), factors_P)
         expert_width = metadata.count(".expert_feed_forward_length")
         return {
             "architectures": [FAMILIES[model_type].architecture],
@@ -87,28 +87,30 @@ class Deepseek2(Architecture):
             **tokens_of(metadata, vocabulary),
         }
 
-    def rope(self, metadata: Metadata, turning: int, factors_P: NDArray[np.float32] | None) -> Tree:
-        rope = rope_parameters(metadata, turning, factors_P, read_elsewhere={LOG_MULTIPLIER})
+    def rope(
+        self, metadata: Metadata, rope_dim: int, factors_P: NDArray[np.float32] | None
+    ) -> Tree:
+        rope = rope_parameters(metadata, rope_dim, factors_P, read_elsewhere={LOG_MULTIPLIER})
         share = round(10 * metadata.number(LOG_MULTIPLIER, 0.0), 6)
         return {**rope, "mscale": share, "mscale_all_dim": share} if share else rope
 
     def _heads(self, metadata: Metadata) -> Tree:
-        # Without the keys for the heads as they are, the file is of before the latent was one head.
+        # Files without the `_mla` keys are older, and have each head's key and value instead.
         whole = metadata.count(".attention.key_length_mla", metadata.count(".attention.key_length"))
         value = metadata.count(
             ".attention.value_length_mla", metadata.count(".attention.value_length")
         )
-        turning = _turning(metadata)
-        if turning >= whole:
+        rope_dim = _rope_dim(metadata)
+        if rope_dim >= whole:
             raise metadata.error(
-                ".rope.dimension_count", f"{turning}, expected less than a head's {whole}"
+                ".rope.dimension_count", f"{rope_dim}, expected less than a head's {whole}"
             )
         ranked = ".attention.q_lora_rank" in metadata
         return {
             "q_lora_rank": metadata.count(".attention.q_lora_rank") if ranked else None,
             "kv_lora_rank": metadata.count(".attention.kv_lora_rank"),
-            "qk_nope_head_dim": whole - turning,
-            "qk_rope_head_dim": turning,
+            "qk_nope_head_dim": whole - rope_dim,
+            "qk_rope_head_dim": rope_dim,
             "v_head_dim": value,
         }
 
@@ -136,16 +138,16 @@ class Deepseek2(Architecture):
         return found
 
     def head_keys(self, attention: Mapping[str, Any]) -> Tree:
-        rank, turning = attention["kv_rank"], attention["turning_dim"]
+        rank, rope_dim = attention["kv_rank"], attention["turning_dim"]
         found: Tree = {
-            # The latent is one head's key and, but for what turns, its value.
+            # One latent serves all heads: it is their value, and their key with the rotated dims.
             ".attention.head_count_kv": 1,
-            ".attention.key_length": rank + turning,
+            ".attention.key_length": rank + rope_dim,
             ".attention.value_length": rank,
-            ".attention.key_length_mla": attention["nope_dim"] + turning,
+            ".attention.key_length_mla": attention["nope_dim"] + rope_dim,
             ".attention.value_length_mla": attention["value_dim"],
             ".attention.kv_lora_rank": rank,
-            ".rope.dimension_count": turning,
+            ".rope.dimension_count": rope_dim,
         }
         if attention["query_rank"] is not None:
             found[".attention.q_lora_rank"] = attention["query_rank"]
@@ -164,7 +166,7 @@ class Deepseek2(Architecture):
             )
         if attention.query_rank is None and shape.layers not in _WITHOUT_QUERY_RANK:
             raise ConfigError(
-                f"attention.query_rank=None in {shape.layers} layers: llama.cpp knows models "
+                f"attention.query_rank=None in {shape.layers} layers: llama.cpp recognises models "
                 f"without one by their layers, {' or '.join(map(str, _WITHOUT_QUERY_RANK))}; keep "
                 "it as a Hugging Face folder"
             )
@@ -195,7 +197,7 @@ class Deepseek2(Architecture):
 
 
 def _keys_and_values(one: Named, block: str, attention: LatentAttentionShape) -> Iterator[Piece]:
-    """(A (N + V), R): the keys' part as (A, R, N), since it is moved to the queries' side."""
+    """The projection (A (N + V), R) in two parts; the keys' is (A, R, N), as it maps queries."""
     heads, rank = attention.heads, attention.kv_rank
     nope, value = attention.nope_dim, attention.value_dim
     view = (heads, nope + value, rank)
@@ -216,7 +218,7 @@ def _keys_and_values(one: Named, block: str, attention: LatentAttentionShape) ->
     )
 
 
-def _turning(metadata: Metadata) -> int:
+def _rope_dim(metadata: Metadata) -> int:
     return metadata.count(".rope.dimension_count")
 
 
@@ -235,6 +237,6 @@ def _router(metadata: Metadata, model_type: str) -> Tree:
 
 
 def _log_multiplier(attention: Mapping[str, Any]) -> Tree:
-    """YaRN's share by which scores grow, as llama.cpp counts it: a tenth of `mscale_all_dim`."""
+    """YaRN's growth of scores in llama.cpp's units: a tenth of HF's `mscale_all_dim`."""
     share = write_latent(attention)["rope_parameters"].get("mscale_all_dim")
     return {} if share is None else {LOG_MULTIPLIER: 0.1 * share}

@@ -1,4 +1,4 @@
-"""ERNIE 4.5's MoE: a bias that chooses, shared experts; pairs are neighbours in HF's files too."""
+"""ERNIE 4.5's MoE: a choosing bias, shared experts, and RoPE's pairs side by side in HF too."""
 
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ _FIRST, _STEP = ".leading_dense_block_count", ".interleave_moe_layer_step"
 
 
 class Ernie45Moe(Architecture):
-    """Weights of the chosen experts renormalised; MoEs from one layer on, at a step."""
+    """The chosen experts' weights are renormalised; an MoE from one layer on, in every n-th."""
 
     name = "ernie4_5-moe"
     dense_layers = True

@@ -1,4 +1,4 @@
-"""gpt-oss: sinks, windows in every other layer, biases, and experts that HF stores on their side.
+"""gpt-oss: sinks, windows in every other layer, biases, and experts that HF stores transposed.
 
 E experts, D width, F expert width.
 """
@@ -52,9 +52,11 @@ class GptOss(Architecture):
             "swiglu_limit": 7.0,
         }
 
-    def rope(self, metadata: Metadata, turning: int, factors_P: NDArray[np.float32] | None) -> Tree:
-        rope = super().rope(metadata, turning, factors_P)
-        # As published; GGUF has no word for it.
+    def rope(
+        self, metadata: Metadata, rope_dim: int, factors_P: NDArray[np.float32] | None
+    ) -> Tree:
+        rope = super().rope(metadata, rope_dim, factors_P)
+        # As in the published models; GGUF has no key for it.
         return {**rope, "truncate": False} if rope["rope_type"] == "yarn" else rope
 
     def keys(self, decoder: Mapping[str, Any]) -> Tree:
@@ -90,6 +92,6 @@ class GptOss(Architecture):
 
 
 def _gate_and_up() -> Iterator[tuple[str, slice]]:
-    """Of each hidden unit HF has the gate's column, then the other one."""
+    """Columns in HF's tensor, where gate and up alternate."""
     yield "gate", slice(0, None, 2)
     yield "up", slice(1, None, 2)

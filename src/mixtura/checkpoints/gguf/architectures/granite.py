@@ -1,4 +1,4 @@
-"""Granite's MoE: constants that scale, and experts whose gate and up HF stores together."""
+"""Granite's MoE: constant multipliers, and experts whose gate and up HF stores in one tensor."""
 
 from collections.abc import Container, Iterator, Mapping
 from types import MappingProxyType
@@ -20,7 +20,7 @@ _TOGETHER = {"block_sparse_moe": "exps", "shared_mlp": "shexp"}
 
 
 class GraniteMoe(Architecture):
-    """Weights of the chosen experts renormalised; an MoE in every layer."""
+    """The chosen experts' weights are renormalised; an MoE in every layer."""
 
     name = "granitemoe"
     interleaved = True
@@ -45,7 +45,7 @@ class GraniteMoe(Architecture):
         config |= {
             **expert_counts(metadata, "num_local_experts"),
             "attention_bias": "blk.0.attn_q.bias" in names,
-            # A number left out, or 0, scales nothing.
+            # An absent multiplier, or 0, means 1.
             "embedding_multiplier": metadata.number(".embedding_scale", 1.0) or 1.0,
             "residual_multiplier": metadata.number(".residual_scale", 1.0) or 1.0,
             "attention_multiplier": metadata.number(".attention.scale", scale) or scale,

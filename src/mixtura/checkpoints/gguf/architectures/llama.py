@@ -1,4 +1,4 @@
-"""Llama and Mixtral, which llama.cpp holds to be one architecture, and the families near them."""
+"""Llama and Mixtral, which are one architecture in llama.cpp, and the families near them."""
 
 from collections.abc import Container, Mapping
 from typing import Any
@@ -48,7 +48,7 @@ class Qwen3(Architecture):
 
 
 class Olmoe(Architecture):
-    """Queries and keys are normed over all heads, of which llama.cpp wants as many of each."""
+    """Queries and keys are normed over all heads; llama.cpp needs as many KV heads as heads."""
 
     name = "olmoe"
     needs_head = True
@@ -76,7 +76,7 @@ class Olmoe(Architecture):
 
 
 class Qwen2Moe(Architecture):
-    """Shared experts behind a sigmoid; an MoE in every layer."""
+    """A gated shared expert; an MoE in every layer."""
 
     name = "qwen2moe"
     needs_head = True
@@ -109,7 +109,7 @@ class Qwen2Moe(Architecture):
 
 
 class Qwen3Moe(Architecture):
-    """Weights of the chosen experts renormalised; an MoE in every layer."""
+    """The chosen experts' weights are renormalised; an MoE in every layer."""
 
     name = "qwen3moe"
 
@@ -133,7 +133,7 @@ def has_experts(metadata: Metadata) -> bool:
 
 
 def expert_counts(metadata: Metadata, key: str) -> Tree:
-    """How many there are, under the family's own `key`, and how many a token goes to."""
+    """The number of experts, under the family's own `key`, and the number that a token chooses."""
     experts = metadata.count(".expert_count")
     used = metadata.count(".expert_used_count")
     if used > experts:
@@ -142,13 +142,13 @@ def expert_counts(metadata: Metadata, key: str) -> Tree:
 
 
 def expert_width(metadata: Metadata, ffn_width: int) -> int:
-    """Older files have the width of the experts that a token goes to, taken together."""
+    """The width of one expert; older files have only that of a token's chosen experts together."""
     together = max(1, ffn_width // metadata.count(".expert_used_count"))
     return metadata.count(".expert_feed_forward_length", together)
 
 
 def check_head_width(shape: DecoderShape, name: str) -> None:
-    """Raises ConfigError where the heads together are not as wide as the model."""
+    """Raises ConfigError where heads times head_dim is not the model's width."""
     attention = shape.attention
     assert isinstance(attention, AttentionShape), "this family has no other"
     if attention.heads * attention.head_dim != shape.width:

@@ -1,4 +1,4 @@
-"""Any weights as one packed file, tensor after tensor."""
+"""Any model's weights as one packed file, tensor after tensor."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,14 +29,14 @@ from mixtura.shapes.storage.packed import (
 
 _FORMATS: Mapping[torch.dtype, Plain] = {getattr(torch, name): name for name in get_args(Plain)}
 BitsOf = Callable[[Iterable[str]], Bits]
-"""the fewest bits that keep what is stored of tensors of ours"""
+"""the fewest bits that keep the stored precision of the named tensors of ours"""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Bits of a weight: of all that is packed, and of the head and the embedding.
+    """Bits a weight: of the head and the embedding, and of all else that is packed.
 
-    None stands for those that keep what a quantised file has stored.
+    None keeps the stored precision of a quantised file.
     """
 
     bits: Bits | None
@@ -66,8 +66,8 @@ def write_packed(
 ) -> WrittenFile:
     """Write the file; no more than one tensor, or one layer's experts, is in memory at a time.
 
-    `progress` gets the bytes written and the bytes in all; `room`, before any is written, the bytes
-    in all. Raises ConfigError for weights that cannot be packed, by name.
+    `progress` is called with the bytes written and the bytes in all; `room`, before any is written,
+    with the bytes in all. Raises ConfigError, by name, for weights that cannot be packed.
     """
     config = weights.config
     planned = planned_of(config)
@@ -104,27 +104,27 @@ def layout_of(
     stored_bits: BitsOf,
     dtype_of: Callable[[str], torch.dtype],
 ) -> tuple[Placed, ...]:
-    """Every tensor that `write_packed` would write, before any is read. Raises as it does."""
+    """All tensors that `write_packed` would write, before any is read. Raises what it raises."""
 
     def plain(name: str) -> Plain:
-        # What no format names, such as float64, is rounded to fp32.
+        # A dtype without a plain format, such as float64, is rounded to fp32.
         return _FORMATS.get(dtype_of(name), "float32")
 
     return packed_layout(shape, lambda one: precision.of(one, stored_bits), plain)
 
 
 def _most(entries: Iterable[Entry]) -> Bits:
-    """The bits that most packed weights have, the head's and the embedding's left out."""
+    """The bits of most packed weights, not counting the head and the embedding."""
     count: Counter[Bits] = Counter()
     for entry in entries:
         if entry.kind != "plain":
-            # Where there is nothing else, the head and the embedding count.
+            # Where nothing else is packed, the head and the embedding count.
             count[entry.bits] += 1 if is_outer(entry.name) else prod(entry.shape)
     return max(count, key=lambda bits: count[bits])
 
 
 def _parts(one: Planned, entry: Entry, weights: Weights) -> Iterator[Tensor]:
-    """The bytes of one tensor; of FFNs, an expert at a time."""
+    """The bytes of one tensor; of FFNs, one expert at a time."""
     match one.kind:
         case "plain":
             yield weights.tensor(one.name).to(PLAIN[entry.format])
@@ -133,7 +133,7 @@ def _parts(one: Planned, entry: Entry, weights: Weights) -> Iterator[Tensor]:
         case "experts":
             ffns = FFNs(*one.shape)
             w_in, w_out = one.weights
-            # A dense FFN's weights are no stack.
+            # A dense FFN's weights are not stacked.
             numbers = range(ffns.experts) if weights.like[w_in].dim() == 3 else [None]
             for expert in numbers:
                 inner = weights.matrix(w_in, entry.bits, expert)

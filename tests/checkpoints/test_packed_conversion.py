@@ -14,12 +14,12 @@ from torch import Tensor
 
 from mixtura.checkpoints.conversion import write_tokenizer
 from mixtura.checkpoints.gguf_conversion import convert_to_gguf
-from mixtura.checkpoints.hf.saving import save_model
+from mixtura.checkpoints.hf.folder_writer import save_model
 from mixtura.checkpoints.inspection import inspect_model
-from mixtura.checkpoints.loading import load_model
-from mixtura.checkpoints.opening import open_model
-from mixtura.checkpoints.packing import pack_model
-from mixtura.checkpoints.run import load_run
+from mixtura.checkpoints.loaded_model import load_model
+from mixtura.checkpoints.loaded_run import load_run
+from mixtura.checkpoints.open_model import open_model
+from mixtura.checkpoints.packed_conversion import pack_model
 from mixtura.errors import CheckpointError, ConfigError, DataError, StorageError
 from mixtura.kernels.packed import experts, linear
 from mixtura.kernels.packed.groups import Bits

@@ -23,7 +23,7 @@ class _Section(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RecordedRun:
     """A run's recipe, and its curves so far."""
 
     folder: Path
@@ -110,7 +110,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def find_twin(run: Run) -> Path | None:
+def find_twin(run: RecordedRun) -> Path | None:
     """The folder `dense` beside an MoE's run, if that holds a run on the same corpus."""
     beside = run.folder.resolve().parent / TWIN
     if not run.moe_layers or not (beside / RECIPE).is_file():

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtura.checkpoints.coverage import check_filled, covered_once
 from mixtura.checkpoints.family_source import FamilySource
-from mixtura.checkpoints.hf.saving import save_model
-from mixtura.checkpoints.loading import load_source
-from mixtura.checkpoints.packed.packing import Precision, write_packed
+from mixtura.checkpoints.hf.folder_writer import save_model
+from mixtura.checkpoints.loaded_model import load_source
+from mixtura.checkpoints.packed.file_writer import Precision, write_packed
+from mixtura.checkpoints.piece_coverage import check_filled, covered_once
 from mixtura.checkpoints.source_weights import SourceWeights
 from mixtura.errors import ConfigError
 from mixtura.models import Decoder, DecoderConfig
@@ -134,8 +134,8 @@ def test_a_tensor_that_no_piece_fills_is_refused_on_load(
     biased = {**source.config, "attention_bias": True}
     source.config = biased
     forgetful = Forgetful("_proj.bias")
-    monkeypatch.setattr("mixtura.checkpoints.loading.family_of", lambda _: forgetful)
-    with pytest.raises(ConfigError, match=r"asks for blocks\.0\.attention\.qkv\.bias, for which"):
+    monkeypatch.setattr("mixtura.checkpoints.loaded_model.family_of", lambda _: forgetful)
+    with pytest.raises(ConfigError, match=r"describes blocks\.0\.attention\.qkv\.bias, for which"):
         load_source(source)
 
 

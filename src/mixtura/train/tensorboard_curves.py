@@ -1,9 +1,9 @@
-"""The run's curves for TensorBoard: event files, written by this thread.
+"""The run's curves as TensorBoard event files, written by this thread.
 
-torch's SummaryWriter writes from a thread of its own, where a full disk ends in a traceback.
+torch's SummaryWriter writes from another thread, where a full disk ends in a traceback.
 """
 
-# Protobuf builds its classes as it is imported, so no type checker finds them.
+# Protobuf builds its classes at import, so no type checker finds them.
 # pyright: reportAttributeAccessIssue=false
 
 import socket
@@ -19,8 +19,8 @@ from mixtura.errors import StorageError
 from mixtura.train.step_report import StepReport
 
 
-class Curves:
-    """One event file for each start of the run, below `folder`. Raises StorageError."""
+class TensorBoardCurves:
+    """One event file below `folder` for each start of the run. Raises StorageError."""
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         moment = time.time_ns()
@@ -31,7 +31,7 @@ class Curves:
         except OSError as error:
             raise self._refused(error) from error
         self._records = RecordWriter(self._file)
-        # Steps that an earlier start took beyond the checkpoint are hidden by this one.
+        # TensorBoard then hides steps that an earlier start took beyond the checkpoint.
         restart = SessionLog(status=SessionLog.START)
         self._write(
             Event(wall_time=time.time(), file_version="brain.Event:2"),
@@ -56,7 +56,7 @@ class Curves:
         self._write_scalars({"heldout/bits_per_byte": bits_per_byte}, step)
 
     def close(self) -> None:
-        # After a refused write, closing tries once more and is refused again.
+        # After a failed write, close writes once more and fails again.
         with suppress(OSError):
             self._file.close()
 

@@ -1,4 +1,4 @@
-"""Stored tensors put together from ours: the reverse of loading, in numbers or in groups of them.
+"""Stored tensors put together from ours, in numbers or in groups: the reverse of loading.
 
 A `Piece` says which part of a stored tensor is which part of ours.
 """
@@ -9,16 +9,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mixtura.checkpoints.coverage import check_stored
+from mixtura.checkpoints.piece_coverage import check_stored
 from mixtura.checkpoints.piece_views import in_groups, is_whole, taken
 from mixtura.kernels.packed.groups import GROUP, Groups
 from mixtura.shapes.families import Piece
 
 
 def filled(pieces: Sequence[Piece], ours: Callable[[Piece], Tensor]) -> Tensor:
-    """The stored tensor that these pieces fill; a view where one of ours is all of it.
+    """The stored tensor that these pieces fill; a view where one tensor of ours is all of it.
 
-    Raises ConfigError where they leave a part of it out.
+    Raises ConfigError where the pieces leave an element out.
     """
     check_stored(pieces)
     first = ours(pieces[0])
@@ -26,7 +26,7 @@ def filled(pieces: Sequence[Piece], ours: Callable[[Piece], Tensor]) -> Tensor:
         return first.view(pieces[0].shape)
     whole, name = torch.empty(pieces[0].shape, dtype=first.dtype), pieces[0].ours
     for piece in pieces:
-        # Once for all its parts: what is packed is unpacked at each asking.
+        # Read once for all its parts, since a packed tensor is unpacked at each read.
         if piece.ours != name:
             first, name = ours(piece), piece.ours
         part, filling = taken(first, whole, piece)
@@ -39,9 +39,10 @@ def filled_groups(
     ours: Callable[[Piece], Groups | None],
     stack: Callable[[Piece], tuple[int, ...]],
 ) -> Groups | None:
-    """The same in groups, its rows one after another; None where they would not stay whole.
+    """As `filled`, in groups, row after row; None where the pieces would cut groups.
 
-    `stack` is the shape of ours without its columns, since groups are of a flat list of rows.
+    `stack` gives the shape of a tensor of ours without its columns: `Groups` holds a flat list of
+    rows.
     """
     rows = [one for one in map(in_groups, pieces) if one is not None]
     found: dict[str, Groups] = {}

@@ -1,15 +1,15 @@
-"""A model as a packed folder: runs of ours, Hugging Face folders, GGUF files."""
+"""Any model as a packed folder: a run, a Hugging Face folder, or a GGUF file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mixtura.checkpoints.accounting import described
 from mixtura.checkpoints.conversion import write_tokenizer
+from mixtura.checkpoints.expected_tensors import described
 from mixtura.checkpoints.hub import folder_of
 from mixtura.checkpoints.model_kind import what_is
-from mixtura.checkpoints.packed.packing import Precision, write_packed
+from mixtura.checkpoints.packed.file_writer import Precision, write_packed
 from mixtura.checkpoints.weight_readers import open_weights
 from mixtura.errors import ConfigError, DataError, reading
 from mixtura.files import atomic_folder
@@ -22,7 +22,7 @@ RUN_FAMILY = "mixtura"
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What was written, and what a user should know of it."""
+    """What was written, and remarks for the user."""
 
     path: Path
     family: str
@@ -60,8 +60,8 @@ def pack_model(
     """Write the model as a packed folder; `out` appears whole or not at all.
 
     `head_bits` are those of the head and the embedding, by default `bits`. With `bits` None each
-    tensor of a GGUF file is packed in the fewest that keep what is stored. Digests are compared
-    before `out` appears, or to `verify` before anything is written. Raises ConfigError,
+    tensor of a GGUF file gets the fewest bits that keep its stored precision. Digests are compared
+    before `out` appears, with `verify` before anything is written. Raises ConfigError,
     CheckpointError or StorageError, by name, for what cannot be packed, read or written.
     """
     path = folder_of(str(model))
@@ -86,7 +86,7 @@ def pack_into(
 ) -> Packed:
     """As `pack_model`, into an empty folder, file by file.
 
-    `room` gets the number of bytes that will be written, before any is.
+    `room` is called with the number of bytes before any is written.
     """
     opened = open_weights(path)
     weights, check = opened.weights, opened.weights.check

@@ -1,4 +1,4 @@
-"""Fields of configs that take a router of any registered kind."""
+"""Fields of configs that accept routers of any registered kind."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from mixtura.moe.routers.router import ROUTERS, RouterSpec
 
 @dataclass(frozen=True, slots=True)
 class RouterField:
-    """The validator of such a field."""
+    """The validator of a field that accepts routers."""
 
     one_gate_alone: bool = False
-    """whether it takes routers with one linear gate alone, as parts of a hierarchical one"""
+    """whether only routers with one linear gate are accepted, as parts of a hierarchical router"""
     or_hierarchical: bool = False
-    """whether it takes a hierarchical one beside these"""
+    """whether a hierarchical router is accepted besides"""
 
     def kinds(self) -> list[str]:
-        """Those that the field takes."""
+        """The kinds that the field accepts."""
         return [name for name, kind in ROUTERS.values.items() if self._takes(kind.config)]
 
     def __call__(self, value: object) -> RouterSpec:
-        """Raises ValueError for an unknown kind, and for one that does not fit here."""
+        """Raises ValueError for an unknown kind, and for one that the field does not accept."""
         spec = value if isinstance(value, RouterSpec) else _read(value)
         if not self._takes(type(spec)):
             raise ValueError(
@@ -46,7 +46,7 @@ def _read(value: object) -> RouterSpec:
     try:
         return config.model_validate(value)
     except ValidationError as error:
-        # The kind leads to the config that a wrong key was meant for.
+        # The errors' places name the kind, whose config has the wrong key.
         raise ValidationError.from_exception_data(
             error.title, [_under(value["kind"], one) for one in error.errors()]
         ) from error
@@ -65,9 +65,9 @@ AnyRouter = Annotated[SerializeAsAny[RouterSpec], PlainValidator(RouterField())]
 OuterRouter = Annotated[
     SerializeAsAny[RouterSpec], PlainValidator(RouterField(one_gate_alone=True))
 ]
-"""of a hierarchical router: a choice among groups"""
+"""the outer part of a hierarchical router: a choice among groups"""
 InnerRouter = Annotated[
     SerializeAsAny[RouterSpec],
     PlainValidator(RouterField(one_gate_alone=True, or_hierarchical=True)),
 ]
-"""of a hierarchical router: a choice within a group, which may be hierarchical again"""
+"""the inner part of a hierarchical router, which may be hierarchical too"""

@@ -1,4 +1,4 @@
-"""From a recipe and a corpus to a trainer."""
+"""A trainer from a recipe and a corpus."""
 
 from functools import partial
 
@@ -21,23 +21,23 @@ _COUNTED_AT_ONCE = 2**22
 
 
 def build_decoder(config: ModelConfig, seed: int) -> LanguageModel:
-    """A model whose weights depend on the seed alone; made on the CPU, in fp32."""
+    """A model in fp32 on the CPU, whose weights depend on the seed alone."""
     cpu = torch.device("cpu")
     with randomness_of(seeded(seed, cpu), cpu):
         return config.build()
 
 
 def check_model(recipe: Recipe) -> None:
-    """Raises ConfigError for a model that may be opened, and not trained as it stands."""
+    """Raises ConfigError for a model that cannot be trained, though it could be opened."""
     if recipe.model.moe is not None:
         recipe.model.moe.check_training()
     _check_memory(recipe)
 
 
 def _check_memory(recipe: Recipe) -> None:
-    """Raises ConfigError where not even what stays from step to step would fit."""
+    """Raises ConfigError where weights, gradients and moments alone exceed the free memory."""
     on_cpu = choose_device(recipe.train.device).type == "cpu"
-    # For a GPU the weights alone are made here first.
+    # For a GPU only the weights are made in this memory first.
     of_parameter = sum(TRAINED_BYTES.values()) if on_cpu else TRAINED_BYTES["weight"]
     needed = recipe.model.total_parameters() * of_parameter
     free = free_bytes()
@@ -50,7 +50,7 @@ def _check_memory(recipe: Recipe) -> None:
 
 
 def build_trainer(recipe: Recipe, corpus: Corpus) -> Trainer:
-    """Raises ConfigError or DataError where recipe and corpus do not fit."""
+    """Raises ConfigError or DataError where recipe and corpus do not match."""
     check_model(recipe)
     check_vocabulary(recipe, corpus.vocabulary)
     config = recipe.train
@@ -58,7 +58,7 @@ def build_trainer(recipe: Recipe, corpus: Corpus) -> Trainer:
     heldout = partial(
         heldout_batches, corpus.heldout, config.batch, config.length, config.eval_tokens
     )
-    # Too little held-out text is to be found out now, not at the first evaluation.
+    # Too little held-out text raises here, not at the first evaluation.
     next(heldout())
     decoder = build_decoder(recipe.model, config.seed)
     if needs_token_counts(decoder):
@@ -67,9 +67,9 @@ def build_trainer(recipe: Recipe, corpus: Corpus) -> Trainer:
 
 
 def token_counts(token_file: TokenFile, vocabulary: int) -> Tensor:
-    """counts_V: how often each token of the vocabulary stands in the file."""
+    """counts_V: how often each token of the vocabulary occurs in the file."""
     counts = np.zeros(vocabulary, np.int64)
-    # A part at a time: bincount copies what it is given into 8 bytes a token.
+    # In parts, since bincount copies its input to 8 bytes a token.
     for first in range(0, len(token_file), _COUNTED_AT_ONCE):
         part = token_file.tokens[first : first + _COUNTED_AT_ONCE]
         counts += np.bincount(part, minlength=vocabulary)

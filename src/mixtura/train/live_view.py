@@ -23,17 +23,17 @@ _SMOOTHED_STEPS = 20
 
 
 def choose_view() -> View:
-    """The live screen where stderr is a terminal, else plain lines; stdout is left to results."""
+    """The live screen where stderr is a terminal, else plain lines; stdout is for results."""
     console = Console(stderr=True)
     redraws = console.is_terminal and not console.is_dumb_terminal
     return LiveView(console) if redraws else PlainView()
 
 
 def load_bar(load_E: list[int], width: int) -> Text:
-    """A column an expert (of several where they don't fit, the busiest of them).
+    """One column an expert; where they do not fit, a column shows the busiest of several.
 
-    An even share is half the height, twice it or more the full one. Green lies within twice of
-    even; yellow takes more; red takes over four times its share, or less than a tenth of it.
+    An even share is half the height, twice that share or more the full height. Up to twice an even
+    share is green, more is yellow; over four times, or less than a tenth, is red.
     """
     mean = sum(load_E) / len(load_E) or 1.0
     per_column = -(-len(load_E) // width)
@@ -42,14 +42,14 @@ def load_bar(load_E: list[int], width: int) -> Text:
         shares = [load / mean for load in load_E[first : first + per_column]]
         share = max(shares)
         height = min(len(BARS) - 1, round(share * len(BARS) / 2) - 1)
-        lost = share > 4 or min(shares) < 0.1
-        colour = "red" if lost else "yellow" if share > 2 else "green"
+        uneven = share > 4 or min(shares) < 0.1
+        colour = "red" if uneven else "yellow" if share > 2 else "green"
         bar.append(BARS[max(0, height)], style=colour)
     return bar
 
 
 class LiveView(View):
-    """Redraws itself in place a few times a second, and keeps alarms and notes above."""
+    """Redraws the screen in place up to 5 times a second; alarms and notes stay above it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -59,7 +59,7 @@ class LiveView(View):
         self._losses: deque[float] = deque(maxlen=_SMOOTHED_STEPS)
         self._speeds: deque[tuple[int, float]] = deque(maxlen=_SMOOTHED_STEPS)
         self._heldout = "no evaluation yet"
-        self._drawn = 0.0
+        self._refreshed = 0.0
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._end_preparing()
@@ -67,7 +67,7 @@ class LiveView(View):
 
     def preparing(self, stage: str, done: int, total: int) -> None:
         if self._preparing is None:
-            # A folder's name may hold brackets, which are no markup.
+            # A folder's name may hold brackets, which must not be read as markup.
             stages = TextColumn("{task.description}", markup=False)
             columns = (stages, BarColumn(), TimeRemainingColumn())
             self._preparing = Progress(*columns, console=self._console, transient=True)
@@ -80,7 +80,7 @@ class LiveView(View):
     def started(self, facts: RunFacts) -> None:
         self._end_preparing()
         self._pace = Pace(facts)
-        self.told(opening(facts))
+        self.log(opening(facts))
         self._live.start()
 
     def replanned(self, steps: int) -> None:
@@ -94,14 +94,14 @@ class LiveView(View):
         for alarm in report.alarms:
             self._live.console.print(Text(f"ALARM  {alarm}", style="bold white on red"))
         last = report.step == self._pace.facts.steps
-        if last or monotonic() - self._drawn > _REFRESH_SECONDS:
-            self._drawn = monotonic()
+        if last or monotonic() - self._refreshed > _REFRESH_SECONDS:
+            self._refreshed = monotonic()
             self._live.update(self._screen(report, self._pace), refresh=True)
 
     def evaluated(self, step: int, bits_per_byte: float) -> None:
         self._heldout = f"held-out {bits_per_byte:.4f} bits/byte (step {step})"
 
-    def told(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self._console.print(visible_line(line), markup=False, highlight=False)
 
     def _end_preparing(self) -> None:
@@ -122,7 +122,7 @@ class LiveView(View):
         return Group(line, self._loads(report, pace.facts.moe_layers), Text(self._heldout))
 
     def _loads(self, report: "StepReport", layers: list[int]) -> RenderableType:
-        """The layers that fit on the screen: the least even ones, in their order."""
+        """The layers that fit on the screen: the least even ones, in the model's order."""
         table = Table.grid(padding=(0, 2))
         busiest = report.max_over_mean
         room = max(1, self._console.height - 6)

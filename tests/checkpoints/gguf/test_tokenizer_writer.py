@@ -7,8 +7,8 @@ import pytest
 
 from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
-from mixtura.checkpoints.gguf.tokenizer_writing import tokenizer_keys
-from mixtura.checkpoints.gguf.writing import write_gguf
+from mixtura.checkpoints.gguf.file_writer import write_gguf
+from mixtura.checkpoints.gguf.tokenizer_writer import tokenizer_keys
 from mixtura.tokenizers import (
     ByteTokenizer,
     CheckpointTokenizer,

@@ -19,7 +19,7 @@ TIMES = {"seconds", "tokens_per_second"}
 
 
 class Recorder(View):
-    """Keeps what it is told, and may act at a step."""
+    """Keeps what the run shows, and may act at a step."""
 
     def __init__(self, act_at: int = 0, act: object = None) -> None:
         self.lines: list[str] = []
@@ -35,7 +35,7 @@ class Recorder(View):
         if report.step == self._act_at and callable(self._act):
             self._act()
 
-    def told(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.lines.append(line)
 
 

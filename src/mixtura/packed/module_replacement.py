@@ -1,4 +1,4 @@
-"""Packed modules in the places of a model's plain ones."""
+"""Replaces a model's plain modules by packed ones."""
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,15 @@ from mixtura.packed.packable import plan
 
 
 def install(model: nn.Module, file: PackedFile) -> None:
-    """Give a model without weights those of the file, which must be all of it.
+    """Give a model without weights those of the file, which must be complete.
 
-    What is packed stays mapped; plain floating-point tensors become fp32, as what goes through the
-    model is. Raises CheckpointError for a tensor that is missing, misshapen or unexpected.
+    Packed tensors stay mapped; plain floating-point tensors become fp32, as activations are. Raises
+    CheckpointError for a tensor that is missing, misshapen or unexpected.
     """
     check_fits(model, file)
-    wanted = plan(model)
-    plain = {one.name: _plain(file.read(one.name)) for one in wanted if one.kind == "plain"}
-    for one in wanted:
+    planned = plan(model)
+    plain = {one.name: _plain(file.read(one.name)) for one in planned if one.kind == "plain"}
+    for one in planned:
         if one.kind == "tiles":
             name = one.name.removesuffix(".weight")
             _replace(model, name, _matrix(model.get_submodule(name), name, file, plain))
@@ -33,7 +33,7 @@ def install(model: nn.Module, file: PackedFile) -> None:
             _replace(
                 model, one.name, _experts(model.get_submodule(one.name), one.name, file, plain)
             )
-    # Biases of what was replaced are held by the packed modules.
+    # The packed modules hold the biases of the modules that they replaced.
     left = model.state_dict().keys()
     model.load_state_dict(
         {name: tensor for name, tensor in plain.items() if name in left},
@@ -45,18 +45,18 @@ def install(model: nn.Module, file: PackedFile) -> None:
 
 
 def check_fits(model: nn.Module, file: PackedFile) -> None:
-    """Raises CheckpointError for a tensor of another kind, shape or sort of numbers, by name."""
-    wanted = {one.name: (one.kind, one.shape) for one in plan(model)}
+    """Raises CheckpointError, by name, for a tensor of another kind, shape or class of dtype."""
+    expected = {one.name: (one.kind, one.shape) for one in plan(model)}
     held = {name: (entry.kind, entry.shape) for name, entry in file.entries.items()}
-    for name in [*wanted, *held]:
-        if wanted.get(name) != held.get(name):
+    for name in [*expected, *held]:
+        if expected.get(name) != held.get(name):
             raise CheckpointError(
                 f"{file.path}: {name} is {_said(held.get(name))} there, and the model that its "
-                f"header describes has {_said(wanted.get(name))}; pack the model again"
+                f"header describes has {_said(expected.get(name))}; pack the model again"
             )
 
     like = model.state_dict()
-    for name, (kind, _) in wanted.items():
+    for name, (kind, _) in expected.items():
         if kind == "plain" and not _same_sort(like[name].dtype, file.dtype_of(name)):
             raise CheckpointError(
                 f"{file.path}: {name} holds {file.entries[name].format} there, and the model has "
@@ -65,7 +65,7 @@ def check_fits(model: nn.Module, file: PackedFile) -> None:
 
 
 def _same_sort(ours: torch.dtype, theirs: torch.dtype) -> bool:
-    """Whether one can be rounded to the other; whole numbers and booleans are of one sort alone."""
+    """Whether both are equal or both floating-point, so that one can be rounded to the other."""
     return ours == theirs or (ours.is_floating_point and theirs.is_floating_point)
 
 
@@ -75,7 +75,7 @@ def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
 
 def _plain(stored: Tensor) -> Tensor:
     dtype = torch.float32 if stored.is_floating_point() else stored.dtype
-    # The mapping is read-only; these are small.
+    # A copy, since the map is read-only; plain tensors are small.
     return stored.to(dtype, copy=True)
 
 

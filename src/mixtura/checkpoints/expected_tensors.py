@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds each tensor that its config asks for, and no other."""
+"""Whether a checkpoint holds each tensor that its config describes, and no other."""
 
 import re
 from collections import defaultdict
@@ -15,10 +15,10 @@ _MOST_MISSING = 1000
 def check_tensors(
     source: Source, family: Family, pieces: Iterable[Piece], *, values: bool = True
 ) -> dict[str, str]:
-    """Raises CheckpointError for missing, misshapen and unexpected tensors, by name.
+    """Raises CheckpointError, by name, for missing, misshapen and unexpected tensors.
 
-    Gives the names of those that the family knows and leaves out, and what they are. One that is
-    another once more is read and compared with it, unless `values` is false.
+    Returns the stored tensors that the family leaves out, by name, and what each is. A stored copy
+    of another tensor is compared with it, unless `values` is false.
     """
     expected: dict[str, tuple[int, ...]] = {}
     missing: dict[str, None] = {}
@@ -27,19 +27,19 @@ def check_tensors(
         expected[piece.stored], ours[piece.stored] = piece.shape, piece.ours
         if piece.stored not in source.tensors:
             missing[piece.stored] = None
-            # A config may ask for any number of layers and experts; its files are finite.
+            # A config may name any number of layers and experts; its files are finite.
             if len(missing) > _MOST_MISSING:
                 break
     if missing:
         raise CheckpointError(
             f"{source.path}: {_listed(list(missing))} missing; the config of this "
-            f"{family.model_type} model asks for more than the files hold"
+            f"{family.model_type} model describes more than the files hold"
         )
     for name, shape in expected.items():
         if source.tensors[name].shape != shape:
             raise CheckpointError(
                 f"{source.path}: {name} is of shape {source.tensors[name].shape} where the config "
-                f"asks for {shape}; config and weights are of different models"
+                f"says {shape}; config and weights are of different models"
             )
     spare = [name for name in source.tensors if name not in expected]
     left_out = {
@@ -72,7 +72,7 @@ def _check_copy(source: Source, name: str, of: str) -> None:
 
 
 def described(left_out: Mapping[str, str]) -> list[str]:
-    """A line for each reason why tensors are left out, with how many and one of them."""
+    """A line for each reason why tensors are left out: how many, and one as an example."""
     names: dict[str, list[str]] = defaultdict(list)
     for name, word in left_out.items():
         names[word].append(name)

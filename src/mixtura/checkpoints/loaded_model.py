@@ -1,4 +1,4 @@
-"""A checkpoint of somebody else's, as our decoder."""
+"""A checkpoint of a family, loaded into our decoder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from mixtura.checkpoints.accounting import check_tensors
-from mixtura.checkpoints.coverage import check_filled
+from mixtura.checkpoints.expected_tensors import check_tensors
 from mixtura.checkpoints.hf.folder import CONFIG
+from mixtura.checkpoints.piece_coverage import check_filled
 from mixtura.checkpoints.source import Source
 from mixtura.checkpoints.source_tensors import dtypes_of, read_weights
 from mixtura.checkpoints.sources import open_source
@@ -27,19 +27,19 @@ from mixtura.tokenizers import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A decoder in eval mode, and where it came from."""
+    """A decoder in eval mode, and the checkpoint that it was loaded from."""
 
     decoder: Decoder
     family: Family
     source: Source
     left_out: Mapping[str, str]
-    """stored tensors that the family knows and our decoder does without, and what each is"""
+    """stored tensors that the family leaves out, by name, and what each is"""
     check: Check
-    """of its weights by their digests; begun, and over where it was waited for"""
+    """of the weights by their digests; begun, and finished where loading waited for it"""
 
 
 def tokenizer_of(source: Source) -> Tokenizer:
-    """The tokenizer that came with it. Raises DataError or CheckpointError where none did."""
+    """The tokenizer beside or in a checkpoint. Raises DataError or CheckpointError without one."""
     if source.path.is_dir():
         return load_tokenizer(source.path)
     from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
@@ -64,11 +64,11 @@ def load_model(
     *,
     wait: bool = True,
 ) -> LoadedModel:
-    """Read a checkpoint, tensor by tensor; `dtype` None keeps the one it is stored in.
+    """Read a checkpoint, tensor by tensor; `dtype` None keeps the stored dtype.
 
     Gates are never rounded (see `dtypes_of`). Digests are compared before this returns, or with
     `wait=False` in the background, where `check.finish()` waits for the result. Raises ConfigError
-    for a family or a key that is not known, and CheckpointError for files that are damaged or of
+    for an unknown family or key, and CheckpointError for files that are damaged or belong to
     another model.
     """
     return load_source(open_source(path), dtype, device, wait=wait)
@@ -81,7 +81,7 @@ def load_source(
     *,
     wait: bool = True,
 ) -> LoadedModel:
-    """As `load_model`, from what is open already."""
+    """As `load_model`, from an open source."""
     family = family_of(source.config)
     config = decoder_config(family, source)
     left_out = check_tensors(source, family, family.pieces(config))
@@ -100,7 +100,7 @@ def load_source(
         gate_dtype=torch.float32 if "gates" in family.in_fp32 else None,
     )
     decoder.load_state_dict(read_weights(source, pieces, shapes, dtypes), assign=True)
-    decoder.turns_in_fp32 = "turning" in family.in_fp32
+    decoder.turns_in_fp32 = "rotation" in family.in_fp32
     for module in decoder.modules():
         if isinstance(module, TokenChoiceRouter):
             module.weighs_in_fp32 = "weights" in family.in_fp32
@@ -111,5 +111,5 @@ def load_source(
 
 
 def decoder_config(family: Family, source: Source) -> DecoderConfig:
-    """Raises ConfigError for a config that our decoder cannot follow."""
+    """Raises ConfigError for a config that our decoder cannot compute."""
     return DecoderConfig.parse(family.read(source.config), f"{source.path}: {CONFIG}")

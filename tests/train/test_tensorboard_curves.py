@@ -36,9 +36,9 @@ def test_curves_equal_the_log_after_a_resume(make_recipe, cache: Path, tmp_path:
 
 
 def test_a_full_disk_is_one_line(full_disk, tmp_path: Path) -> None:
-    from mixtura.train.curves import Curves
+    from mixtura.train.tensorboard_curves import TensorBoardCurves
 
-    curves = Curves(tmp_path / "tensorboard", resumed_step=0)
+    curves = TensorBoardCurves(tmp_path / "tensorboard", resumed_step=0)
     # The two events of a new file take some 60 bytes, and so does an evaluation.
     with full_disk(100), pytest.raises(StorageError, match=r"cannot be written .*free some space"):
         curves.evaluated(1.0, step=1)

@@ -11,7 +11,7 @@ import numpy as np
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from mixtura.checkpoints.accounting import check_tensors
+from mixtura.checkpoints.expected_tensors import check_tensors
 from mixtura.checkpoints.gguf.architectures import Architecture, architecture_for
 from mixtura.checkpoints.gguf.blocks import BITS
 from mixtura.checkpoints.gguf.encoding import Factors, OutTensor
@@ -19,10 +19,10 @@ from mixtura.checkpoints.gguf.header_layout import as_read, head, padding, place
 from mixtura.checkpoints.gguf.kinds import Kind
 from mixtura.checkpoints.gguf.metadata import Metadata
 from mixtura.checkpoints.gguf.rope import factors_of
-from mixtura.checkpoints.gguf.source import ROPE_FACTORS, in_asked_kind
-from mixtura.checkpoints.gguf.tokenizer_writing import tokenizer_keys
+from mixtura.checkpoints.gguf.source import ROPE_FACTORS, in_file_kind
+from mixtura.checkpoints.gguf.tokenizer_writer import tokenizer_keys
 from mixtura.checkpoints.hf.model_config import difference_of, function_of
-from mixtura.checkpoints.loading import decoder_config
+from mixtura.checkpoints.loaded_model import decoder_config
 from mixtura.checkpoints.source import Source
 from mixtura.errors import ConfigError
 from mixtura.files import atomic_write
@@ -42,7 +42,7 @@ _FILE_TYPES: Mapping[Kind, LlamaFileType] = {
     Kind.Q8_0: LlamaFileType.MOSTLY_Q8_0,
     Kind.Q4_0: LlamaFileType.MOSTLY_Q4_0,
 }
-# Of how blocks are laid out; llama.cpp asks for it where a file has any.
+# The version of the block layouts; llama.cpp needs it where a file is quantised.
 _QUANTISATION_VERSION = 2
 
 
@@ -53,10 +53,10 @@ class Written:
     path: Path
     architecture: str
     kind: str
-    """that of most weights"""
+    """the kind of most weights"""
     bytes: int
     left_out: Mapping[str, str]
-    """stored tensors that the family knows and does without, and what each is"""
+    """stored tensors that the family leaves out, by name, and what each is"""
 
 
 def write_gguf(
@@ -73,10 +73,10 @@ def write_gguf(
 
     Matrices are stored as `kind`; vectors, biases and routers in fp32, as llama.cpp has them.
     Without a kind, matrices that the source has in groups of 4 or 8 bits keep them, and others are
-    q8_0; groups of the kind asked for are carried over as they are. `check` has to end well before
-    the file appears. `progress` is told the bytes written and the bytes in all. Raises ConfigError
-    for a family without an architecture, for what its metadata cannot say, and for rows that blocks
-    of 32 do not fill; DataError for a tokenizer that a GGUF file has no words for.
+    q8_0. Groups of the given kind are carried over exactly. `check` has to succeed before the file
+    appears. `progress` is called with the bytes written and the bytes in all. Raises ConfigError
+    for a family without an architecture, for a config that its metadata cannot state, and for rows
+    that blocks of 32 do not fill; DataError for a tokenizer that GGUF cannot hold.
     """
     plan = _plan(source, kind)
     metadata = {
@@ -107,7 +107,7 @@ def write_gguf(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """All that is known before a weight is read."""
+    """All that is decided before a weight is read."""
 
     architecture: Architecture
     keys: Mapping[str, Any]
@@ -117,7 +117,7 @@ class _Plan:
 
     @property
     def kind(self) -> Kind:
-        """That of most weights."""
+        """The kind of most weights."""
         weights: dict[Kind, int] = defaultdict(int)
         for one in self.tensors:
             weights[one.kind] += prod(one.shape)
@@ -140,14 +140,14 @@ def _plan(source: Source, kind: KindName | None) -> _Plan:
 
 
 def _tensors(links: Iterable[Piece], source: Source, kind: KindName | None) -> list[OutTensor]:
-    """In the order of the pieces. Raises ConfigError for rows that no blocks of 32 fill."""
+    """In the order of the pieces. Raises ConfigError for rows that blocks of 32 do not fill."""
     by_name: dict[str, list[Piece]] = defaultdict(list)
     for link in links:
         by_name[link.stored].append(link)
     found: list[OutTensor] = []
     for name, pieces in by_name.items():
         shape, own = pieces[0].shape, Kind.F32
-        if in_asked_kind(name, shape):
+        if in_file_kind(name, shape):
             own = _kind_of(pieces, source) if kind is None else _KINDS[kind]
         if own in BITS and shape[-1] % GROUP:
             raise ConfigError(
@@ -159,7 +159,7 @@ def _tensors(links: Iterable[Piece], source: Source, kind: KindName | None) -> l
 
 
 def _kind_of(pieces: list[Piece], source: Source) -> Kind:
-    """The one that all of these are stored in already, else the default."""
+    """The kind that all of these are stored in, where it has groups, else the default."""
     stored = {source.tensors[piece.ours].dtype.lower() for piece in pieces}
     own = _KINDS.get(stored.pop(), _DEFAULT) if len(stored) == 1 else _DEFAULT
     return own if own in BITS else _DEFAULT
@@ -171,7 +171,7 @@ def _keys(
     names: Container[str],
     factors_P: NDArray[np.float32] | None,
 ) -> dict[str, Any]:
-    """The architecture's metadata. Raises ConfigError for what is not the same once it is read."""
+    """The architecture's metadata. Raises ConfigError for a model that differs once it is read."""
     found = {
         f"{architecture.name}{key}": value
         for key, value in architecture.keys(config.model_dump()).items()
@@ -191,10 +191,10 @@ def _keys(
 
 
 def _inference(config: DecoderConfig, architecture: Architecture) -> dict[str, Any]:
-    """All of a config that its outputs depend on, once nothing is trained any more."""
+    """The part of a config that its outputs depend on, without what only training uses."""
     tree = function_of(config)
     if architecture.needs_head:
-        # A tied head is stored once more, and read as one of its own.
+        # A tied head is stored twice, and read as untied.
         del tree["tied_head"]
     if tree["moe"] is not None:
         router = {key: value for key, value in tree["moe"]["router"].items() if key != "jitter"}
@@ -203,7 +203,7 @@ def _inference(config: DecoderConfig, architecture: Architecture) -> dict[str, A
 
 
 def _rounded(tree: Any) -> Any:
-    """Every number as 32 bits keep it."""
+    """Every number rounded to fp32."""
     if isinstance(tree, dict):
         return {key: _rounded(value) for key, value in tree.items()}
     return as_read(tree)

@@ -1,4 +1,4 @@
-"""Whether pieces fill a tensor: what none of them fills would be whatever memory held before."""
+"""Whether pieces fill a tensor: an element that no piece fills would be uninitialised memory."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from mixtura.shapes.families.family import Part
 
 
 def check_filled(path: object, pieces: Iterable[Piece], shapes: Mapping[str, Tensor]) -> None:
-    """Raises ConfigError naming a tensor of ours of which the stored ones leave a part out."""
+    """Raises ConfigError, by name, for a tensor of ours that the stored tensors do not fill."""
     by_ours: dict[str, list[Piece]] = {}
     for piece in pieces:
         by_ours.setdefault(piece.ours, []).append(piece)
@@ -21,7 +21,7 @@ def check_filled(path: object, pieces: Iterable[Piece], shapes: Mapping[str, Ten
         own = by_ours.get(name, [])
         if not own:
             raise ConfigError(
-                f"{path}: the config asks for {name}, for which this family stores no tensor; "
+                f"{path}: the config describes {name}, for which this family stores no tensor; "
                 "Mixtura cannot run this model"
             )
         if not covered_once(tuple(like.shape), [(piece.view, piece.at) for piece in own]):
@@ -32,21 +32,21 @@ def check_filled(path: object, pieces: Iterable[Piece], shapes: Mapping[str, Ten
 
 
 def check_stored(pieces: Sequence[Piece]) -> None:
-    """The same for one stored tensor that is put together from ours."""
+    """As `check_filled`, for one stored tensor that is put together from ours."""
     first = pieces[0]
     if not covered_once(first.shape, [(piece.stored_view, piece.of) for piece in pieces]):
         raise ConfigError(
             f"{first.stored}: this model's weights do not fill it element by element, as its "
-            "config asks; save it as another family"
+            "config says; save it as another family"
         )
 
 
 def covered_once(
     shape: tuple[int, ...], parts: Sequence[tuple[tuple[int, ...] | None, Part]]
 ) -> bool:
-    """Whether the parts are all of a tensor of that shape, each element once.
+    """Whether the parts cover a tensor of that shape, each element once.
 
-    A part is an index, of the tensor seen in a view or as it is.
+    A part is a view's shape, or None for the tensor's own, and an index into it.
     """
     views = {_resolved(view, shape) for view, _ in parts}
     if len(views) != 1:
@@ -62,7 +62,7 @@ def covered_once(
 
 
 def _ranges(part: Part, size: tuple[int, ...]) -> list[range]:
-    """The indices that a part takes of each dim."""
+    """The indices that a part takes in each dim."""
     whole = [*part, *[slice(None)] * (len(size) - len(part))]
     return [
         range(*one.indices(length)) if isinstance(one, slice) else range(one, one + 1)
@@ -83,7 +83,7 @@ def _cells(own: range, cuts: Sequence[int]) -> slice:
 
 
 def _resolved(view: tuple[int, ...] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The view's shape, a dim of -1 worked out."""
+    """The view's shape, with a dim of -1 computed."""
     if view is None:
         return shape
     known = prod(length for length in view if length != -1)

@@ -1,4 +1,4 @@
-"""A trained run, ready for use."""
+"""A trained run, loaded for use."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +24,14 @@ class LoadedRun:
     tokenizer: Tokenizer
     step: int
     check: Check
-    """of the model's weights by their digests; begun, and over where it was waited for"""
+    """of the model's weights by their digests; begun, and finished where loading waited for it"""
 
 
 def load_run(folder: Path, device: torch.device | str = "cpu", *, wait: bool = True) -> LoadedRun:
-    """Digests are compared before this returns, or with `wait=False` in the background.
+    """Load the newest checkpoint's model, in eval mode.
 
-    Raises CheckpointError where there is no run, no checkpoint, or a damaged one.
+    Digests are compared before this returns, or with `wait=False` in the background. Raises
+    CheckpointError where there is no run, no checkpoint, or a damaged one.
     """
     run = RunFolder(folder)
     if not folder.is_dir():

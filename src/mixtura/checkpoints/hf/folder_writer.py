@@ -1,4 +1,4 @@
-"""Weights as a folder that transformers and its kin load."""
+"""Weights as a folder that transformers loads."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtura.checkpoints.coverage import check_stored
 from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.hf.folder import CONFIG, INDEX, SINGLE
 from mixtura.checkpoints.hf.model_config import hf_config
+from mixtura.checkpoints.piece_coverage import check_stored
 from mixtura.checkpoints.source import Source
 from mixtura.checkpoints.weights import DecoderWeights, Weights
 from mixtura.config import Tree
@@ -64,7 +64,7 @@ def save_model(
     companions: Callable[[Path], object] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Saved:
-    """A decoder's weights by `write_hf`."""
+    """Write a decoder's weights with `write_hf`."""
     return write_hf(
         DecoderWeights(decoder, out),
         family,
@@ -90,12 +90,12 @@ def write_hf(
 ) -> Saved:
     """Write config, weights and their digests; `out` appears whole or not at all.
 
-    `like` is the checkpoint that the model came from: its config and its files beside the weights
-    are carried over; `companions` writes further ones into the folder, such as a tokenizer's, and
-    `check` has to end well before the folder appears. `dtype`, by default the head's, rounds no
-    gate. One shard is in memory at a time; `progress` gets the bytes written and the bytes in all.
-    Raises ConfigError where the family cannot say what this decoder computes, and StorageError
-    where the disk is full.
+    `like` is the checkpoint that the model came from, whose config and files beside the weights are
+    carried over. `companions` writes further files into the folder, such as a tokenizer's, and
+    `check` has to succeed before the folder appears. `dtype` is by default the head's; gates are
+    never rounded. One shard is in memory at a time; `progress` is called with the bytes written and
+    the bytes in all. Raises ConfigError where the family cannot state what this decoder computes,
+    and StorageError where the disk is full.
     """
     config = hf_config(weights.config, family, like)
     dtype = dtype or weights.dtype_of("head.weight")
@@ -112,13 +112,13 @@ def write_hf(
     done = 0
     with atomic_folder(out) as folder:
         for name, shard in zip(names, shards, strict=True):
-            # Copies: parts of one tensor of ours share its memory, which safetensors refuses.
+            # Copies, since safetensors refuses tensors that share memory, as parts of a stack do.
             tensors = {
                 key: source.read(key).to(dtypes[stored[key][0].ours], copy=True).contiguous()
                 for key in shard
             }
             write_tensors(folder / name, tensors, out, {"format": "pt"})
-            # The library writes for the owner alone; let these be as readable as the others.
+            # safetensors makes files that only the owner may read; others get the usual rights.
             (folder / name).chmod(0o666 & ~_umask())
             experts = {key: _experts_in(stored[key], weights.like) for key in shard}
             digests[name] = digests_of(tensors, experts)
@@ -154,7 +154,7 @@ def _experts_in(pieces: Sequence[Piece], ours: Mapping[str, Tensor]) -> int:
 
 
 def _dtypes(weights: Weights, dtype: torch.dtype) -> Mapping[str, torch.dtype]:
-    """What each of our tensors is stored in."""
+    """The dtype that each of our tensors is stored in."""
     found: dict[str, torch.dtype] = {}
     gates = gate_names(weights.blueprint)
     for name, like in weights.like.items():
@@ -174,7 +174,7 @@ def _bytes(piece: Piece, dtypes: Mapping[str, torch.dtype]) -> int:
 def _shards(
     stored: Mapping[str, list[Piece]], dtypes: Mapping[str, torch.dtype], limit: int
 ) -> list[list[str]]:
-    """Names in the order of the pieces; a shard is closed before it passes the limit."""
+    """Names in the order of the pieces; a shard ends before it exceeds the limit in bytes."""
     shards: list[list[str]] = [[]]
     held = 0
     for name, pieces in stored.items():
@@ -205,7 +205,7 @@ def _carry_over(folder: Path, like: Source | None) -> None:
 
 
 def _umask() -> int:
-    """Python tells it only by setting it."""
+    """The process's umask, which Python can read only by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Any model that can be talked with: a run of ours, a checkpoint of others', a hub id."""
+"""Any model, opened for generation: a run, a checkpoint, a packed folder, a GGUF file, a hub id."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,15 +10,15 @@ import torch
 
 from mixtura.checkpoints.gguf_cache import PackedGGUF, forget, packed_gguf
 from mixtura.checkpoints.hub import folder_of
-from mixtura.checkpoints.loading import (
+from mixtura.checkpoints.loaded_model import (
     LoadedModel,
     check_vocabulary,
     load_source,
     open_source,
     tokenizer_of,
 )
+from mixtura.checkpoints.loaded_run import load_run
 from mixtura.checkpoints.model_kind import what_is
-from mixtura.checkpoints.run import load_run
 from mixtura.checkpoints.weights_in_memory import check_weights_fit
 from mixtura.errors import CheckpointError, ConfigError, reading
 from mixtura.integrity import Check
@@ -44,23 +44,23 @@ class OpenModel:
     decoder: LanguageModel
     tokenizer: Tokenizer
     origin: LoadedModel | None
-    """where somebody else's came from; None for a run and for a packed model"""
+    """the loaded checkpoint; None for a run and for a packed model"""
     check: Check
-    """of its weights by their digests; begun, and over where it was waited for"""
+    """of the weights by their digests; begun, and finished where opening waited for it"""
     step: int | None = None
-    """of a run: its newest checkpoint's"""
+    """of a run: the step of its newest checkpoint"""
     packed: PackedFile | None = None
     """of a packed model: the file that its weights are mapped from"""
     remarks: tuple[str, ...] = ()
-    """what a user should know of how it was opened"""
+    """for the user, about how the model was opened"""
     lease: Lease | None = None
-    """of packed weights in the user's cache: as long as it lives, they are not removed"""
+    """of packed weights in the user's cache, which are not removed as long as the lease lives"""
     folder: Path | None = None
-    """where the files beside its weights lie, such as generation_config.json; None for a run"""
+    """of the files beside the weights, such as generation_config.json; None for a run"""
 
     @property
     def title(self) -> str:
-        """The model's own name, and how far a run had come."""
+        """The model's own name, and the step of a run's checkpoint."""
         name = Path(self.name).resolve().name if Path(self.name).exists() else self.name
         return name if self.step is None else f"{name}, step {self.step}"
 
@@ -78,14 +78,14 @@ def open_model(
     wait: bool = True,
     progress: Progress = silent,
 ) -> OpenModel:
-    """A run folder, a packed folder, a Hugging Face folder, a GGUF file, or a hub id, to be run.
+    """Open a run folder, a packed folder, a Hugging Face folder, a GGUF file, or a hub id.
 
     A quantised GGUF file is packed at its first opening, and its packed weights are kept in the
     user's cache; with a `dtype` its weights are unpacked in memory instead. `dtype` None keeps the
-    one that other weights are stored in; gates are never rounded. Digests are compared before this
+    stored dtype of other weights; gates are never rounded. Digests are compared before this
     returns, or with `wait=False` in the background, where `check.finish()` waits for the result.
     Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used, and
-    ConfigError for weights that the memory that is free cannot hold.
+    ConfigError for weights that the free memory cannot hold.
     """
     with reading(model):
         return _opened(model, dtype, device, wait, progress)
@@ -130,7 +130,7 @@ def _open(
 
 
 def _open_gguf(model: str, path: Path, progress: Progress, wait: bool) -> OpenModel | None:
-    """From packed weights in the cache; None where the file is better used as it is."""
+    """From packed weights in the cache; None where the file's own weights are the better choice."""
     # Without compiled kernels packed weights are unpacked at each use.
     cached = None if native() is None else packed_gguf(path, progress)
     if cached is None:
@@ -150,7 +150,7 @@ def _open_gguf(model: str, path: Path, progress: Progress, wait: bool) -> OpenMo
 
 
 def _again(cached: PackedGGUF) -> str:
-    """The remedy for an entry that is found to be damaged while it is in use."""
+    """Remove a cache entry that was found damaged in use; returns the remedy for the user."""
     forget(cached)
     return "it was removed from the cache, so run the command again"
 

@@ -1,4 +1,4 @@
-"""A tokenizer as the metadata of a GGUF file: what vocabulary.py reads."""
+"""A tokenizer as the metadata of a GGUF file."""
 
 import json
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from mixtura.tokenizers.pieces import PieceKind
 from mixtura.tokenizers.sentencepiece_parts import is_scored_pieces, sentencepiece_parts
 
 _NAMES = {"bos_token": "bos", "unk_token": "unknown", "pad_token": "padding"}
-# Of an answer, beside eos.
+# Tokens that end an answer, besides eos.
 _FURTHER_ENDS = ("eot", "eom")
 
 
 @dataclass(frozen=True, slots=True)
 class _Vocabulary:
-    """What is written of each token, and what the kind of tokenizer has beside."""
+    """Each token's text, kind and score, and the further keys of a kind of tokenizer."""
 
     tokens: list[str | None]
-    """None where a number stands for nothing"""
+    """None for a number without a token"""
     kinds: list[PieceKind]
     scores: list[float] | None
     further: dict[str, Any]
@@ -31,8 +31,8 @@ class _Vocabulary:
 def tokenizer_keys(tokenizer: Tokenizer, vocabulary: int) -> dict[str, Any]:
     """`tokenizer.*`, for a model of this vocabulary.
 
-    Raises DataError for a tokenizer whose tokens llama.cpp would not make, and CheckpointError
-    where the model has fewer tokens.
+    Raises DataError for a tokenizer whose tokens llama.cpp would not reproduce, and CheckpointError
+    for a model with fewer tokens.
     """
     own = as_checkpoint(tokenizer)
     is_scored = is_scored_pieces(json.loads(own.to_json()))
@@ -82,7 +82,7 @@ def _byte_level(tokenizer: CheckpointTokenizer) -> _Vocabulary:
 def _scored_pieces(tokenizer: CheckpointTokenizer) -> _Vocabulary:
     parts = sentencepiece_parts(tokenizer)
     kinds = [PieceKind(kind) for kind in parts.pieces.kinds]
-    # llama.cpp looks for what the user defined in the text as it is, where spaces are spaces.
+    # llama.cpp searches the text for user-defined tokens, so they are spelt with spaces.
     tokens: list[str | None] = [
         text.replace(SPACE, " ") if kind == PieceKind.USER_DEFINED else text
         for text, kind in zip(parts.pieces.texts, kinds, strict=True)
@@ -92,10 +92,10 @@ def _scored_pieces(tokenizer: CheckpointTokenizer) -> _Vocabulary:
 
 
 def _ids(tokenizer: CheckpointTokenizer, tokens: list[str]) -> dict[str, int]:
-    """Tokens with a part to play, by that part."""
+    """Tokens with a role, such as "bos", by that role."""
     number_of = {token: number for number, token in enumerate(tokens)}
     names = tokenizer.facts.names
-    # A file may name a token that the vocabulary lacks; it has no number to write.
+    # A tokenizer may name a token that its vocabulary lacks; it has no number to write.
     found = {
         part: number_of[names[name]]
         for name, part in _NAMES.items()

@@ -10,13 +10,13 @@ from mixtura.tokenizers.piece_text import SPACE
 from mixtura.tokenizers.pieces import PieceKind, Pieces
 from mixtura.tokenizers.sentencepiece_tokenizer import sentencepiece_tokenizer
 
-# Of an answer: eot is the end of a turn, eom that of a message to a tool.
+# Tokens that end an answer: eot ends a turn, eom a message to a tool.
 _ENDS = ("eos", "eot", "eom")
 _HF_NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
 def gguf_tokenizer(metadata: Metadata) -> CheckpointTokenizer:
-    """Raises CheckpointError for a tokenizer that is missing, damaged, or of a kind not read."""
+    """Raises CheckpointError for a missing or damaged tokenizer, or one of an unsupported kind."""
     model = metadata.text("tokenizer.ggml.model")
     if model not in _READERS:
         raise metadata.error(
@@ -53,7 +53,7 @@ def _byte_level(metadata: Metadata, tokens: list[str]) -> CheckpointTokenizer:
 
 
 def _scored_pieces(metadata: Metadata, tokens: list[str]) -> CheckpointTokenizer:
-    """As llama.cpp has it: a space is set before the text and behind every added token."""
+    """As in llama.cpp, a space goes before the text and after every added token."""
     kinds = _kinds(metadata, tokens)
     named = {**_usual_names(tokens, kinds), **_named(metadata, tokens)}
     pieces = Pieces(
@@ -76,7 +76,7 @@ _READERS: Mapping[str, Callable[[Metadata, list[str]], CheckpointTokenizer]] = {
 
 
 def _begin(metadata: Metadata, named: Mapping[str, str], usual: bool) -> str | None:
-    """What every text begins with."""
+    """The token that every text begins with; None for no such token."""
     if not metadata.flag("tokenizer.ggml.add_bos_token", usual):
         return None
     if "bos" not in named:
@@ -97,19 +97,19 @@ def _facts(
 
 
 def _usual_names(tokens: list[str], kinds: list[int]) -> dict[str, str]:
-    """What llama.cpp takes where a file of this kind names no tokens."""
+    """llama.cpp's defaults for a file of this kind that names no tokens."""
     marks = {PieceKind.UNKNOWN, PieceKind.CONTROL}
     usual = enumerate(("unknown", "bos", "eos"))
     return {name: tokens[at] for at, name in usual if at < len(tokens) and kinds[at] in marks}
 
 
 def _spelt(token: str, kind: int) -> str:
-    """llama.cpp has what the user defined as text spells it, and all else as pieces do."""
+    """llama.cpp spells a user-defined token with spaces, and all others as pieces do."""
     return token.replace(" ", SPACE) if kind == PieceKind.USER_DEFINED else token
 
 
 def _named(metadata: Metadata, tokens: list[str]) -> dict[str, str]:
-    """Tokens that the file gives a part to, by that part."""
+    """Tokens with a role in the file, such as "bos", by that role."""
     numbers = {
         name: metadata.token(f"tokenizer.ggml.{name}_token_id", len(tokens))
         for name in (*_HF_NAMES, *_ENDS)
@@ -140,5 +140,5 @@ def _kinds(metadata: Metadata, tokens: list[str]) -> list[int]:
 
 
 def _of_kind(tokens: list[str], of_token: list[int], kinds: set[PieceKind]) -> list[str]:
-    # Without any kinds, all tokens are plain.
+    # Without kinds all tokens are plain.
     return [token for token, kind in zip(tokens, of_token, strict=False) if kind in kinds]

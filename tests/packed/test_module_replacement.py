@@ -11,7 +11,7 @@ from mixtura.errors import CheckpointError, ConfigError
 from mixtura.kernels.packed.groups import Bits
 from mixtura.moe.experts import DenseFFN
 from mixtura.packed.file import PackedFile
-from mixtura.packed.installing import install
+from mixtura.packed.module_replacement import install
 from mixtura.packed.modules import (
     PackedEmbedding,
     PackedExperts,

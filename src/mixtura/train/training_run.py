@@ -1,4 +1,4 @@
-"""A run: a trainer, its folder and its view, from the step where it stands to the last."""
+"""A run in training: a trainer, its folder and its view, from the current step to the last."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -18,7 +18,7 @@ from mixtura.train.trainer import Trainer
 from mixtura.train.view import RunFacts, View
 
 if TYPE_CHECKING:
-    from mixtura.train.curves import Curves
+    from mixtura.train.tensorboard_curves import TensorBoardCurves
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +27,15 @@ class Summary:
 
     folder: Path
     steps: int
-    """done, of all processes that trained it"""
+    """all steps of the run, over all processes that trained it"""
     tokens: int
     seconds: float
-    """of training alone: no evaluation, no checkpoints"""
+    """of training alone, without evaluation and checkpoints"""
     heldout_bits_per_byte: float | None
-    """the last evaluation's; None where a run stopped before its first"""
+    """of the last evaluation; None for a run that stopped before its first"""
     load_max_over_mean: list[float]
-    """for each MoE layer: load of each expert summed over the last 100 steps, max over mean; none
-    where no step was done"""
+    """for each MoE layer: each expert's load summed over the last 100 steps, max over mean; empty
+    before the first step"""
     interrupted: bool
     """stopped by SIGINT or SIGTERM before the last step"""
 
@@ -44,8 +44,8 @@ class Summary:
         return {**asdict(self), "folder": str(self.folder)}
 
 
-class Run:
-    """The loop, and all that it writes."""
+class TrainingRun:
+    """The training loop, and all that it writes."""
 
     def __init__(
         self, trainer: Trainer, recipe: Recipe, corpus_digest: str, folder: RunFolder, view: View
@@ -58,7 +58,7 @@ class Run:
         self._open = ExitStack()
         self._log = self._open.enter_context(closing(Journal(folder.log)))
         self._evaluations = self._open.enter_context(closing(Journal(folder.evaluations)))
-        self._curves: Curves | None = None
+        self._curves: TensorBoardCurves | None = None
         if self._config.tensorboard:
             self._curves = _open_curves(folder.tensorboard, trainer.steps_done)
             self._open.callback(self._curves.close)
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of training alone: no evaluation, no checkpoints."""
+        """Of training alone, without evaluation and checkpoints."""
         return self._trainer.seconds
 
     @property
@@ -83,10 +83,10 @@ class Run:
         return self._trainer.plan
 
     def correct(self, steps: int, reason: str) -> None:
-        """Take `steps` in all, and not as many as were planned. Raises StorageError.
+        """Change the number of steps in all to `steps`. Raises StorageError.
 
-        The rest of the schedule is squeezed or stretched to them. It is on the disk before the next
-        step, so a run that goes on from an earlier checkpoint takes the same steps again.
+        The rest of the schedule is stretched or shortened to fit. The correction is on the disk
+        before the next step, so a run resumed from an earlier checkpoint repeats the same steps.
         """
         done = self._trainer.steps_done
         assert steps > done, "the last step is still to come"
@@ -113,13 +113,13 @@ class Run:
             self._save()
 
     def end(self) -> Summary:
-        """Save what is not saved yet, and say how it went."""
+        """Save unsaved steps, and summarise the run."""
         trainer = self._trainer
         if self._saved_step != trainer.steps_done:
             self._save()
         complete = self.steps_left == 0
         if not complete:
-            self._view.told(f"stopped after step {trainer.steps_done}, saved; go on with --resume")
+            self._view.log(f"stopped after step {trainer.steps_done}, saved; go on with --resume")
         summary = self._summary(interrupted=not complete)
         if complete:
             self._folder.write_summary(summary.tree())
@@ -215,31 +215,32 @@ class Run:
 
 
 def _last_quality(evaluations: Sequence[Mapping[str, Any]]) -> float | None:
-    """None too where a line says none, as one that was edited."""
+    """None without an evaluation, or where an edited line lacks the number."""
     found = evaluations[-1].get("heldout_bits_per_byte") if evaluations else None
     return found if isinstance(found, float) else None
 
 
-def _open_curves(folder: Path, resumed_step: int) -> "Curves":
-    # A tenth of a second that a run without curves, or a use of its model, need not pay.
-    from mixtura.train.curves import Curves
+def _open_curves(folder: Path, resumed_step: int) -> "TensorBoardCurves":
+    # The import takes 0.1 s, which runs without curves need not pay.
+    from mixtura.train.tensorboard_curves import TensorBoardCurves
 
-    return Curves(folder, resumed_step)
+    return TensorBoardCurves(folder, resumed_step)
 
 
 def train_in_turn(
-    runs: Sequence[Run], after_round: Callable[[], None] | None = None
+    runs: Sequence[TrainingRun], after_round: Callable[[], None] | None = None
 ) -> list[Summary]:
-    """Train every run to its last step, or until an interrupt, one step of each at a time.
+    """Train every run to its last step or an interrupt, one step of each at a time.
 
-    Runs that share a process this way meet the same weather, so their speeds compare. `after_round`
-    is called whenever all have taken as many steps, and may correct how many there are.
+    Runs that take turns in one process meet the same load on the machine, so their speeds compare.
+    `after_round` is called whenever all have taken as many steps, and may correct the number of
+    steps.
     """
     with deferred_interrupts() as interrupt:
         for run in runs:
             run.begin()
-        while not interrupt.asked and any(run.steps_left for run in runs):
-            # After a resume one may be ahead of the others.
+        while not interrupt.requested and any(run.steps_left for run in runs):
+            # After a resume one run may be ahead of the others.
             furthest_behind = max(run.steps_left for run in runs)
             for run in runs:
                 if run.steps_left == furthest_behind:

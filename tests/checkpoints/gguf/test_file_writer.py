@@ -12,10 +12,10 @@ from gguf import GGUFReader
 
 from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.gguf import GGUFSource
+from mixtura.checkpoints.gguf.file_writer import write_gguf
 from mixtura.checkpoints.gguf.header_layout import head, padding, placed
 from mixtura.checkpoints.gguf.kinds import Kind
-from mixtura.checkpoints.gguf.writing import write_gguf
-from mixtura.checkpoints.loading import load_source
+from mixtura.checkpoints.loaded_model import load_source
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import family_named

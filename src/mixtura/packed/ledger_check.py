@@ -1,7 +1,7 @@
-"""A packed file's tensors held to the ledger of the model that its header describes. No torch.
+"""Compares a packed file's tensors with the ledger of the model in its header. No torch.
 
-A digest vouches for what was written, not for who wrote it. E experts, H rows of w_in, D width, F
-expert width.
+The header's digest protects only from damage: a program may write a wrong header. E experts, H rows
+of w_in, D width, F expert width.
 """
 
 from mixtura.errors import CheckpointError
@@ -13,7 +13,7 @@ _MATRICES = ("w_in", "w_out")
 
 
 def check_layers(file: PackedFile) -> None:
-    """Before a config is parsed, which goes through its layers one by one."""
+    """Before the config is parsed, which takes time for each of its layers."""
     layers, entries = file.header.config.get("layers"), len(file.entries)
     if isinstance(layers, int) and layers > entries:
         raise CheckpointError(
@@ -23,7 +23,7 @@ def check_layers(file: PackedFile) -> None:
 
 
 def check_ledger(file: PackedFile, shape: ModelShape) -> None:
-    """Raises CheckpointError for a tensor that is missing or misshapen, by name."""
+    """Raises CheckpointError, by name, for a tensor that is missing or misshapen."""
     left = dict(file.entries)
     for one in shape.tensors():
         entry = left.pop(one.name, None)
@@ -40,7 +40,7 @@ def check_ledger(file: PackedFile, shape: ModelShape) -> None:
 
 
 def _matrix(entry: Entry, leaf: str, dims: int) -> tuple[int, ...] | None:
-    """The shape of one of an FFN's two; a dense FFN's has no dim of experts."""
+    """The shape of w_in or w_out in an entry of FFNs; a dense FFN's has no dim of experts."""
     if entry.kind != "experts":
         return None
     experts, hidden, width, expert_width = entry.shape

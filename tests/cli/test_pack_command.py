@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mixtura.kernels.native import native
 from mixtura.packed.file import PackedFile
 from mixtura.packed.folder import FILE
 
@@ -51,6 +52,7 @@ def test_a_packed_folder_generates(inside: Mixtura, packed: Path, tiny_run: Path
     assert len(said["tokens"]) == len(before["tokens"]) == 8
 
 
+@pytest.mark.skipif(native() is None, reason="a line says that there are no compiled kernels")
 def test_generate_of_a_packed_folder_ends_without_a_word_of_the_library(
     mixtura: Mixtura, packed: Path
 ) -> None:

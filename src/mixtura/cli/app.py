@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mixtura.cli.failures import INTERRUPTED, mistake, status_of
+from mixtura.cli.startup import without_collection
 from mixtura.cli.streams import open_closed_streams
 from mixtura.errors import MixturaError, memory_ran_out
 
@@ -113,9 +114,10 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        status = app(_needed(arguments))(
-            list(arguments), prog_name="mixtura", standalone_mode=False
-        )
+        with without_collection():
+            # It imports the commands' modules.
+            built = app(_needed(arguments))
+        status = built(list(arguments), prog_name="mixtura", standalone_mode=False)
         # A full disk behind standard output shows here.
         sys.stdout.flush()
     except KeyboardInterrupt:

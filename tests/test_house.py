@@ -187,6 +187,29 @@ def files_importing(module: str, name: str) -> set[str]:
     }
 
 
+def test_telling_what_a_path_is_stands_once() -> None:
+    # The files that name a kind are looked for by one module; others read or write them by name.
+    assert files_importing("mixtura.runs.file_names", "RECIPE") == {
+        "checkpoints/inspection.py",
+        "checkpoints/model_kind.py",
+        "runs/folder.py",
+    }
+    assert files_importing("mixtura.packed.folder", "FILE") == {
+        f"checkpoints/{name}.py"
+        for name in (
+            *("inspection", "model_kind", "open_model"),
+            *("packed_conversion", "weight_readers"),
+        )
+    }
+
+
+def test_the_reader_of_a_runs_folder_stands_once() -> None:
+    # A RunFolder gives places and checkpoints to all others; inspection starts without torch.
+    assert files_that_call("Checkpoints") == {"checkpoints/inspection.py", "runs/folder.py"}
+    readers = files_importing("mixtura.runs.checkpoint", "read_tensors")
+    assert readers == {"checkpoints/loaded_run.py"}
+
+
 def test_nothing_probes_with_hasattr() -> None:
     assert not [
         place

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from mixtura.checkpoints.model_kind import what_is
 from mixtura.config import Config, read_yaml
 from mixtura.errors import CheckpointError, ConfigError, DataError, reading
 from mixtura.insight.curves import Curves
 from mixtura.json_reader import read_object
 from mixtura.models import ModelConfig
-from mixtura.runs.file_names import RECIPE
 from mixtura.runs.folder import RunFolder
 
 TWIN = "dense"
@@ -49,16 +49,18 @@ class RecordedRun:
 
     @classmethod
     def _read(cls, folder: Path) -> Self:
-        if not (folder / RECIPE).is_file():
+        recipe = RunFolder(folder).recipe
+        if what_is(folder) != "run":
             raise CheckpointError(
-                f"{folder}: holds no run ({RECIPE} is missing); give the folder of a training run"
+                f"{folder}: holds no run ({recipe.name} is missing); give the folder of a training "
+                "run"
             )
         try:
-            tree = read_yaml(folder / RECIPE)
+            tree = read_yaml(recipe)
             return cls(
                 folder=folder,
                 name=str(tree["name"]),
-                model=_Section.parse({"model": tree["model"]}, str(folder / RECIPE)).model,
+                model=_Section.parse({"model": tree["model"]}, str(recipe)).model,
                 steps=_steps(folder, tree),
                 length=int(tree["train"]["length"]),
                 source=str(tree["data"]["source"]["kind"]),
@@ -70,7 +72,7 @@ class RecordedRun:
             raise
         except (ConfigError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
-                f"{folder / RECIPE}: not the recipe of a run ({error}); it was changed, or written "
+                f"{recipe}: not the recipe of a run ({error}); it was changed, or written "
                 "by another version of Mixtura"
             ) from error
 
@@ -113,6 +115,6 @@ def _json(path: Path) -> dict[str, Any]:
 def find_twin(run: RecordedRun) -> Path | None:
     """The folder `dense` beside an MoE's run, if that holds a run on the same corpus."""
     beside = run.folder.resolve().parent / TWIN
-    if not run.moe_layers or not (beside / RECIPE).is_file():
+    if not run.moe_layers or what_is(beside) != "run":
         return None
     return beside if _json(RunFolder(beside).corpus).get("digest") == run.corpus else None

@@ -87,6 +87,15 @@ def by_transformers(model: Any) -> Read:
     return read
 
 
+def by_context(decoder: Decoder) -> Read:
+    context = Context(decoder)
+
+    def read(tokens: Sequence[int]) -> Tensor:
+        return context.read(tokens, "decode" if context.tokens else "prefill")
+
+    return read
+
+
 def by_decoder(decoder: Decoder) -> Read:
     state = State.empty(decoder.config, 1, 128, torch.bfloat16)
 
@@ -116,7 +125,7 @@ def test_greedy_tokens_in_bf16_are_transformers_and_the_decoders(
     parted: dict[str, list[str]] = {}
     for prompt in PROMPTS:
         tokens = smollm2_tokenizer.encode(prompt)
-        ours = greedy(Context(decoder).read, tokens)
+        ours = greedy(by_context(decoder), tokens)
         others = (
             greedy(by_transformers(theirs), tokens),
             greedy(by_decoder(decoder), tokens),

@@ -21,9 +21,9 @@ MOST_BYTES_LISTED = 48 << 20
 """in a file that lists every tensor of a model"""
 DEPTH = 64
 DIGITS = 100
-"""of an integer; tokenizer_config.json states 10^30 where there is no bound"""
+"""of an integer; tokenizer_config.json writes 10^30 for no limit"""
 VALUES = 1 << 22
-"""in one file: twice those that list 150,000 tensors; parsing so many takes 2 or 3 seconds"""
+"""in one file: twice what a list of 150,000 tensors needs; parsing so many takes 2 or 3 seconds"""
 
 _SHOWN = 40
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")

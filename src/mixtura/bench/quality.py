@@ -51,7 +51,7 @@ class QualityRow:
     name: str
     bits: Precision
     arithmetic: Arithmetic
-    """that of products with packed weights; the rest is fp32"""
+    """for products with packed weights; the rest is fp32"""
     bytes: int
     perplexity: float
     bits_per_byte: float

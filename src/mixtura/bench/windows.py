@@ -1,4 +1,4 @@
-"""Real text as windows of tokens of one length. W windows, S positions of one."""
+"""Real text as windows of tokens, all equally long. W windows, S positions in each."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Windows:
     token_WS: Tensor
     """int64"""
     bytes_WS: Tensor
-    """int64: UTF-8 bytes that each token adds to the text; 0 for the tokens of `begin`"""
+    """int64: UTF-8 bytes that each token adds to the text; 0 for `tokenizer.begin`"""
 
     @property
     def predicted(self) -> int:
@@ -38,7 +38,7 @@ class Windows:
 def windows(
     documents: Iterable[Document | Skipped], tokenizer: Tokenizer, length: int, tokens: int
 ) -> Windows:
-    """About `tokens` tokens, at most 8 windows of each document, in an order by hash of its name.
+    """About `tokens` tokens, at most 8 windows a document, documents in order of their name's hash.
 
     A document's tokens behind its last whole window are left out. Raises DataError where no
     document fills a window.

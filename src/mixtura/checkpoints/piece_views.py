@@ -1,4 +1,4 @@
-"""Views of the two parts that a `Piece` pairs: of a tensor of ours, and of a stored tensor."""
+"""Views of the two parts that a `Piece` pairs: one of our tensor, one of the stored tensor."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def is_whole(piece: Piece) -> bool:
-    """Whether all of the stored tensor is all of ours, element by element."""
+    """Whether the whole stored tensor is our whole tensor, element by element."""
     return not piece.at and not piece.of and not piece.transposed
 
 

@@ -11,7 +11,7 @@ from mixtura.engine.sequence import Sequence
 class Batch(Scheduler):
     """Sequences over one runner: `add` them, and `advance` all until each has its `finish`.
 
-    Answers are of tokens below `known`, such as the tokenizer's vocabulary; by default of all.
+    Answers use token ids below `known`, such as the tokenizer's vocabulary size; by default all.
     """
 
     def __init__(self, runner: Runner, known: int | None = None) -> None:
@@ -29,7 +29,7 @@ class Batch(Scheduler):
         """A sequence that goes on from `prompt` until one of `ends`, or `max_tokens`.
 
         Raises ConfigError for more sequences than the cache was sized for, a prompt that is empty
-        or longer than the context, and tokens that the model does not know.
+        or longer than the context, and tokens outside its vocabulary.
         """
         one = Sequence.of(prompt, sampling, max_tokens, ends, logprobs)
         self.begin(one)

@@ -29,7 +29,7 @@ def generate(
     stops: abc.Sequence[str] = (),
     logprobs: int | None = None,
 ) -> "Stream":
-    """Continue `prompt`; iterate over what comes back for the text, then see its `result`.
+    """Continue `prompt`: iterate over the stream for the text, then see its `result`.
 
     An empty prompt begins a new document. The cache has `context` positions, by default as many as
     the prompt and `max_tokens` need, and stores them as `kv` says (see `Context`). One of `stops`
@@ -80,7 +80,7 @@ class Writer:
     ) -> "Stream":
         """Continue the tokens until `stop` or one of `ends` appears, neither part of the answer.
 
-        Without `ends` the tokenizer's own end it. An answer that `continues` the prompt's text
+        `ends` are by default the tokenizer's own. An answer that `continues` the prompt's text
         keeps a space that it begins with; one that does not is a text of its own. An answer before
         it that has not ended is interrupted.
         """

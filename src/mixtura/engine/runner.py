@@ -1,4 +1,4 @@
-"""A decoder and its state: steps of rows of any mix of sequences.
+"""A decoder and its state; a step takes rows of any sequences.
 
 R rows, N rows whose logits are asked for, L positions of a slot, V vocabulary.
 """
@@ -51,7 +51,7 @@ class Runner:
 
         `fused` False takes the modules; True the program, or ConfigError says why there is none.
         The state lies where the decoder does. Raises ConfigError for a model that lies on no CPU
-        or CUDA device, or on several, and for one whose router looks around.
+        or CUDA device, or on several, and for one whose router is not causal.
         """
         _check_model(decoder)
         self.decoder, self.plan = decoder, plan
@@ -87,7 +87,7 @@ class Runner:
     def expect(self, slot: int, length: int) -> None:
         """Say that the text in this slot will have at least `length` tokens.
 
-        Saves LongRoPE's models from reading twice what they first took for a short text.
+        Spares LongRoPE models a second reading of a text that was first treated as short.
         """
         if self._texts is not None:
             self._texts.expect(slot, length)
@@ -190,7 +190,7 @@ def as_decoder(model: LanguageModel) -> Decoder:
 
 
 def why_alone(decoder: Decoder) -> str | None:
-    """Why the engine has no batch for this decoder; None where it has one."""
+    """Why this decoder cannot run in a batch; None where it can."""
     devices = {str(tensor.device) for tensor in decoder.parameters()}
     if len(devices) > 1:
         return f"this model lies on {' and '.join(sorted(devices))}; move it to one device"
@@ -238,7 +238,7 @@ def _say_once(reason: str) -> None:
 
 @contextmanager
 def evaluating(decoder: Decoder) -> Iterator[None]:
-    """Without training's jitter and counts of load; a decoder in training is put back."""
+    """In eval mode, without jitter and counts of load; training mode is restored afterwards."""
     was_training = decoder.training
     if was_training:
         decoder.eval()

@@ -1,8 +1,8 @@
-"""The process in which strangers' chat templates run, from the side of its parent.
+"""The parent's side of the process in which strangers' chat templates run.
 
 Jinja's sandbox keeps a template from what it should not read and call, but not from running without
 end or filling the memory: a literal times a number is enough, and so is a list that holds another
-one twice on each of thirty levels. No list of what is allowed would be sure to be whole, so
+one twice on each of thirty levels. No list of what is allowed is sure to be complete, so
 templates run in a process that the system bounds (template_renderer.py is its program).
 """
 

@@ -12,7 +12,7 @@ from mixtura.kernels.experts_ffn import SegmentProducts, ragged_takes
 
 
 def bank_linear_naive(x_TD: Tensor, weight_GED: Tensor, bank_R: Tensor) -> Tensor:
-    """logits_RE; the twin of `bank_linear`, with a copy of the weights for every row."""
+    """logits_RE; the reference for `bank_linear`, with a copy of the weights for every row."""
     x_RD = x_TD.repeat_interleave(_copies(x_TD, bank_R), 0)
     return torch.einsum("rd,red->re", x_RD, weight_GED[bank_R])
 
@@ -20,7 +20,7 @@ def bank_linear_naive(x_TD: Tensor, weight_GED: Tensor, bank_R: Tensor) -> Tenso
 def bank_linear(x_TD: Tensor, weight_GED: Tensor, bank_R: Tensor) -> Tensor:
     """As the naive twin, bank by bank over rows sorted by bank; outside any autocast.
 
-    The counts of rows are read from the device, once.
+    Waits for the device once, to read the counts of rows.
     """
     return _BankLinear.apply(x_TD, weight_GED, bank_R)
 

@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """How many rows an expert's segment has beyond its own; they do not affect results.
+    """How many padding rows an expert's segment has; they do not affect results.
 
     Kernels that are made for each new number of rows (oneDNN's bf16 products) then meet few
     numbers, and segments of equal length can be multiplied as one batch.
@@ -22,7 +22,7 @@ class Padding:
     multiple: int = 1
     """each segment is rounded up to a multiple of this"""
     even_within: float = 0.0
-    """all segments get the longest's length if that gives at most this many times the rows"""
+    """all segments get the longest's length if rows grow by at most this factor"""
 
     def segments(self, count_E: Tensor) -> Tensor:
         """Rows of each expert's segment, from the number of its own rows; CPU tensors."""
@@ -50,7 +50,7 @@ class Order:
     row_M: Tensor
     """sorted row -> row as routed; N for a padding row"""
     place_TK: Tensor | None
-    """token and choice -> sorted row; None where rows are not K for each token in turn"""
+    """token and choice -> sorted row; None unless rows are K a token, in order"""
     segment_E: Tensor
     """rows of each expert's segment, int64"""
     bags: "Bags | None" = None
@@ -77,9 +77,10 @@ def order_by_expert(
     padding: Padding = COMPACT,
     num_tokens: int | None = None,
 ) -> Order:
-    """Sort rows by expert. With `top_k`, row n belongs to token n // top_k; else in any order.
+    """Sort rows by expert.
 
-    Without `top_k`, `num_tokens` is the number of tokens that sum rows. Padding reads the counts,
+    With `top_k`, row n belongs to token n // top_k; else rows come in any order. Without `top_k`,
+    `num_tokens` counts the tokens to sum rows into. Padding reads the counts,
     which would synchronise with a GPU: leave it out there.
     """
     sorted_N, row_N = expert_N.sort(stable=True)

@@ -1,4 +1,4 @@
-"""What training, reports and loading know of a model: tokens in, a DecoderOutput out.
+"""The interface of a model to training, reports and loading: tokens in, a DecoderOutput out.
 
 B sequences, S positions, V vocabulary.
 """
@@ -56,7 +56,7 @@ class LanguageModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where tokens have to be; packed weights are no parameters, but norms always are."""
+        """Where tokens must be: with the parameters, which even a packed model has in its norms."""
         return next(self.parameters()).device
 
     def check_length(self, length: int) -> None:
@@ -70,7 +70,7 @@ class LanguageModel(nn.Module, ABC):
 
 def check_padding(valid_BS: Tensor) -> None:
     """Raises ConfigError for padding before a token, which a model would read as text."""
-    # A GPU is waited for here, once a pass, and only where padding is given: the price of an error.
+    # This check waits for a GPU once a pass, and only where padding is given.
     left_B = (valid_BS[..., 1:] > valid_BS[..., :-1]).any(-1)
     if left_B.any():
         raise ConfigError(

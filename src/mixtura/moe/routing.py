@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of a hierarchical router: banks of gates side by side, each over S choices.
+    """One level of a hierarchical router: gates side by side, each over S choices.
 
     R rows, each of one gate: at the second level a token has a row for each group that it is sent
     to. Choice s of gate g has number g * S + s in the level. Every choice stands for equally many
@@ -185,7 +185,7 @@ def _within(of_N: Tensor, last: int) -> bool:
 
 def first_choices(routing: Routing) -> Routing:
     """Only each token's first choice, as GShard's loss counts them; for token choice."""
-    assert routing.top_k is not None, "the rows are not choices of one token in turn"
+    assert routing.top_k is not None, "rows are not K for each token, in order"
     every = slice(None, None, routing.top_k)
     return replace(
         routing,

@@ -1,4 +1,4 @@
-"""The shape of a decoder, for every count without building it. No torch."""
+"""A decoder's shape: weights, buffers and FLOPs without building it. No torch."""
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -14,7 +14,7 @@ from mixtura.shapes.ledger import Role, Saved, Weight
 from mixtura.shapes.model import ModelShape
 from mixtura.shapes.moe import MoEShape, ffn_weights
 
-# The roles of what replaces the FFN of a dense decoder's block.
+# The roles of the weights of a block's FFN, dense or MoE.
 _FFN_ROLES: frozenset[Role] = frozenset({"ffn", "router", "expert", "shared_expert", "residual"})
 
 
@@ -46,7 +46,7 @@ class Multipliers(Config):
 
     embedding: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     residual: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """of the outputs of attention and FFN, before they are added to the residual"""
+    """scales the outputs of attention and FFN before they join the residual"""
     logits: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
@@ -105,7 +105,7 @@ class DecoderShape(ModelShape):
             yield "attention.local.layers", self.attention.local.layers
 
     def _refuse_idle_steps(self) -> None:
-        """A step without an MoE layer would have no effect, and no error."""
+        """A step of the pyramid over no MoE layer would silently do nothing."""
         begins = [step.from_layer for step in self.moe.pyramid] if self.moe else []
         for begin, end in pairwise([*begins, max(self.layers, *begins, 0)]):
             if not any(map(self.holds_moe, range(begin, min(end, self.layers)))):
@@ -165,7 +165,7 @@ class DecoderShape(ModelShape):
 
 
 def dense_twin(shape: DecoderShape, multiple: int = 8) -> DecoderShape:
-    """The dense decoder of the nearest active parameters; its FFN is a multiple of `multiple` wide.
+    """The dense decoder nearest in active parameters; its FFN is a multiple of `multiple` wide.
 
     It is the fair rival of an MoE: the same attention, embedding and active compute in each layer.
     """
@@ -174,9 +174,9 @@ def dense_twin(shape: DecoderShape, multiple: int = 8) -> DecoderShape:
 
 
 def dense_of_total(shape: DecoderShape, multiple: int = 8) -> DecoderShape:
-    """The dense decoder of the nearest total parameters; its FFN is a multiple of `multiple` wide.
+    """The dense decoder nearest in total parameters; its FFN is a multiple of `multiple` wide.
 
-    It shows what the MoE saves: every token uses as many weights as the MoE holds.
+    It shows what the MoE saves: here each token uses as many weights as the MoE holds.
     """
     goal = sum(w.parameters for w in shape.weights() if w.role in _FFN_ROLES)
     return _dense(shape, goal, multiple)

@@ -164,7 +164,7 @@ class Trainer:
         # Before clipping, which would spread a NaN norm to every gradient.
         if not all(map(isfinite, [means.loss, *means.losses.values(), means.grad_norm])):
             self._refuse(number, means)
-        # Multiplying every gradient by 1 would cost a pass over all of them.
+        # Under the limit torch would multiply every gradient by 1, a pass over all of them.
         if self.config.clip is not None and means.grad_norm > self.config.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
         return means
@@ -208,7 +208,7 @@ class Trainer:
         return list(load_X.split([load_E.numel() for load_E in loads]))
 
     def _refuse(self, number: int, means: StepMeans) -> NoReturn:
-        # From the step's first random state, so that its random numbers are the same.
+        # A replay from the step's first random state has the same random numbers.
         with randomness_of(self._random, self.device):
             where = nonfinite.in_forward(
                 self.decoder, lambda: self._replay(self._micro_batches(number))

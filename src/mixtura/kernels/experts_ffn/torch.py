@@ -32,7 +32,7 @@ def experts_ffn(
     products: Products,
     biases: Biases | None = None,
 ) -> Tensor:
-    """As the naive twin; keeps only x and h for the backward pass."""
+    """As `experts_ffn_naive`; keeps only x and h for the backward pass."""
     return _ExpertsFFN.apply(
         x_ND, count_E, w_in_EHD, w_out_EDF, activation, products, *(biases or (None, None))
     )

@@ -23,7 +23,7 @@ _TYPES = ("sliding_attention", "full_attention")
 
 
 class GptOss(Architecture):
-    """The k largest logits, then a softmax; an MoE in every layer, its experts mostly MXFP4."""
+    """Router: k largest logits, then a softmax. An MoE in every layer, its experts mostly MXFP4."""
 
     name = "gpt-oss"
     needs_head = True

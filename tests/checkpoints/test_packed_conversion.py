@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from mixtura.models.packed_decoder import packed_decoder
 from mixtura.packed.file import PackedFile
 from mixtura.packed.folder import FILE
 from mixtura.packed.modules import PackedEmbedding, PackedExperts, PackedLinear
-from mixtura.shapes.families import family_named
+from mixtura.shapes import DecoderShape
+from mixtura.shapes.families import Family, Piece, family_named
 from mixtura.tensor_files.digests import FILE as DIGESTS
 from mixtura.tokenizers.tokenizer import ByteTokenizer
 
@@ -359,3 +360,24 @@ def test_a_gguf_file_of_blocks_comes_back_bit_for_bit(tmp_path: Path, bits: Bits
         if isinstance(module, PackedLinear)
     ]
     assert all(same) == (bits == 4)
+
+
+def test_a_config_that_describes_more_than_the_files_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder("mixtral", tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4096}))
+    family = type(family_named("mixtral"))
+    pieces, listed = family.pieces, 0
+
+    def counted(self: Family, shape: DecoderShape) -> Iterator[Piece]:
+        nonlocal listed
+        for piece in pieces(self, shape):
+            listed += 1
+            yield piece
+
+    monkeypatch.setattr(family, "pieces", counted)
+    with pytest.raises(CheckpointError, match=r"layers\.2\..* missing; the config"):
+        pack_model(source, tmp_path / "packed", bits=4)
+    assert 0 < listed < 2000, "of the 66,575 that the config describes"

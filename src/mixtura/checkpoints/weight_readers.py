@@ -7,7 +7,12 @@ from pathlib import Path
 from mixtura.checkpoints.expected_tensors import check_tensors
 from mixtura.checkpoints.family_source import FamilySource
 from mixtura.checkpoints.hf.model_config import first_family
-from mixtura.checkpoints.loaded_model import check_vocabulary, open_source, tokenizer_of
+from mixtura.checkpoints.loaded_model import (
+    check_vocabulary,
+    decoder_config,
+    open_source,
+    tokenizer_of,
+)
 from mixtura.checkpoints.loaded_run import load_run
 from mixtura.checkpoints.model_kind import what_is
 from mixtura.checkpoints.packed.weights import PackedWeights
@@ -18,7 +23,7 @@ from mixtura.errors import ConfigError, DataError
 from mixtura.models import Decoder
 from mixtura.packed.file import PackedFile
 from mixtura.packed.folder import FILE
-from mixtura.shapes.families import FAMILIES, Family, family_named
+from mixtura.shapes.families import FAMILIES, Family, family_named, family_of
 from mixtura.tokenizers import Tokenizer, load_tokenizer
 
 
@@ -89,9 +94,11 @@ def _of_run(path: Path) -> OpenWeights:
 
 
 def _of_source(path: Path) -> OpenWeights:
-    weights = SourceWeights(open_source(path))
-    pieces = weights.family.pieces(weights.config)
-    left_out = check_tensors(weights.source, weights.family, pieces)
+    source = open_source(path)
+    family = family_of(source.config)
+    # `SourceWeights` lists every piece, and a config may describe more than the files hold.
+    left_out = check_tensors(source, family, family.pieces(decoder_config(family, source)))
+    weights = SourceWeights(source)
     try:
         tokenizer = tokenizer_of(weights.source)
     except DataError as error:

@@ -3,6 +3,7 @@
 E experts, H rows of w_in, D width, F expert width; of any matrix N rows and K columns.
 """
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -38,8 +39,8 @@ class PackedWeights(Weights):
         self.file, self.path = file, file.path.parent
         self.config = packed_blueprint(file).config
 
-    @property
-    def check(self) -> Check:
+    @cached_property
+    def check(self) -> Check:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.file.check(self.config.roles())
 
     def tensor(self, name: str, expert: int | None = None) -> Tensor:

@@ -1,17 +1,19 @@
-"""Mixtura's engine, its peers and the machine's limits, in turn, on the same random weights.
+"""Measure Mixtura's engine, its peers and the machine's limits in turn, on the same random weights.
 
     python benchmarks/engine.py --out benchmarks/results/engine.json
     python benchmarks/engine.py --short --shape olmoe --layers 4 --only llama.cpp,mixtura
 
-Each side is a process that waits on a pipe, so that one of them computes at a time; where not all
-fit into memory they come in several phases, Mixtura in each. Prefill is a prompt of 512 tokens;
-decode is 32 steps (8 in --short) after a prompt of 64 tokens, or after 16 prompts of 16. Before and
-after each measurement the limit is taken: raw reads of memory for decode, multiply-adds of 8-bit
-numbers for prefill. Figures are medians over rounds, in each of which one sequence is decoded three
-times; what comes first is not counted. A measurement during which other programs kept more than a
-tenth of a core busy is taken again, --patience times.
-Each shape is written to --out as soon as it is done; others that the same processor gave stay.
-The last line is one JSON object. docs/performance.md says more.
+Each side is a process that waits on a pipe, so only one side computes at a time. If not all sides
+fit into memory, they are measured in several phases, and Mixtura is part of each phase. Prefill
+reads a prompt of 512 tokens. Decode takes 32 steps (8 with --short) after a prompt of 64 tokens, or
+after 16 prompts of 16. The limit is measured before and after each measurement: raw reads of memory
+for decode, multiply-adds of 8-bit numbers for prefill. Figures are medians over rounds, without a
+first round; each round decodes one sequence three times. If other programs keep more than a tenth
+of a core busy, the measurement is repeated, at most --patience times.
+
+The result of each shape is written to --out as soon as it is complete; earlier results of other
+shapes on the same processor are kept. The last line is one JSON object. docs/performance.md
+describes the method.
 """
 
 import argparse
@@ -73,7 +75,7 @@ def options_of_command() -> argparse.Namespace:
 
 
 def _of_others(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What --out holds of shapes that are not measured now, if it is of the same processor."""
+    """Earlier results in --out for other shapes, if they are from the same processor."""
     if not options.out or not options.out.exists():
         return []
     known = json.loads(options.out.read_text())

@@ -1,10 +1,11 @@
-"""Which products the experts should take: the backends side by side, forward and backward.
+"""Compare the backends for the products of experts, forward and backward.
 
     python benchmarks/experts.py --out benchmarks/results/experts.json
 
-Every pass routes anew, so that counts of rows change as they do in training (a kernel that is made
-for each new count shows what that costs). Figures are medians of interleaved rounds; `dense` is one
-FFN of the same work, the limit. The last line is one JSON object.
+Every pass has new routing, so that the numbers of rows change as in training; the time includes
+the cost of a backend that creates a kernel for each new number of rows. Figures are medians over
+rounds in which all backends take turns. `dense` is one FFN with the same work, which is the limit.
+The last line is one JSON object.
 """
 
 import argparse
@@ -57,7 +58,8 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> dict[str
 
     for _ in range(rounds + 3):
         for backend, experts in layers.items():
-            # One each: kernels that one backend had made would serve the next.
+            # Each backend has its own routing, since backends share kernels that are created for
+            # numbers of rows.
             routed = routing(tokens, num_experts, top_k)
             timed(backend, lambda e=experts, r=routed: e(x_TD, r))
         timed("dense", lambda: dense(x_TD))

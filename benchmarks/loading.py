@@ -1,12 +1,12 @@
-"""From a folder on disk to the first token: ours, transformers', and reading the files once.
+"""Time from a folder on disk to the first token: Mixtura, transformers, and one read of the files.
 
     python benchmarks/loading.py --out benchmarks/results/loading.json
 
-Writes a folder of about --gb in bf16, OLMoE's shape with random weights and as many layers as fit,
-loads it in each way in turn, and continues a prompt of five tokens by one. Imports are done before,
-and each way runs once unmeasured, so the page cache is warm. `read once` is reading every byte into
-one buffer of 16 MB; `copied once` is reading it into fresh memory, which is what a loader that
-copies cannot beat. The last line is one JSON object.
+Writes a folder of about --gb gigabytes in bf16: OLMoE's shape with random weights and as many
+layers as fit. Then each way loads the folder in turn, and continues a prompt of five tokens by one
+token. Imports are not measured, and each way runs once unmeasured, so the page cache is warm. `read
+once` reads every byte into one buffer of 16 MB. `copied once` reads every byte into new memory,
+which is the limit of loaders that copy. The last line is one JSON object.
 """
 
 import argparse
@@ -44,7 +44,7 @@ BUFFER = 1 << 24
 
 
 def write_model(folder: Path, gigabytes: float) -> int:
-    """The folder's bytes of weights; random ones, so that no two are alike."""
+    """Write a model with random weights; returns its bytes of weights."""
     family = family_named("olmoe")
     outer, layer = 2 * 2048 * 50304 * 2, (64 * 3 * 1024 * 2048 + 4 * 2048**2) * 2
     layers = max(1, round((gigabytes * 1e9 - outer) / layer))
@@ -55,7 +55,7 @@ def write_model(folder: Path, gigabytes: float) -> int:
         for parameter in decoder.parameters():
             parameter.normal_(0, 0.02)
     saved = save_model(decoder, family, folder)
-    # A checkpoint of somebody else's has none.
+    # Published checkpoints have no digests.
     (folder / DIGESTS).unlink()
     return saved.bytes
 
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def measured(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Medians over interleaved rounds, after one that is not counted."""
+    """Median seconds over rounds in which all ways take turns; the first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
         for name, way in ways.items():

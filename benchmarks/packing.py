@@ -1,9 +1,9 @@
-"""Weights into packed tiles: ours, the twins in PyTorch, and copying memory once.
+"""Time of packing weights: the kernels, the PyTorch references, and one copy of memory.
 
     python benchmarks/packing.py --out benchmarks/results/packing.json
 
-Quantises random bf16 weights of OLMoE's width and tiles them, in each way in turn. The limit is
-reading every weight and writing its numbers, as fast as memory is copied: nobody packs faster. The
+Quantises random bf16 weights of OLMoE's width and arranges them in tiles, in each way in turn. The
+limit is a copy of the weights and of their numbers, since packing has to read and write them. The
 last line is one JSON object.
 """
 
@@ -28,7 +28,7 @@ WIDTH = 2048
 def ways(w_NK: Tensor, bits: Bits) -> dict[str, Callable[[], object]]:
     groups = quantise(w_NK, bits)
     copy, byte_NK = torch.empty_like(w_NK), groups.q_NK.clone()
-    # The twin takes seconds for what the others do in milliseconds.
+    # The PyTorch reference takes seconds where the kernel takes milliseconds.
     few = len(w_NK) // 16
     return {
         "copy the weights": lambda: copy.copy_(w_NK),
@@ -41,7 +41,7 @@ def ways(w_NK: Tensor, bits: Bits) -> dict[str, Callable[[], object]]:
 
 
 def measured(found: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Medians over interleaved rounds, after one that is not counted."""
+    """Median seconds over rounds in which all ways take turns; the first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for _ in range(rounds + 1):
         for name, way in found.items():

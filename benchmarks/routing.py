@@ -1,13 +1,20 @@
-"""What routing costs beside the experts, and what thousands of experts cost beside few.
+"""Measure the time of routing beside that of the experts, and the time of thousands of experts.
 
     python benchmarks/routing.py --out benchmarks/results/routing.json
 
-Three questions, each a ratio of medians over interleaved rounds of forward and backward:
-`share`: routing, permuting and combining over the whole layer, 64 experts, 4,096 tokens of width
-512 (the layer's time less the experts' own on the same sorted rows); `thousands`: 4,096 experts
-behind a hierarchical gate over 64 flat ones of the same width, 32,768 tokens, top-4; `few_rows`:
-the same 4,096 experts with fewer rows, over reading the touched weights twice and writing their
-gradients once. Freed memory is kept, as in training. The last line is one JSON object.
+There are three parts. Each gives a ratio of median times of forward and backward, over rounds in
+which both steps take turns:
+
+* `share`: the time of routing, permuting and combining, divided by that of the whole layer, with 64
+  experts and 4,096 tokens of width 512. The first time is the layer's time minus that of the
+  experts on the same sorted rows.
+* `thousands`: the time of 4,096 experts with a hierarchical gate, divided by that of 64 experts
+  with a flat gate, with 32,768 tokens and top-4. Experts have the same width.
+* `few_rows`: the time of the same 4,096 experts with fewer rows, divided by the time of reading the
+  weights of the chosen experts twice and writing their gradients once.
+
+Freed memory is kept, as in training. The last line is one JSON object.
+M rows of sorted experts, T tokens, N routed rows, D width, E experts.
 """
 
 import argparse
@@ -46,7 +53,7 @@ def build(num_experts: int, top_k: int, expert_width: int, router: dict[str, obj
 
 
 def whole_layer(layer: MoE, x_TD: Tensor, grad_TD: Tensor) -> None:
-    """Fresh gradients each time, as after `zero_grad(set_to_none=True)`."""
+    """A step with new gradient tensors, as in training."""
     layer.zero_grad(set_to_none=True)
     output = layer(x_TD)
     torch.autograd.backward([output.hidden, output.loss], [grad_TD, None])
@@ -62,7 +69,7 @@ def experts_alone(layer: MoE, x_MD: Tensor, segment_E: Tensor, grad_MD: Tensor) 
 
 
 def experts_step(layer: MoE, x_TD: Tensor) -> Step:
-    """The experts' work of `whole_layer`, on rows that stand sorted already."""
+    """The experts' part of `whole_layer`, on rows that are sorted beforehand."""
     with torch.no_grad():
         routing = layer(x_TD).routing
         order = permute.order_by_expert(
@@ -81,7 +88,7 @@ def experts_step(layer: MoE, x_TD: Tensor) -> Step:
 
 
 def move(read: list[Tensor], written: list[Tensor]) -> None:
-    """Read weights twice, as forward and backward do, and write as many gradients."""
+    """Read weights twice, as forward and backward do, and write their gradients once."""
     for weight in read:
         weight.sum()
         weight.sum()
@@ -138,7 +145,7 @@ def few_rows(rounds: int, clock: Callable[[], float]) -> list[dict[str, object]]
         x_TD = torch.randn(tokens, WIDTH, requires_grad=True)
         with torch.no_grad():
             touched_E = layer(x_TD).routing.expert_N.unique()
-        # As many experts as are touched, side by side: to move them cannot take less.
+        # The limit uses as many experts as are chosen, consecutive in memory, which is fastest.
         touched = [w.detach()[: len(touched_E)] for w in (layer.experts.w_in, layer.experts.w_out)]
         written = [torch.empty_like(weight) for weight in touched]
         steps: dict[str, Step] = {

@@ -1,16 +1,18 @@
-"""From the command line to the answer: whole processes, beside what Python and torch alone take.
+"""Measure commands as whole processes, beside the start of Python and the import of torch.
 
     python benchmarks/startup.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --out FILE.json
 
-Every command is a process of its own, from start to exit. They run in turn, each once unmeasured,
-so that the page cache is warm, and the table has medians. The run is a short training of
-recipes/stdlib-bytes.yaml. The Hugging Face folder has OLMoE's 16 layers of 64 experts (3,219
-tensors), narrow. The packed folder and the second start are of the GGUF file, in 8 bits; `first
-start` packs that file into an empty cache. Last, both decode 128 tokens, in turn.
+Every command is measured as a process from start to exit. Commands run in turn, each once
+unmeasured, so that the page cache is warm, and the table has medians. `inspect RUN` reads a short
+training of recipes/stdlib-bytes.yaml. `inspect HF` reads a folder with OLMoE's 16 layers of 64
+experts (3,219 tensors) at a small width. `generate packed` uses the GGUF file packed in 8 bits.
+`first start` generates from the GGUF file with an empty cache, and packs it; `second start` uses
+the cached weights. At the end, `generate packed` and `second start` decode 128 tokens in turn.
 
-A bar is 0.5 s for a name, 1 s for a model to inspect, torch's import and 0.7 s to generate from
-a packed folder, and 0.5 s more than that from a GGUF file. The result has the load of the machine,
-and the share of its processors that others took. The last line is one JSON object.
+The bars are the allowed times: 0.5 s to inspect a name and 1 s to inspect a model; the time of
+importing torch and 0.7 s to generate from a packed folder; 0.5 s more to generate from a GGUF file.
+The result has the load of the machine, and the share of its processors that other programs used.
+The last line is one JSON object.
 """
 
 import argparse
@@ -53,11 +55,11 @@ AFTER_TORCH, AFTER_PACKED = 0.7, 0.5
 
 @dataclass(frozen=True, slots=True)
 class Took:
-    """One process."""
+    """The measurement of one process."""
 
     seconds: float
     elsewhere: float
-    """the share of the machine's processors that other processes took meanwhile"""
+    """the share of the machine's processors that other processes used at the same time"""
 
 
 def mixtura(*arguments: object) -> list[str]:
@@ -65,7 +67,7 @@ def mixtura(*arguments: object) -> list[str]:
 
 
 def made(folder: Path, gguf: Path) -> dict[str, list[str]]:
-    """The commands, of models that are written into `folder` first."""
+    """Write the models into `folder`; returns the commands by name."""
     run, checkpoint, packed = folder / "run", folder / "olmoe", folder / "packed"
     overrides = [word for key in SHORT for word in ("--set", key)]
     took(mixtura("train", RECIPE, "--out", run, *overrides))
@@ -87,7 +89,7 @@ def made(folder: Path, gguf: Path) -> dict[str, list[str]]:
 
 
 def took(command: Sequence[str]) -> Took:
-    """Raises CalledProcessError, with what it said on stderr, where the command fails."""
+    """Run a command. Prints its stderr and raises CalledProcessError if it fails."""
     began, busy_before, own_before = time.perf_counter(), busy_seconds(), _own()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - began
@@ -104,7 +106,7 @@ def _own() -> float:
 
 
 def decode_rates(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
-    """Tokens a second after the first token, by command, in turn."""
+    """Tokens per second after the first token, for each command; the commands take turns."""
     rates: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(rounds + 1):
         for name, command in commands.items():
@@ -114,7 +116,7 @@ def decode_rates(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str
 
 
 def bars(seconds: Mapping[str, float]) -> dict[str, float]:
-    """What each command may take, of the medians of the same rounds."""
+    """The seconds allowed to each command, given the median seconds of the same rounds."""
     return {
         **INSPECT,
         PACKED: seconds[TORCH] + AFTER_TORCH,

@@ -1,12 +1,13 @@
-"""What a routing trace costs: bytes and time a token, beside Arrow's own file of the same arrays.
+"""Measure a routing trace: bytes and time a token, beside an Arrow file of the same arrays.
 
     python benchmarks/traces.py --out benchmarks/results/traces.json
 
-Routing of OLMoE-1B-7B's shape (16 layers, 64 experts, top-8) from random gates, some experts liked
-better than others. `us` is a trace; `peer` is an Arrow IPC file of the same columns under zstd;
-`limit` is a bare packing, 6 bits an expert and 32 a weight. Writing and reading are medians over
-interleaved rounds; reading one layer of 16 shows what a column store spares. The last line is one
-JSON object.
+The routing has OLMoE-1B-7B's shape (16 layers, 64 experts, top-8) and comes from random gates that
+choose some experts more often than others. `us` is a trace. `peer` is an Arrow IPC file of the same
+columns, compressed with zstd. `limit` is the size of 6 bits for each expert and 32 for each weight.
+Times are medians over rounds in which all steps take turns. Reading one layer of 16 shows the gain
+of storing columns separately. The last line is one JSON object. T tokens, E experts, K experts per
+token, N routed rows.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from mixtura.trace.columns import to_arrow
 
 LAYERS, EXPERTS, TOP_K, VOCABULARY, LENGTH = 16, 64, 8, 50304, 1024
 BATCH = 4096
-# An expert in 6 bits and a weight in 32; nothing for the token's own numbers.
+# 6 bits for an expert and 32 for a weight; token, position and sequence are not counted.
 PACKED_BYTES = LAYERS * TOP_K * (6 + 32) / 8
 
 
@@ -56,7 +57,7 @@ def tokens_of(count: int) -> TraceBatch:
     rng = np.random.default_rng(0)
     place_T = np.arange(count, dtype=np.int32)
     return TraceBatch(
-        # Words are few and frequent, as in text.
+        # Few tokens are frequent and many are rare, as in text.
         np.minimum(rng.zipf(1.3, count), VOCABULARY - 1).astype(np.int32),
         place_T % LENGTH,
         place_T // LENGTH,

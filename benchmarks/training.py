@@ -1,10 +1,11 @@
-"""Training speed of MoE decoders beside their dense twin, transformers' Mixtral and the GEMM peak.
+"""Measure training: MoE decoders, their dense twins, transformers' Mixtral and the GEMM peak.
 
     python benchmarks/training.py --experts 8:2 64:8 --out benchmarks/results/training.json
 
-The training shape of the design: 6 layers, width 384, vocabulary 4096, 8 sequences of 256 tokens,
-AdamW, bf16 autocast. Every model takes a step in turn, in one process, so that all meet the same
-weather; figures are medians, and ratios are of medians. The last line is one JSON object.
+Every model has 6 layers of width 384 and a vocabulary of 4096, and trains on 8 sequences of 256
+tokens with AdamW and bf16 autocast. In each round every model takes one step, in one process, so
+that other work on the machine slows all models alike. Figures are medians, and ratios are ratios of
+medians. The last line is one JSON object.
 """
 
 import argparse
@@ -27,13 +28,13 @@ from mixtura.shapes import dense_twin
 
 LAYERS, WIDTH, VOCABULARY, BATCH, LENGTH, HEADS = 6, 384, 4096, 8, 256, 6
 ACTIVE_FFN = 1024
-# oneDNN makes a kernel for each shape that it has not met, and fresh routers bring many.
+# oneDNN creates a kernel for each new shape, and the first steps of a new router have many shapes.
 WARM_UP = 10
 Step = Callable[[], None]
 
 
 def decoder_config(num_experts: int, top_k: int) -> DecoderConfig:
-    """Experts share an active FFN width of 1024, whatever their number."""
+    """The active FFN width, top_k times the expert width, is 1024 for every number of experts."""
     heads = {"heads": HEADS, "kv_heads": HEADS, "head_dim": WIDTH // HEADS}
     moe = {"num_experts": num_experts, "top_k": top_k, "expert_width": ACTIVE_FFN // top_k}
     shape = {"layers": LAYERS, "width": WIDTH, "vocabulary": VOCABULARY, "context": LENGTH}
@@ -51,7 +52,7 @@ def training_step(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor])
         loss.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        # As the trainer does: a factor of 1 is no reason to touch every gradient.
+        # As in the trainer: gradients are not multiplied when the factor would be 1.
         if norm > 1.0:
             nn.utils.clip_grads_with_norm_(model.parameters(), 1.0, norm)
         optimizer.step()
@@ -73,7 +74,7 @@ def ours(config: DecoderConfig) -> Step:
 
 
 def transformers_mixtral(config: DecoderConfig, implementation: str) -> Step:
-    """The same shape as transformers' own Mixtral, its balance loss on."""
+    """transformers' own Mixtral in the same shape, with its balance loss."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     assert config.moe is not None
@@ -101,13 +102,13 @@ def transformers_mixtral(config: DecoderConfig, implementation: str) -> Step:
 
 
 def gemm_peak() -> Step:
-    """A bf16 product of 2048 x 2048 x 2048: what this machine's matrix units give at best."""
+    """A bf16 product of 2048 x 2048 x 2048, whose speed is taken as the machine's peak."""
     left, right = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
     return lambda: (left @ right, None)[1]
 
 
 def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step, every step once a round, after `WARM_UP` rounds."""
+    """Seconds of each step. Every round runs each step once; `WARM_UP` rounds are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(rounds + WARM_UP):
         for name, step in steps.items():
@@ -132,7 +133,8 @@ def measure(num_experts: int, top_k: int, rounds: int, with_peers: bool) -> dict
     medians = {name: statistics.median(s) for name, s in interleaved(steps, rounds).items()}
     peak = 2 * 2048**3 / medians.pop("bf16 GEMM")
     tokens = BATCH * LENGTH
-    # Backward is twice forward; attention at the mean of a causal sequence.
+    # Backward takes twice the FLOPs of forward. Attention is counted at the mean length of causal
+    # attention, half the sequence.
     flops = 3 * config.flops_per_token(LENGTH // 2)
     rates = {name: tokens / median for name, median in medians.items()}
     print(f"\n{num_experts} experts, top-{top_k}, expert width {ACTIVE_FFN // top_k}")

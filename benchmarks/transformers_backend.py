@@ -1,14 +1,14 @@
-"""Mixtura's experts in a transformers model against transformers' own, at OLMoE's shape.
+"""Compare Mixtura's experts in a transformers model with transformers' own, at OLMoE's shape.
 
     python benchmarks/transformers_backend.py --layers 16 \\
         --out benchmarks/results/transformers_backend.json
 
-Whole forward passes in bf16 with random weights: width 2048, 64 experts of 1024, top-8, vocabulary
-50304. Each round runs every implementation once on the same tokens, and figures are medians over
-rounds. The limit of a prefill is one dense bf16 product of as many operations; that of a decode
-step is reading as many bytes as the weights in bf16 that the step needs. Packed experts read fewer,
-and stand beside the others in a model that shares all other weights. The last line is one JSON
-object.
+Measures whole forward passes in bf16 with random weights: width 2048, 64 experts of width 1024,
+top-8, vocabulary 50304. Each round runs every implementation once, and figures are medians over
+rounds. The limit of a prefill is one dense bf16 product with as many operations. The limit of a
+decode step is reading as many bytes as the bf16 weights that the step needs; packed experts read
+fewer. A model with packed experts shares all other weights with the plain model. The last line is
+one JSON object. T tokens, D width, K experts per token.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def build(layers: int) -> OlmoeForCausalLM:
     )
     with no_init_weights():
         model = OlmoeForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
-    # Drawing seven billion numbers would take minutes: a block of them is repeated.
+    # Seven billion random numbers would take minutes, so one block of random numbers is repeated.
     block = torch.randn(WIDTH * EXPERT_WIDTH).mul_(0.02).bfloat16()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -57,7 +57,7 @@ def build(layers: int) -> OlmoeForCausalLM:
 
 
 def beside(model: OlmoeForCausalLM, names: list[str]) -> dict[str, OlmoeForCausalLM]:
-    """The model that each implementation runs in; packed experts have one of their own each."""
+    """The model of each implementation; each packed implementation has a copy of its own."""
     models = dict.fromkeys(names, model)
     for name, bits in NAMES.items():
         if name in names:
@@ -68,14 +68,17 @@ def beside(model: OlmoeForCausalLM, names: list[str]) -> dict[str, OlmoeForCausa
 
 
 def active_parameters(layers: int, tokens: int = 1) -> int:
-    """Those that so many tokens read, each its own experts, the input embedding left out."""
+    """Parameters that a step of `tokens` tokens is expected to read, without the input embedding.
+
+    Each token chooses its experts independently.
+    """
     chosen = EXPERTS * (1 - (1 - TOP_K / EXPERTS) ** tokens)
     experts = round(chosen * 3 * WIDTH * EXPERT_WIDTH) + EXPERTS * WIDTH
     return layers * (4 * WIDTH**2 + experts) + VOCABULARY * WIDTH
 
 
 def reader(model: OlmoeForCausalLM, parameters: int) -> Callable[[], object]:
-    """Reads as many bf16 numbers as that, from a place in the weights that moves each time."""
+    """A function that reads `parameters` bf16 numbers, each time from other weights."""
     banks = [layer.mlp.experts.gate_up_proj.data for layer in model.model.layers]
     whole, count, turn = banks[0].numel(), parameters, iter(range(10**9))
 
@@ -92,7 +95,7 @@ def reader(model: OlmoeForCausalLM, parameters: int) -> Callable[[], object]:
 
 
 def multiplier(parameters: int, tokens: int) -> Callable[[], object]:
-    """One product of as many operations as `tokens` tokens need, in squares of width 2048."""
+    """A function that computes one product with as many operations as `tokens` tokens need."""
     weight = torch.randn(WIDTH, WIDTH).bfloat16()
     rows = torch.randn(parameters // WIDTH**2 * tokens, WIDTH, dtype=torch.bfloat16)
     return lambda: rows @ weight
@@ -108,7 +111,7 @@ def interleave(
     prepare: Prepare,
     limit: Callable[[], object],
 ) -> dict[str, float]:
-    """Median seconds of each implementation and of `limit`; `prepare` makes a round's step."""
+    """Median seconds of each implementation and of `limit`; `prepare` returns a round's step."""
     seconds: dict[str, list[float]] = {name: [] for name in [*names, "limit"]}
     for _ in range(rounds + 1):
         for name in names:
@@ -116,7 +119,7 @@ def interleave(
             step = prepare(models[name])
             seconds[name].append(timed(step))
         seconds["limit"].append(timed(limit))
-    # The first round makes kernels.
+    # The first round is not counted, since kernels are created in it.
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
@@ -137,7 +140,7 @@ def prefill(tokens: int) -> Prepare:
 def decode(model: OlmoeForCausalLM, sequences: int) -> Prepare:
     """One new token for each sequence, after CONTEXT tokens."""
     cache = DynamicCache(config=model.config)
-    # By place, as transformers 5.24 gave the argument another name.
+    # Positional, because transformers 5.24 renamed the argument of the cache.
     model(torch.randint(VOCABULARY, (sequences, CONTEXT)), None, None, cache)
 
     def prepare(model: OlmoeForCausalLM) -> Callable[[], object]:
@@ -149,7 +152,7 @@ def decode(model: OlmoeForCausalLM, sequences: int) -> Prepare:
 
 
 def experts_alone() -> Prepare:
-    """The experts of every layer on one token, without all else."""
+    """The experts of every layer on one token, without the rest of the model."""
 
     def prepare(model: OlmoeForCausalLM) -> Callable[[], object]:
         x_TD = torch.randn(1, WIDTH, dtype=torch.bfloat16)

@@ -1,15 +1,15 @@
-"""Two checkouts of Mixtura in turn: whether a change of the house made anything slower.
+"""Compare two checkouts of Mixtura, to find whether a change made anything slower.
 
     git clone . ../old; git -C ../old checkout COMMIT; make -C ../old setup
     python benchmarks/versions.py ../old --pairs 30 --out benchmarks/results/versions.json
 
-Each side is a process of its own checkout and its own .venv, which waits on a pipe, so that one
-computes at a time. In each pair both do the same work, and which begins alternates. Work: prefill
-of 512 tokens, decode of 32 steps of one sequence and of 16, at OLMoE's shape; a training step at
-the design's training shape; and the start of `mixtura --help`. A ratio is the old side's time over
-the new one's in the same pair, so 1.02 is two percent faster than before; the line has the median
-ratio with its 95% interval (bootstrap of the median, 10,000 draws). The last line is one JSON
-object.
+Each side is a process of one checkout, with the checkout's .venv. The process waits on a pipe, so
+only one side computes at a time. In each pair both sides do the same work, and the side that begins
+alternates. The work is prefill of 512 tokens and decode of 32 steps of one sequence and of 16, at
+OLMoE's shape; three training steps at the shape of benchmarks/training.py; and `mixtura --help`. A
+ratio is the old side's time divided by the new side's time in the same pair, so 1.02 means that the
+new side is two percent faster. Each line has the median ratio with its 95% interval (bootstrap of
+the median, 10,000 samples). The last line is one JSON object.
 """
 
 import argparse
@@ -36,7 +36,8 @@ DRAWS = 10_000
 Timed = Callable[[], float]
 Pairs = list[tuple[float, float]]
 
-# Runs in a checkout's benchmarks/ folder: a line in is a step, a line out its seconds.
+# A program that runs in a checkout's benchmarks/ folder. For each line of input it takes three
+# training steps and prints their seconds.
 TRAINING = """
 import sys, time, torch
 from training import decoder_config, ours
@@ -60,7 +61,7 @@ def python_of(checkout: Path) -> Path:
 
 @contextmanager
 def engines(checkouts: Mapping[str, Path], options: argparse.Namespace) -> Iterator[Any]:
-    """The engine's process of each side, its model loaded and read once."""
+    """The engine processes of both sides, with the model loaded and all its weights read once."""
     with tempfile.TemporaryDirectory() as temporary:
         shape = SHAPES["olmoe"].of_depth(options.layers)
         path = gguf_file(shape, options.work or Path(temporary))
@@ -91,7 +92,7 @@ def engines(checkouts: Mapping[str, Path], options: argparse.Namespace) -> Itera
 
 
 def engine_work(workers: Mapping[str, Worker], vocabulary: int, seed: int) -> dict[str, Any]:
-    """For each kind of work, what each side is asked; the prompts are new with each seed."""
+    """For each kind of work, a timed function of each side; the prompts depend on the seed."""
     long = prompts(1, 512, vocabulary, seed)[0]
     one, many = prompts(1, 64, vocabulary, seed), prompts(SLOTS, 16, vocabulary, seed)
 
@@ -109,7 +110,7 @@ def engine_work(workers: Mapping[str, Worker], vocabulary: int, seed: int) -> di
 
 
 class Trainer:
-    """A side's training process; a call is three steps, and gives their seconds."""
+    """A side's training process; a call takes three steps and returns their seconds."""
 
     def __init__(self, checkout: Path, threads: int) -> None:
         self._process = subprocess.Popen(
@@ -149,14 +150,14 @@ def start(checkout: Path) -> float:
 
 
 def paired(sides: Mapping[str, Timed], number: int) -> tuple[float, float]:
-    """Seconds of the old and of the new side; which begins alternates."""
+    """Seconds of the old and of the new side; the side that begins alternates with `number`."""
     order = ["old", "new"] if number % 2 else ["new", "old"]
     seconds = {name: sides[name]() for name in order}
     return seconds["old"], seconds["new"]
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
-    """The 95% interval of their median."""
+    """The 95% interval of the median of ratios."""
     drawn = random.Random(0)
     medians = sorted(statistics.median(drawn.choices(ratios, k=len(ratios))) for _ in range(DRAWS))
     return medians[DRAWS // 40], medians[-DRAWS // 40]
@@ -181,7 +182,7 @@ def engine_rows(checkouts: Mapping[str, Path], options: argparse.Namespace) -> l
     found: dict[str, Pairs] = {}
     with engines(checkouts, options) as workers:
         vocabulary = SHAPES["olmoe"].of_depth(options.layers).vocabulary
-        # The first round finds caches and pages cold.
+        # The first round is not counted, since caches and memory pages are cold.
         for number in range(options.pairs + 1):
             for name, sides in engine_work(workers, vocabulary, number).items():
                 pair = paired(sides, number)

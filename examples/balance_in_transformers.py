@@ -1,6 +1,6 @@
-"""A collapsed Mixtral, balanced by transformers' Trainer: a tiny model and random data, in seconds.
+"""Balance a collapsed Mixtral with transformers' Trainer: a tiny model on random data, in seconds.
 
-R rows, S tokens of each.
+R rows of S tokens.
 """
 
 import tempfile
@@ -38,7 +38,8 @@ config = MixtralConfig(
 )
 model: Any = MixtralForCausalLM(config)
 with torch.no_grad():
-    # What all tokens have in common, two experts of each layer answer to.
+    # Dimension 0 is large in all tokens, and raises the logits of two experts in each layer. So all
+    # tokens go to these experts at first.
     model.model.embed_tokens.weight[:, 0] += 0.5
     for layer in model.model.layers:
         layer.post_attention_layernorm.weight[0] = 8.0
@@ -63,7 +64,8 @@ with tempfile.TemporaryDirectory() as folder, attach_balancing(model, balance=0.
         ),
         train_dataset=Rows(torch.randint(64, (64, 16))),
     )
-    # Adds moe/balance_loss, moe/layer_00/max_over_mean and so on to each line that Trainer logs.
+    # Adds moe/balance_loss, moe/layer_00/max_over_mean and other values to each line of Trainer's
+    # log.
     balancing.log_to(trainer)
     trainer.train()
     for line in balancing.report():

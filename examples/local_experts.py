@@ -1,4 +1,4 @@
-"""Local experts of 1991: two linear experts share the function |x|, under each of three errors.
+"""Local experts of 1991: two linear experts learn the function |x|, with each of three errors.
 
 B cases, E experts.
 """
@@ -9,7 +9,8 @@ from mixtura.models.historic import LocalExperts, LocalExpertsConfig
 from mixtura.models.historic.local_experts import ERRORS
 
 x_B1 = torch.linspace(-1, 1, 101)[:, None]
-# Scaled, so that the two halves lie some standard deviations of the experts' Gaussians apart.
+# Scaled, so that targets of the two halves differ by some standard deviations of an expert's
+# Gaussian.
 target_B1 = 4 * x_B1.abs()
 
 for loss in ERRORS:
@@ -23,7 +24,7 @@ for loss in ERRORS:
     with torch.no_grad():
         output = model(x_B1)
         squared = (output.blended_BO - target_B1).square().mean().item()
-        # Which expert gave each answer? The posterior is sure where the experts share the task.
+        # A highest posterior near 1 means that each case belongs to one expert.
         surest_B = output.posterior_BE(target_B1).amax(-1)
         said = model(torch.tensor([[-1.0], [1.0]])).outputs_BEO[:, :, 0].tolist()
     print(f"{loss}: squared error {squared:.4f}, mean highest posterior {surest_B.mean():.2f}")

@@ -1,10 +1,10 @@
-"""Many sequences at once, which come and go: a tiny model with random weights, in a second."""
+"""Generate many sequences in a changing batch: a tiny model with random weights, in a second."""
 
 import torch
 
 from mixtura import Decoder, DecoderConfig
-from mixtura.engine.batch import Batch
-from mixtura.engine.kv_cache import CachePlan
+from mixtura.engine.cache_plan import CachePlan
+from mixtura.engine.continuous_batch import ContinuousBatch
 from mixtura.engine.runner import Runner
 from mixtura.engine.sampling import Sampling
 
@@ -23,7 +23,7 @@ decoder = Decoder(config).eval()
 
 plan = CachePlan(config, slots=3, context=96, kind="int8")
 print(f"the cache takes {plan.bytes:,} bytes")
-batch = Batch(Runner(decoder, plan))
+batch = ContinuousBatch(Runner(decoder, plan))
 
 waiting = [b"Once upon a time", b"def main():", b"The capital of", b"1, 2, 3,"]
 while waiting or batch.running:

@@ -1,4 +1,4 @@
-"""An MoE where your own model had a feed-forward block: 20 steps on random data, in seconds.
+"""An MoE in place of a feed-forward block in your own model: 20 steps on random data, in seconds.
 
 B sequences, S positions, D width, V vocabulary.
 """
@@ -40,11 +40,11 @@ tokens_BS = torch.randint(64, (4, 33))
 for step in range(1, 21):
     logits_BSV, moe = model(tokens_BS[:, :-1])
     task_loss = nn.functional.cross_entropy(logits_BSV.flatten(0, 1), tokens_BS[:, 1:].flatten())
-    # The layer's balancing losses, each already times its weight.
+    # moe.loss is the sum of the layer's balancing losses, each times its weight.
     (task_loss + moe.loss).backward()
     optimizer.step()
     optimizer.zero_grad()
-    # Moves choosing biases, where the router has them, and begins a fresh count of load.
+    # Updates choosing biases, if the router has them, and starts a new count of load.
     end_step(model)
     if step % 5 == 0:
         losses = ", ".join(f"{name} {loss.item():.4f}" for name, loss in moe.losses.items())

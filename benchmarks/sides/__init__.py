@@ -1,1 +1,1 @@
-"""The sides of benchmarks/engine.py: peers, limits and Mixtura, each in a process of its own."""
+"""The sides of benchmarks/engine.py: peers, limits and Mixtura, each in its own process."""

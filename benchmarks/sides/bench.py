@@ -1,4 +1,4 @@
-"""One shape, measured on some of the sides: in turn, each between two readings of the limit."""
+"""Measures one shape on several sides in turn; the limit is read before and after each side."""
 
 import argparse
 import statistics
@@ -16,18 +16,20 @@ from sides.side import CAPACITY, SLOTS, Setting, packed_folder, prompts
 
 OURS, LIMITS = "mixtura", "limits"
 PEERS = ("llama.cpp", "ik_llama.cpp", "transformers")
-# Of a side that has several: what a row of the table is called, and how the side is asked for it.
+# Sides with several variants: side -> {label of the result's row: the side's name of the variant}.
 VARIANTS = {
     "transformers": {"transformers eager": "eager", "transformers grouped_mm": "grouped_mm"},
     OURS: {OURS: "batch", f"{OURS}, steps alone": "steps"},
 }
 BITS = {"transformers": 16.0}
-# llama.cpp keeps the file's pages beside weights that it has laid out anew.
+# How many times a side has the weights in memory. llama.cpp keeps the file's pages beside weights
+# that it has repacked.
 HELD = {"llama.cpp": 2}
 QUIET = 0.1
 PEAK_SECONDS = 0.1
 READ_BYTES = 6e9
-# Of a process beside weights and cache: libraries and buffers. What the limits read is a gigabyte.
+# Bytes that a process needs beside weights and cache, for libraries and buffers. The process of the
+# limits reads a buffer of a gigabyte.
 BESIDE, OF_LIMITS = 300 << 20, 1300 << 20
 
 
@@ -39,9 +41,9 @@ class Work:
     sequences: int
     prompt: int
     steps: int
-    """0: the prompt itself is what is measured"""
+    """0: the time of the prompt is measured"""
     often: int = 1
-    """times that a round measures it"""
+    """measurements in each round"""
 
     @property
     def tokens(self) -> int:
@@ -50,8 +52,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A measurement between two of the limit; rates are tokens, limits GB or 1e9
-    multiply-adds, a second."""
+    """One measurement, with the mean of the limits before and after it.
+
+    The rate is in tokens per second; limits are in GB or 1e9 multiply-adds per second.
+    """
 
     rate: float
     limits: dict[str, float]
@@ -61,14 +65,14 @@ class Sample:
 def works(steps: int) -> list[Work]:
     return [
         Work("prefill, 512 tokens", 1, 512, 0),
-        # A second or two, in which memory keeps one of its speeds.
+        # Three measurements take a second or two, during which the speed of memory is constant.
         Work("decode, one sequence", 1, 64, steps, often=3),
         Work("decode, 16 sequences", SLOTS, 16, steps),
     ]
 
 
 class Bench:
-    """One shape, measured on some of the sides."""
+    """Measures one shape on the selected sides."""
 
     def __init__(self, setting: Setting, options: argparse.Namespace, logs: Path) -> None:
         self.setting, self.options, self.logs = setting, options, logs
@@ -79,7 +83,7 @@ class Bench:
         self.idle: dict[str, float] = {}
 
     def phases(self) -> list[list[str]]:
-        """Peers that fit into memory beside us, as many at once as do."""
+        """The sides of each phase: Mixtura, and as many peers as fit into memory beside it."""
         left = available_bytes() - OF_LIMITS - self._room(OURS)
         found: list[list[str]] = []
         free = 0.0
@@ -140,7 +144,10 @@ class Bench:
                 worker.stop()
 
     def _loaded(self, name: str) -> Worker | None:
-        """One that has given its first token; it is started afresh for each time that is taken."""
+        """A process that has loaded its model; None if that fails.
+
+        A new process is started for each measurement of the load, and the last one is returned.
+        """
         taken: list[float] = []
         first = None
         for left in reversed(range(1 if name == LIMITS else self.options.loads)):
@@ -177,7 +184,7 @@ class Bench:
         return worker
 
     def _pack(self) -> None:
-        """Unless it is there. Raises AbortedError where packing fails."""
+        """Pack the model, if it is not packed yet. Raises AbortedError if packing fails."""
         source = self.setting.path
         out = packed_folder(source)
         if out.exists():
@@ -211,18 +218,21 @@ class Bench:
                 before = after
                 rate = work.tokens / answer.value["result"]
                 samples.setdefault(label, []).append(Sample(rate, both, answer.elsewhere))
-        # The first round makes kernels, buffers and caches.
+        # The first measurement is not counted: it creates kernels, buffers and caches.
         return self._row(work, {label: found[1:] for label, found in samples.items()})
 
     def _labels(self, work: Work, workers: dict[str, Worker]) -> Iterator[str]:
-        """Rows to measure; a side that aborted at this work is not asked for it again."""
+        """Labels of the rows to measure, without rows whose side aborted at this work."""
         for name in [name for name in workers if name != LIMITS]:
             for label in VARIANTS.get(name, {name: ""}):
                 if name in workers and f"{label}, {work.name}" not in self.failures:
                     yield label
 
     def _take(self, work: Work, workers: dict[str, Worker], label: str, seed: int) -> Answer | None:
-        """The least disturbed of several; None where the side aborts, which is then begun anew."""
+        """The least disturbed of several measurements.
+
+        None if the side aborts; the side is then started again.
+        """
         name = side_of(label)
         variant = VARIANTS.get(name, {label: ""})[label]
         given = prompts(work.sequences, work.prompt, self.setting.shape.vocabulary, seed)
@@ -258,7 +268,7 @@ class Bench:
         for label, found in samples.items():
             name = side_of(label)
             if work.steps:
-                # Bytes a token: those of a step over the tokens that it gives.
+                # Gigabytes that a token needs: those of a step, divided by its tokens.
                 needed = shape.step_bytes(work.sequences, BITS.get(name, BITS_OF_Q4_0))
                 needed = needed / work.sequences / 1e9
             else:
@@ -285,7 +295,7 @@ class Bench:
 
 
 def side_of(label: str) -> str:
-    """The side that a row of the table belongs to."""
+    """The side of a row, given the row's label."""
     return next((name for name, labels in VARIANTS.items() if label in labels), label)
 
 
@@ -298,7 +308,7 @@ def report(row: dict[str, Any]) -> None:
 
 
 def summary(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each work the best peer, and our rate over its: both of the phase that both ran in."""
+    """For each work the best peer, and Mixtura's rate divided by each peer's in the same phase."""
     found = []
     for index, first in enumerate(phases[0]["work"]):
         ratios: dict[str, float | None] = {}

@@ -1,4 +1,4 @@
-"""A GGUF file of a shape with random Q4_0 weights, and a vocabulary that any loader takes.
+"""Writes a GGUF file of a shape, with random Q4_0 weights and a vocabulary that all sides can load.
 
 E experts, F expert width, D width, V vocabulary.
 """
@@ -17,14 +17,14 @@ from sides.shapes import BYTES_OF_GROUP, GROUP, Shape
 CONTEXT = 4096
 _SEED = 0
 _STD = 0.02
-# The standard deviation of whole numbers from -8 to 7 whose sign is then drawn.
+# The standard deviation of random integers from -8 to 7 after a random sign.
 _STD_OF_QUANTS = 4.636
 _GROUPS_AT_A_TIME = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A tensor of the file, slowest dim first; packed in Q4_0 unless it is plain."""
+    """A tensor of the file: fp32 if `plain`, else Q4_0. The last dim of `shape` is contiguous."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,7 +32,7 @@ class Place:
 
 
 def gguf_file(shape: Shape, folder: Path) -> Path:
-    """Its path in `folder`, where it is written unless it is there."""
+    """The path of the shape's file in `folder`. The file is written if it does not exist."""
     name = f"{shape.name}-{shape.architecture}-{shape.layers}-{shape.vocabulary}.gguf"
     path = folder / name
     if path.exists():
@@ -48,7 +48,7 @@ def gguf_file(shape: Shape, folder: Path) -> Path:
 
 
 def places(shape: Shape) -> Iterator[Place]:
-    """In the order in which a forward pass reads them."""
+    """Yield the tensors in the order in which a forward pass reads them."""
     width, rows = shape.width, shape.heads * shape.head_dim
     keys, experts, ffn = shape.kv_heads * shape.head_dim, shape.experts, shape.expert_width
     yield Place("token_embd.weight", (shape.vocabulary, width))
@@ -108,7 +108,10 @@ def _describe(writer: GGUFWriter, shape: Shape) -> None:
 
 
 def _add_vocabulary(writer: GGUFWriter, size: int) -> None:
-    """Of GPT-2's kind: an end, every byte and one merge, as loaders want it, and filling."""
+    """A vocabulary like GPT-2's: an end token, every byte, one merge, and unused tokens.
+
+    Loaders require an end token, all bytes and a merge.
+    """
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = range(256, 512 - len(plain))
     opening = ["<end>", *map(chr, plain), *map(chr, others), "ab"]
@@ -140,17 +143,18 @@ def _announce(writer: GGUFWriter, place: Place) -> None:
 
 
 def _plain(place: Place, random: np.random.Generator) -> NDArray[np.float32]:
-    """A norm's weights are 1, a router's random."""
+    """The weights of a norm are 1, those of a router are random."""
     if len(place.shape) == 1:
         return np.ones(place.shape, np.float32)
     return random.standard_normal(place.shape, np.float32) * np.float32(place.shape[-1] ** -0.5)
 
 
 def _packed(place: Place, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Blocks of a 16-bit scale and 32 nibbles, drawn as they are: quantising takes minutes.
+    """Random blocks, each with an fp16 scale and 32 4-bit numbers; quantising would take minutes.
 
-    A scale's sign is drawn too. Nibbles stand for -8 to 7, so that with scales of one sign all
-    weights would lean to one side, all tokens would grow alike, and all go to the same experts.
+    The sign of a scale is random too. Numbers are from -8 to 7, with a mean below 0. With scales of
+    one sign all weights would have the same bias, all tokens would become similar, and all would go
+    to the same experts.
     """
     groups = int(np.prod(place.shape)) // GROUP
     blocks = np.empty((groups, BYTES_OF_GROUP), np.uint8)

@@ -1,4 +1,4 @@
-"""ik_llama.cpp by its C interface: one call a step, and the likeliest token looked for.
+"""ik_llama.cpp through its C interface, with one call for each step.
 
 S sequences.
 """
@@ -21,19 +21,20 @@ _BATCH = 2048
 
 
 class Row(NamedTuple):
-    """A token to compute."""
+    """One row of a step."""
 
     token: int
     position: int
     sequence: int
     asked: bool
-    """whether its logits are wanted"""
+    """whether the logits of this row are computed"""
 
 
 class IkLlamaCpp:
-    """Repacked on loading, which takes seconds and gives a fifth to a half more speed.
+    """Weights are repacked on loading, which takes seconds and adds a fifth to a half of speed.
 
-    Flash attention is used for one sequence and not for several, where it aborts (0.1.5).
+    Flash attention is used for one sequence. It is off for several sequences, for which it aborts
+    in version 0.1.5.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -79,7 +80,7 @@ class IkLlamaCpp:
         return time.perf_counter() - began
 
     def _context(self, sequences: int) -> int:
-        """One that is empty, made once for each kind."""
+        """An empty context. Contexts are created once for one sequence and once for several."""
         flash = sequences == 1
         if flash not in self._contexts:
             slots = 1 if flash else SLOTS
@@ -92,7 +93,7 @@ class IkLlamaCpp:
         return self._contexts[flash]
 
     def _read(self, context: int, prompts_S: list[list[int]]) -> int:
-        """The likeliest token after the last prompt."""
+        """Read the prompts one after another; returns the likeliest token after the last."""
         token = 0
         for sequence, prompt in enumerate(prompts_S):
             last = len(prompt) - 1
@@ -101,7 +102,10 @@ class IkLlamaCpp:
         return token
 
     def _step(self, context: int, rows: Sequence[Row]) -> int:
-        """The likeliest token after the last row; that of each asked for is looked for."""
+        """Compute one step; returns the likeliest token of the last row with logits.
+
+        The likeliest token of every row with logits is searched, as in a real decode step.
+        """
         batch = self._batch
         batch.n_tokens = len(rows)
         for index, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""What the machine can do at best: raw reads of memory, and multiply-adds of 8-bit numbers."""
+"""The machine's limits: raw reads of memory, and multiply-adds of 8-bit numbers."""
 
 import mmap
 import time
@@ -9,13 +9,13 @@ import torch
 from mixtura.kernels.native import compiled, instruction_sets, number_of, set_threads
 from sides.side import Setting
 
-# Several times what a processor caches, and small beside the models.
+# Several times the size of CPU caches, and small compared with the models.
 _BYTES = 1 << 30
 _SIDE = 4096
 
 
 class Limits:
-    """Reads go on from where the last one ended, so that none meets what it has cached."""
+    """Each read continues where the last one ended, so that it does not find cached data."""
 
     def __init__(self, setting: Setting) -> None:
         torch.set_num_threads(setting.threads)
@@ -27,7 +27,7 @@ class Limits:
         return {"package": how, "built_with": torch.backends.cpu.get_cpu_capability()}
 
     def load(self) -> int:
-        # Its own mapping, so that it can be asked to lie in huge pages.
+        # A separate mapping, for which madvise can request huge pages.
         area = mmap.mmap(-1, _BYTES)
         area.madvise(mmap.MADV_HUGEPAGE)
         self._words = torch.from_numpy(np.frombuffer(area, np.int64))
@@ -38,7 +38,7 @@ class Limits:
         return 0
 
     def read(self, count: int) -> float:
-        """Seconds to read so many bytes."""
+        """Seconds to read `count` bytes."""
         began = time.perf_counter()
         left = count // 8
         while left:
@@ -49,7 +49,7 @@ class Limits:
         return time.perf_counter() - began
 
     def peaks(self, seconds: float) -> dict[str, float]:
-        """1e9 multiply-adds a second by instruction set, each taken for so many seconds."""
+        """1e9 multiply-adds per second for each instruction set, each measured for `seconds`."""
         if self._module:
             found = {
                 f"int8 {name}": self._module.peak_int8(number_of(name), seconds) / 1e9

@@ -1,4 +1,4 @@
-"""llama.cpp through xllamacpp: its server within this process, asked for tokens by number.
+"""llama.cpp through xllamacpp, which runs llama.cpp's server in this process.
 
 S sequences.
 """
@@ -17,7 +17,7 @@ _SILENT = 0
 
 
 class LlamaCpp:
-    """Reports its server's own timings, which leave HTTP and JSON out."""
+    """Returns the server's own timings, which do not count HTTP and JSON."""
 
     def __init__(self, setting: Setting) -> None:
         self._path, self._threads = setting.path, setting.threads
@@ -34,7 +34,7 @@ class LlamaCpp:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
         params.fit_params, params.cache_prompt, params.ui = False, False, False
         params.cache_ram_mib = params.n_ctx_checkpoints = 0
-        # Warming up would be a second first token.
+        # A warm-up would compute a token before the first token is measured.
         params.warmup = False
         params.verbosity = _SILENT
         self._server = xllamacpp.Server(params)
@@ -45,8 +45,10 @@ class LlamaCpp:
         return self._ask(prompt, 1)["timings"]["prompt_ms"] / 1000
 
     def decode(self, variant: str, prompts_S: list[list[int]], steps: int) -> float:
-        """The median over sequences: the first to come waits while the prompts of others are read.
-        The clock starts once the first token is there, which is one of the tokens asked for."""
+        """The median seconds over sequences, from the first token to the last.
+
+        The mean would count the first sequence, which waits while the prompts of others are read.
+        """
         answers = self._pool.map(lambda prompt: self._ask(prompt, steps + 1), prompts_S)
         timings = [answer["timings"] for answer in answers]
         assert all(one["predicted_n"] == steps + 1 for one in timings)

@@ -9,7 +9,7 @@ import torch
 
 from mixtura import __version__
 from mixtura.checkpoints.open_model import open_model
-from mixtura.engine.batch import Batch
+from mixtura.engine.continuous_batch import ContinuousBatch
 from mixtura.engine.runner import Runner
 from mixtura.engine.sampling import Sampling
 from mixtura.kernels.native import instruction_sets, set_threads
@@ -17,8 +17,10 @@ from sides.side import CAPACITY, PROMPT, SLOTS, TEMPERATURE, Setting, packed_fol
 
 
 class MixturaEngine:
-    """Variant `batch` is the engine as it is used, drawing tokens as llama.cpp's server is told to;
-    `steps` leaves drawing out: the next tokens are given, and the likeliest is looked for."""
+    """Variant `batch` is the whole engine, and samples with the settings of llama.cpp's side.
+
+    Variant `steps` does not sample: it is given the next tokens, and finds the likeliest.
+    """
 
     def __init__(self, setting: Setting) -> None:
         self._folder, self._shape = packed_folder(setting.path), setting.shape
@@ -35,8 +37,10 @@ class MixturaEngine:
         return self._read([list(PROMPT)])
 
     def settle(self) -> None:
-        """Read every weight once: the file is mapped, and a page that no prompt has needed yet
-        costs a fault, which peers have paid where they copied theirs."""
+        """Read every weight once, since the first access to a page of a mapped file is slow.
+
+        Peers that copy their weights have no such accesses after the load.
+        """
         decoder = self._runner.decoder
         for tensor in [*decoder.parameters(), *decoder.buffers()]:
             tensor.sum()
@@ -46,7 +50,7 @@ class MixturaEngine:
         if variant == "steps":
             self._read([prompt])
         else:
-            batch = Batch(self._runner)
+            batch = ContinuousBatch(self._runner)
             one = batch.add(prompt, _sampling(0), 1)
             while one.finish is None:
                 batch.advance()
@@ -55,7 +59,7 @@ class MixturaEngine:
     def decode(self, variant: str, prompts_S: list[list[int]], steps: int) -> float:
         if variant == "steps":
             return self._steps(prompts_S, steps)
-        batch = Batch(self._runner)
+        batch = ContinuousBatch(self._runner)
         running = [
             batch.add(prompt, _sampling(seed), steps + 1) for seed, prompt in enumerate(prompts_S)
         ]
@@ -82,7 +86,7 @@ class MixturaEngine:
         return time.perf_counter() - began
 
     def _read(self, prompts_S: list[list[int]]) -> int:
-        """The likeliest token after the last prompt; all are of one length."""
+        """Read prompts of equal length; returns the likeliest token after the last prompt."""
         count, length = len(prompts_S), len(prompts_S[0])
         logits_NV = self._runner.step(
             torch.tensor(prompts_S).flatten(),

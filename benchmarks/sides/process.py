@@ -1,6 +1,6 @@
-"""A side's process as the one that asks it sees it, and what else kept the processor busy.
+"""Runs a side in a process, and measures how busy other programs kept the processor.
 
-Linux alone: it reads /proc.
+This works only on Linux, since it reads /proc.
 """
 
 import contextlib
@@ -17,30 +17,30 @@ from sides.side import Setting
 from sides.worker import IMPORTS_MISSING, setting_as_text
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-# Threads of the side asked before may spin a little longer.
+# Threads of the side that was measured before may spin for some time.
 _SETTLING = 0.1
 _LONGEST = 1800.0
 _KIB = 1024
 
 
 class NotInstalledError(Exception):
-    """A side whose packages are not there."""
+    """The packages of a side are not installed."""
 
 
 class AbortedError(Exception):
-    """A side whose process ended where an answer was due; says how."""
+    """The process of a side ended before it answered; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a side said, and the cores that others kept busy meanwhile."""
+    """The answer of a side, and the number of cores that other programs kept busy meanwhile."""
 
     value: Any
     elsewhere: float
 
 
 class Worker:
-    """One side, which computes when it is asked and only then."""
+    """The process of one side. It computes only during `ask`."""
 
     def __init__(
         self,
@@ -71,9 +71,9 @@ class Worker:
         self._idle_since = self._moment()
 
     def ask(self, do: str, *values: object) -> Answer:
-        """Raises AbortedError where the process ends instead.
+        """Call the side's method `do`. Raises AbortedError if the process ends before it answers.
 
-        Where it is urgent, its threads come before those of any other program until it answers.
+        With `urgent` its threads have real-time priority until it answers.
         """
         time.sleep(_SETTLING)
         self._count_idleness()
@@ -91,12 +91,12 @@ class Worker:
         return Answer(value, max(0.0, (busy_seconds() - busy - spent) / wall))
 
     def idle_cores(self) -> float:
-        """Cores that it kept busy while it was not asked anything; 0 if it only ever waited."""
+        """Cores that the side kept busy while it should wait; 0 if it only waited."""
         self._count_idleness()
         return self._idle_cpu / max(self._idle_wall, 1e-9)
 
     def memory(self) -> dict[str, int]:
-        """Bytes that are resident: all of them, and those that are no page of a file."""
+        """Resident bytes: all of them, and the anonymous ones, which are not pages of a file."""
         text = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
         sizes = dict(line.split()[:2] for line in text.splitlines()[1:])
         return {
@@ -114,9 +114,9 @@ class Worker:
             self._process.wait()
 
     def _schedule(self, policy: int, priority: int) -> None:
-        """Of every thread that there is; those to come have that of the one that starts them."""
+        """Set the scheduling of every thread. A new thread inherits that of its parent thread."""
         for thread in Path(f"/proc/{self._process.pid}/task").iterdir():
-            # It may have ended meanwhile.
+            # The thread may have ended meanwhile.
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setscheduler(int(thread.name), policy, os.sched_param(priority))
 
@@ -165,14 +165,14 @@ def _environment(threads: int) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": str(threads),
-        # llama.cpp would start a debugger where it aborts.
+        # Otherwise llama.cpp starts a debugger when it aborts.
         "GGML_NO_BACKTRACE": "1",
         "LLAMA_NO_BACKTRACE": "1",
     }
 
 
 def _cpu_seconds(process: int) -> float:
-    """Of all its threads; 0 once it is gone."""
+    """CPU seconds of all threads of a process; 0 if the process has ended."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -181,14 +181,14 @@ def _cpu_seconds(process: int) -> float:
 
 
 def busy_seconds() -> float:
-    """Of all processors, what hypervisors gave to others included."""
+    """Busy seconds of all processors, including time that a hypervisor gave to other machines."""
     fields = [int(one) for one in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     user, nice, system, _idle, _waiting, *others = fields
     return (user + nice + system + sum(others)) / _TICKS
 
 
 def available_bytes() -> int:
-    """Memory that programs may still take, the page cache counted as free."""
+    """Memory that programs can still use; the page cache counts as free."""
     text = Path("/proc/meminfo").read_text()
     return next(
         int(line.split()[1]) * _KIB

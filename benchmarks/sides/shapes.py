@@ -1,22 +1,22 @@
-"""Shapes that the engine is measured at, and what one token of each must read and multiply."""
+"""The shapes of the engine benchmark, with the bytes and multiply-adds that a token needs."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 Architecture = Literal["qwen3moe", "olmoe", "llama"]
 GROUP = 32
-# A group of 32 weights of 4 bits, and its scale.
+# A group has 32 weights of 4 bits and a scale of 16 bits.
 BYTES_OF_GROUP = 18
 _EVEN = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoder whose every layer is an MoE of gated experts; the head is not tied."""
+    """A decoder with an MoE of gated experts in every layer, and a head that is not tied."""
 
     name: str
     architecture: Architecture
-    """as GGUF names it: what its attention norms and how its router weighs"""
+    """GGUF's name; it sets the norms of attention and the weights of chosen experts"""
     layers: int
     width: int
     heads: int
@@ -29,24 +29,24 @@ class Shape:
     published_layers: int
 
     def of_depth(self, layers: int) -> "Shape":
-        """With fewer layers, and so much smaller a vocabulary that the head keeps its share."""
+        """A shape with fewer layers. Its vocabulary shrinks alike, so the head keeps its share."""
         rows = self.vocabulary * layers // self.published_layers
         rows = -(-rows // _EVEN) * _EVEN
         return replace(self, layers=layers, vocabulary=rows)
 
     @property
     def attention_weights(self) -> int:
-        """Of a layer."""
+        """The attention weights of a layer."""
         return self.width * self.head_dim * 2 * (self.heads + self.kv_heads)
 
     @property
     def expert_weights(self) -> int:
-        """Of one expert."""
+        """The weights of one expert."""
         return 3 * self.width * self.expert_width
 
     @property
     def router_weights(self) -> int:
-        """Of a layer; they stay 32 bits wide."""
+        """The router weights of a layer, which are fp32."""
         return self.experts * self.width
 
     @property
@@ -55,17 +55,23 @@ class Shape:
         return self.layers * layer + 2 * self.vocabulary * self.width
 
     def step_bytes(self, rows: int, bits_of_weight: float) -> int:
-        """Weights that one step of `rows` sequences reads, were every choice of experts equally
-        likely and independent; the input embedding, of which it reads a few rows, left out."""
+        """Bytes of weights that a step of `rows` sequences is expected to read.
+
+        The choices of experts are taken as independent and equally likely. The input embedding, of
+        which a step reads a few rows, is not counted.
+        """
         reached = self.experts * (1 - (1 - self.top_k / self.experts) ** rows)
         layer = self.attention_weights + reached * self.expert_weights
         packed = self.layers * layer + self.vocabulary * self.width
         return round(packed * bits_of_weight / 8) + 4 * self.layers * self.router_weights
 
     def prefill_macs(self, tokens: int) -> int:
-        """Multiply-adds with weights that cannot be left out: of the last layer every token needs
-        its key and value alone, and only the last token the rest, and the head. Attention's own
-        products, one or two hundredths more at 512 tokens, are not counted."""
+        """Multiply-adds with weights that a prefill needs.
+
+        In the last layer every token needs only its key and value; the last token also needs the
+        rest of the layer, and the head. Attention's own products are not counted; at 512 tokens
+        they would add one or two hundredths.
+        """
         layer = self.attention_weights + self.top_k * self.expert_weights + self.router_weights
         keys = 2 * self.width * self.kv_heads * self.head_dim
         last = tokens * keys + layer - keys + self.vocabulary * self.width
@@ -81,8 +87,8 @@ BITS_OF_Q4_0 = BYTES_OF_GROUP * 8 / GROUP
 
 _OLMOE = Shape(
     name="olmoe",
-    # ik_llama.cpp does not know OLMoE's own. Sizes are OLMoE's in full; what differs is that a
-    # head's queries and keys are normed apart and the chosen weights summed up to 1.
+    # ik_llama.cpp does not support OLMoE's own architecture. All sizes are OLMoE's. In `qwen3moe`
+    # queries and keys are normalised head by head, and the weights of chosen experts sum to 1.
     architecture="qwen3moe",
     layers=16,
     width=2048,
@@ -124,5 +130,5 @@ _QWEN3 = Shape(
     published_layers=48,
 )
 SHAPES = {shape.name: shape for shape in (_OLMOE, _MIXTRAL, _QWEN3)}
-# As many as memory holds beside a peer that computes in 16 bits.
+# As many layers as fit into memory beside a peer with 16-bit weights.
 DEPTHS = {"olmoe": 16, "mixtral": 3, "qwen3": 8}

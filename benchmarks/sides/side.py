@@ -1,4 +1,4 @@
-"""What each side can do, and the prompts that all of them are given.
+"""The interface of a side, and the prompts that all sides get.
 
 S sequences, each a list of tokens.
 """
@@ -11,20 +11,20 @@ from typing import Protocol
 from sides.shapes import Shape
 
 SLOTS = 16
-# Room of one sequence in a cache: for the longest prompt and what comes after it, rounded up as
-# llama.cpp does.
+# Positions of one sequence in a cache: the longest prompt and its continuation, rounded up as in
+# llama.cpp.
 CAPACITY = 768
 PROMPT = (5, 9, 11, 23, 30)
-# Where tokens are drawn: so flat that the texts of a model of random weights do not run in circles.
-# One that does asks for the same experts again and again.
+# The temperature of sampling. It is high so that a model of random weights does not repeat itself,
+# which would choose the same experts again and again.
 TEMPERATURE = 5.0
-# The one below ends a document.
+# Token 0 ends a document.
 _FIRST_TOKEN = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a side is started with."""
+    """The arguments with which a side is started."""
 
     path: Path
     """of the GGUF file"""
@@ -33,12 +33,12 @@ class Setting:
 
 
 def packed_folder(path: Path) -> Path:
-    """Where the packed form of a GGUF file lies."""
+    """The path of the packed form of a GGUF file."""
     return path.with_suffix(".packed")
 
 
 class Side(Protocol):
-    """A way to run the model; made before anything of it is read."""
+    """A way to run the model. Creating a side does not read the model."""
 
     def about(self) -> dict[str, str]:
         """Versions, and the instruction sets that it was built with."""
@@ -53,12 +53,12 @@ class Side(Protocol):
         ...
 
     def decode(self, variant: str, prompts_S: list[list[int]], steps: int) -> float:
-        """Seconds of so many steps of one token each for every sequence, after its prompt."""
+        """Seconds of `steps` steps after the prompts; each step adds a token to every sequence."""
         ...
 
 
 def prompts(count: int, length: int, vocabulary: int, seed: int) -> list[list[int]]:
-    """Of random tokens; the same for every side that is given the same seed."""
+    """Prompts of random tokens, which depend only on the arguments."""
     drawn = random.Random(seed)
     return [
         [drawn.randrange(_FIRST_TOKEN, vocabulary) for _ in range(length)] for _ in range(count)

@@ -1,10 +1,10 @@
-"""The benchmark's result as Markdown tables, and their place in a page."""
+"""Writes the benchmark's result as Markdown tables into a page."""
 
 from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- engine: begin -->", "<!-- engine: end -->"
-# As the columns are headed, and the rows of a result that may stand there, the fastest of them.
+# Heading of a column -> labels of results, of which the column shows the fastest.
 _COLUMNS = {
     "llama.cpp Q4_0": ("llama.cpp",),
     "ik_llama.cpp Q4_0": ("ik_llama.cpp",),
@@ -16,7 +16,7 @@ _SPARE = 300 << 20
 
 
 def insert(result: dict[str, Any], page: Path) -> None:
-    """Replace what stands between the two marks. Raises ValueError where they are missing."""
+    """Replace the text between the marks BEGIN and END. Raises ValueError if they are missing."""
     head, begin, rest = page.read_text().partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
@@ -49,7 +49,7 @@ def _speeds(one: dict[str, Any]) -> list[str]:
     for number, summed in enumerate(one["summary"]):
         sides: dict[str, Any] = {}
         for phase in one["phases"]:
-            # Where it was measured in several phases, the first is shown.
+            # A side that was measured in several phases is shown from the first phase.
             sides = {**phase["work"][number]["sides"], **sides}
         cells = [_fastest(sides, labels) for labels in _COLUMNS.values()]
         ratio = "" if summed["ratio"] is None else f"{summed['ratio']:.2f}"

@@ -1,4 +1,4 @@
-"""transformers in bf16, whose weights are those of the GGUF file, unpacked.
+"""transformers in bf16, with the weights of the GGUF file unpacked.
 
 E experts, D width, F expert width, S sequences.
 """
@@ -45,7 +45,7 @@ _AT_A_TIME = 1 << 18
 
 
 class TransformersBf16:
-    """Variants are names of its experts' implementations."""
+    """A variant is the name of an experts implementation of transformers."""
 
     def __init__(self, setting: Setting) -> None:
         self._path, self._shape = setting.path, setting.shape
@@ -74,7 +74,7 @@ class TransformersBf16:
     def decode(self, variant: str, prompts_S: list[list[int]], steps: int) -> float:
         self._model.set_experts_implementation(variant)
         cache = DynamicCache(config=self._model.config)
-        # By place, as transformers 5.24 gave the argument another name.
+        # Positional, because transformers 5.24 renamed the argument of the cache.
         self._model(torch.tensor(prompts_S), None, None, cache, logits_to_keep=1)
         ids = torch.randint(1, self._shape.vocabulary, (steps, len(prompts_S), 1))
         began = time.perf_counter()
@@ -145,12 +145,16 @@ def _fill(model: PreTrainedModel, path: object, shape: Shape) -> None:
 
 
 def _halves_apart(rows: Tensor, head_dim: int) -> Tensor:
-    """llama.cpp turns neighbouring rows of a head, transformers those half a head apart."""
+    """Reorder the rows for RoPE: from neighbouring pairs to pairs that are half a head apart.
+
+    llama.cpp rotates neighbouring rows of a head together, and transformers rows that are half a
+    head apart.
+    """
     return rows.view(-1, head_dim // 2, 2, rows.shape[-1]).transpose(1, 2).reshape(rows.shape)
 
 
 def _unpack(tensor: gguf.ReaderTensor, place: Tensor) -> None:
-    """A matrix at a time of a stack, and some rows of a large one."""
+    """Unpack a tensor into `place`: one matrix of a stack at a time, and some rows at a time."""
     if tensor.tensor_type == gguf.GGMLQuantizationType.F32:
         place.copy_(torch.from_numpy(np.array(tensor.data)).view(place.shape))
         return
@@ -167,7 +171,10 @@ def _in_parts(stored: np.ndarray, matrix: Tensor) -> Iterator[tuple[np.ndarray, 
 
 
 def _of_blocks(stored: np.ndarray) -> Tensor:
-    """Q4_0: 18 bytes hold a 16-bit scale and 32 nibbles, the first 16 weights in the low ones."""
+    """Unpack blocks of Q4_0. A block of 18 bytes has an fp16 scale and 32 4-bit numbers.
+
+    The first 16 numbers are in the low halves of the bytes.
+    """
     blocks = torch.from_numpy(np.array(stored).reshape(-1, 18))
     scale = blocks[:, :2].contiguous().view(torch.float16).float()
     nibbles = blocks[:, 2:]

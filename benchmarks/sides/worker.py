@@ -1,4 +1,4 @@
-"""A side's process: commands come in as lines of JSON, answers go out in the same way.
+"""A side's process. It reads commands as lines of JSON, and writes each answer as such a line.
 
 python -m sides.worker NAME SETTING
 """
@@ -17,7 +17,7 @@ from typing import Any
 from sides.shapes import Shape
 from sides.side import Setting
 
-# Imported in the process that serves them alone.
+# Module and class of each side. A module is imported only in the process of its side.
 CLASSES = {
     "llama.cpp": ("sides.llama_cpp", "LlamaCpp"),
     "ik_llama.cpp": ("sides.ik_llama_cpp", "IkLlamaCpp"),
@@ -38,9 +38,9 @@ def setting_from_text(text: str) -> Setting:
 
 
 def main() -> None:
-    # Ctrl-C goes to all processes; the one that asks ends this one by closing the pipe.
+    # Ctrl-C reaches all processes. This one ignores it, and ends when the parent closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What libraries print must not mix with the answers.
+    # Output of libraries goes to stderr, so that it does not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     module, name = CLASSES[sys.argv[1]]
@@ -57,7 +57,7 @@ def main() -> None:
         began = time.perf_counter()
         result = action(*command["with"])
         _say(answers, {"result": result, "seconds": time.perf_counter() - began})
-    # Some libraries abort while they tidy up.
+    # Some libraries abort in their clean-up, which os._exit skips.
     os._exit(0)
 
 

@@ -9,13 +9,13 @@ namespace {
 
 using V = Vec::V;
 
-constexpr int kWeights = kBlockPositions * kGroupQueries;  // of a group
+constexpr int kWeights = kBlockPositions * kGroupQueries;  // of a group in a block
 constexpr int kTileBytes = 1024;
-constexpr int kStep = 32;  // positions of one product of weights and values
+constexpr int kStep = 32;  // positions in one tile product of weights and values
 
 inline __m256i rounded(V x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
-// Two vectors as pairs of bf16.
+// Interleaves two vectors as bf16: first[0], second[0], first[1], second[1], ...
 inline __m512i pairs(V first, V second) {
   const __m512i order =
       _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
@@ -23,7 +23,7 @@ inline __m512i pairs(V first, V second) {
   return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(second, first));
 }
 
-// Up to 16 numbers of a vector of the cache, as bf16.
+// 16 numbers of a cached vector from dim `c` on, as bf16; 0 beyond the vector's dim.
 inline __m256i kept_line(const Vectors& from, int position, int c) {
   const int64_t at = position * from.stride + c;
   const int left = from.dim - c;
@@ -47,7 +47,7 @@ inline void fetch(const uint8_t* ahead, int64_t bytes) {
   for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(ahead + line);
 }
 
-// One group: 64 positions at once, so that four sums are under way.
+// Scores of one group. Each round computes 64 positions, so that four tiles are summed in parallel.
 void scores_of_one(const uint16_t* keys, int64_t key_stride, int count, const uint16_t* queries,
                    int dim_lines, const uint8_t* ahead, float* scores) {
   const int64_t pitch = key_stride * 2;
@@ -114,7 +114,7 @@ void scores_of_two(const uint16_t* keys, int64_t key_stride, int count, const ui
   }
 }
 
-// One group: two lines of dims at once.
+// Mixed values of one group. Each round computes two lines of dims.
 void mix_one(const uint16_t* values, int count, int dim_lines, const uint16_t* weights, bool first,
              float* mixed) {
   const int64_t pitch = int64_t{dim_lines} * kLine * 4;
@@ -191,7 +191,8 @@ void mix_two(const uint16_t* values, int count, int dim_lines, const uint16_t* w
   }
 }
 
-// Two lines, interleaved within quarters of a vector: see `restore`.
+// Interleaves two lines within each quarter of a vector, which changes the order of dims: see
+// `restore`.
 inline void interleave(__m512i a, __m512i b, uint16_t* to) {
   _mm512_storeu_si512(to, _mm512_unpacklo_epi16(a, b));
   _mm512_storeu_si512(to + kTileBytes / 2, _mm512_unpackhi_epi16(a, b));
@@ -202,7 +203,7 @@ inline __m512i line_of(const uint16_t* x, int dim, bool exists) {
   return _mm512_maskz_loadu_epi16(exists ? given : 0, x);
 }
 
-// The pair of positions from `p` on.
+// Packs the values of positions p and p + 1.
 void pack_bfloat_pair(const Vectors& values, int p, int count, uint16_t* to) {
   const auto* value = static_cast<const uint16_t*>(values.at) + p * values.stride;
   const uint16_t* second = value + values.stride;
@@ -218,7 +219,8 @@ void pack_bfloat_pair(const Vectors& values, int p, int count, uint16_t* to) {
   }
 }
 
-// 16 bytes as floats, whose upper halves are their bf16: seven bits need no rounding.
+// Converts 16 int8 numbers to floats. The upper 16 bits of each float are its exact bf16, since
+// bf16 has 8 significant bits.
 inline __m512i widened_bytes(const int8_t* x) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
   return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
@@ -251,12 +253,12 @@ void pack_byte_key(const int8_t* key, int dim, uint16_t* packed) {
   }
 }
 
-// e^(x - largest), of x and largest in powers of 2; 0 where not seen, whatever x is.
+// 2^(x * factor + negative_largest) in the lanes of `sees`; 0 in the other lanes, even if x is NaN.
 inline V power_of_two(V x, V negative_largest, V factor, __mmask16 sees) {
   const V turns = _mm512_fmadd_ps(x, factor, negative_largest);
   const V whole = _mm512_roundscale_ps(turns, 0);
   const V rest = _mm512_sub_ps(turns, whole);
-  // Fitted to 1e-7 over -1/2 .. 1/2, and 1 at 0.
+  // A polynomial for 2^rest, with an error below 1e-7 for -1/2 <= rest <= 1/2, and exactly 1 at 0.
   V p = Vec::all(1.326472707e-3f);
   p = _mm512_fmadd_ps(p, rest, Vec::all(9.671512650e-3f));
   p = _mm512_fmadd_ps(p, rest, Vec::all(5.550733744e-2f));
@@ -270,7 +272,8 @@ inline V power_of_two(V x, V negative_largest, V factor, __mmask16 sees) {
 
 void pack_queries(const float* const* q, int dim, uint16_t* packed) {
   for (int line = 0; line < lines(dim); ++line) {
-    // Lanes are pairs of dims of one query, then turned.
+    // Before the transposition, square[i] has the pairs of query i; after it, pair i of all
+    // queries.
     V square[16];
     for (int query = 0; query < kGroupQueries; ++query) {
       __m512i both = _mm512_setzero_si512();
@@ -356,16 +359,18 @@ void weigh(float* scores, int count, float scale, const float* key_scales,
     }
     best = _mm512_mask_max_ps(best, sees(p), best, score);
   }
-  // In powers of 2, which are what is computed; scales are above 0.
+  // score * factor is an exponent of 2. `factor` is above 0, so the largest score remains the
+  // largest.
   const V factor = Vec::all(scale * kTurns);
   const V before = _mm512_loadu_ps(softmax.largest);
   const V largest = Vec::larger(before, Vec::mul(best, factor));
-  // A query that has seen nothing yet has no largest score to be relative to.
+  // If a query has had no score yet, its `largest` is -inf, and 0 is used in its place.
   const __mmask16 any = _mm512_cmp_ps_mask(largest, nothing, _CMP_NEQ_UQ);
   const V negative = Vec::mul(_mm512_maskz_mov_ps(any, largest), Vec::all(-1.0f));
   V sum = Vec::zero();
   for (int first = 0; first < count; first += kStep) {
-    // Pairs of positions in the lanes of their query, then turned.
+    // Before the transposition, square[i] has the i-th pair of positions for all queries; after it,
+    // all pairs of query i.
     V square[16];
     for (int i = 0; i < 16; ++i) {
       V pair[2] = {Vec::zero(), Vec::zero()};
@@ -384,7 +389,8 @@ void weigh(float* scores, int count, float scale, const float* key_scales,
       _mm512_storeu_ps(weights + query * kBlockPositions + first, square[query]);
     }
   }
-  // Exactly 1 where the largest stays, and 0 where there was none.
+  // The factor is exactly 1 if `largest` is unchanged, and 0 if the query's first score is in this
+  // block.
   const __mmask16 same = _mm512_cmp_ps_mask(before, largest, _CMP_EQ_OQ);
   const __mmask16 known = _mm512_cmp_ps_mask(before, nothing, _CMP_NEQ_UQ);
   V rescaled = power_of_two(before, negative, Vec::all(1.0f), known);

@@ -15,14 +15,14 @@ constexpr float kNothing = -__builtin_inff();
 
 int64_t block_start(int64_t position) { return position / kPositions * kPositions; }
 
-// What one thread computes a piece in.
+// One thread's scratch memory for a piece.
 struct Own {
   float* q;         // [queries, padded key dim]
   float* scores;    // [queries, kPositions]
   float* mixed;     // [queries, padded value dim]
   float* factor;    // [queries]
-  float* keys;      // packed block
-  float* values;
+  float* keys;      // block packed by pack_keys, for prefill
+  float* values;    // block packed by pack_values, for prefill
   Softmax* softmax;  // [queries]
 
   static Own in(Carver& carver, int queries, const LayerCache& cache, bool packs) {
@@ -48,7 +48,7 @@ class Attention {
         kernels_(attention_kernels(set)), copies_(queries.heads / cache.kv_heads),
         q_stride_(padded(cache.key_dim)), v_stride_(padded(cache.value_dim)) {}
 
-  // `next` are the keys with which this thread goes on.
+  // `next` points to the keys that this thread reads after the piece, for prefetching; or null.
   void decode(const AttentionPlan::Piece& piece, int kv_head, const uint8_t* next,
               const Own& own) const {
     begin(piece, kv_head, own);
@@ -134,8 +134,9 @@ class Attention {
   const int q_stride_, v_stride_;
 };
 
-// Tiles take bf16 as it is kept, and 16 queries for the price of one. In decode with fewer queries
-// to a key it is memory that is waited for, and queries and weights stay in fp32.
+// Whether attention uses AMX tiles, which multiply 16 queries in the time of one. In decode with
+// few query heads per kv head, memory limits the speed; then vector kernels are used, which keep
+// queries and weights in fp32.
 bool in_tiles(const AttentionPlan& plan, const LayerCache& cache, int heads, InstructionSet set) {
   if (set != InstructionSet::amx || cache.kept == Kept::fp32) return false;
   const int worth = cache.kept == Kept::bf16 ? 2 : 8;
@@ -202,14 +203,16 @@ void attend(Team& team, const AttentionPlan& plan, const LayerCache& cache, cons
   const bool prefill = reads_prompts(plan.phase());
   const int64_t pieces = static_cast<int64_t>(plan.pieces().size());
   const int64_t total = pieces * cache.kv_heads;
-  // Head by head in decode, as the cache lies; in prefill the longest pieces of all heads first.
+  // Decode takes all pieces of one kv head before the next head, as in the cache's memory. Prefill
+  // takes each piece for all kv heads before the next piece, because the largest pieces come first.
   const auto piece_of = [&](int64_t i) -> const AttentionPlan::Piece& {
     return plan.pieces()[prefill ? i / cache.kv_heads : i % pieces];
   };
   const auto head_of = [&](int64_t i) {
     return static_cast<int>(prefill ? i % cache.kv_heads : i / pieces);
   };
-  // compute(piece, head, keys of the piece after it)
+  // Claims pieces and calls compute(piece, kv head, next) for each. `next` points to the keys of
+  // the thread's next piece, or is null.
   const auto each = [&](const auto& compute) {
     int64_t later = counter.fetch_add(1, std::memory_order_relaxed);
     while (later < total) {

@@ -1,5 +1,5 @@
-// Attention of rows over the keys and values kept of their sequences: see
-// src/mixtura/kernels/cached_attention.py, whose naive functions are the twins.
+// Attention of query rows over a cache of keys and values. The naive functions of the Python module
+// mixtura.kernels.cached_attention are the reference.
 #pragma once
 
 #include <atomic>
@@ -14,12 +14,13 @@
 
 namespace mixtura {
 
-// One layer's cache: keys [slots, kv_heads, capacity, key_dim], values likewise. Where values are
-// the first dims of their keys, both are one.
+// One layer's cache: keys [slots, kv_heads, capacity, key_dim] and values [slots, kv_heads,
+// capacity, value_dim]. A slot holds one sequence. If `values` equals `keys`, each value is the
+// first value_dim numbers of its key.
 struct LayerCache {
   uint8_t* keys;
   uint8_t* values;
-  float* key_scales;  // [slots, kv_heads, capacity], of int8 alone
+  float* key_scales;  // [slots, kv_heads, capacity], only for int8
   float* value_scales;
   Kept kept;
   int kv_heads;
@@ -46,7 +47,7 @@ struct LayerCache {
   }
 };
 
-// A token each: the slot of its sequence, and its position there.
+// A batch of tokens: for each, the slot of its sequence and its position in the sequence.
 struct TokenRows {
   int count;
   const int64_t* slot;
@@ -54,29 +55,33 @@ struct TokenRows {
 };
 
 struct Queries {
-  const float* q;  // [rows, heads, key_dim], `stride` from row to row
+  const float* q;      // [rows, heads, key_dim]; rows are `stride` numbers apart
   int64_t stride;
   int heads;
   float scale;
-  int64_t window;      // positions seen, the row's own included; 0: all before it
-  const float* sinks;  // [heads], or null
+  // A row attends to this many positions, up to and including its own; 0: to all of them.
+  int64_t window;
+  const float* sinks;  // [heads] attention-sink logits, or null
   float* out;          // [rows, heads, value_dim]
 
+  // The first position to which a row at `position` attends.
   int64_t first_seen(int64_t position) const {
     return window > 0 && position >= window ? position - window + 1 : 0;
   }
 };
 
-// How the attention of some rows falls into pieces of work: the same for all layers of one window.
+// The division of a batch's attention into pieces of work. Layers with the same window share a
+// plan.
 class AttentionPlan {
  public:
-  // `rows` rows from `row` on that share a slot, and the positions begin..end-1 that this piece
-  // goes through: one split of one row in decode and verify, all that any of the rows sees in prefill.
+  // Rows row .. row + rows - 1, which share a slot, over positions begin .. end - 1. In decode and
+  // verify a piece is one split of one row; in prefill it has all positions to which any of its
+  // rows attends.
   struct Piece {
     int row, rows;
     int64_t begin, end;
-    int splits;
-    int64_t partial;  // where this split's result is kept until all are there
+    int splits;       // number of splits of the row
+    int64_t partial;  // index of this split's partial result, if splits > 1
   };
 
   void make(const TokenRows& rows, const Queries& queries, int kv_heads, Phase phase);
@@ -84,9 +89,9 @@ class AttentionPlan {
   Phase phase() const { return phase_; }
   const std::vector<Piece>& pieces() const { return pieces_; }
   int64_t partials() const { return partials_; }
-  // Of one piece, at most.
+  // The most rows of any piece.
   int most_rows() const { return most_rows_; }
-  // Splits that are still to come of a row and a kv head.
+  // The number of unfinished splits of a row and a kv head.
   std::atomic<int>& left(int row, int kv_head) const { return left_[row * kv_heads_ + kv_head]; }
 
  private:
@@ -102,22 +107,22 @@ class AttentionPlan {
   int64_t counted_ = 0;
 };
 
-// The kernels of a set.
 const AttentionKernels& attention_kernels(InstructionSet set);
 
 Scratch attention_scratch(const AttentionPlan& plan, const LayerCache& cache, int heads,
                           InstructionSet set);
 
-// Keeps each row's key and value: k [rows, kv_heads, key_dim], v likewise; v is null where values
-// lie in keys. All threads of a team call it; a barrier has to follow.
+// Writes each row's key and value to the cache: k [rows, kv_heads, key_dim] and v [rows, kv_heads,
+// value_dim]. v is null if values are part of the keys. All threads of a team call it; a barrier
+// has to follow.
 void append(Team& team, const LayerCache& cache, const TokenRows& rows, const float* k,
             const float* v, InstructionSet set);
 
-// One vector of one row and kv head, of either.
+// Writes one key (if `key`) or one value to the cache; see LayerCache::place.
 void keep_vector(const AttentionKernels& kernels, const LayerCache& cache, bool key, int64_t place,
                  const float* x);
 
-// Writes queries.out. All threads of a team call it; there is no barrier at its end.
+// Computes queries.out. All threads of a team call it; it has no barrier at its end.
 void attend(Team& team, const AttentionPlan& plan, const LayerCache& cache, const TokenRows& rows,
             const Queries& queries, InstructionSet set, uint8_t* shared, uint8_t* own);
 

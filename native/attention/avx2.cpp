@@ -1,4 +1,4 @@
-// Vectors of eight floats: AVX2 and FMA.
+// Attention with vectors of eight floats (AVX2 and FMA).
 #include <immintrin.h>
 
 #include <cstdint>
@@ -46,7 +46,8 @@ struct Vec {
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
   }
   static V sums(V (&x)[8]) {
-    // Neighbours are added, then pairs: the lower half holds 0..3 of each, the upper 4..7.
+    // The lower half of `a` has the sums of lanes 0..3 of x[0], .. x[3], the upper half those of
+    // lanes 4..7; `b` has the same of x[4], .. x[7].
     const V a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
     const V b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
     return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
@@ -69,7 +70,7 @@ struct Vec {
       x[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
     }
   }
-  // p 2^n, with n in the low bits of `shifted`.
+  // p * 2^n, with n in the low bits of `shifted`.
   static V times_power(V p, V shifted) {
     const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power));

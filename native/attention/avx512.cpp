@@ -1,3 +1,4 @@
+// Attention with vectors of sixteen floats (AVX-512).
 #include "attention/vec512.h"
 #include "attention/loops.h"
 

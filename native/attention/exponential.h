@@ -1,4 +1,5 @@
-// e^x for vectors: the file that includes this has defined `Vec` in its own unnamed namespace.
+// e^x for vectors. Before it includes this, a file defines its vector type `Vec` in an unnamed
+// namespace.
 #pragma once
 
 namespace mixtura {
@@ -6,13 +7,13 @@ namespace {
 
 using V = Vec::V;
 
-// e^x for x <= 0, to 2 units in the last place; exactly 0 below -87.
+// e^x for x <= 0, with an error of at most 2 units in the last place; exactly 0 for x < -87.
 inline V exponential(V x) {
-  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+  // Adding 1.5 * 2^23 rounds to the nearest integer, which is then in the low bits.
   const V magic = Vec::all(12582912.0f);
   const V shifted = Vec::fma(x, Vec::all(1.44269504088896341f), magic);
   const V whole = Vec::add(shifted, Vec::all(-12582912.0f));
-  // log 2 in two parts, so that x - whole log 2 keeps its digits.
+  // ln 2 is split into two constants, so that x - whole * ln 2 keeps its digits.
   V rest = Vec::fma(whole, Vec::all(-0.693359375f), x);
   rest = Vec::fma(whole, Vec::all(2.12194440e-4f), rest);
   V p = Vec::all(1.9875691500e-4f);

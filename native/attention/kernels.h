@@ -1,29 +1,31 @@
-// Attention's inner loops: what every instruction set implements.
+// The inner loops of attention, which each instruction set implements.
 #pragma once
 
 #include <cstdint>
 
 namespace mixtura {
 
-// Positions are walked in blocks of this many, counted from 0.
+// Positions of a block. Blocks begin at multiples of kPositions.
 constexpr int kPositions = 64;
-// In decode, a row's positions are cut into splits of this many, counted from 0, so that threads
-// can share one long row; partial results are combined in their order, however many threads.
+// Positions of a split. In decode, the positions of a row are cut at multiples of kSplit, so that
+// several threads can work on one long row. Partial results are combined in the order of the
+// splits, so the result does not depend on the number of threads.
 constexpr int kSplit = 256;
 
-// How keys and values are kept.
+// The number format of cached keys and values.
 enum class Kept : int { fp32, bf16, int8 };
 
 constexpr int64_t kept_bytes(Kept kept) {
   return kept == Kept::fp32 ? 4 : kept == Kept::bf16 ? 2 : 1;
 }
 
-// Buffers of fp32 are padded by zeros to whole vectors of the widest instruction set.
+// Lanes of the widest vectors. "Padded" fp32 buffers end with zeros up to a multiple of this.
 constexpr int kLanesMost = 16;
 
 constexpr int padded(int dim) { return (dim + kLanesMost - 1) / kLanesMost * kLanesMost; }
 
-// Vectors of a block of positions: `stride` numbers from one to the next, `dim` of which count.
+// Key or value vectors of consecutive positions. Each vector has `dim` numbers and begins `stride`
+// numbers after the vector before it.
 struct Vectors {
   const void* at;
   Kept kept;
@@ -31,7 +33,7 @@ struct Vectors {
   int dim;
 };
 
-// The state of one online softmax: exponents are relative to `largest`.
+// The state of one online softmax: the largest score so far, and the sum of e^(score - largest).
 struct Softmax {
   float largest;
   float sum;
@@ -40,38 +42,40 @@ struct Softmax {
 struct AttentionKernels {
   const char* name;
 
-  // scores[head * kPositions + p] = q_head . key_p for p < count; q_head is at q + head * stride,
-  // and padded.
-  // About as many bytes as are read here are fetched from `ahead` on, which is read next.
+  // scores[head * kPositions + p] = q_head . key_p for p < count. q_head begins at q + head *
+  // stride and is padded. `ahead` is the memory that the caller reads next; about as many bytes of
+  // it are prefetched as `keys` has.
   void (*scores)(const Vectors& keys, int count, const float* q, int64_t stride, int heads,
                  float* scores, const uint8_t* ahead);
 
-  // out_head += the sum over p < count of weights[head * kPositions + p] value_p; out is padded.
+  // out_head += sum over p < count of weights[head * kPositions + p] * value_p. out_head begins at
+  // out + head * stride and is padded. If `ahead` is not null, it is prefetched as in `scores`.
   void (*mix)(const Vectors& values, int count, const float* weights, int heads, float* out,
               int64_t stride, const uint8_t* ahead);
 
-  // Scores of positions begin..end-1 of a block become weights e^(score - largest), all others
-  // below kPositions become 0. Scores are multiplied by `scale`, and where the cache is int8 by
-  // key_scales; weights, after they are summed, by value_scales. Returns what all that was summed
-  // before is to be multiplied by.
+  // Replaces the scores of positions begin..end-1 of a block by weights e^(score - largest), and
+  // the block's other scores by 0. Scores are first multiplied by `scale`. For an int8 cache,
+  // scores are also multiplied by key_scales, and weights by value_scales after they are added to
+  // softmax.sum. Returns the factor for earlier weighted sums, below 1 if `largest` has grown.
   float (*weigh)(float* scores, int begin, int end, float scale, const float* key_scales,
                  const float* value_scales, Softmax& softmax);
 
   // x[0..dim) *= factor; dim is padded.
   void (*multiply)(float* x, int dim, float factor);
 
-  // Keys of a block as [dim][kPositions], values as [kPositions][padded dim], in fp32 and times
-  // their scales, which are null where they have none; zero beyond `count`.
+  // Copies a block in fp32: keys as [dim][kPositions], values as [kPositions][padded dim]. Vectors
+  // are multiplied by `scales` unless null. Positions from `count` on become 0.
   void (*pack_keys)(const Vectors& keys, int count, const float* scales, float* packed);
   void (*pack_values)(const Vectors& values, int count, const float* scales, float* packed);
 
-  // c[row * columns + j] = factor[row] c + sum over i < inner of a[row * a_stride + i] b[i *
-  // columns + j]; without factors, the sum alone. `columns` are padded. Each number is summed in
-  // the order of i, however many rows there are.
+  // c[row][j] = factor[row] * c[row][j] + sum over i < inner of a[row][i] * b[i][j]; if `factor` is
+  // null, the sum alone. Rows of a are a_stride numbers apart, rows of b and c `columns`, a
+  // multiple of kLanesMost. Terms are added in the order of i, whatever the number of rows.
   void (*product)(const float* a, int64_t a_stride, int rows, int inner, const float* b,
                   int columns, const float* factor, float* c);
 
-  // One vector into the cache: to the nearest, ties to even. Gives the scale of int8, else 0.
+  // Writes one vector to the cache, rounded to the nearest number, ties to even. Returns the scale
+  // of an int8 vector, else 0.
   float (*keep)(const float* x, int dim, Kept kept, void* at);
 };
 

@@ -1,5 +1,5 @@
-// Attention's loops over vectors, compiled once for each instruction set: the file that includes
-// this has defined `Vec` before, in its own unnamed namespace.
+// The vector loops of attention, compiled once for each instruction set. Before it includes this, a
+// file defines its vector type `Vec` in an unnamed namespace.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace {
 constexpr int kLanes = Vec::kLanes;
 constexpr float kNothing = -__builtin_inff();
 
-// Numbers at `at`, as what they are kept as.
+// The C++ type of the cache's numbers.
 template <Kept kKept>
 struct Number;
 template <>
@@ -32,23 +32,23 @@ struct Number<Kept::int8> {
   using Type = int8_t;
 };
 
-// Of kLanes dot products at once: kHeads queries with the kLanes / kHeads keys from `key` on, of
-// which `count` exist. As many bytes as they have are fetched from `ahead` on, line by line among
-// the products: all at once they would have to wait for each other.
+// Computes kLanes dot products: kHeads queries times kLanes / kHeads keys from `key` on, of which
+// `count` exist. As many bytes as the keys have are prefetched from `ahead`. Prefetches alternate
+// with products, since many prefetches in a row would wait for each other.
 template <Kept kKept, int kHeads, bool kAll>
 inline void score_some(const typename Number<kKept>::Type* key, int64_t key_stride, int count,
                        int dim, const float* q, int64_t stride, const uint8_t* ahead,
                        float* scores) {
   using Type = typename Number<kKept>::Type;
   constexpr int kKeys = kLanes / kHeads, kFours = (kKeys + 3) / 4;
-  // Numbers of one key that are computed with between two lines.
+  // A round reads kBytes of the keys; after every kEvery keys, a line of 64 bytes is prefetched.
   constexpr int kBytes = kKeys * kLanes * static_cast<int>(sizeof(Type));
   constexpr int kEvery = kBytes >= 64 ? kKeys * 64 / kBytes : kKeys;
-  // Four pointers reach sixteen keys: the compiler has no registers for one each.
+  // One pointer serves four keys, since the processor has too few registers for sixteen pointers.
   const Type* four[kFours];
   UNROLL for (int i = 0; i < kFours; ++i) four[i] = key + 4 * i * key_stride;
   const auto at = [&](int p, int c) {
-    // Past the end the last one is read again, and its product not stored.
+    // From `count` on the last key is read again, and its score is not stored.
     if constexpr (!kAll) return key + (p < count ? p : count - 1) * key_stride + c;
     return four[p / 4] + p % 4 * key_stride + c;
   };
@@ -106,7 +106,8 @@ void scores_of(const Vectors& keys, int count, const float* q, int64_t stride, i
   int head = 0;
   const auto next = [&](auto score, int taken) {
     score(keys, count, q + head * stride, stride, scores + head * kPositions, ahead);
-    // Once is enough: what lies here already is fetched for nothing.
+    // `ahead` has been prefetched now. Later heads prefetch the keys, which costs nothing because
+    // they are in the CPU cache.
     ahead = static_cast<const uint8_t*>(keys.at);
     head += taken;
   };
@@ -127,7 +128,8 @@ void scores(const Vectors& keys, int count, const float* q, int64_t stride, int 
   }
 }
 
-// kVectors of the outputs of kHeads, from dim `c` on; of the last vector `some` dims exist.
+// Adds weighted values to kVectors vectors of the outputs of kHeads heads, from dim `c` on. If not
+// kWhole, there is one vector, of which `some` dims exist.
 template <Kept kKept, int kHeads, int kVectors, bool kWhole>
 void mix_part(const Vectors& values, int c, int some, int count, const float* weights, float* out,
               int64_t stride, const uint8_t* ahead) {
@@ -164,7 +166,7 @@ void mix_part(const Vectors& values, int c, int some, int count, const float* we
 template <Kept kKept, int kHeads>
 void mix_heads(const Vectors& values, int count, const float* weights, float* out, int64_t stride,
                const uint8_t* ahead) {
-  // What fits into registers besides weights and values.
+  // The most output vectors of a head that fit into registers beside weights and values.
   constexpr int kMost = Vec::kRegisters / 2 / kHeads < 8 ? Vec::kRegisters / 2 / kHeads : 8;
   int c = 0;
   const auto next = [&](auto mix, int vectors) {
@@ -247,7 +249,7 @@ void multiply(float* x, int dim, float factor) {
   }
 }
 
-// A vector of the cache from dim `c` on, zero past its end.
+// kLanes numbers of a cached vector from dim `c` on, as floats; 0 beyond the vector's dim.
 template <Kept kKept>
 inline V widened(const Vectors& from, int position, int c) {
   const auto* x = static_cast<const typename Number<kKept>::Type*>(from.at);
@@ -391,7 +393,8 @@ float keep(const float* x, int dim, Kept kept, void* at) {
   }
   const float inverse = size > 0.0f ? 127.0f / size : 0.0f;
   for (int c = 0; c < dim; ++c) {
-    // To the nearest, ties to even: no file that includes this may fuse the two.
+    // Rounds to the nearest integer, ties to even. The product and the sum must not become one
+    // fused multiply-add, so this file is compiled with -ffp-contract=off.
     const float scaled = x[c] * inverse;
     out[c] = static_cast<int8_t>(static_cast<int32_t>((scaled + 12582912.0f) - 12582912.0f));
   }

@@ -1,4 +1,4 @@
-// Vectors of four floats, which every compiler and processor has some way to compute with.
+// Attention with vectors of four floats, for any processor.
 #include <cstdint>
 #include <cstring>
 
@@ -51,7 +51,7 @@ struct Vec {
     std::memcpy(square, x, sizeof square);
     for (int i = 0; i < 4; ++i) x[i] = V{square[0][i], square[1][i], square[2][i], square[3][i]};
   }
-  // p 2^n, with n in the low bits of `shifted`.
+  // p * 2^n, with n in the low bits of `shifted`.
   static V times_power(V p, V shifted) { return from(bits(p) + (bits(shifted) << 23)); }
   static V zero_below(V x, float bound, V value) { return x < all(bound) ? zero() : value; }
 

@@ -5,7 +5,7 @@
 namespace mixtura {
 namespace {
 
-// Queries that share a block of keys and values in prefill.
+// The most queries of a piece in prefill. They share each block of keys and values.
 constexpr int kQueries = 128;
 
 }  // namespace
@@ -25,7 +25,8 @@ void AttentionPlan::make(const TokenRows& rows, const Queries& queries, int kv_h
     }
     for (int row = 0; row < rows.count; ++row) split_row(rows, queries, row);
     if (phase == Phase::verify) {
-      // Rows of one sequence read the same splits, which then stay in the cache between them.
+      // Pieces that read the same split of a sequence become neighbours, so that the split is still
+      // in the CPU cache for the later pieces.
       std::stable_sort(pieces_.begin(), pieces_.end(), [&](const Piece& a, const Piece& b) {
         const int64_t one = rows.slot[a.row], other = rows.slot[b.row];
         return one != other ? one < other : a.begin / kSplit < b.begin / kSplit;
@@ -64,7 +65,7 @@ void AttentionPlan::gather_rows(const TokenRows& rows, const Queries& queries) {
     }
     pieces_.push_back(piece);
   }
-  // The longest first, so that no thread is left alone with one at the end.
+  // The largest pieces come first, so that no thread works on a large piece after the others end.
   std::stable_sort(pieces_.begin(), pieces_.end(), [](const Piece& a, const Piece& b) {
     return (a.end - a.begin) * a.rows > (b.end - b.begin) * b.rows;
   });

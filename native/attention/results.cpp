@@ -30,9 +30,10 @@ void Results::end(const AttentionPlan::Piece& piece, int kv_head) const {
   if (piece.splits == 1) return;
   std::atomic<int>& left = plan_.left(piece.row, kv_head);
   if (left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  // For the next layer.
+  // The next layer uses the same plan and counts again.
   left.store(piece.splits, std::memory_order_relaxed);
-  // A row's splits stand one after the other, and begin with that of its first position.
+  // Partial results of a row are consecutive, in the order of positions; `split` is the index of
+  // this piece's split within the row.
   const int64_t first = queries_.first_seen(rows_.position[piece.row]);
   const int64_t split = piece.begin / kSplit - first / kSplit;
   for (int head = kv_head * copies_; head < (kv_head + 1) * copies_; ++head) {

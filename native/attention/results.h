@@ -1,4 +1,5 @@
-// Where the attention of pieces ends: in the output, or first among the partial results of a row.
+// Writes the results of attention pieces to the output. A row with several splits gets partial
+// results first, which are combined when the last split is done.
 #pragma once
 
 #include "attention/attention.h"
@@ -12,18 +13,18 @@ class Results {
       : plan_(plan), cache_(cache), rows_(rows), queries_(queries), partials_(partials),
         copies_(queries.heads / cache.kv_heads) {}
 
-  // Floats of all partial results of a plan.
+  // The size of all partial results of a plan, in floats.
   static int64_t floats(const AttentionPlan& plan, const LayerCache& cache, int heads) {
     return plan.partials() * heads * stride(cache.value_dim);
   }
 
-  // The result of one head of a row in a piece: sums of weighed values, and their softmax. After
-  // those of a kv head's last one, `end` has to follow.
+  // Stores the result of one query head of a row in a piece: `mixed` is the weighted sum of values.
+  // The caller calls `end` after the last query head of a kv head.
   void put(const AttentionPlan::Piece& piece, int64_t row, int64_t head, const float* mixed,
            const Softmax& softmax) const;
 
-  // All heads of a kv head are put. The thread that brings the last split of a row combines all
-  // of them, in their order.
+  // Must be called when `put` has stored all query heads of a kv head. The thread that ends the
+  // last unfinished split of a row combines all splits, in the order of positions.
   void end(const AttentionPlan::Piece& piece, int kv_head) const;
 
  private:
@@ -42,7 +43,7 @@ class Results {
   const TokenRows& rows_;
   const Queries& queries_;
   float* const partials_;
-  const int copies_;
+  const int copies_;  // query heads per kv head
 };
 
 }  // namespace mixtura

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kGroupBlock = kBlockPositions * kGroupQueries;
 constexpr float kLog2 = 0.69314718055994531f;
-constexpr int kAtOnce = 2;  // groups that share what is loaded of keys and values
+constexpr int kAtOnce = 2;  // groups that are multiplied with the same loaded keys and values
 
 int groups_of(int queries) { return (queries + kGroupQueries - 1) / kGroupQueries; }
 
@@ -65,7 +65,7 @@ void TileAttention::begin(const AttentionPlan::Piece& piece, int kv_head, int gr
     if (i >= queries) continue;
     const int64_t row = piece.row + i / copies_, head = kv_head * copies_ + i % copies_;
     group.q[lane] = queries_.q + row * queries_.stride + head * cache_.key_dim;
-    // A split sees a part of what its row sees.
+    // A piece may be a split, which has only some of the row's positions.
     group.first[lane] = std::max(queries_.first_seen(rows_.position[row]), piece.begin);
     group.end[lane] = std::min(rows_.position[row] + 1, piece.end);
   }
@@ -126,7 +126,8 @@ const uint16_t* TileAttention::keys_of(int64_t place, int64_t start, int count,
                                        int64_t* stride) const {
   const Vectors keys = cache_.keys_at(place);
   *stride = int64_t{key_lines_} * kLine;
-  // Whole tiles are read: of a whole block, or of places whose scores are not read.
+  // Tiles are read whole, 32 positions at a time. So the cache can be read directly only if the
+  // last tile ends within its capacity; scores of positions from `count` on are not used.
   if (cache_.kept == Kept::bf16 && *stride == cache_.key_dim &&
       start + (count + 31) / 32 * 32 <= cache_.capacity) {
     return static_cast<const uint16_t*>(keys.at);

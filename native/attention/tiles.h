@@ -1,4 +1,4 @@
-// Attention on processors with AMX: in bf16, over caches of bf16 and int8.
+// Attention with AMX tiles, in bf16, over caches of bf16 or int8.
 #pragma once
 
 #include "attention/amx.h"
@@ -8,23 +8,27 @@ namespace mixtura {
 
 class TileAttention {
  public:
-  // Takes a thread's own memory from the carver, for pieces of `most` queries.
+  // Takes one thread's memory from the carver, for pieces of at most `most` queries.
   TileAttention(Carver& carver, int most, const LayerCache& cache, const TokenRows& rows,
                 const Queries& queries, const Results& results);
 
-  // Between amx::configure() and release(). `next` are the keys with which this thread goes on.
+  // Computes a piece; must be called between amx::configure() and amx::release(). `next` points to
+  // the keys that this thread reads after the piece, for prefetching; or null.
   void compute(const AttentionPlan::Piece& piece, int kv_head, const uint8_t* next) const;
 
  private:
+  // 16 queries that are multiplied together; lane i is query i.
   struct Group {
     amx::GroupSoftmax softmax;
     const float* q[amx::kGroupQueries];
-    int64_t first[amx::kGroupQueries];  // positions seen
+    // The query attends to positions first .. end - 1.
+    int64_t first[amx::kGroupQueries];
     int64_t end[amx::kGroupQueries];
 
-    bool started;  // whether a block has been mixed
+    bool started;  // whether `mixed_` holds the values of an earlier block
 
-    // How far into the block any of them sees; 0 for not at all.
+    // Sets softmax.low and softmax.high for the block of positions start .. stop - 1. Returns the
+    // number of positions up to the last to which any query attends, or 0 if there is none.
     int sees(int64_t start, int64_t stop);
   };
 
@@ -43,11 +47,11 @@ class TileAttention {
   const int copies_, key_lines_, value_lines_;
   Group* groups_;
   uint16_t* q_;       // packed queries of all groups
-  uint16_t* keys_;    // of a block, where the cache's own cannot be read
-  uint16_t* values_;  // of a block, in pairs
-  float* scores_;     // of two groups
-  uint16_t* weights_;
-  float* mixed_;      // of all groups
+  uint16_t* keys_;    // a block's keys, where tiles cannot be loaded from the cache itself
+  uint16_t* values_;  // a block's values, in pairs of positions
+  float* scores_;     // scores of two groups
+  uint16_t* weights_;  // weights of two groups
+  float* mixed_;      // weighted sums of values, of all groups
 };
 
 }  // namespace mixtura

@@ -1,4 +1,4 @@
-// Vectors of sixteen floats: AVX-512. For files that are compiled for it.
+// Vectors of sixteen floats, for files that are compiled with AVX-512.
 #pragma once
 
 #include <immintrin.h>
@@ -38,7 +38,8 @@ struct Vec {
   static float largest(V v) { return _mm512_reduce_max_ps(v); }
   static float sum(V v) { return _mm512_reduce_add_ps(v); }
   static V sums(V (&x)[16]) {
-    // Each step adds two halves of every sum, and so halves their number: lane i gets x[i]'s.
+    // Lane i of the result is the sum of x[i]. Each step halves the number of vectors: it adds two
+    // halves of each vector, and puts the sums of two vectors into one.
     V eight[8], four[4], two[2];
     for (int i = 0; i < 8; ++i) {
       const V low = _mm512_shuffle_f32x4(x[i], x[i + 8], 0x44);
@@ -50,7 +51,8 @@ struct Vec {
       const V odd = _mm512_shuffle_f32x4(eight[i], eight[i + 4], 0xdd);
       four[i] = _mm512_add_ps(even, odd);
     }
-    // Blocks of four lanes now hold x[i], x[i + 8], x[i + 4], x[i + 12].
+    // The four blocks of four lanes in four[i] now have sums of x[i], x[i + 8], x[i + 4] and
+    // x[i + 12].
     for (int i = 0; i < 2; ++i) {
       const V low = _mm512_shuffle_ps(four[i], four[i + 2], 0x44);
       const V high = _mm512_shuffle_ps(four[i], four[i + 2], 0xee);
@@ -58,7 +60,8 @@ struct Vec {
     }
     const V even = _mm512_shuffle_ps(two[0], two[1], 0x88);
     const V odd = _mm512_shuffle_ps(two[0], two[1], 0xdd);
-    // Within a block: x[i], x[i + 2], x[i + 1], x[i + 3].
+    // The lanes of a block now have sums of x[i], x[i + 2], x[i + 1], x[i + 3]. Two permutations
+    // sort lanes and blocks.
     const V sum = _mm512_permute_ps(_mm512_add_ps(even, odd), 0xd8);
     return _mm512_shuffle_f32x4(sum, sum, 0xd8);
   }
@@ -90,7 +93,7 @@ struct Vec {
       x[c + 12] = _mm512_shuffle_f32x4(eights[4 + c], eights[12 + c], 0xdd);
     }
   }
-  // p 2^n, with n in the low bits of `shifted`.
+  // p * 2^n, with n in the low bits of `shifted`.
   static V times_power(V p, V shifted) {
     const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), power));

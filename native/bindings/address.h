@@ -1,4 +1,4 @@
-// Tensors come from Python as addresses: the wrappers there have checked types, shapes and strides.
+// Python passes tensors as addresses, after it has checked their types, shapes and strides.
 #pragma once
 
 #include <cstdint>

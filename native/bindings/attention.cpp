@@ -1,4 +1,4 @@
-// Attention's part of the module: see native.cpp.
+// The Python bindings of attention, for the module in native.cpp.
 #include "bindings/attention.h"
 
 #include <mutex>
@@ -12,7 +12,7 @@ namespace nb = nanobind;
 namespace mixtura {
 namespace {
 
-// One plan is made and followed at a time; its memory is kept for the next.
+// The plan of the current call; the lock admits one call at a time. Later calls reuse its memory.
 std::mutex planning;
 AttentionPlan plan;
 

@@ -1,5 +1,5 @@
-// The fused step's part of the module: see native.cpp. The caller that adds a layer keeps its tensors
-// alive.
+// The Python bindings of the fused step, for the module in native.cpp. The Python caller keeps the
+// tensors of each added layer alive.
 #include "bindings/decoder.h"
 
 #include <stdexcept>
@@ -87,7 +87,8 @@ void step(Program& program, const GivenCache& cache, int64_t angles, uintptr_t t
   program.step(given, {}, static_cast<InstructionSet>(set), at<float>(logits));
 }
 
-// As `step`, with a say in routing; `between` is None, or called with the number of a layer.
+// As `step`, with outputs and limits of routing: see Routes. `between` is None or a function that
+// takes a layer's number.
 void step_routed(Program& program, const GivenCache& cache, int64_t angles, uintptr_t token,
                  int64_t rows, uintptr_t slot, uintptr_t position, uintptr_t angle,
                  uintptr_t asked, int64_t asked_count, int phase, int set, uintptr_t logits,

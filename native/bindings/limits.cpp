@@ -1,4 +1,4 @@
-// The module mixtura.kernels._limits, for benchmarks alone.
+// The module mixtura.kernels._limits, which only benchmarks use.
 #include "limits/limits.h"
 
 #include <nanobind/nanobind.h>
@@ -10,7 +10,7 @@ namespace nb = nanobind;
 
 NB_MODULE(_limits, module) {
   using namespace mixtura;
-  // As in native.cpp.
+  // The reason is in native.cpp.
   nb::set_leak_warnings(false);
   using released = nb::call_guard<nb::gil_scoped_release>;
   module.def("read_bytes", [](uintptr_t address, int64_t count) {

@@ -78,8 +78,8 @@ std::vector<std::string> instruction_sets() {
 
 NB_MODULE(_native, module) {
   using namespace mixtura;
-  // A command freezes what it loaded (cli/startup.py), and Python frees no frozen object at its
-  // end. nanobind would list each of them on stderr; the system takes the memory back.
+  // Commands freeze loaded objects (gc.freeze in cli/startup.py), and Python does not free frozen
+  // objects at exit. nanobind would report each of them as a leak on stderr.
   nb::set_leak_warnings(false);
   using released = nb::call_guard<nb::gil_scoped_release>;
   module.def("instruction_sets", &instruction_sets);

@@ -1,4 +1,4 @@
-// Packing's part of the module: see native.cpp.
+// The Python bindings of packing, for the module in native.cpp.
 #include "bindings/packing.h"
 
 #include "bindings/address.h"

@@ -1,4 +1,4 @@
-// In each module, as each has a pool of its own.
+// The Python bindings of the thread pool. Both modules have them, since each has a pool of its own.
 #include "bindings/threads.h"
 
 #include "machine/pool.h"

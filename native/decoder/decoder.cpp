@@ -10,7 +10,7 @@
 
 namespace mixtura {
 
-// One thread's part in a step.
+// One thread's share of a step's work.
 class Step {
  public:
   Step(Program& program, const StepRows& given, const Routes& routes, InstructionSet set,
@@ -27,8 +27,8 @@ class Step {
   int64_t width() const { return program_.embedding_.inputs; }
   float* row(float* rows, int64_t number) const { return rows + number * width(); }
 
-  // As `linear` and `experts` share out the rounding of rows, so that a thread rounds what it has
-  // written itself, and needs no barrier before.
+  // Row i goes to thread i % threads, as when `linear` and `experts` quantise their input rows. So
+  // a thread quantises only rows that it wrote itself, and no barrier is needed in between.
   template <class Function>
   static void each(const Team& team, int64_t count, const Function& f) {
     for (int64_t i = team.thread; i < count; i += team.threads) f(i);
@@ -58,28 +58,29 @@ class Step {
   float* const logits_;
   const AttentionKernels& kernels_;
 
-  int64_t* kept_expert_;  // where the next layer's choices go, or null
+  int64_t* kept_expert_;  // the next routed layer's part of Routes::expert, or null
   float* kept_weight_;
-  bool some_ = false;     // whether the rows asked for alone go through this layer's FFN
-  int64_t rows_ = 0;      // that the layers after this one see
+  // True in a last layer that computes only the rows of StepRows::asked after its keys and values.
+  bool some_ = false;
+  int64_t rows_ = 0;      // number of rows in x_
   float* x_;              // the residual stream
   float* normed_;
   float* qkv_;
-  float* q_;              // turned
+  float* q_;              // queries after RoPE
   float* attended_;
-  float* branch_;         // what is added to the stream
+  float* branch_;         // output of attention or FFN, before the residual addition
   float* shared_out_;
   float* gate_logits_;
-  int64_t* token_;        // of each routed row
+  int64_t* token_;        // of each routed row, as are expert_ and weight_
   int64_t* expert_;
   float* weight_;
-  int64_t* every_;        // every row once, through expert 0
-  int64_t* first_expert_;
-  float* one_;
-  uint8_t* stage_;        // of all threads, for one stage
-  float* scores_;         // own
-  float* head_;
-  uint8_t* stage_own_;
+  int64_t* every_;        // 0, 1, 2, ...: the routing of all rows to expert 0
+  int64_t* first_expert_;  // zeros
+  float* one_;            // ones
+  uint8_t* stage_;        // scratch of all threads for one linear, experts or attention
+  float* scores_;         // this thread's scratch for `choose`
+  float* head_;           // this thread's scratch for one key or value
+  uint8_t* stage_own_;    // this thread's scratch for one linear, experts or attention
 };
 
 void Step::take_shared(Carver& carver) {
@@ -133,7 +134,8 @@ void Step::compute(Team& team) {
   const int layers = static_cast<int>(program_.layers_.size());
   for (int number = 0; number < layers; ++number) {
     const Layer& layer = program_.layers_[number];
-    // Of the others the last layer's keys and values alone are needed, unless their choices are.
+    // In the last layer, rows without logits are needed only for their keys and values. All rows
+    // are computed if the caller collects every row's choices.
     some_ = number + 1 == layers && !program_.all_asked_ && routes_.expert == nullptr;
     attention(team, layer.attention);
     if (!ffn(team, layer.ffn, number)) return;
@@ -153,7 +155,7 @@ void Step::norm_rows(const Team& team, const Norm& norm) {
   each(team, rows_, [&](int64_t i) { norm.apply(row(x_, i), width(), row(normed_, i)); });
 }
 
-// Of what the last layer gave, only the rows asked for go on.
+// Keeps only the asked rows of the residual stream, after a last layer that computed all rows.
 void Step::leave_others(Team& team) {
   team.barrier();
   each(team, asked_.count, [&](int64_t i) {
@@ -187,7 +189,8 @@ void Step::attention(Team& team, const AttentionBlock& block) {
   each(team, rows_, [&](int64_t i) { add_branch(i, block.post_norm); });
 }
 
-// One over the size of all heads at once, which a thread keeps while it works on one row.
+// The RMSNorm factor over all heads of a row. A thread computes it once for consecutive heads of
+// the same row; without norm_of_all the factor is 1.
 class SizeOfAll {
  public:
   SizeOfAll(const AttentionBlock& block, const Norm& norm, int64_t width)
@@ -210,7 +213,8 @@ class SizeOfAll {
   float factor_ = 1.0f;
 };
 
-// Into q_, and where some rows alone go on, what they are in the stream into normed_.
+// Writes the queries after RoPE to q_. If `some`, only the asked rows are written, and their
+// residual stream is copied to normed_, which then takes the place of x_.
 void Step::turn_queries(const Team& team, const AttentionBlock& block, bool some) {
   const int64_t rows = some ? asked_.count : rows_;
   SizeOfAll size(block, block.q_norm, block.q_width());
@@ -244,7 +248,7 @@ void Step::keep_rows(const Team& team, const AttentionBlock& block) {
   });
 }
 
-// The head at all + offset, normed, clipped and turned.
+// Normalises, clips and rotates the head at all + offset, and writes it to `out`.
 void Step::turn_head(const AttentionBlock& block, const Norm& norm, const float* all,
                      int64_t offset, float factor, int64_t angle, float* out) const {
   const int dim = block.head_dim();
@@ -257,7 +261,7 @@ void Step::turn_head(const AttentionBlock& block, const Norm& norm, const float*
   turn(out, block.cosines + angle * dim, block.sines + angle * (dim / 2), dim / 2);
 }
 
-// False where the step is over, since `between` failed.
+// Returns false if `between` failed, which ends the step.
 bool Step::ffn(Team& team, const FfnBlock& block, int layer) {
   norm_rows(team, block.norm);
   const Routed every{every_, first_expert_, one_, rows_, rows_};
@@ -286,7 +290,7 @@ void Step::route(Team& team, const Gate& gate) {
   gate_logits(team, kernels_, gate, normed_, width(), rows_, gate_logits_);
   team.barrier();
   if (kept_expert_ != nullptr) {
-    // The experts are computed from where the choices are kept.
+    // Experts read their choices from the caller's arrays, where `between` may change them.
     expert_ = kept_expert_;
     weight_ = kept_weight_;
     kept_expert_ += rows_ * gate.top_k;
@@ -304,10 +308,10 @@ void Step::route(Team& team, const Gate& gate) {
   });
 }
 
-// The same answer in every thread: whether the step goes on.
+// Returns whether the step goes on, with the same result in every thread.
 bool Step::between(Team& team, const FfnBlock& block, int layer) {
   if (team.thread == 0) {
-    // A job must not throw.
+    // A job must not throw, so Program::step rethrows the exception.
     try {
       routes_.between(layer);
       check_choices(block);

@@ -1,5 +1,6 @@
-// A step of a packed decoder, all its layers in one job: see src/mixtura/engine/program.py. Its
-// twin is src/mixtura/engine/module_steps.py, which calls module after module.
+// One step of a decoder with packed weights: all layers run as one job of the thread pool. The
+// caller is src/mixtura/engine/program.py; the reference, which calls one torch module after
+// another, is src/mixtura/engine/module_steps.py.
 #pragma once
 
 #include <cstdint>
@@ -20,16 +21,16 @@ struct AttentionBlock {
   Norm norm;
   Linear qkv;
   Linear out;
-  Norm q_norm, k_norm;    // of each head, or of all at once
-  bool norm_of_all;
-  Norm post_norm;         // of what attention adds
+  Norm q_norm, k_norm;
+  bool norm_of_all;       // q_norm and k_norm: over all heads at once, else over each head
+  Norm post_norm;         // of the attention output, before the residual addition
   int heads;
-  float clip;             // 0: none
+  float clip;             // bound of |q|, |k| and |v|; 0: none
   float scale;
-  int64_t window;         // 0: none
-  const float* sinks;     // or null
-  const float* cosines;   // [angles, head dim], of which the first half counts
-  const float* sines;     // [angles, head dim / 2]
+  int64_t window;         // of sliding-window attention; 0: none
+  const float* sinks;     // [heads] attention-sink logits, or null
+  const float* cosines;   // RoPE table [angles, head dim]; only the first half of a row is read
+  const float* sines;     // RoPE table [angles, head dim / 2]
   LayerCache cache;
 
   int head_dim() const { return cache.key_dim; }
@@ -40,13 +41,13 @@ struct AttentionBlock {
 
 struct FfnBlock {
   Norm norm;
-  bool routed;                // else `experts` is one, for all rows
+  bool routed;                // if false, `experts` holds one expert, applied to all rows
   Gate gate;
   Experts experts;
-  bool shares;                // whether there are shared experts
+  bool shares;                // whether the layer has shared experts
   Experts shared;
-  const float* shared_gate;   // [width], or null
-  Norm post_norm;
+  const float* shared_gate;   // [width] gate of the shared experts' output, or null
+  Norm post_norm;             // of the FFN output, before the residual addition
 };
 
 struct Layer {
@@ -54,30 +55,33 @@ struct Layer {
   FfnBlock ffn;
 };
 
-// New tokens, of one sequence each in decode, or several of some in prefill and verify.
+// The new tokens of a step, one a row. In decode each row belongs to another sequence; in prefill
+// and verify a sequence may have several rows.
 struct StepRows {
   TokenRows rows;
-  const int64_t* angle;   // rows of the tables of cosines
-  const int64_t* token;
-  const int64_t* asked;   // numbers of rows whose logits are wanted
+  const int64_t* angle;   // for each row, its row in the RoPE tables
+  const int64_t* token;   // for each row, its token
+  const int64_t* asked;   // [asked_count] the rows whose logits are computed
   int asked_count;
   Phase phase;
 };
 
-// A say in the routing of a step; what is left out costs nothing.
+// Optional outputs and limits of the routing in a step. A null or empty member is skipped.
 struct Routes {
-  // Layer after layer of those that route, [rows, top_k] each, what `choose` gives; or both null.
+  // Outputs of `choose`: [rows, top_k] for each routed layer, one layer after another. Either both
+  // are null or none.
   int64_t* expert = nullptr;
   float* weight = nullptr;
-  const int64_t* limit = nullptr;  // of experts for each row, 1 or more; null: top_k
-  // Called by one thread between routing and experts, with the number of the layer. It may change
-  // what was chosen and the experts' table, and must start no other job.
+  const int64_t* limit = nullptr;  // experts of each row at most, 1 or more; null: top_k
+  // Called in one thread after a layer's routing and before its experts, with the layer's number.
+  // It may change `expert`, `weight` and the table Experts::tiles, but must not start another job.
   std::function<void(int)> between;
 };
 
 class Program {
  public:
-  // `embedding` has a row for each token, which is multiplied by `embedded`.
+  // `embedding` has one row for each token. Embedded rows are multiplied by `embedded`, the outputs
+  // of attention and FFN by `residual`, and the logits by `logits`.
   Program(const Matrix& embedding, float embedded, float residual, const Norm& norm,
           const Linear& head, float logits)
       : embedding_(embedding), embedded_(embedded), residual_(residual), norm_(norm), head_(head),
@@ -87,18 +91,19 @@ class Program {
 
   int64_t vocabulary() const { return embedding_.outputs; }
 
-  // logits[asked_count, vocabulary]. One step at a time; another waits. Raises what `between`
-  // raises, and std::out_of_range where a row then has an expert that is not here.
+  // Writes logits[asked_count, vocabulary]. Steps run one at a time; a second caller waits.
+  // Rethrows an exception of `between`, and throws std::out_of_range if `between` leaves a chosen
+  // expert whose weights are not in memory.
   void step(const StepRows& step, const Routes& routes, InstructionSet set, float* logits);
 
  private:
   friend class Step;
 
-  // How attention is shared out in layers of one window.
+  // The attention plans of all layers with the same window.
   struct Plans {
-    size_t layer;         // the first of them
+    size_t layer;         // the first layer with this window
     AttentionPlan all;    // of all rows
-    AttentionPlan asked;  // of those asked for, in the last layer
+    AttentionPlan asked;  // of StepRows::asked, for the last layer
   };
 
   void make_plans(const StepRows& step);
@@ -107,17 +112,17 @@ class Program {
 
   const Matrix embedding_;
   const float embedded_;
-  const float residual_;  // what is added to the stream is multiplied by it
+  const float residual_;  // factor of attention and FFN outputs
   const Norm norm_;
   const Linear head_;
-  const float logits_;    // what logits are multiplied by
+  const float logits_;    // factor of the logits
   std::vector<Layer> layers_;
   std::mutex busy_;
   std::vector<Plans> plans_;
   std::vector<int64_t> asked_slot_, asked_position_;
   TokenRows asked_{};
-  bool all_asked_ = true;  // in their order
-  std::exception_ptr failure_;  // of a step
+  bool all_asked_ = true;       // `asked` is 0, 1, ... for all rows
+  std::exception_ptr failure_;  // thrown by `between` in the current step
 };
 
 }  // namespace mixtura

@@ -10,19 +10,19 @@
 namespace mixtura {
 namespace {
 
-constexpr int64_t kAtOnce = 1024;  // tokens whose shares are summed by themselves
+constexpr int64_t kAtOnce = 1024;  // tokens of a block; each block has its own sum
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
-// Of one block: its largest logit, and the sum of its shares.
+// The largest logit of a block, and the sum of its shares (see Shares).
 struct Block {
   float largest;
   double sum;
 };
 
-// NaN where there is one.
+// Returns the largest logit, or NaN if any logit is NaN.
 float largest_of(const float* logits, int64_t count) {
   constexpr int kLanes = 16;
-  float most[kLanes], strange[kLanes] = {};  // 0, or NaN
+  float most[kLanes], strange[kLanes] = {};  // NaN once a NaN is met, else 0
   std::fill(most, most + kLanes, kNothing);
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
@@ -42,10 +42,10 @@ float largest_of(const float* logits, int64_t count) {
 typedef double Two __attribute__((vector_size(16)));
 typedef int64_t TwoBits __attribute__((vector_size(16)));
 
-// e^x for x <= 0 within 4e-16 of itself, and 0 below e^-708.
+// e^x for x <= 0, with a relative error below 4e-16; 0 for x < -708.
 inline Two exponential(Two x) {
-  constexpr double kToInteger = 6755399441055744.0;  // 1.5 * 2^52: the last bit is worth 1
-  constexpr double kHigh = 0x1.62e42fefa38p-1, kLow = 0x1.ef35793c7673p-45;  // ln 2, in two
+  constexpr double kToInteger = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer
+  constexpr double kHigh = 0x1.62e42fefa38p-1, kLow = 0x1.ef35793c7673p-45;  // sum: ln 2
   const Two shifted = x * 1.4426950408889634 + kToInteger;
   const Two whole = shifted - kToInteger;
   const Two r = (x - whole * kHigh) - whole * kLow;
@@ -66,6 +66,7 @@ inline Two exponential(Two x) {
   return (Two)((TwoBits)(sum * power) & (TwoBits)(x >= -708.0));
 }
 
+// The shares of a row's tokens: exp((logit - largest) / temperature).
 struct Shares {
   const float* logits;
   int64_t vocabulary;
@@ -74,8 +75,9 @@ struct Shares {
 
   int64_t size(int64_t block) const { return std::min(kAtOnce, vocabulary - block * kAtOnce); }
 
-  // Those of one block, and zeros to its end. The largest logit becomes 0, so that no temperature,
-  // however small, makes inf - inf.
+  // Writes the shares of one block, and zeros beyond the vocabulary. The largest logit is
+  // subtracted before the division, because logits divided by a tiny temperature may become inf,
+  // and inf - inf is NaN.
   void of(int64_t block, double (&share)[kAtOnce]) const {
     const float* own = logits + block * kAtOnce;
     const double most = largest;
@@ -104,8 +106,8 @@ int64_t choose(const Shares& row, const Block* blocks, int64_t count, double uni
   double total = 0;
   for (int64_t block = 0; block < count; ++block) total += blocks[block].sum;
   const double aim = total * uniform;
-  // Should rounding lift the aim above all sums, it is the last block that has any share, and the
-  // last token.
+  // Rounding may lift `aim` above the sum of all shares. Then the last token with a share above 0
+  // is chosen, from the last block with such a token.
   int64_t chosen = 0;
   double before = 0, passed = 0;
   for (int64_t block = 0; block < count && passed <= aim; ++block) {
@@ -139,7 +141,7 @@ void draw(Team& team, const Draws& draws, uint8_t* shared, int64_t* token) {
     const Block* own = blocks + i * count;
     float largest = own->largest;
     for (int64_t block = 1; block < count; ++block) {
-      // A NaN stays.
+      // Once `largest` is NaN it stays NaN, because no number is greater than NaN.
       if (own[block].largest > largest || std::isnan(own[block].largest)) {
         largest = own[block].largest;
       }

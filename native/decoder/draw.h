@@ -1,4 +1,4 @@
-// The next tokens of rows of logits.
+// Sampling of next tokens from logit rows.
 #pragma once
 
 #include <cstdint>
@@ -7,20 +7,21 @@
 
 namespace mixtura {
 
-// Of `rows` rows of fp32 logits those at `number[i] * vocabulary`.
+// A batch of `rows` tokens to sample. Token i is sampled from row number[i] of the fp32 logits.
 struct Draws {
   const float* logits;
   int64_t vocabulary;
   const int64_t* number;
   int64_t rows;
   const double* temperature;  // above 0
-  const double* uniform;      // in [0, 1)
+  const double* uniform;      // random numbers in [0, 1)
 };
 
 Scratch draw_scratch(const Draws& draws);
 
-// token[i], drawn in proportion to exp(logit / temperature); -1 where a row has NaN, +inf, or nothing
-// but -inf. Sums in blocks of one size, so that no count of threads changes a token.
+// Samples token[i] with probability proportional to exp(logit / temperature). token[i] is -1 if the
+// row has NaN or +inf, or if all its logits are -inf. The result does not depend on the number of
+// threads, since sums are taken over blocks of a fixed size.
 void draw(Team& team, const Draws& draws, uint8_t* shared, int64_t* token);
 
 }  // namespace mixtura

@@ -7,7 +7,7 @@
 namespace mixtura {
 namespace {
 
-// Inputs of one group of a channel, from its bytes: 4 of each line of 128.
+// Unpacks the 32 inputs of one group of a channel. The channel has 4 bytes in every 128 bytes.
 void unpack_group(const uint8_t* bytes, int bits, float scale, float* out) {
   for (int i = 0; i < kGroup; ++i) {
     const int line = bits == 4 ? i / 8 : i / 4;

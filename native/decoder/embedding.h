@@ -1,11 +1,11 @@
-// Single output channels of packed weights: the rows of an embedding.
+// Reading rows of a packed embedding. A row is one output channel of the packed matrix.
 #pragma once
 
 #include "packed/format.h"
 
 namespace mixtura {
 
-// out[inputs] = channel `row` of the matrix, times `factor`.
+// Writes output channel `row` of the matrix, times `factor`, to out[matrix.inputs].
 void unpack_row(const Matrix& matrix, int64_t row, float factor, float* out);
 
 }  // namespace mixtura

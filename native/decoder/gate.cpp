@@ -10,7 +10,7 @@ constexpr float kNothing = -__builtin_inff();
 constexpr int kExpertsAtOnce = 16;
 constexpr int64_t kRowsAtOnce = 64;
 
-// In place: e^(x - largest) over its sum.
+// Softmax in place.
 void softmax(float* x, int count) {
   const float largest = *std::max_element(x, x + count);
   float sum = 0.0f;
@@ -18,12 +18,13 @@ void softmax(float* x, int count) {
   for (int i = 0; i < count; ++i) x[i] /= sum;
 }
 
-// The largest of `x`, the first of equal ones.
+// Returns the index of the largest number, the first if several are equal.
 int best(const float* x, int count) {
   return static_cast<int>(std::max_element(x, x + count) - x);
 }
 
-// `spare` holds a group's experts, and behind them a score for each group.
+// Sets the scores of all experts outside the best groups to -inf. `spare` has room for the scores
+// of one group's experts and, after them, a score for each group.
 void keep_best_groups(const Gate& gate, float* ranking, float* spare) {
   const int size = gate.num_experts / gate.groups;
   float* group_score = spare + size;
@@ -102,7 +103,7 @@ void choose(const Gate& gate, int chosen, const float* logits, int64_t row, int6
     score[i] = logits[(i / kPositions * rows + row) * kPositions + i % kPositions];
     if (gate.bias != nullptr) score[i] += gate.bias[i];
   }
-  // Weights of the softmax over the chosen are made of logits, whatever ranks.
+  // These weights are a softmax over logits, even if experts are ranked by other scores.
   const bool of_logits = gate.weigh == Weigh::softmax || gate.weigh == Weigh::norm;
   std::copy(score, score + count, ranking);
   if (gate.score == Score::softmax) softmax(ranking, count);

@@ -5,7 +5,8 @@
 namespace mixtura {
 namespace {
 
-// As many sums side by side as a vector has lanes: the compiler may not reorder one.
+// Partial sums of one sum, as many as the widest vector has lanes: the compiler must not reorder a
+// single sum, so it could not use vectors for it.
 constexpr int kSums = 16;
 
 template <class Term>

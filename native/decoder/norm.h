@@ -1,4 +1,4 @@
-// Norms and turns of single rows.
+// LayerNorm, RMSNorm, RoPE and clipping of single rows.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,10 @@ struct Norm {
   enum class Kind : int { none, rms, layer };
   Kind kind = Kind::none;
   const float* weight = nullptr;
-  const float* bias = nullptr;  // or null
+  const float* bias = nullptr;
   float epsilon = 0.0f;
 
-  // May be in place.
+  // `out` may be x.
   void apply(const float* x, int64_t width, float* out) const;
 };
 
@@ -20,7 +20,7 @@ float sum_of_squares(const float* x, int64_t count);
 
 float dot(const float* a, const float* b, int64_t count);
 
-// Turns the pair (i, i + pairs) of a head by the angle whose cosine and sine are at i.
+// RoPE: rotates each pair (x[i], x[i + pairs]) by the angle with cosine[i] and sine[i].
 void turn(float* x, const float* cosine, const float* sine, int pairs);
 
 void clip(float* x, int64_t count, float bound);

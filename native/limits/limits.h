@@ -1,4 +1,4 @@
-// The limits of this machine, measured beside what is compared with them.
+// Measures this machine's limits, with which benchmarks compare the kernels.
 #pragma once
 
 #include <cstdint>
@@ -7,16 +7,17 @@
 
 namespace mixtura {
 
-// Reads every line once, in all threads, as fast as it can; gives something that depends on all.
+// Reads memory in all threads at full speed. Returns a sum of what it reads, so that the compiler
+// keeps the reads.
 uint64_t read_bytes(const uint8_t* bytes, int64_t count);
 
-// Multiply-adds a second of all threads, on registers or tiles alone.
+// Multiply-adds per second of all threads together, with all operands in registers or tiles.
 double peak_int8(InstructionSet set, double seconds);
 double peak_bfloat(double seconds);
 
 namespace limits {
 
-// One thread's parts, each in the file of its instruction set.
+// The work of one thread. Each function is in the file of its instruction set.
 uint64_t read_avx512(const uint8_t* bytes, int64_t count);
 uint64_t read_avx2(const uint8_t* bytes, int64_t count);
 void spin_int8_avx512(int64_t rounds);  // 16 * 64 multiply-adds a round

@@ -23,7 +23,8 @@ void configure() {
     shape.bytes[tile] = 64;
     shape.rows[tile] = kTileRows;
   }
-  // The intrinsic names 8 of the 64 bytes that it reads, and compilers drop the others.
+  // The intrinsic reads 64 bytes but declares only 8 of them, so compilers would not store the
+  // others. The empty assembly makes them store all 64.
   asm volatile("" : : "r"(&shape) : "memory");
   _tile_loadconfig(&shape);
 }

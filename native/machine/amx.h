@@ -1,11 +1,11 @@
-// The state of Intel's matrix tiles (AMX) in one thread: eight tiles of 16 rows of 64 bytes.
+// Sets up Intel's AMX tiles in the calling thread: eight tiles of 16 rows of 64 bytes.
 #pragma once
 
 namespace mixtura::amx {
 
 constexpr int kTileRows = 16;
 
-// Around the products of one thread.
+// A thread calls configure() before its tile products and release() after them.
 void configure();
 void release();
 

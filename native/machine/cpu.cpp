@@ -1,4 +1,4 @@
-// Compiled for any processor: what asks must not need the answer.
+// This file is compiled without special instructions, since it finds out which may be used.
 #include "machine/cpu.h"
 
 #if defined(__x86_64__)
@@ -26,9 +26,9 @@ bool has_amx() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (!has_avx512() || !__builtin_cpu_supports("avx512bf16")) return false;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-  // Bit 22: bf16 products; bit 24: tiles.
+  // CPUID leaf 7: bit 22 is AMX-BF16, bit 24 is AMX-TILE.
   if (!(edx >> 22 & 1) || !(edx >> 24 & 1)) return false;
-  // Linux gives a process the tiles' 8 KiB of state when it asks: ARCH_REQ_XCOMP_PERM, XTILEDATA.
+  // A Linux process must request the 8 KiB of tile state: ARCH_REQ_XCOMP_PERM, XTILEDATA.
   return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
 #endif

@@ -1,4 +1,4 @@
-// Which instruction sets this processor and system offer; asked at run time, once.
+// Detects at run time which instruction sets the processor and the operating system support.
 #pragma once
 
 namespace mixtura {

@@ -1,4 +1,4 @@
-// Memory that jobs work in, kept from one to the next.
+// Scratch memory for jobs, which one job after another reuses.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace mixtura {
 
-// Memory that grows and is kept, since a decode step needs the same again.
+// Memory that grows but never shrinks, since the next decode step needs as much.
 class Buffer {
  public:
   Buffer() = default;
@@ -21,7 +21,7 @@ class Buffer {
     other.size_ = 0;
   }
 
-  // At least `size` bytes, on a boundary of 64; what was there is gone.
+  // Returns at least `size` bytes, aligned to a page. Earlier contents are undefined.
   uint8_t* reserve(size_t size) {
     if (size > size_) {
       std::free(data_);
@@ -41,15 +41,15 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// What a job needs besides its operands, in bytes: all threads together, and each.
+// The bytes that a job needs besides its operands: `shared` for all threads, `own` for each thread.
 struct Scratch {
   size_t shared, own;
 };
 
-// Scratch for one job after another.
+// The buffers for the scratch of one job at a time.
 class Workspace {
  public:
-  // Before the job: nothing is allocated within.
+  // Called before a job, so that the job allocates nothing.
   void reserve(size_t shared, size_t own, int threads) {
     shared_ = shared_buffer_.reserve(shared);
     if (own_buffers_.size() < static_cast<size_t>(threads)) own_buffers_.resize(threads);

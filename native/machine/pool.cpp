@@ -9,10 +9,10 @@
 namespace mixtura {
 namespace {
 
-// A job follows the one before it within microseconds while a model computes, and waking a thread
-// that sleeps takes tens of them.
+// While a model computes, the next job starts within microseconds. Waking a sleeping thread takes
+// tens of microseconds.
 constexpr int kSpinsBeforeSleep = 20000;
-// With fewer cores than threads, the one that is waited for may need this very core.
+// With fewer cores than threads, the thread that is waited for may need this core.
 constexpr int kSpinsBeforeYield = 4000;
 
 inline void pause() {
@@ -42,7 +42,8 @@ void Team::barrier() {
 
 std::atomic<int64_t>& Team::counter() {
   const uint32_t stage = stage_++;
-  // Nobody is four stages ahead or behind: a barrier stands between any two.
+  // A barrier separates any two stages, so no thread is four stages ahead or behind, and no thread
+  // uses this counter.
   if (thread == 0) {
     pool_.counters_[(stage + 4) % Pool::kCounters].value.store(0, std::memory_order_relaxed);
   }
@@ -54,7 +55,8 @@ Pool& Pool::shared() {
   static Pool* pool = nullptr;
   static pid_t owner = 0;
   std::lock_guard<std::mutex> lock(making);
-  // A forked child has none of its parent's threads, and joining them would wait for ever.
+  // After a fork the child has no worker threads. The old pool is not destroyed, because joining
+  // its threads would wait for ever.
   if (pool == nullptr || owner != getpid()) {
     const unsigned cores = std::thread::hardware_concurrency();
     const int threads = pool != nullptr ? pool->threads() : static_cast<int>(cores ? cores : 1);
@@ -130,7 +132,8 @@ void Pool::run_in_openmp(const Job& job) {
   } given{*this, job};
   const auto body = [](void* address) {
     const Given& given = *static_cast<Given*>(address);
-    // Fewer than were asked for where OpenMP has a limit, or is within a job already.
+    // OpenMP may start fewer threads than requested: if it has a limit, or if the caller is in a
+    // parallel region already.
     const OpenMp& openmp = given.pool.openmp_;
     Team team(given.pool, openmp.thread(), openmp.threads());
     given.job(team);

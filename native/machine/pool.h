@@ -1,4 +1,5 @@
-// The threads that kernels compute in: torch's, where it lends them, or our own.
+// The threads in which kernels run: torch's OpenMP threads where possible, else threads of the
+// pool.
 #pragma once
 
 #include <atomic>
@@ -14,7 +15,8 @@ namespace mixtura {
 
 class Pool;
 
-// The functions of an OpenMP runtime that torch computes with; empty where it has none.
+// Functions of torch's OpenMP runtime: GOMP_parallel, omp_get_thread_num, omp_get_num_threads and
+// omp_get_max_threads. All are null if torch has none.
 struct OpenMp {
   void (*parallel)(void (*body)(void*), void* given, unsigned threads, unsigned flags) = nullptr;
   int (*thread)() = nullptr;
@@ -27,11 +29,12 @@ class Team {
  public:
   Team(Pool& pool, int thread, int threads) : thread(thread), threads(threads), pool_(pool) {}
 
-  // Returns once every thread has come here; what they wrote before is seen after.
+  // Returns once every thread has called it. Memory written before the barrier is visible to all
+  // threads after it.
   void barrier();
 
-  // A counter at 0 that all threads share, from which to claim work. Between one call and the
-  // next there has to be a barrier.
+  // Returns a counter that all threads share and that starts at 0; threads claim work from it.
+  // There has to be a barrier between two calls.
   std::atomic<int64_t>& counter();
 
   const int thread;
@@ -47,7 +50,7 @@ class Pool {
   using Job = std::function<void(Team&)>;
   using JobInMemory = std::function<void(Team&, uint8_t* shared, uint8_t* own)>;
 
-  // The process's own, made on first use and again after a fork.
+  // The process's pool, created on first use and again after a fork.
   static Pool& shared();
 
   explicit Pool(int threads);
@@ -57,18 +60,20 @@ class Pool {
 
   int threads() const { return threads_; }
 
-  // Waits for a job that runs; further ones use that many threads.
+  // Waits for the running job; later jobs use `threads` threads.
   void set_threads(int threads);
 
-  // Further jobs run in torch's own threads while both want as many: torch's go on spinning for
-  // milliseconds after each of its operations, on the cores that threads of ours would need.
+  // Makes later jobs run in torch's threads, as long as torch uses as many threads as the pool.
+  // After each operation torch's threads spin for milliseconds, on cores that other threads would
+  // need.
   void borrow(const OpenMp& openmp);
 
-  // Runs job(team) once in each thread, the caller's among them. A job must not throw, nor start
-  // another; a second caller waits.
+  // Runs job(team) once in each thread, including the caller's. A job must not throw and must not
+  // start another job. A second caller waits.
   void run(const Job& job);
 
-  // The same, with memory for all threads together and for each, as many as run.
+  // Runs job(team, shared, own) likewise, with the requested memory for all threads and for each
+  // thread.
   void run(const Scratch& scratch, const JobInMemory& job);
 
  private:

@@ -1,4 +1,5 @@
-// Activations in plain loops that the compiler turns into vectors, for each file's instruction set.
+// Activation functions as plain loops, which the compiler vectorises for the instruction set of the
+// file that includes this.
 #pragma once
 
 #include <cstdint>
@@ -9,15 +10,15 @@
 namespace mixtura {
 namespace {
 
-// e^x to 2 units in the last place: 2^(x log2 e), its fraction by a polynomial.
+// e^x with an error of at most 2 units in the last place, for x clamped to -87..88.
 inline float exponential(float x) {
   x = x < -87.0f ? -87.0f : x;
   x = x > 88.0f ? 88.0f : x;
   const float turns = x * 1.44269504088896341f;
-  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+  // Adding 1.5 * 2^23 rounds to the nearest integer, which is then in the low bits.
   const float shifted = turns + 12582912.0f;
   const float whole = shifted - 12582912.0f;
-  // log 2 in two parts, so that x - whole log 2 keeps its digits.
+  // ln 2 is split into two constants, so that x - whole * ln 2 keeps its digits.
   float rest = x - whole * 0.693359375f;
   rest = rest + whole * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -29,7 +30,7 @@ inline float exponential(float x) {
   p = p * rest * rest + rest + 1.0f;
   int32_t bits;
   std::memcpy(&bits, &shifted, 4);
-  // The float 1.5 * 2^23 is 0x4B400000.
+  // 0x4B400000 are the bits of the float 1.5 * 2^23.
   const int32_t power = (bits - 0x4B400000 + 127) << 23;
   float scale;
   std::memcpy(&scale, &power, 4);
@@ -38,10 +39,9 @@ inline float exponential(float x) {
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
-// 1 - 2 / (e^2x + 1)
 inline float hyperbolic_tangent(float x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
 
-// Abramowitz and Stegun 7.1.26, wrong by at most 1.5e-7.
+// Abramowitz and Stegun, equation 7.1.26, with an error of at most 1.5e-7.
 inline float error_function(float x) {
   const float size = x < 0.0f ? -x : x;
   const float t = 1.0f / (1.0f + 0.3275911f * size);
@@ -65,7 +65,8 @@ inline float gelu_tanh(float x) {
 
 inline float relu(float x) { return x > 0.0f ? x : 0.0f; }
 
-// gpt-oss: the gate at most 7, up in -7..7, gate sigmoid(1.702 gate) (up + 1).
+// The activation of gpt-oss: gate * sigmoid(1.702 * gate) * (up + 1), with gate clamped to at most
+// 7 and up to -7..7.
 inline float clamped(float gate, float up) {
   gate = gate > 7.0f ? 7.0f : gate;
   up = up > 7.0f ? 7.0f : up;

@@ -1,3 +1,4 @@
+// Products of packed weights in Intel's AMX tiles; panels hold weights widened to bf16.
 #include <immintrin.h>
 
 #include "packed/amx.h"
@@ -16,10 +17,11 @@ inline __m512i pairs(__m512 even, __m512 odd) {
   return _mm512_permutexvar_epi16(order, (__m512i)both);
 }
 
-// The scales of a group's 16 channels, and the weights' values by them. A weight q in unsigned bits
-// is or-ed into a float's mantissa from bit b on, which makes it 2^(23 - b) + q: times the scale,
-// less (2^(23 - b) + offset) times the scale, it is the value, exactly so from bit 8 on, with scales
-// of 11 bits. No look-up, and a shift serves several weights.
+// The scales of 16 channels of a group, and the conversion of their weights to floats. A stored
+// weight q is or-ed into the mantissa of a float from bit b on, which gives 2^(23 - b) + q. This
+// float times the scale, minus (2^(23 - b) + offset) * scale, is the weight's value. It is exact
+// for b >= 8, since scales have 11 significant bits. There is no table, and one shift serves
+// several weights.
 template <int kBits>
 class Scales {
  public:
@@ -29,7 +31,7 @@ class Scales {
       less_[i] = _mm512_mul_ps(scale_, _mm512_set1_ps((1 << (15 - 4 * i)) + (1 << (kBits - 1))));
     }
   }
-  // kBit: 8, and 12 or 16 for 4 bits.
+  // kBit is the lowest bit of the weight within 32 bits of `all`: 8, or for 4-bit weights 12 or 16.
   template <int kBit>
   __m512 values(__m512i all) const {
     const __m512i one = _mm512_set1_epi32((127 + 23 - kBit) << 23);
@@ -44,7 +46,7 @@ class Scales {
   __m512 scale_, less_[kPlaces];
 };
 
-// An eighth of a group: 8 inputs of 16 channels.
+// Widens an eighth of a group to bf16: 8 inputs of 16 channels.
 inline void widen(const uint8_t* quants, const Scales<4>& scales, uint8_t* panel) {
   const __m512i all = _mm512_loadu_si512(quants);
   const __m512i left = _mm512_slli_epi32(all, 8), right = _mm512_srli_epi32(all, 12);
@@ -65,21 +67,20 @@ inline void widen(const uint8_t* quants, const Scales<8>& scales, uint8_t* panel
   }
 }
 
-constexpr int kAhead = 2;  // groups between widening and product
+constexpr int kAhead = 2;  // how many groups before its product a group is widened
 constexpr int kTileBytes = 1024;
 
-// What a chunk of a unit is multiplied from.
+// A chunk of a unit: at most kChunk consecutive groups.
 struct Chunk {
-  const uint8_t* unit;  // its first block
-  const uint8_t* next;  // what is read as long after it as a whole unit is
-  uint8_t* panel;
+  const uint8_t* unit;  // the chunk's first block
+  const uint8_t* next;  // the block at the same place in the next unit, for prefetching
+  uint8_t* panel;       // the chunk as bf16
   int groups;
 };
 
-// A group of a chunk widened in eight parts, which go between the instructions that work on tiles.
-// Where both threads of a core use tiles, one that finds no tile free holds up all that follow it:
-// whatever stands in one piece after the products waits for them. Memory is read a whole unit ahead
-// meanwhile.
+// Widens a group in eight parts, which are placed between tile instructions, and prefetches the
+// next unit meanwhile. If both threads of a core use tiles, a tile instruction that finds no free
+// tile delays all instructions after it; so work placed after all products would wait for them.
 template <int kBits>
 class Widening {
  public:
@@ -110,7 +111,7 @@ class Widening {
   Scales<kBits> scales_;
 };
 
-// The panel is there.
+// With kBits = 0 the panel is complete, and nothing is widened.
 template <>
 class Widening<0> {
  public:
@@ -118,12 +119,14 @@ class Widening<0> {
   void part(int) {}
 };
 
-// 16 rows, or 32 (kTwo), added to what `out` has of earlier chunks (kMore). kBits: those that are
-// widened on the way, just before the tiles need them; 0 where the panel is there.
+// Multiplies a chunk with 16 rows, or with 32 if kTwo. If kMore, the products are added to `out`,
+// which has those of earlier chunks. Weights of kBits bits are widened just before their products;
+// kBits = 0 means that the panel is complete.
 //
-// Rows and weights pass through one tile each. With two each there would be eight tiles in use, and
-// where another thread of the core has eight as well, few are left to rename: measured, products at
-// 240 Gmac/s a core instead of 370, and where the core is ours alone at 865 instead of 840.
+// Six tiles are in use: four for sums, one for rows and one for weights. With two each for rows and
+// weights all eight would be in use; if the core's other thread also used eight, few would be left
+// for renaming. Measured with eight tiles: 240 Gmac/s a core instead of 370 when both threads of
+// the core use tiles, and 865 instead of 840 when one does.
 template <int kBits, bool kTwo, bool kMore>
 void add(const Chunk& chunk, const uint16_t* rows, const uint16_t* more, float* out) {
   constexpr int kPitch = kUnit * sizeof(float), kDown = BfloatRows::kTileRows * kUnit;
@@ -147,7 +150,7 @@ void add(const Chunk& chunk, const uint16_t* rows, const uint16_t* more, float* 
   for (int group = 0; group < chunk.groups; ++group) {
     const uint8_t* weights = chunk.panel + group * 2 * kTileBytes;
     const int at = group * kTileBytes / 2;
-    // The last groups are widened twice, to the same bytes, for want of a later one.
+    // When no later group is left, the current group is widened again, to the same bytes.
     const int ahead = group + kAhead;
     Widening<kBits> widening(chunk, ahead < chunk.groups ? ahead : group, group);
     _tile_loadd(6, weights, 64);

@@ -1,4 +1,4 @@
-// Intel's matrix tiles (AMX): products of bf16 rows with units of packed weights, widened to bf16.
+// Products of bf16 rows with packed weights, which are widened to bf16, in Intel's AMX tiles.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,8 @@
 
 namespace mixtura {
 
-// Rows rounded to bf16 as the tiles take them: 32 inputs of 16 rows are 1 KB in one piece, so that a
-// tile's lines come one after the other and do not meet in one set of the cache.
+// Rows rounded to bf16, in the layout of tiles: 32 inputs of 16 rows are 1 KB of consecutive
+// memory. So the lines of a tile are consecutive, and do not compete for one set of the CPU cache.
 struct BfloatRows {
   static constexpr int kTileRows = amx::kTileRows;
 
@@ -22,21 +22,25 @@ struct BfloatRows {
     const int padded = static_cast<int>(round_up(inputs, kBlock));
     return {carver.take<uint16_t>(round_up(rows, kTileRows) * padded), padded};
   }
-  // The tile of 16 rows from `first`, a multiple of 16, at some inputs; those of later inputs follow.
+  // The tile of 16 rows from `first`, a multiple of 16, and of the 32 inputs of `group`. Tiles of
+  // later groups follow in memory.
   const uint16_t* tile(int64_t first, int group) const {
     return values + first * inputs + int64_t{group} * kTileRows * kGroup;
   }
-  // The part of a row from an input on, which begins a group; zeros up to a whole block.
+  // Writes x[count], which is part of a row and starts at input `from`, the first of a group.
+  // Zeros follow up to a whole block.
   void put(int64_t number, int from, const float* x, int count) const;
 };
 
 namespace amx {
 
-constexpr int kChunk = 64;  // groups that are widened and multiplied before the next ones
-constexpr size_t kPanelBytes = size_t{kChunk} * kUnit * kGroup * 2;  // of a widened chunk
+// Groups of a chunk. A unit is widened and multiplied chunk by chunk.
+constexpr int kChunk = 64;
+constexpr size_t kPanelBytes = size_t{kChunk} * kUnit * kGroup * 2;  // of a chunk as bf16
 
-// A unit's channels times `count` rows from `first`, a multiple of 16: out[row * kUnit + channel], of
-// whole tiles of rows. A panel holds a chunk of the unit as bf16. `next` is the unit after this one.
+// Multiplies a unit with `count` rows from `first`, a multiple of 16, and writes out[row * kUnit +
+// channel], which has room for whole tiles of rows. `panel` is scratch for a chunk of the unit as
+// bf16. `next` is the unit to prefetch, which is multiplied next.
 void multiply(int bits, const uint8_t* unit, int blocks, const uint8_t* next, const BfloatRows& rows,
               int64_t first, int count, uint8_t* panel, float* out);
 

@@ -1,4 +1,5 @@
-// AVX2: products of bytes in pairs, in 16 bits, then summed in 32.
+// AVX2 kernels. Products of bytes are added in pairs in 16 bits, and the pairs are summed in 32
+// bits.
 #include <immintrin.h>
 
 #include <cstring>
@@ -28,14 +29,15 @@ inline __m256i add_dot(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-// 255 * 127 twice is too much for 16 bits. So the sign of an 8-bit weight goes to the activation.
+// Two products of 255 * 127 overflow 16 bits. So an 8-bit weight is split into its size, at most
+// 127, and its sign, which is applied to the activation.
 inline __m256i add_signed(__m256i sum, __m256i stored, __m256i activations) {
   const __m256i weight = _mm256_xor_si256(stored, _mm256_set1_epi8(static_cast<char>(0x80)));
   return add_dot(sum, _mm256_abs_epi8(weight), _mm256_sign_epi8(activations, weight));
 }
 
-// The sums of one group in one tile, 8 channels a vector. 8-bit weights are signed here, and need
-// no offset.
+// The sums of one group (32 inputs) in one tile, with 8 channels a vector. `add_signed` makes 8-bit
+// weights signed, so only 4-bit weights need the offset.
 template <int kBits, int kRows>
 inline void group_sums(const uint8_t* quants, const Row* rows, int group, __m256i (&sums)[2][kRows]) {
   UNROLL for (int row = 0; row < kRows; ++row) {
@@ -74,7 +76,8 @@ void unit_rows(int span, const uint8_t* unit, int blocks, const Row* rows, const
   constexpr size_t kStep = block_bytes(kBits);
   constexpr int64_t kGroupBytes = (kStep - kScaleBytes) / 2;
   const int groups_of_span = span / kGroup;
-  // [row][channel]; what a span has summed so far, and the whole.
+  // part[row][channel] is the sum of the current span, and out[row][channel] that of earlier spans.
+  // With spans of one group, `part` is the sum of all groups.
   alignas(32) float part[kRows * kUnit] = {};
   for (int i = 0; i < kRows * kUnit; ++i) out[i] = 0.0f;
   for (int group = 0; group < 2 * blocks; ++group) {
@@ -161,7 +164,7 @@ void quantise(const float* x, int inputs, int span, int weight_offset, int8_t* q
     _mm256_store_ps(each, most);
     float largest = 0.0f;
     for (float one : each) largest = one > largest ? one : largest;
-    // It is kept, and shows in the output.
+    // A NaN makes the scale NaN, so that the output is NaN as well.
     if (_mm256_movemask_ps(no_number)) largest = __builtin_nanf("");
     const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
     for (int i = start; i < end; i += 8) {
@@ -184,7 +187,7 @@ void quantise(const float* x, int inputs, int span, int weight_offset, int8_t* q
 }  // namespace
 
 const Kernels& avx2_kernels() {
-  // Never widened: widened weights would need their offset.
+  // `widen` is null: the 8-bit loop assumes an offset of 128, but widened 4-bit weights have 8.
   static const Kernels kernels{"avx2", kMostRows, 1 << 30, unit, nullptr, quantise, activate_rows};
   return kernels;
 }

@@ -1,4 +1,4 @@
-// AVX-512 with VNNI: four int8 products a lane and instruction.
+// AVX-512 kernels. A VNNI instruction adds four int8 products to each 32-bit lane.
 #include <immintrin.h>
 
 #include <cstring>
@@ -11,8 +11,8 @@
 namespace mixtura {
 namespace {
 
-// sum + four unsigned weights times four signed activations. As an instruction of its own, since
-// compilers move the intrinsic's accumulators to the stack.
+// Adds the products of four unsigned weights and four signed activations to each lane of `sum`.
+// This is assembly, because compilers move the intrinsic's accumulators to the stack.
 inline __m512i dot(__m512i sum, __m512i weights, __m512i activations) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(activations));
   return sum;
@@ -30,7 +30,8 @@ inline __m512 scales_of(const uint8_t* halves) {
 
 inline __m512i load(const uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
 
-// Half of a block's lines: the first while its first group is computed, then the second.
+// Prefetches half of a block's cache lines: half 0 with the block's first group, half 1 with the
+// second.
 template <int kBits>
 inline void fetch_half(const uint8_t* near, const uint8_t* far, int half) {
   constexpr int kLines = block_bytes(kBits) / 64, kFirst = kLines / 2;
@@ -41,7 +42,7 @@ inline void fetch_half(const uint8_t* near, const uint8_t* far, int half) {
   }
 }
 
-// The sums of one group, 32 inputs, in both tiles of the unit.
+// The sums of one group (32 inputs) in both tiles of the unit.
 template <int kBits, int kRows>
 inline void group_sums(const uint8_t* quants, const Row* rows, int group, __m512i (&sums)[2][kRows]) {
   UNROLL for (int row = 0; row < kRows; ++row) {
@@ -80,7 +81,8 @@ void unit_rows(const uint8_t* unit, int blocks, const Row* given, const Ahead& a
   constexpr int kGroups = kSpan / kGroup;
   Row rows[kRows];
   UNROLL for (int row = 0; row < kRows; ++row) rows[row] = given[row];
-  // With spans of four groups: the sum within the span. With single groups: the whole sum.
+  // With spans of four groups, `part` is the sum of the current span. With spans of one group, it
+  // is the sum of all groups.
   __m512 part[2][kRows];
   UNROLL for (int row = 0; row < kRows; ++row) {
     part[0][row] = part[1][row] = _mm512_setzero_ps();
@@ -195,7 +197,7 @@ void quantise(const float* x, int inputs, int span, int weight_offset, int8_t* q
       no_number |= _mm512_cmp_ps_mask(part, part, _CMP_UNORD_Q);
     }
     float largest = _mm512_reduce_max_ps(most);
-    // It is kept, and shows in the output.
+    // A NaN makes the scale NaN, so that the output is NaN as well.
     if (no_number) largest = __builtin_nanf("");
     const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
     for (int group = start; group < end; group += kGroup) {

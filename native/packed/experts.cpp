@@ -1,3 +1,4 @@
+// E experts; w_in and w_out are an expert's first and second matrix.
 #include "packed/experts.h"
 
 #include <algorithm>
@@ -5,16 +6,16 @@
 namespace mixtura {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 256;  // whose hidden values stay in the second-level cache
+constexpr int64_t kRowsAtOnce = 256;  // rows whose hidden values fit into the L2 cache
 
-// The rows sorted by expert, in the router's order within each; an expert's begin at a multiple of
-// `multiple`, and what lies between two experts belongs to none.
+// The routed rows sorted by expert, and in the router's order within an expert. Each expert's rows
+// begin at a multiple of `multiple`; sorted places between two experts are unused.
 struct Order {
-  int64_t* start;    // [E + 1] where an expert's rows begin
-  int32_t* rows;     // [E] how many it has
+  int64_t* start;    // [E + 1] the place of an expert's first row
+  int32_t* rows;     // [E] the number of an expert's rows
   int32_t* active;   // the experts that have rows, ascending
-  int32_t* source;   // sorted row -> the router's row
-  int32_t* place;    // and back; -1 where the router chose no expert
+  int32_t* source;   // sorted row -> router's row
+  int32_t* place;    // router's row -> sorted row, or -1 if the router chose no expert
   int32_t* token;    // sorted row -> token
   int64_t* num_active;
 
@@ -97,8 +98,9 @@ class Layer {
  private:
   int hidden_stride() const { return units_at_once_ * per_unit_; }
 
-  // Rounds every token's row once; where rows have to lie side by side, once for each expert, one
-  // after the other while it is in the cache.
+  // Quantises the input rows. Without kGathers each token's row is quantised once. With kGathers,
+  // an expert's rows must be consecutive in memory, so a token's row is quantised once for each of
+  // its experts, one directly after another while the row is in the CPU cache.
   void take_in(Team& team) const {
     const int offset = experts_.in().offset();
     const auto put = [&](int64_t place, int64_t token) {
@@ -116,9 +118,9 @@ class Layer {
     }
   }
 
-  // A run of units of one expert.
+  // Consecutive units of one expert.
   struct Run {
-    int64_t active;
+    int64_t active;  // index in order_.active
     int first, count;
   };
 
@@ -136,7 +138,8 @@ class Layer {
     while (!range.empty()) {
       const Claims::Range later = claims.claim();
       for (int64_t step = range.begin; step < range.end;) {
-        // As many steps as lie one after the other in memory.
+        // The claimed steps of one expert are computed as one run, since their weights are
+        // consecutive in memory.
         const int64_t end = std::min(range.end, (step / steps + 1) * steps);
         const int64_t next = end < range.end ? end : later.empty() ? step : later.begin;
         const Matrix matrix = experts_.in(order_.active[step / steps]);
@@ -187,7 +190,8 @@ class Layer {
     }
   }
 
-  // Each thread owns columns of the output, and adds every expert to them in one order.
+  // Each thread claims output channels and adds all experts to them, in ascending order. So no two
+  // threads write to the same number, and the order of summation is fixed.
   void to_output(Team& team, std::atomic<int64_t>& counter) const {
     const int units = experts_.out().units();
     const bool few = routed_.rows < 16 * *order_.num_active;
@@ -256,8 +260,8 @@ class Layer {
   const float* x_;
   const Routed& routed_;
   float* y_;
-  const int per_unit_;       // hidden values that a unit of w_in gives
-  const int units_at_once_;  // whose hidden values are rounded together
+  const int per_unit_;       // hidden values of a row that one unit of w_in gives
+  const int units_at_once_;  // units whose hidden values are quantised together
   Order order_;
   Rows x_rows_, h_rows_;
   uint8_t* panel_;

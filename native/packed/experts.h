@@ -1,4 +1,5 @@
-// The routed experts of a layer: both products, the activation between them, and the weighted sum.
+// The experts of an MoE layer: the product with w_in, the activation, the product with w_out, and
+// the weighted sum over a token's experts. E experts, D model width, F expert width.
 #pragma once
 
 #include "packed/linear.h"
@@ -6,20 +7,20 @@
 namespace mixtura {
 
 struct Experts {
-  // [E] where each expert's bytes lie: the tiles of w_in, then those of w_out. Null: not here, and
-  // no row may choose it.
+  // [E] addresses of the experts' weights: the tiles of w_in, then those of w_out. Null if an
+  // expert is not in memory; then no row may choose it.
   const uint8_t* const* tiles;
   int64_t num_experts;
   int width;               // D
   int expert_width;        // F
   int bits;
   Activation activation;
-  const float* bias_in;    // [E, padded rows of w_in] in the order of its tiles, or null
+  const float* bias_in;    // [E, padded rows of w_in] in the order of w_in's tiles, or null
   const float* bias_out;   // [E, D], or null
 
   int padded_width() const { return static_cast<int>(round_up(expert_width, kTile)); }
   int rows_in() const { return is_gated(activation) ? 2 * padded_width() : expert_width; }
-  // The shapes of both matrices, which all experts share.
+  // The shapes of w_in and w_out, without weights.
   Matrix in() const {
     return {nullptr, static_cast<int>(round_up(rows_in(), kUnit)), width, bits};
   }
@@ -37,7 +38,8 @@ struct Experts {
   }
 };
 
-// Rows as a router gives them: row -> token, expert (num_experts: none) and weight.
+// The router's choices: for each row its token, its expert and its weight. Expert num_experts means
+// none.
 struct Routed {
   const int64_t* token;
   const int64_t* expert;
@@ -49,8 +51,8 @@ struct Routed {
 Scratch experts_scratch(const Experts& experts, int64_t rows, int64_t tokens, Phase phase,
                         InstructionSet set);
 
-// y[token * D + i] = the sum over the token's rows, by ascending expert, of weight * expert(x).
-// All threads of a team call it; there are barriers within, and none at its end.
+// y[token] = sum over the token's rows, by ascending expert, of weight * expert(x[token]), with x
+// and y [tokens, D]. All threads of a team call it. It has barriers inside, but none at its end.
 void experts(Team& team, const Experts& experts, const float* x, const Routed& routed, Phase phase,
              InstructionSet set, uint8_t* shared, uint8_t* own, float* y);
 

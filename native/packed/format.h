@@ -1,4 +1,5 @@
-// The packed formats: see docs/packed.md, and the twin in Python, kernels/packed/tiles.py.
+// The formats of packed weights, which docs/packed.md describes. The Python reference is
+// src/mixtura/kernels/packed/tiles.py.
 #pragma once
 
 #include <cstddef>
@@ -7,9 +8,9 @@
 namespace mixtura {
 
 constexpr int kGroup = 32;     // consecutive inputs that share a scale
-constexpr int kTile = 16;      // output channels side by side: 64 bytes, four inputs of each
-constexpr int kUnit = 32;      // output channels stored together: two tiles
-constexpr int kBlock = 64;     // inputs of a unit that are stored together
+constexpr int kTile = 16;      // output channels of a tile, with four bytes of each in 64
+constexpr int kUnit = 32;      // output channels of a unit: two tiles
+constexpr int kBlock = 64;     // inputs of a block; a unit is stored block by block
 constexpr int kScaleBytes = kUnit * (kBlock / kGroup) * 2;
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) {
@@ -18,7 +19,7 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) {
 
 constexpr size_t block_bytes(int bits) { return kScaleBytes + kUnit * kBlock * bits / 8; }
 
-// A weight of a linear map in tiles: `outputs` and `inputs` as they are, padded in storage.
+// A packed weight matrix. `outputs` and `inputs` do not count the padding in storage.
 struct Matrix {
   const uint8_t* tiles;
   int outputs;
@@ -29,7 +30,7 @@ struct Matrix {
   int blocks() const { return static_cast<int>(round_up(inputs, kBlock) / kBlock); }
   size_t unit_bytes() const { return block_bytes(bits) * blocks(); }
   const uint8_t* unit(int number) const { return tiles + number * unit_bytes(); }
-  // What is added to a weight in storage, so that it is unsigned.
+  // Added to each quantised weight before storage, so that the stored number is unsigned.
   int offset() const { return bits == 4 ? 8 : 128; }
 };
 

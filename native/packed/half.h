@@ -1,4 +1,4 @@
-// fp16 and bf16 without the processor's help.
+// Conversions between fp32, fp16 and bf16, for any processor.
 #pragma once
 
 #include <cstdint>
@@ -23,14 +23,15 @@ inline float from_half(uint16_t half) {
   return sign ? -size : size;
 }
 
-// To the nearest, ties to even; the value has to lie within what fp16 reaches.
+// Rounds to the nearest number, ties to even. The value must be within the range of fp16.
 inline uint16_t to_half(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
   const uint32_t size = bits & 0x7fffffff;
   if (size < 0x38800000) {
-    // Subnormal: beside 1/2 the last bit of fp32 is worth 2^-24, as that of fp16 is here.
+    // The result is subnormal, and its last bit is worth 2^-24. So is the last bit of an fp32 from
+    // 1/2 to 1, so that adding 1/2 rounds correctly.
     const float aligned = from_bits(size) + 0.5f;
     uint32_t whole;
     std::memcpy(&whole, &aligned, 4);
@@ -42,7 +43,7 @@ inline uint16_t to_half(float value) {
 
 inline float from_bfloat(uint16_t half) { return from_bits(static_cast<uint32_t>(half) << 16); }
 
-// To the nearest, ties to even; NaN stays NaN.
+// Rounds to the nearest number, ties to even. NaN stays NaN.
 inline uint16_t to_bfloat(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);

@@ -1,4 +1,5 @@
-// What every instruction set implements: products of one unit of packed weights with a few rows.
+// The kernels that each instruction set implements: products of one unit of packed weights (32
+// output channels, see format.h) with a few rows of activations.
 #pragma once
 
 #include <cstdint>
@@ -8,36 +9,38 @@
 
 namespace mixtura {
 
-// Activations of one row, quantised: q in -127..127 for each input, padded by zeros to whole
-// blocks; a scale for every `span` inputs; and for every 32 the sum of q times minus the offset of
-// the weights, which makes up for their being stored unsigned.
+// The activations of one row, quantised to int8. `q` is in -127..127, with zeros up to whole blocks
+// of inputs. `scale` has a number for every `span` inputs. For every 32 inputs, `offset` is the sum
+// of q times minus the weights' offset, because weights are stored unsigned.
 struct Row {
   const int8_t* q;
   const float* scale;
   const int32_t* offset;
 };
 
-// Inputs that share a scale: by phase, so that a row's sums do not depend on its neighbours.
+// The inputs that share a scale (a span). A span depends only on the phase, so that a row's sums do
+// not depend on the other rows of its batch.
 constexpr int kDecodeSpan = 32;
 constexpr int kPrefillSpan = 128;
 
-// The int8 terms that an activation is the sum of. Eight-bit weights are finer than one term, whose
-// rounding would be the most of what they lose: the second is what the first leaves, rounded.
+// An activation is the sum of this many int8 terms. With 8-bit weights, the rounding of a single
+// term would cause most of the error, so a second term holds the rounded remainder of the first.
 constexpr int terms_for(int bits) { return bits == 8 ? 2 : 1; }
 
-// Where a reader will be: beyond `end` it goes on at `next`.
+// Where to prefetch: weights are read up to `end`, and then from `next` on.
 struct Ahead {
   const uint8_t* end;
   const uint8_t* next;
-  int64_t distance;  // of what is fetched into the first-level cache; 0: nothing is fetched
+  int64_t distance;  // bytes ahead of the reads to prefetch into the L1 cache; 0: no prefetching
 
   const uint8_t* from(const uint8_t* at, int64_t bytes) const {
     return at + bytes < end ? at + bytes : next + (at + bytes - end);
   }
 };
 
-// So much farther ahead lines are fetched into the second-level cache, whose queue to memory is
-// longer: with the first-level one alone, a row's products read at 0.91 of what raw reads do.
+// Lines this many bytes beyond Ahead::distance are prefetched into the L2 cache, whose queue to
+// memory is longer. With the L1 cache alone, the products of one row read memory at 0.91 of full
+// speed.
 constexpr int64_t kFarther = 4096;
 
 enum class Activation : int { swiglu, swiglu_clamped, geglu, geglu_tanh, gelu, relu };
@@ -46,25 +49,27 @@ constexpr bool is_gated(Activation kind) { return kind < Activation::gelu; }
 
 struct Kernels {
   const char* name;
-  // The most rows that `unit` takes at once; more are cut into tiles of nearly one height.
+  // The most rows that `unit` takes at once. More rows are cut into tiles of nearly equal height.
   int most_rows;
-  // From this many rows on it pays to widen a unit of 4-bit weights to bytes first.
+  // From this many rows on, it is faster to widen a unit of 4-bit weights to bytes first.
   int widen_from;
 
-  // out[row * kUnit + channel], the product of a unit with `count` rows. One order of summation,
-  // whatever `count` and `bits`: exact integers over 32 inputs, then fp32, group by group.
+  // Writes the product of a unit with `count` rows to out[row * kUnit + channel]. The order of
+  // summation is the same for any `count` and `bits`: exact integer sums over 32 inputs, which are
+  // then added in fp32, group by group.
   void (*unit)(int bits, int span, const uint8_t* unit, int blocks, const Row* rows, int count,
                const Ahead& ahead, float* out);
 
-  // A 4-bit unit in the layout of 8-bit ones: its offset stays 8.
+  // Converts a 4-bit unit to the layout of 8-bit units. The offset of its weights remains 8.
   void (*widen)(const uint8_t* four, int blocks, uint8_t* eight);
 
-  // x[inputs] as a Row; q is padded to whole blocks, and so are scale and offset.
+  // Quantises x[inputs] to the arrays of a Row, which are padded to whole blocks.
   void (*quantise)(const float* x, int inputs, int span, int weight_offset, int8_t* q, float* scale,
                    int32_t* offset);
 
-  // h[rows * kUnit], a unit's products, into a[row * stride]: 16 values of a gated activation, from
-  // 16 gates and the 16 ups after them, else 32.
+  // Applies an activation to h[rows * kUnit], the products of one unit, and writes the result to
+  // a[row * stride]. A gated activation has 16 results, from 16 gates and the 16 ups after them;
+  // any other has 32.
   void (*activate)(Activation kind, const float* h, int rows, float* a, int64_t stride);
 };
 
@@ -74,7 +79,7 @@ const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 #endif
 
-// AMX computes its int8 products in AVX-512.
+// For `amx`, int8 products are those of AVX-512.
 const Kernels& kernels_of(InstructionSet set);
 
 }  // namespace mixtura

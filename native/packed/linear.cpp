@@ -5,7 +5,7 @@
 namespace mixtura {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 256;  // whose products stay in the second-level cache
+constexpr int64_t kRowsAtOnce = 256;  // rows whose products fit into the L2 cache
 
 template <class Products>
 int64_t sums_of(int64_t rows) {
@@ -51,7 +51,7 @@ void compute(Team& team, const Products& products, const Linear& linear, const f
   }
   auto& counter = team.counter();
   team.barrier();
-  // Long runs of addresses while memory is what is waited for.
+  // With few rows memory limits the speed, so a thread claims long runs of consecutive units.
   Claims claims(counter, matrix.units(), rows < 16 ? 4 : 1, rows < 16 ? 64 : 8, team.threads);
   products.begin();
   Claims::Range range = claims.claim();
@@ -61,7 +61,7 @@ void compute(Team& team, const Products& products, const Linear& linear, const f
     const Ahead ahead{end, later.empty() ? matrix.unit(static_cast<int>(range.begin))
                                          : matrix.unit(static_cast<int>(later.begin)),
                       distance_for(rows, matrix.bits)};
-    // Rows stay in the cache while a range of units passes by.
+    // kRowsAtOnce rows stay in the cache while they are multiplied with all claimed units.
     for (int64_t first = 0; first < rows; first += kRowsAtOnce) {
       const int64_t count = std::min(rows - first, kRowsAtOnce);
       for (int64_t unit = range.begin; unit < range.end; ++unit) {

@@ -1,4 +1,4 @@
-// y = W x + b for packed W, over any number of rows.
+// y = W x + b with packed weights W, for any number of rows x.
 #pragma once
 
 #include "machine/cpu.h"
@@ -15,8 +15,8 @@ struct Linear {
 
 Scratch linear_scratch(const Linear& linear, int64_t rows, Phase phase, InstructionSet set);
 
-// out[row * out_stride + channel], from x[row * x_stride + input]. All threads of a team call it;
-// there is a barrier within, and none at its end.
+// Computes out[row * out_stride + channel] from x[row * x_stride + input]. All threads of a team
+// call it. It has a barrier inside, but none at its end.
 void linear(Team& team, const Linear& linear, const float* x, int64_t x_stride, int64_t rows,
             Phase phase, InstructionSet set, uint8_t* shared, uint8_t* own, float* out,
             int64_t out_stride);

@@ -1,5 +1,5 @@
-// The kernels without any instruction set's help: the reference for the others, and what serves on
-// processors that have none of theirs.
+// Kernels in plain C++, for any processor. They are the reference for the kernels of all
+// instruction sets.
 #include <cmath>
 #include <cstring>
 
@@ -80,7 +80,7 @@ void quantise(const float* x, int inputs, int span, int weight_offset, int8_t* q
     float largest = 0.0f;
     for (int i = start; i < end && i < inputs; ++i) {
       const float size = x[i] < 0.0f ? -x[i] : x[i];
-      // No comparison with NaN holds, so it is kept, and shows in the output.
+      // Comparisons with NaN are false, so `largest` becomes NaN, and the output is NaN as well.
       largest = largest >= size ? largest : size;
       if (size != size) break;
     }

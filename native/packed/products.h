@@ -1,6 +1,6 @@
-// The two arithmetics in which a unit of weights meets rows: int8 at either span, in one term or
-// two, and bf16 in AMX's tiles. Both offer the same, and linear.cpp and experts.cpp are written
-// once for both.
+// The two arithmetics of products with packed weights: int8 (with the span of decode or prefill,
+// and one or two terms), and bf16 in AMX tiles. Both classes have the same members, so that
+// linear.cpp and experts.cpp are templates over the class.
 #pragma once
 
 #include "machine/cpu.h"
@@ -10,19 +10,19 @@
 
 namespace mixtura {
 
-// Prefill reads a prompt, many rows at once; decode adds a token to each sequence. Verify reads
-// several tokens of a sequence in the arithmetic of decode, bit for bit as so many steps of it.
+// Prefill reads prompts, many rows at once; decode adds one token to each sequence. Verify reads
+// several tokens of a sequence at once, with the same bits as several steps of decode.
 enum class Phase : int { decode, prefill, verify };
 
 constexpr bool reads_prompts(Phase phase) { return phase == Phase::prefill; }
 
-// How many bytes ahead to fetch. Measured: nearer, memory is too late for one row; farther, lines are
-// gone again before several rows get to them. A row in two terms counts as two.
+// How many bytes ahead to prefetch. Measured: 2,304 are best for one row, and 4,608 for more. A row
+// of two terms counts as two rows.
 inline int64_t distance_for(int64_t rows, int bits) {
   return rows * terms_for(bits) == 1 ? 2304 : 4608;
 }
 
-// Rows given by their numbers in a table: row i is numbers[i], or i where there is no table.
+// Maps row i to row numbers[i] of a table, or to i if `numbers` is null.
 struct Numbered {
   const int32_t* numbers;
   int64_t operator[](int64_t i) const { return numbers == nullptr ? i : numbers[i]; }
@@ -36,9 +36,9 @@ class ByteProducts {
       : kernels_(kernels), span_(span), terms_(terms) {}
 
   const Kernels& kernels() const { return kernels_; }
-  // Inputs that are rounded together.
+  // Hidden values are quantised this many inputs at a time, or kBlock if that is more.
   int span() const { return span_; }
-  // Whether an expert's rows have to lie side by side in memory, from a multiple of so many on.
+  // Whether an expert's rows must be consecutive in memory, starting at a multiple of kRowTile.
   static constexpr bool kGathers = false;
   static constexpr int kRowTile = 1;
 
@@ -50,15 +50,15 @@ class ByteProducts {
     rows.put(kernels_, number, from, x, count, weight_offset);
   }
 
-  // Bytes of a thread's own for one widened unit.
+  // The bytes of a thread's scratch for one widened unit.
   static size_t unit_scratch(int inputs) {
     return block_bytes(8) * (round_up(inputs, kBlock) / kBlock);
   }
   void begin() const {}
   void end() const {}
 
-  // out[i * kUnit + channel] for rows first .. first + count of x; out has room for whole tiles of
-  // kRowTile rows.
+  // Writes out[i * kUnit + channel], the product of a unit with row numbers[first + i] of x, for
+  // i < count. `out` has room for whole tiles of kRowTile rows.
   void multiply(const Matrix& matrix, const uint8_t* unit, const Rows& x, Numbered numbers,
                 int64_t first, int64_t count, const Ahead& ahead, uint8_t* scratch,
                 float* out) const {
@@ -71,14 +71,15 @@ class ByteProducts {
       bits = 8;
       fetched = true;
     }
-    // Both terms of a row go into one tile, so that a weight is read once.
+    // Both terms of a row are in the same tile, so that weights are read once for both.
     const int most = kernels_.most_rows / terms_;
     const int64_t tiles = (count + most - 1) / most;
     Row rows[kMostRows];
     alignas(64) float sums[kMostRows * kUnit];
     int64_t done = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      // Tiles of nearly one height: a last one of a single row would run at a sixth of the speed.
+      // Tiles have nearly equal heights, since a last tile of one row would have a sixth of the
+      // speed.
       const int height = static_cast<int>(count / tiles + (tile < count % tiles));
       for (int i = 0; i < height; ++i) {
         const int64_t number = numbers[first + done + i];
@@ -94,7 +95,7 @@ class ByteProducts {
   }
 
  private:
-  static constexpr int kMostRows = 8;  // of any instruction set
+  static constexpr int kMostRows = 8;  // the largest Kernels::most_rows
 
   static void add_terms(const float* sums, int rows, float* out) {
     for (int row = 0; row < rows; ++row, out += kUnit, sums += 2 * kUnit) {
@@ -142,7 +143,7 @@ class AmxProducts {
 };
 #endif
 
-// f(products) in the arithmetic of the phase, with weights of so many bits.
+// Calls f with the products class for the phase, the instruction set and the bits of the weights.
 template <class Function>
 auto with_products(Phase phase, InstructionSet set, int bits, Function f) {
   const Kernels& kernels = kernels_of(set);

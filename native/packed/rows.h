@@ -1,4 +1,5 @@
-// Rows of activations as the products take them, carved out of scratch memory.
+// Input rows of products, quantised to int8 in scratch memory, and the division of work among
+// threads.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +12,7 @@
 
 namespace mixtura {
 
-// Takes memory from a region piece by piece; with no region it only counts.
+// Takes pieces of a memory region, one after another. Without a region it only counts bytes.
 class Carver {
  public:
   explicit Carver(uint8_t* region) : region_(region) {}
@@ -29,7 +30,7 @@ class Carver {
   size_t used_ = 0;
 };
 
-// Rows quantised to int8, each one Row, or two whose products are added: see `terms_for`.
+// Rows quantised to int8. Each row is one Row, or two whose products are added: see `terms_for`.
 struct ByteRows {
   int8_t* q;
   float* scale;
@@ -55,7 +56,7 @@ struct ByteRows {
     const int64_t at = number * terms + term;
     return {q + at * inputs, scale + at * scales(), offset + at * groups()};
   }
-  // The part of a row from an input on, which begins a span.
+  // Quantises x[count], which is part of a row and starts at input `from`, the first of a span.
   void put(const Kernels& kernels, int64_t number, int from, const float* x, int count,
            int weight_offset) const {
     put_term(kernels, number, 0, from, x, count, weight_offset);
@@ -75,7 +76,7 @@ struct ByteRows {
     kernels.quantise(x, count, span, weight_offset, q + at * inputs + from,
                      scale + at * scales() + from / span, offset + at * groups() + from / kGroup);
   }
-  // What the first term leaves of x, which it has from input `from` on.
+  // Writes the remainder of x[count] after its first term to `left`. x starts at input `from`.
   void take_first(const Row& first, int from, const float* x, int count, float* left) const {
     for (int start = 0; start < count; start += span) {
       const float factor = first.scale[(from + start) / span];
@@ -87,8 +88,8 @@ struct ByteRows {
   }
 };
 
-// Work from 0 to `total`, claimed in pieces that shrink towards the end, so that no thread waits
-// long for the last one.
+// Divides work items 0 .. total - 1 among threads. Claimed ranges become smaller towards the end,
+// so that threads end at nearly the same time.
 class Claims {
  public:
   struct Range {

@@ -1,4 +1,4 @@
-// Packing in AVX2.
+// The packing kernels compiled for AVX2.
 #include "packing/loops.h"
 
 namespace mixtura {

@@ -1,4 +1,4 @@
-// Packing in AVX-512.
+// The packing kernels compiled for AVX-512.
 #include "packing/loops.h"
 
 namespace mixtura {

@@ -1,5 +1,5 @@
-// Vectors as wide as the file that includes this is compiled for, by the extension that GCC and Clang
-// share: plain loops over arrays would leave sums in memory.
+// Vectors of the widest instruction set for which the including file is compiled. They use the
+// vector extension of GCC and Clang, since plain loops over arrays would keep sums in memory.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,8 @@ inline Floats all(float x) { return x - Floats{}; }
 inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
-// One step of a transposition: squares of `kStep` lanes change places between rows that are `kStep`
-// apart. The lower row's lane, by its number in both rows put together.
+// A step of the transposition exchanges squares of kStep lanes between two rows that are kStep
+// apart. For a lane of the first row, this is the index of its source among the lanes of both rows.
 template <int kStep>
 constexpr int of_lower(int lane) {
   return lane & kStep ? kLanes + lane - kStep : lane;
@@ -52,7 +52,7 @@ inline void exchange(Lanes& low, Lanes& high, std::integer_sequence<int, kLane..
   low = a;
 }
 
-// Lane j of x[i] and lane i of x[j] change places.
+// Exchanges lane j of x[i] and lane i of x[j].
 template <int kStep = 1, class Lanes>
 inline void transpose(Lanes (&x)[kLanes]) {
   _Pragma("GCC unroll 16") for (int i = 0; i < kLanes; ++i) {

@@ -1,5 +1,5 @@
-// Packing's loops over vectors, compiled once for each instruction set, without fused products: all
-// of them give the same bytes.
+// The vector loops of packing, compiled once for each instruction set. All give the same bytes,
+// since they are compiled without fused multiply-adds.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace mixtura {
 namespace {
 
 inline Floats nearest(Floats value) {
-  // 1.5 * 2^23: adding it leaves no bits for a fraction. Ties go to the even number.
+  // A float near 1.5 * 2^23 has no bits for a fraction, so the addition rounds, ties to even.
   const Floats shifted = value + 12582912.0f;
   return shifted - 12582912.0f;
 }
@@ -25,11 +25,12 @@ inline Floats number_of(Floats value, const Levels& levels) {
 }
 
 struct Fit {
-  Floats wq, qq;  // the products <w, q> and <q, q>, large weights counting more
+  Floats wq, qq;  // <w, q> and <q, q>, the sums of w * q and q * q weighted by Panel::counts
 };
 
-// As many groups as there are lanes, one in each, so that no sum crosses lanes: the weights over the
-// one of the largest size, and how much an error in each counts: see `_Fit` in groups.py.
+// kLanes groups of weights, one in each lane, so that no sum crosses lanes. `w` has the weights
+// divided by `extreme`, the group's weight of the largest size. `counts` weights the errors, as
+// `_Fit` in groups.py does.
 struct Panel {
   Floats w[kGroup], counts[kGroup];
   Floats extreme;
@@ -50,7 +51,7 @@ struct Panel {
       most = larger(w[i], most);
     }
     extreme = most >= -least ? most : least;
-    // What is not finite leaves no number of its quotients' squares.
+    // If a weight is NaN or infinite, its square is NaN after the division by `extreme`.
     const Words within = (extreme <= all(bound)) & (extreme >= all(-bound));
     extreme = extreme == 0.0f ? all(1.0f) : extreme;
     for (int i = 0; i < kGroup; ++i) w[i] = w[i] / extreme;
@@ -78,13 +79,13 @@ struct Panel {
     return whole;
   }
 
-  // Before it is rounded to fp16.
+  // The groups' scales before they are rounded to fp16.
   Floats scale(const Levels& levels) const {
     Fit chosen{{}, all(1.0f)};
     Floats kept = all(-1.0f);
     for (int level = 0; level < levels.count; ++level) {
       const Fit found = fit(all(levels.tried[level]), levels);
-      // By least squares the error is <w, w> - <w, q>^2 / <q, q>.
+      // With the least-squares scale, the squared error is <w, w> - <w, q>^2 / <q, q>.
       const Floats explained = found.wq * found.wq / found.qq;
       const Words better = explained > kept;
       kept = better ? explained : kept;
@@ -92,10 +93,11 @@ struct Panel {
       chosen.qq = better ? found.qq : chosen.qq;
     }
     Floats best = chosen.wq / chosen.qq;
-    // The numbers that are nearest under the scale so found have a scale of their own.
+    // Weights are rounded once more, with the scale just found, and the least-squares scale of
+    // these numbers is taken.
     const Fit refined = fit(1.0f / (best == 0.0f ? all(1.0f) : best), levels);
     best = refined.qq > 0.0f ? refined.wq / refined.qq : best;
-    // Never 0: what is too small for fp16 would lose weights that its least scale keeps.
+    // The size is at least 2^-24, the smallest in fp16. A scale of 0 would make all weights 0.
     const Floats own = best * extreme;
     Floats size = own < 0.0f ? -own : own;
     size = smaller(larger(size, all(5.9604644775390625e-8f)), all(65504.0f));
@@ -143,8 +145,8 @@ bool search_groups(const void* w, Kind kind, int64_t groups, const Levels& level
   return sound;
 }
 
-// A tile of one block from where each channel's 64 numbers lie. Four of them are a word, and words
-// of one channel are to stand below each other: squares of words are transposed.
+// Writes a tile of one block; channel[i] points to the 64 numbers of channel i. Four numbers are a
+// 32-bit word. A row of the tile has one word of each channel, so squares of words are transposed.
 template <int kBits>
 inline void tile_block(const int8_t* const (&channel)[kTile], uint8_t* out) {
   for (int word = 0; word < kBlock / 4; word += kLanes) {

@@ -38,7 +38,8 @@ bool quantise_groups(const void* w, Kind kind, int64_t groups, const Levels& lev
 
 void tile_numbers(const Numbers& numbers, bool gated, InstructionSet set, uint8_t* out) {
   const PackingKernels& kernels = packing_of(set);
-  // Of each tile of a unit: where its rows begin, and where they end.
+  // For the two tiles of a unit: the first row of the tile in unit 0, and the end of the tile's
+  // rows.
   const int64_t half = numbers.rows / 2, step = gated ? kTile : kUnit;
   const int64_t start[2] = {0, gated ? half : kTile};
   const int64_t end[2] = {gated ? half : numbers.rows, numbers.rows};

@@ -1,5 +1,5 @@
-// Weights into numbers and scales, and these into tiles: the fast twins of groups.py and
-// tiles.py in src/mixtura/kernels/packed/.
+// Packing of weights: weights are quantised to numbers and scales, and these are arranged in tiles.
+// The Python references are groups.py and tiles.py in src/mixtura/kernels/packed/.
 #pragma once
 
 #include "machine/cpu.h"
@@ -8,20 +8,21 @@
 
 namespace mixtura {
 
-// What is tried for every group: the number that the weight of the largest size becomes.
+// The scales that are tried for each group of 32 weights: with level t, the weight of the largest
+// size becomes t before rounding.
 struct Levels {
   const float* tried;
   int count;
-  float low, high;  // of the numbers
-  float bound;      // of a weight's size: more than that is refused
+  float low, high;  // range of the numbers
+  float bound;      // the largest size of a weight that is accepted
 };
 
-// Of weights as they come from files.
+// The type of unpacked weights.
 enum class Kind : int { float32, bfloat16 };
 
 constexpr int64_t bytes_of(Kind kind) { return kind == Kind::float32 ? 4 : 2; }
 
-// Numbers q[rows * inputs] and fp16 scales for each 32 inputs.
+// Quantised weights: numbers q[rows * inputs], and an fp16 scale for every 32 inputs.
 struct Numbers {
   const int8_t* q;
   const uint16_t* scale;
@@ -29,13 +30,14 @@ struct Numbers {
   int bits;
 };
 
-// What an instruction set implements. All of them give the same bytes.
+// The kernels of one instruction set. All instruction sets give the same bytes.
 struct PackingKernels {
-  // Numbers and scales of groups of 32 weights. False where one is not finite, or beyond the bound.
+  // Quantises groups of 32 weights. Returns false if a weight is not finite or exceeds the bound.
   bool (*search)(const void* w, Kind kind, int64_t groups, const Levels& levels, int8_t* q,
                  uint16_t* scale);
 
-  // One of the two tiles of a unit, from its first block on: `count` rows, padded to 16.
+  // Writes one of the two tiles of a unit, for all its blocks, from `count` rows and padding up to
+  // 16. `out` points to the tile in the first block.
   void (*tile)(const Numbers& numbers, int64_t row, int count, uint8_t* out);
 };
 
@@ -45,11 +47,12 @@ const PackingKernels& avx2_packing();
 const PackingKernels& avx512_packing();
 #endif
 
-// In all threads of the pool. False as `search` says.
+// Runs PackingKernels::search in all threads of the pool, and returns the same.
 bool quantise_groups(const void* w, Kind kind, int64_t groups, const Levels& levels,
                      InstructionSet set, int8_t* q, uint16_t* scale);
 
-// `gated`: rows are [gate; up], and a unit is 16 of gate and the 16 of up that go with them.
+// Writes all tiles. If `gated`, the rows are [gate; up], and a unit has 16 rows of gate and the
+// corresponding 16 rows of up.
 void tile_numbers(const Numbers& numbers, bool gated, InstructionSet set, uint8_t* out);
 
 }  // namespace mixtura

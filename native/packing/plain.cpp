@@ -1,4 +1,4 @@
-// Packing without any instruction set's help.
+// The packing kernels compiled for any processor.
 #include "packing/loops.h"
 
 namespace mixtura {

@@ -1,5 +1,5 @@
-// Attention and the fused step in every instruction set against the plain one, on memory of exactly
-// the size it may touch, for the sanitizers: see check_kernels.cpp.
+// Compares attention and the fused step in each instruction set with the plain ones. All buffers
+// have exactly the size that may be accessed, so that `make sanitize` finds accesses outside.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -29,12 +29,14 @@ std::vector<float> floats(int64_t count) {
 void expect_near(const std::vector<float>& found, const std::vector<float>& expected, float bound,
                  const char* what, int rows) {
   float worst = 0.0f, largest = 1e-9f;
+  bool finite = true;
   for (size_t i = 0; i < expected.size(); ++i) {
-    // What is not a number is not within any bound.
-    if (!(std::fabs(found[i] - expected[i]) <= worst)) worst = std::fabs(found[i] - expected[i]);
+    const float off = std::fabs(found[i] - expected[i]);
+    finite = finite && std::isfinite(off);
+    worst = std::fmax(worst, off);
     largest = std::fmax(largest, std::fabs(expected[i]));
   }
-  if (worst <= bound * largest) return;
+  if (finite && worst <= bound * largest) return;
   std::printf("%s, %d rows: off by %g of %g\n", what, rows, worst, largest);
   ++failures;
 }
@@ -54,7 +56,7 @@ struct Owned {
               kv_heads,            capacity,      key_dim,           value_dim} {}
 };
 
-// A slot each that is filled to its end.
+// Fills all slots to their capacity with random keys and values.
 void fill(Owned& owned, int slots, InstructionSet set) {
   const LayerCache& cache = owned.cache;
   std::vector<int64_t> slot, position;
@@ -88,7 +90,7 @@ std::vector<float> attend_by(const LayerCache& cache, const TokenRows& rows, Que
 
 void check_attention(Kept kept, int heads, int kv_heads, int key_dim, int value_dim) {
   constexpr int kSlots = 2;
-  // Nearly three splits, and no whole number of blocks.
+  // Nearly three splits of 256, and not a multiple of a block of 64.
   constexpr int64_t kCapacity = 700;
   Owned owned(kept, kSlots, kv_heads, kCapacity, key_dim, value_dim);
   fill(owned, kSlots, InstructionSet::plain);
@@ -118,7 +120,7 @@ void check_attention(Kept kept, int heads, int kv_heads, int key_dim, int value_
   }
 }
 
-// Random 8-bit weights under a scale of 1/1024, 0x1400 in fp16.
+// Random 8-bit weights with scales of 1/1024, which is 0x1400 in fp16.
 std::vector<uint8_t> tiles_of(const Matrix& matrix) {
   std::vector<uint8_t> made(matrix.units() * matrix.unit_bytes());
   for (uint8_t& byte : made) byte = static_cast<uint8_t>(random_bits() | 1);
@@ -131,7 +133,7 @@ std::vector<uint8_t> tiles_of(const Matrix& matrix) {
   return made;
 }
 
-// The weights of a small decoder: two layers with experts, shared ones among them.
+// The weights of a small decoder: two layers with routed and shared experts.
 class Weights {
  public:
   static constexpr int kWidth = 64, kHeads = 4, kKvHeads = 2, kDim = 16, kVocabulary = 70;
@@ -150,7 +152,7 @@ class Weights {
     for (int i = 0; i < kExperts; ++i) table_.push_back(experts_.data() + i * expert);
   }
 
-  // logits of some steps, one after the other; each call has caches of its own.
+  // Runs three steps on new caches and returns the logits of the last step.
   std::vector<float> run(InstructionSet set, int rows, const Routes& routes = {}) const {
     std::vector<Owned> caches;
     const Linear head{{embedding_.data(), kVocabulary, kWidth, 8}, nullptr};
@@ -169,7 +171,7 @@ class Weights {
         position.push_back(row / kSlots * 3 + at);
         asked.push_back(row);
       }
-      // Rows of one slot come together in prefill and verify.
+      // With more rows than slots, a slot has several rows, as in prefill and verify.
       const Phase many = at == 1 ? Phase::verify : Phase::prefill;
       const Phase phase = rows > kSlots ? many : Phase::decode;
       program.step({{rows, slot.data(), position.data()}, position.data(), token.data(),
@@ -202,7 +204,8 @@ class Weights {
   std::vector<const uint8_t*> table_;
 };
 
-// Choices out, a limit for each row, and a call between routing and experts, which may fail.
+// Checks Routes: the choices that are returned, a limit for each row, and an exception of
+// `between`.
 void check_routes() {
   const Weights weights;
   constexpr int kRows = 20, kChosen = 2 * kRows * 2;

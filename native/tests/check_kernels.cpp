@@ -1,5 +1,6 @@
-// Every kernel against the plain one, on memory of exactly the size it may touch, for the
-// sanitizers: `make sanitize`. The values themselves are held to their twins in tests/kernels.
+// Compares the kernels of each instruction set with the plain ones. All buffers have exactly the
+// size that may be accessed, so that `make sanitize` finds accesses outside. The Python tests in
+// tests/kernels compare values with references.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -42,7 +43,7 @@ std::vector<float> floats(int64_t count) {
   return made;
 }
 
-// Random numbers under a scale of 1/64, 0x2400 in fp16.
+// Random weights with scales of 1/64, which is 0x2400 in fp16.
 std::vector<uint8_t> tiles_of(int outputs, int inputs, int bits) {
   const Matrix matrix{nullptr, outputs, inputs, bits};
   std::vector<uint8_t> made(matrix.units() * matrix.unit_bytes());
@@ -84,7 +85,8 @@ std::vector<float> experts_by(const Experts& layer, const std::vector<float>& x,
   return y;
 }
 
-// Two terms of int8 lose next to nothing, so what differs is the order of sums.
+// The allowed relative error. With two int8 terms rounding hardly matters, and instruction sets
+// differ only in the order of summation.
 float bound(int bits, Phase phase, InstructionSet set, float one_term) {
   const bool bfloat = phase == Phase::prefill && set == InstructionSet::amx;
   return bits == 8 && !bfloat ? 1e-4f : one_term;
@@ -115,7 +117,7 @@ void check_experts(int width, int expert_width, int bits, Activation activation)
   Experts layer{nullptr, kExperts, width, expert_width, bits, activation, nullptr, nullptr};
   const Matrix in = layer.in(), out = layer.out();
   const size_t size = in.units() * in.unit_bytes() + out.units() * out.unit_bytes();
-  // Each in memory of its own.
+  // Each expert has its own allocation, so that accesses beyond one expert are found.
   std::vector<std::vector<uint8_t>> tiles;
   std::vector<const uint8_t*> table;
   for (int i = 0; i < kExperts; ++i) {
@@ -131,7 +133,7 @@ void check_experts(int width, int expert_width, int bits, Activation activation)
     std::vector<int64_t> token, expert;
     for (int row = 0; row < 2 * tokens; ++row) {
       token.push_back(row / 2);
-      // One more than there are: no expert.
+      // Number kExperts means no expert.
       expert.push_back(static_cast<int64_t>(random_bits() % (kExperts + 1)));
     }
     const Routed routed{token.data(), expert.data(), weight.data(), 2 * tokens, tokens};
@@ -146,7 +148,7 @@ void check_experts(int width, int expert_width, int bits, Activation activation)
   }
 }
 
-// Of three tokens that are not ruled out, at places of three blocks.
+// Only three tokens, in three different blocks, have a probability above 0.
 void check_draw() {
   constexpr int kVocabulary = 2500, kRows = 6;
   std::vector<float> logits(2 * kVocabulary, -INFINITY);

@@ -1,5 +1,5 @@
-// Packing by every instruction set against the plain one, byte for byte, on memory of exactly the
-// size it may touch, for the sanitizers: `make sanitize`.
+// Compares packing in each instruction set with the plain one, byte for byte. All buffers have
+// exactly the size that may be accessed, so that `make sanitize` finds accesses outside.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -37,7 +37,7 @@ Found quantised(const std::vector<uint8_t>& w, Kind kind, InstructionSet set) {
 
 void check_search(int64_t groups, Kind kind) {
   std::vector<uint8_t> w(groups * kGroup * bytes_of(kind));
-  // Without the uppermost bit of its exponent no weight is beyond the bound.
+  // Clearing the highest exponent bit makes each weight smaller than 2, which is within the bound.
   for (size_t i = 0; i < w.size(); ++i) {
     w[i] = static_cast<uint8_t>(random_bits());
     if (static_cast<int64_t>(i) % bytes_of(kind) == bytes_of(kind) - 1) w[i] &= 0xbf;

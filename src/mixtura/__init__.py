@@ -1,4 +1,7 @@
-"""Mixtura: sparse Mixture-of-Experts models on PyTorch. Names are imported at their first use."""
+"""Mixtura: sparse Mixture-of-Experts models on PyTorch.
+
+Each public name is imported at its first use, so that `import mixtura` does not import torch.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -38,19 +41,19 @@ _imported = at_first_use(__name__, _HOMES)
 
 
 def _attribute(name: str) -> Any:
-    """The attribute `name`, imported now; torch is imported only with a name that needs it."""
+    """Import the public name `name`. Only `__version__` needs no other module of Mixtura."""
     if name == "__version__":
         from importlib.metadata import version
 
         value = version("mixtura")
     else:
         value = _imported(name)
-    # The next use finds the name among the globals, and __getattr__ is not called.
+    # As a global, the name is found at its next use without a call of __getattr__.
     globals()[name] = value
     return value
 
 
-# Hidden from type checkers: with a __getattr__ they would accept every misspelt name.
+# __getattr__ is hidden from type checkers, which would otherwise accept every misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = _attribute
 

@@ -1,4 +1,4 @@
-"""`python -m mixtura`, the same as the command `mixtura`."""
+"""`python -m mixtura` runs the command `mixtura`."""
 
 from mixtura.cli import main
 

@@ -1,4 +1,7 @@
-"""Frozen configs that check themselves: YAML files, dotted overrides, errors in one line."""
+"""Frozen configs that check their fields.
+
+Configs are read from YAML files. Dotted overrides, such as train.lr=3e-4, change single values.
+"""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -13,20 +16,23 @@ Tree = dict[str, Any]
 
 
 class Config(BaseModel):
-    """A frozen config. `Config.parse` raises ConfigError in one line, not pydantic's own error."""
+    """A frozen pydantic model. `Config.parse` replaces pydantic's error by a ConfigError."""
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         protected_namespaces=(),
         allow_inf_nan=False,
-        # Pydantic builds a validator when its config is first parsed; a command parses few configs.
+        # Build each validator only when its config is first parsed: a command parses few configs.
         defer_build=True,
     )
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any], origin: str = "config") -> Self:
-        """Build from plain data; an error's line begins with `origin`, such as a file's name."""
+        """Build a config from plain data.
+
+        Raises ConfigError of one line, which begins with `origin`, such as a file's name.
+        """
         try:
             return cls.model_validate(dict(tree))
         except ValidationError as error:
@@ -34,12 +40,12 @@ class Config(BaseModel):
 
     @classmethod
     def variants(cls) -> "list[type[Config]]":
-        """The configs that are accepted for a field of this type."""
+        """The config classes that a field of this type accepts."""
         return [cls]
 
     @model_validator(mode="after")
     def _check_integers(self) -> Self:
-        """Refuse integers beyond 64 bits in every field: torch, numpy and files hold no larger."""
+        """Refuse integers beyond 64 bits, which torch, NumPy and files cannot store."""
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -48,7 +54,7 @@ class Config(BaseModel):
 
 
 def own_recipes() -> dict[str, Path]:
-    """The recipes that are installed with Mixtura, by name."""
+    """The paths of the recipes that are installed with Mixtura, by the recipe's name."""
     package = Path(__file__).parent
     # A wheel holds the recipes inside the package; a clone holds them beside src/.
     folders = (package / "recipes", package.parents[1] / "recipes")
@@ -56,11 +62,12 @@ def own_recipes() -> dict[str, Path]:
 
 
 def read_yaml(path: Path) -> Tree:
-    """The mapping in a YAML file, or in the recipe of that name that is installed with Mixtura.
+    """The mapping in the YAML file `path`.
 
-    Raises ConfigError if the file is absent, malformed or no mapping.
+    If no such file exists, `path` may be the name of a recipe that is installed with Mixtura.
+    Raises ConfigError if the file is absent or malformed, or does not contain a mapping.
     """
-    # Imported here: a known model's name and a packed file are read without a YAML parser.
+    # Imported here, so that commands that read no YAML do not load the parser.
     from mixtura import yaml_reader
 
     own = own_recipes()
@@ -77,7 +84,7 @@ def read_yaml(path: Path) -> Tree:
 
 
 def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> Tree:
-    """A copy of `tree` with each `a.b.c=value` set; values are read as YAML."""
+    """A copy of `tree` with each override `a.b.c=value` applied; values are parsed as YAML."""
     result = _copied(tree)
     for override in overrides:
         dotted, equals, text = override.partition("=")
@@ -102,7 +109,7 @@ def _scalar(text: str) -> Any:
     from mixtura import yaml_reader
 
     value = yaml_reader.parse_yaml(text, f"--set value {text!r:.80}", ConfigError)
-    # YAML 1.1 reads 3e-4 (no dot) as a string.
+    # YAML 1.1 reads 3e-4 as a string, because the number has no dot.
     if isinstance(value, str):
         try:
             return float(value)
@@ -112,9 +119,10 @@ def _scalar(text: str) -> Any:
 
 
 def _explain(cls: type[BaseModel], error: ValidationError) -> str:
-    """The first problem in one line, with the nearest known key where a key is unknown."""
+    """The first problem in one line; for an unknown key, with the nearest key that is allowed."""
     problems = error.errors()
-    # A misspelt key is reported twice, as unknown and as missing; only the first shows its name.
+    # For a misspelt key pydantic may report two problems: an unknown key and a missing key. The
+    # unknown key is shown, because it is what the user wrote.
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
     first = (unknown or problems)[0]
     path, _ = _located(cls, first["loc"])
@@ -133,7 +141,7 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> str:
 
 
 def _known_keys(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
-    """Keys of the config at `loc`."""
+    """The keys that are allowed at the place `loc` of a pydantic error."""
     _, here = _located(cls, loc)
     return sorted({key for model in here for key in model.model_fields})
 
@@ -141,12 +149,13 @@ def _known_keys(cls: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
 def _located(
     cls: type[BaseModel], loc: Sequence[int | str]
 ) -> tuple[list[str], list[type[BaseModel]]]:
-    """A problem's place as dotted parts, and the configs that may be meant by it."""
+    """The keys that lead to the place `loc` of a pydantic error, and the configs accepted there."""
     path: list[str] = []
     here: list[type[BaseModel]] = [cls]
     for part in map(str, loc):
         fields = [model.model_fields[part] for model in here if part in model.model_fields]
-        # Pydantic adds the tag of a discriminated union; the tag selects a config and is no key.
+        # Pydantic's places include the tag of a discriminated union, which is not a key: the tag
+        # only selects one config of the union.
         tagged = [] if fields else [model for model in here if _has_tag(model, part)]
         if not tagged:
             path.append(part)

@@ -1,11 +1,11 @@
-"""Errors that a user can mend; each names the value, the bound and the remedy."""
+"""Errors that a user can correct. Each message names the value, its bound and the remedy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class MixturaError(ValueError):
-    """A user's error: one line that says what was given, what is allowed, and what to do."""
+    """An error in the user's input. One line states the input, the allowed values and a remedy."""
 
 
 class ConfigError(MixturaError):
@@ -13,38 +13,42 @@ class ConfigError(MixturaError):
 
 
 class DataError(MixturaError):
-    """A corpus or a token file that cannot be used: nothing readable, or truncated."""
+    """A corpus, a token file or a trace that cannot be used, for example a truncated one."""
 
 
 class CheckpointError(MixturaError):
-    """A run or a checkpoint that is missing, truncated, or of another model."""
+    """A run or a checkpoint that is missing or truncated, or that belongs to another model."""
 
 
 class PlatformError(MixturaError, ImportError):
-    """A part of Mixtura that this operating system cannot run."""
+    """This operating system cannot run a part of Mixtura."""
 
 
 class NonFiniteError(MixturaError):
-    """A loss or an activation that is not finite; names the step and the layer where it began."""
+    """A loss or an activation is not finite; the message names the place where this began."""
 
 
 class StorageError(MixturaError):
-    """The machine refused: a full disk, no permission, no memory; nothing was half-written."""
+    """The operating system refused, for example because the disk is full or memory ran out.
+
+    No partly written file remains.
+    """
 
 
 class UnexpectedError(MixturaError):
-    """A reader failed with an error that it does not translate; `__cause__` has the traceback.
+    """A reader failed with an exception that it does not expect; `__cause__` is that exception.
 
-    A user gets one line, as the file is most likely damaged. Tests and fuzzers count it as a bug.
+    The user gets one line, because the file is most likely damaged. Tests and fuzzers count the
+    error as a bug of the reader.
     """
 
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
-    """Turn every other error of a reader into a MixturaError that names `path`.
+    """Convert every unexpected exception of a reader into a MixturaError that names `path`.
 
-    A reader translates a library's errors where it calls the library. This block catches the rest,
-    such as a RecursionError or a library's RuntimeError. An OSError that names its file passes.
+    A reader converts a library's expected errors where it calls the library. This block converts
+    all others, such as a RecursionError. An OSError that names its file passes unchanged.
     """
     try:
         yield

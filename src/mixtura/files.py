@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all: written beside their target, synced, then renamed.
+"""Writes files and folders that appear whole or not at all.
 
-A process killed in the middle leaves the target as it was, and at most one file or folder named
-`.NAME.*.partial`, which the next writer of the same target removes.
+A file is written as a partial, under a temporary name beside its target. Then it is synced and
+renamed. If the process is killed before the rename, the target is unchanged, and a partial named
+`.NAME.*.partial` may remain. The next writer of the same target removes that partial.
 """
 
 import errno
@@ -17,17 +18,18 @@ from typing import BinaryIO
 from mixtura.errors import StorageError
 from mixtura.posix import fcntl
 
-# A full, read-only or failing disk. Another OSError in the caller's block has another cause.
+# Errors of a full, read-only or failing disk. Any other OSError in the caller's block may concern
+# another file.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _SETTLED_SECONDS = 10.0
 
 
 @contextmanager
 def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """A binary handle whose bytes become `path`, replacing it, when the block ends without error.
+    """Yield a binary handle, whose bytes replace `path` when the block ends without error.
 
-    Missing parent folders are made. `mode` gives the file's permissions, less the process's umask.
-    Raises StorageError if the file system refuses.
+    Missing parent folders are made. `mode` gives the file's permissions before the process's umask
+    is applied. Raises StorageError if the file system refuses.
     """
     with _refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +49,7 @@ def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
         raise
     finally:
-        # After a failed write, close() flushes again and raises the same error.
+        # After a failed write, close() flushes again and raises the write's error again.
         with suppress(OSError):
             handle.close()
 
@@ -60,7 +62,7 @@ def atomic_text(path: Path, text: str, mode: int = 0o666) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder that becomes `path` when the block ends without error.
+    """Yield an empty folder, which is renamed to `path` when the block ends without error.
 
     Raises StorageError if `path` exists when the block begins or ends, or if the file system
     refuses.
@@ -77,7 +79,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield partial
         with _refusals(path):
             _sync_tree(partial)
-            # rename() would replace an empty folder that another process made in the meantime.
+            # Check again: rename() would replace an empty folder that another process made.
             _refuse_existing(path)
             partial.rename(path)
             _sync_folder(path.parent)
@@ -90,7 +92,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _refusals(path: Path, codes: set[int] | None = None) -> Iterator[None]:
-    """Turn an OSError (one of `codes`, if they are given) into a StorageError about `path`."""
+    """Convert an OSError (with `codes`: only of these codes) into a StorageError about `path`."""
     try:
         yield
     except OSError as error:
@@ -115,8 +117,11 @@ def remove_partials(folder: Path) -> None:
 
 
 def partial_beside(path: Path) -> Path:
-    """A new name beside `path`, on the same file system; abandoned partials of it are removed."""
-    # NAME_MAX is 255 bytes, and a character of a name takes up to four.
+    """A new name for a partial of `path`, in the same folder.
+
+    Partials of `path` whose writers were killed are removed first.
+    """
+    # A name may have 255 bytes, and 40 characters take at most 160 bytes.
     stem = path.name[:40]
     for partial in path.parent.glob(f".{_literal(stem)}.*.partial"):
         _remove_abandoned(partial)
@@ -129,19 +134,19 @@ def _literal(name: str) -> str:
 
 
 def _lock(descriptor: int) -> None:
-    """Lock a partial until its descriptor is closed, so that it does not count as abandoned."""
-    # A file system without locks: abandoned partials are not removed there.
+    """Lock a partial until `descriptor` is closed; the lock shows that its writer still runs."""
+    # On a file system without locks, partials of killed writers are not removed.
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _remove_abandoned(partial: Path) -> None:
-    """Remove a partial whose writer was killed: its lock is free, and it is older than 10 s."""
+    """Remove a partial whose writer was killed: it is unlocked and older than 10 s."""
     with suppress(OSError):
         descriptor = os.open(partial, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A writer creates its partial a moment before it locks it.
+            # A new partial is unlocked for a moment, because its writer locks it after creation.
             if time.time() - os.fstat(descriptor).st_mtime > _SETTLED_SECONDS:
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         finally:

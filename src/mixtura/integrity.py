@@ -1,7 +1,7 @@
-"""Whether files still hold what was written: SHA-256 digests, recorded then and compared now.
+"""Compares files with the SHA-256 digests that were recorded when the files were written.
 
-The comparison runs in a thread of its own while the model is already in use: mapping a file takes
-milliseconds, and reading all of it takes seconds.
+The comparison runs in a background thread while the model is already in use: mapping a file takes
+milliseconds, but reading all its bytes takes seconds.
 """
 
 import os
@@ -25,18 +25,21 @@ _LOWEST_PRIORITY = 19
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The digest that was recorded of some bytes of a file."""
+    """The recorded digest of some bytes of a file, to be compared with the file."""
 
     file: Path
     what: str
-    """the bytes in words, such as "blocks.0.norm.weight (norm)" """
+    """a name of the bytes for messages, such as "blocks.0.norm.weight (norm)" """
     sha256: str
     found: Callable[[], str]
-    """reads the bytes, and returns their present digest"""
+    """reads the bytes from the file and returns their digest"""
 
 
 def named(name: str, role: str | None, expert: int | None = None) -> str:
-    """A tensor in words: "blocks.0.ffn.experts, expert 3 (expert)"."""
+    """A tensor's name for messages: "blocks.0.ffn.experts, expert 3 (expert)".
+
+    `role` is the part of the model that the tensor belongs to; messages show it in parentheses.
+    """
     part = "" if expert is None else f", expert {expert}"
     return f"{name}{part}" if role is None else f"{name}{part} ({role})"
 
@@ -47,17 +50,17 @@ def claim_of_bytes(file: Path, what: str, sha256: str, start: int, size: int) ->
 
 def digest_of_bytes(file: Path, start: int, size: int) -> str:
     """SHA-256 of `size` bytes from `start`, as hexadecimal digits."""
-    # Imported here: inspection of a shape imports this module and computes no digest.
+    # Imported here, because commands that only inspect a shape compute no digest.
     import hashlib
 
-    # A buffer, not a mapping, whose pages would count as this process's memory.
+    # Read into a buffer: the pages of a memory mapping would count as this process's memory.
     digest, buffer = hashlib.sha256(), memoryview(bytearray(min(size, _CHUNK)))
     with file.open("rb", buffering=0) as opened:
         opened.seek(start)
         while size:
             read = opened.readinto(buffer[:size])
             if not read:
-                # The file is shorter than it was: the digest of fewer bytes differs.
+                # The file has become shorter, so its digest will differ from the recorded one.
                 break
             digest.update(buffer[:read])
             size -= read
@@ -67,9 +70,9 @@ def digest_of_bytes(file: Path, start: int, size: int) -> str:
 class Check:
     """Compares claims with their files.
 
-    `begin` starts in the background. `poll` raises the first difference that was found so far, and
-    `finish` compares the rest first. Both raise CheckpointError, which names the file, the bytes
-    that differ, and the remedy.
+    `begin` starts comparing in the background. `poll` raises the first difference found so far.
+    `finish` compares all remaining claims before it raises the first difference. The error is a
+    CheckpointError that names the file, the bytes that differ, and the remedy.
     """
 
     def __init__(
@@ -86,20 +89,20 @@ class Check:
         self._lock = threading.Lock()
         self.claims = len(self._pending)
         self.unchecked = tuple(unchecked)
-        """parts without a digest, each in words that begin with a file or a folder"""
+        """descriptions of parts without a digest; each begins with the name of a file or folder"""
 
     def begin(self) -> Self:
-        """Compare in the background, at the lowest priority, and return this object."""
+        """Start comparing in a background thread of the lowest priority; return this object."""
         self._start(self._work_in_background)
         return self
 
     def poll(self) -> None:
-        """Raise the first difference that was found so far."""
+        """Raise the first difference found so far, if any."""
         if self._error is not None:
             raise self._error
 
     def watch(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items, with a `poll` before each."""
+        """Yield the items, and call `poll` before each item."""
         for item in items:
             self.poll()
             yield item
@@ -115,19 +118,19 @@ class Check:
         self.poll()
 
     def stop(self) -> None:
-        """Drop the claims that are not compared yet."""
+        """Discard the claims that are not compared yet."""
         self._pending.clear()
 
     def _start(self, work: Callable[[], None]) -> None:
         if self._pending:
-            # A daemon, so that a command that fails for another reason does not wait for it.
+            # A daemon thread does not delay the exit of a command that failed elsewhere.
             thread = threading.Thread(target=work, name="integrity", daemon=True)
             self._threads.append(thread)
             thread.start()
 
     def _work_in_background(self) -> None:
         if sys.platform == "linux":
-            # Only on Linux does a thread have a priority of its own.
+            # Only Linux gives each thread a priority of its own.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         self._work()
 
@@ -141,12 +144,12 @@ class Check:
                 problem = self._problem(claim)
                 if problem is not None:
                     self._fail(problem)
-            # After an error of any kind the claim must not pass for compared.
+            # After an error of any kind the claim must not count as compared.
             except Exception as error:  # noqa: BLE001
                 self._error = error
 
     def _problem(self, claim: Claim) -> str | None:
-        """What is wrong with the claim's bytes; None where they match."""
+        """A message about the claim's bytes; None if their digest is the recorded one."""
         try:
             found = claim.found()
         except OSError as error:
@@ -158,7 +161,7 @@ class Check:
         return f"{claim.file}: {claim.what} {held} (its digest differs)"
 
     def _fail(self, problem: str) -> None:
-        """Keep the first problem alone: its remedy may remove the file that other claims read."""
+        """Keep only the first problem: its remedy may remove a file that other claims read."""
         with self._lock:
             if self._error is None:
                 self._error = CheckpointError(f"{problem}; {self._remedy()}")

@@ -1,8 +1,9 @@
-"""JSON from untrusted files, within bounds; no other module of the package parses it.
+"""Parses JSON from untrusted files, within bounds. No other module parses such JSON.
 
-The standard library accepts in silence, or fails at: endless nesting, numbers of thousands of
-digits or beyond fp64, NaN and Infinity, a key that occurs twice, half of a surrogate pair. These
-are refused. Each function raises `refusal`, a class of MixturaError, which names the origin.
+Refused are deep nesting, integers of more than 100 digits, numbers beyond fp64, NaN and Infinity,
+a key that occurs twice in one object, and half of a surrogate pair. Python's json module accepts
+these inputs, or fails with an unclear error. The argument `refusal` of each function is the
+subclass of MixturaError to raise; the error's message names the file.
 """
 
 import json
@@ -16,14 +17,16 @@ from mixtura.errors import MixturaError
 from mixtura.regular_files import decoded, open_regular, read_bytes
 
 MOST_BYTES = 16 << 20
-"""in a config; the parsed objects may take twenty times the file's size"""
+"""the most bytes of a config file; the objects parsed from it may take twenty times as many"""
 MOST_BYTES_LISTED = 48 << 20
-"""in a file that lists every tensor of a model"""
+"""the most bytes of a file that lists every tensor of a model"""
 DEPTH = 64
+"""the most levels of nesting"""
 DIGITS = 100
-"""of an integer; tokenizer_config.json writes 10^30 for no limit"""
+"""the most digits of an integer; tokenizer_config.json may contain 10^30, which means no limit"""
 VALUES = 1 << 22
-"""in one file: twice what a list of 150,000 tensors needs; parsing so many takes 2 or 3 seconds"""
+"""the most values in one file; a list of 150,000 tensors has half as many. Parsing so many values
+takes 2 to 3 seconds"""
 
 _SHOWN = 40
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
@@ -34,9 +37,9 @@ class _BeyondBound(ValueError):
 
 
 def parse_json(data: bytes | str, origin: object, refusal: type[MixturaError]) -> Any:
-    """The value of a JSON text; an error's line begins with `origin`, such as a file's name."""
+    """Parse a JSON text. An error's line begins with `origin`, such as a file's name."""
     text = data if isinstance(data, str) else decoded(data, origin, refusal)
-    # 48 MiB of `{},` would become 1.3 GB of objects.
+    # The values are counted before parsing: 48 MiB of `{},` would become 1.3 GB of objects.
     if sum(map(text.count, ",[{")) > VALUES:
         raise refusal(f"{origin}: holds more than {VALUES:,} values; no file of this kind does")
     try:
@@ -55,7 +58,7 @@ def parse_json(data: bytes | str, origin: object, refusal: type[MixturaError]) -
 
 
 def parse_object(data: bytes | str, origin: object, refusal: type[MixturaError]) -> dict[str, Any]:
-    """As parse_json, for a text that holds one object."""
+    """Parse a JSON text that must contain one object, in the same way as `parse_json`."""
     tree = parse_json(data, origin, refusal)
     if not isinstance(tree, dict):
         raise refusal(f"{origin}: expected an object, found {tree!r:.{_SHOWN}}")
@@ -63,15 +66,18 @@ def parse_object(data: bytes | str, origin: object, refusal: type[MixturaError])
 
 
 def read_object(path: Path, refusal: type[MixturaError], most: int = MOST_BYTES) -> dict[str, Any]:
-    """The object in a file of at most `most` bytes. Raises FileNotFoundError too."""
+    """Parse a file of at most `most` bytes that must contain one JSON object.
+
+    A missing file raises FileNotFoundError instead of `refusal`.
+    """
     return parse_object(read_bytes(path, refusal, most), path, refusal)
 
 
 def read_lines(path: Path, refusal: type[MixturaError]) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each line of a log: its bytes, and the object in it.
+    """Yield each line of a log as bytes and as the JSON object that the line contains.
 
-    A missing file has no lines. A last line without a line break is still being written, and is
-    left out. `refusal` names the line that is no object.
+    A missing file has no lines. A last line without a line break is still being written, so it is
+    skipped. A line that contains no object raises `refusal` with the line's number.
     """
     try:
         opened = open_regular(path, refusal)
@@ -127,7 +133,7 @@ _DECODER = json.JSONDecoder(
 
 
 def _check_depth(tree: Any) -> None:
-    """Check one level after another: recursion would fail in a deep tree."""
+    """Check one level after another: a recursive check would itself fail in a deep tree."""
     level, depth = [tree], 0
     while level:
         if depth > DEPTH:

@@ -1,4 +1,4 @@
-"""Names of a package whose modules are imported at their first use."""
+"""Lets a package offer names whose modules are imported when a name is first used."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def at_first_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__`; `homes` gives the module that defines each name."""
+    """A `__getattr__` for `package`; `homes` maps each name to the module that defines it."""
 
     def first_use(name: str) -> Any:
         if name not in homes:

@@ -1,4 +1,4 @@
-"""How much memory is free, from the files of Linux that state it; and sizes in words."""
+"""Reads the amount of free memory from Linux's system files, and formats numbers of bytes."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes() -> int | None:
-    """Bytes to be had without swapping, a container's limit included; None where unknown."""
+    """Bytes that are free without swapping and within a container's limit; None if unknown."""
     known = [free for free in (_of_machine(), _of_container()) if free is not None]
     return min(known) if known else None
 
@@ -23,7 +23,7 @@ def _of_container() -> int | None:
     limit, used = (_read(CGROUP / name).strip() for name in ("memory.max", "memory.current"))
     if not (limit.isdigit() and used.isdigit()):
         return None
-    # Cached pages of files count as used, and the kernel frees them when memory is needed.
+    # memory.current counts cached pages of files, which the kernel frees when needed.
     counts = dict(line.split() for line in _read(CGROUP / "memory.stat").splitlines())
     files = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))
     return int(limit) - int(used) + files
@@ -37,7 +37,7 @@ def _read(path: Path) -> str:
 
 
 def in_words(size: int) -> str:
-    """Bytes in words: 1.50 GB."""
+    """A number of bytes as text, such as "1.50 GB"."""
     amount, units = float(size), ["bytes", "kB", "MB", "GB"]
     while amount >= 1000 and len(units) > 1:
         amount, units = amount / 1000, units[1:]

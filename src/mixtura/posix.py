@@ -1,5 +1,7 @@
-"""What Linux and macOS have and Windows lacks: file locks, private mappings, opening without
-waiting. Only this module imports them, so that the layers run on Windows.
+"""Names for file locks, private memory mappings and non-blocking opening, which Windows lacks.
+
+Only this module imports them from the standard library. The MoE layers do not import this module,
+so that they run on Windows.
 """
 
 from mixtura.errors import PlatformError

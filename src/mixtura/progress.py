@@ -1,10 +1,10 @@
-"""Progress of long work."""
+"""The type of functions that show the progress of long work."""
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage, how much is done, and how much there is (0 where that is unknown)."""
+"""a function of a stage's name, the amount that is done, and the total amount (0 if unknown)"""
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """A Progress that shows nothing."""
+    """A function of type Progress that shows nothing."""

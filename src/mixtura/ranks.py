@@ -1,4 +1,4 @@
-"""The processes of one run, each of which is a rank; without torch."""
+"""How the processes of one training run communicate; each process is a rank. No torch."""
 
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 class Ranks(Protocol):
-    """One rank's view of a run's processes. Every rank makes the same calls in the same order."""
+    """One rank's interface to all ranks. Every rank must make the same calls in the same order."""
 
     @property
     def index(self) -> int:
@@ -15,20 +15,22 @@ class Ranks(Protocol):
         ...
 
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """The number of ranks."""
+        ...
 
     def sum(self, of: T) -> T:
-        """A tensor's sum over all ranks, on every rank; the tensor given may be overwritten."""
+        """Every rank gets the sum of the tensors of all ranks; `of` may be overwritten."""
         ...
 
     def barrier(self) -> None:
-        """Return when every rank has called this."""
+        """Wait until every rank has called `barrier`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class OneRank:
-    """The ranks of a run with a single process."""
+    """The ranks of a run that has only one process."""
 
     index: int = 0
     count: int = 1

@@ -1,4 +1,4 @@
-"""Values by name, to which other packages may add; without torch."""
+"""Registries of values by name, to which other packages can add. No torch."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Routers, backends or other values by name.
+    """Values of one kind by name, such as routers or backends; `what` is the kind's name.
 
-    An installed package adds a name by an entry point of the `group`. The entry point leads to a
-    module or a function that adds the value when it is imported:
+    An installed package adds a value through an entry point in the group `group`. The entry point
+    refers to a module, or a name in a module, that calls `add` when it is imported:
 
         [project.entry-points."mixtura.routers"]
         my_router = "my_package.my_router"
@@ -26,21 +26,24 @@ class Registry(Generic[T]):
 
     @property
     def values(self) -> Mapping[str, T]:
-        """The values that were added so far."""
+        """The values that have been added so far, by name."""
         return MappingProxyType(self._values)
 
     def add(self, name: str, value: T) -> None:
-        """Add a value. Raises ValueError for a name in use."""
+        """Add a value. Raises ValueError if the name is already in use."""
         if name in self._values:
             raise ValueError(f"{self.what}={name!r} is registered already; choose another name")
         self._values[name] = value
 
     def remove(self, name: str) -> None:
-        """Remove a name that was added."""
+        """Remove a name and its value."""
         del self._values[name]
 
     def get(self, name: object) -> T:
-        """The value of a name. Raises ValueError for an unknown name, with the known ones."""
+        """The value of a name; if needed, the package that announces the name is imported.
+
+        Raises ValueError for an unknown name, and lists the known names.
+        """
         if not isinstance(name, str) or (name not in self._values and not self._load(name)):
             raise ValueError(
                 f"{self.what}={name!r:.60} is unknown; choose one of {', '.join(self.names())}, or "
@@ -49,7 +52,7 @@ class Registry(Generic[T]):
         return self._values[name]
 
     def names(self) -> tuple[str, ...]:
-        """All known names, those of installed packages included."""
+        """All known names, including those that installed packages announce by entry points."""
         announced = (point.name for point in self._announced())
         return tuple(dict.fromkeys([*self._values, *announced]))
 
@@ -60,7 +63,7 @@ class Registry(Generic[T]):
         return name in self._values
 
     def _announced(self) -> "EntryPoints":
-        # Here, as importing it takes longer than all that a known name needs.
+        # Imported here: this import takes longer than the look-up of an added name.
         from importlib.metadata import entry_points
 
         return entry_points(group=self.group)

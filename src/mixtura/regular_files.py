@@ -1,8 +1,9 @@
-"""Untrusted files, opened so that they neither block the process nor fill its memory.
+"""Reads untrusted files without blocking the process or filling its memory.
 
-A named pipe blocks on opening, and /dev/zero has no end: only regular files are read, and of these
-no more than a stated number of bytes. Each function raises `refusal`, a class of MixturaError,
-naming the file. A missing file raises FileNotFoundError, to which the caller adds its purpose.
+Only regular files are read: a named pipe would block on opening, and /dev/zero has no end. A file
+of more than a given number of bytes is refused. The argument `refusal` of each function is the
+subclass of MixturaError to raise; the error's message names the file. A missing file raises
+FileNotFoundError, so that the caller can state what the file is needed for.
 """
 
 import os
@@ -22,8 +23,8 @@ _KINDS = (
 
 
 def open_regular(path: Path, refusal: type[MixturaError]) -> BinaryIO:
-    """The file, open for reading bytes."""
-    # Imported here, so that modules that read files can be imported on Windows.
+    """Open a regular file for reading bytes."""
+    # Imported here, because mixtura.posix cannot be imported on Windows.
     from mixtura.posix import O_CLOEXEC, O_NONBLOCK
 
     try:
@@ -31,7 +32,7 @@ def open_regular(path: Path, refusal: type[MixturaError]) -> BinaryIO:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        # A path that contains a NUL raises ValueError.
+        # A path that contains a NUL character raises ValueError.
         reason = error.strerror if isinstance(error, OSError) else error
         raise refusal(f"{path}: cannot be read ({reason}); give a file that can be") from error
     mode = os.fstat(descriptor).st_mode
@@ -43,12 +44,12 @@ def open_regular(path: Path, refusal: type[MixturaError]) -> BinaryIO:
 
 
 def check_regular(path: Path, refusal: type[MixturaError]) -> None:
-    """Refuse what `open_regular` refuses, before a library opens the file by itself."""
+    """Raise the errors of `open_regular`, for a file that a library will open by its path."""
     open_regular(path, refusal).close()
 
 
 def read_bytes(path: Path, refusal: type[MixturaError], most: int) -> bytes:
-    """All of a file of at most `most` bytes."""
+    """Read a whole file; a file of more than `most` bytes is refused."""
     with open_regular(path, refusal) as opened:
         size = os.fstat(opened.fileno()).st_size
         if size > most:
@@ -57,19 +58,19 @@ def read_bytes(path: Path, refusal: type[MixturaError], most: int) -> bytes:
                 "or was damaged"
             )
         try:
-            # A file that grows in the meantime is read up to the size that was checked.
+            # If the file grows in the meantime, only `size` bytes are read.
             return opened.read(size)
         except OSError as error:
             raise refusal(f"{path}: cannot be read ({error.strerror}); copy it again") from error
 
 
 def read_text(path: Path, refusal: type[MixturaError], most: int) -> str:
-    """As read_bytes, decoded from UTF-8."""
+    """Read a whole UTF-8 file; a file of more than `most` bytes is refused."""
     return decoded(read_bytes(path, refusal, most), path, refusal)
 
 
 def decoded(data: bytes, origin: object, refusal: type[MixturaError]) -> str:
-    """The text of UTF-8 bytes; an error's line begins with `origin`, such as a file's name."""
+    """Decode UTF-8 bytes. An error's line begins with `origin`, such as a file's name."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

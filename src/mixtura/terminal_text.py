@@ -1,15 +1,15 @@
-"""Untrusted text, such as a tensor's name, in a form that a terminal may print."""
+"""Makes untrusted text, such as a tensor's name, safe to print on a terminal."""
 
 LINE = 500
-"""characters of an error's line"""
+"""the most characters of an error's line"""
 
 _REPLACED = "\ufffd"
-# Control characters would move the cursor, ring the bell, or change all colours.
+# Control characters could move the cursor, ring the bell or change the colours of the terminal.
 _CONTROLS = {
     code: "\u2421" if code == 0x7F else chr(0x2400 + code) if code < 0x20 else _REPLACED
     for code in [*range(0x20), *range(0x7F, 0xA0)]
 }
-# Bidirectional controls reorder the text behind them, so that one name reads as another.
+# Bidirectional controls reorder the text after them, so that a name can look like another name.
 _REORDERING = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _HALF_PAIRS = range(0xD800, 0xE000)
 _LINE_TABLE = {**_CONTROLS, **dict.fromkeys([*_REORDERING, *_HALF_PAIRS], _REPLACED)}
@@ -17,14 +17,18 @@ _TEXT_TABLE = {code: shown for code, shown in _LINE_TABLE.items() if chr(code) n
 
 
 def visible(text: str) -> str:
-    """The text with control characters as their pictures; line breaks and tabs stay."""
+    """Replace unsafe characters, except line breaks and tabs.
+
+    ASCII control characters become Unicode's pictures of them. Other unsafe characters become
+    U+FFFD.
+    """
     return text.translate(_TEXT_TABLE)
 
 
 def visible_line(text: str, most: int = LINE) -> str:
-    """The text in one line of at most `most` characters; runs of spaces stay.
+    """Replace unsafe characters, line breaks and tabs, so that the text takes one line.
 
-    A line break becomes its picture too. A longer text keeps its beginning and its end.
+    A text of more than `most` characters keeps its beginning and its end. Runs of spaces stay.
     """
     if len(text) > most:
         mark = " ... "
@@ -34,5 +38,5 @@ def visible_line(text: str, most: int = LINE) -> str:
 
 
 def one_line(text: str, most: int = LINE) -> str:
-    """A message in one line, each run of white space as one space."""
+    """A safe line of at most `most` characters; each run of white space becomes one space."""
     return visible_line(" ".join(text.split()), most)

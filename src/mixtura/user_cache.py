@@ -1,8 +1,10 @@
-"""Folders in the user's cache: made once, shared by processes, the least recently used removed.
+"""A cache of folders that all processes of a user share.
 
-ROOT/NAME/           an entry; its folder's lock is shared while it is in use
-ROOT/NAME/used       its time of modification says when the entry was last opened
-ROOT/.making         the lock of a process that makes or removes entries
+When space is needed, the least recently used folders are removed first. Files and locks:
+
+ROOT/NAME/           an entry; each process that uses the entry holds a shared lock on the folder
+ROOT/NAME/used       its modification time is the time at which the entry was last opened
+ROOT/.making         is locked by a process while it makes or removes entries
 """
 
 import os
@@ -23,7 +25,7 @@ MOST_GB = 50.0
 
 
 def user_cache() -> Path:
-    """MIXTURA_CACHE, or `mixtura` in the user's cache folder."""
+    """The folder that MIXTURA_CACHE names; by default `mixtura` in the user's cache folder."""
     own = os.environ.get("MIXTURA_CACHE")
     if own:
         return Path(own)
@@ -31,7 +33,10 @@ def user_cache() -> Path:
 
 
 def most_bytes() -> int:
-    """The bound that MIXTURA_CACHE_GB states. Raises ConfigError where that is no size."""
+    """The size limit of the cache: MIXTURA_CACHE_GB, by default 50 GB.
+
+    Raises ConfigError if MIXTURA_CACHE_GB is not a size.
+    """
     stated = os.environ.get("MIXTURA_CACHE_GB")
     if not stated:
         return int(MOST_GB * 1e9)
@@ -45,7 +50,7 @@ def most_bytes() -> int:
 
 
 class Lease:
-    """An entry in use: its folder is not removed before `release` or the end of this object."""
+    """An entry in use. Its folder is kept until `release` is called or this object is deleted."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -59,27 +64,31 @@ class CacheEntry:
     path: Path
     bytes: int
     used: float
-    """when it was last opened, in seconds since the epoch"""
+    """when the entry was last opened, in seconds since the epoch"""
 
 
 class FolderCache:
-    """The entries below one folder: `most` bytes together, or more while more are in use."""
+    """A cache below the folder `root`.
+
+    Its entries take at most `most` bytes together, unless the entries in use take more.
+    """
 
     def __init__(self, root: Path, most: int) -> None:
         self.root, self._most = root, most
 
     def entries(self) -> list[CacheEntry]:
-        """All entries, damaged ones too, the least recently used first."""
+        """All entries, including damaged ones; the least recently used entry comes first."""
         found: list[CacheEntry] = []
         for path in sorted(self.root.glob("[!.]*/")) if self.root.is_dir() else []:
-            # A link leads out of the cache. Another process may remove a folder at any moment.
+            # A symbolic link may lead out of the cache, so it is skipped. FileNotFoundError means
+            # that another process has removed the folder.
             with suppress(FileNotFoundError):
                 if not path.is_symlink():
                     found.append(_entry(path))
         return sorted(found, key=lambda entry: entry.used)
 
     def opened(self, name: str) -> Lease | None:
-        """The entry `name`; None where it does not exist."""
+        """Take a lease of the entry `name`; None if the entry does not exist."""
         path = self.root / name
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -87,7 +96,7 @@ class FolderCache:
             return None
         try:
             _lock(descriptor, shared=True)
-            # Another process may have removed the entry before this one held the lock.
+            # Another process may have removed the entry before this process got the lock.
             if path.stat().st_ino != os.fstat(descriptor).st_ino:
                 raise FileNotFoundError
             with suppress(PermissionError):
@@ -98,10 +107,11 @@ class FolderCache:
         return Lease(path, descriptor)
 
     def made(self, name: str, write: "Callable[[Path, Callable[[int], None]], None]") -> Lease:
-        """The entry `name`, made by `write(folder, make_room)` where it does not exist.
+        """Take a lease of the entry `name`; `write(folder, make_room)` fills a missing entry.
 
-        `write` calls `make_room(bytes)` before it fills the folder; older entries are then removed
-        as far as the bound requires. Raises StorageError where the disk has less room.
+        `write` must call `make_room(bytes)` before it fills the folder. `make_room` removes the
+        least recently used entries until the new entry fits into the size limit. It raises
+        StorageError if the disk has too little space.
         """
         with self._making():
             lease = self.opened(name)
@@ -115,7 +125,7 @@ class FolderCache:
         return lease
 
     def remove(self, name: str) -> bool:
-        """Remove the entry `name`; False where it does not exist or is in use."""
+        """Remove the entry `name`; False if the entry does not exist or is in use."""
         with self._making():
             return self._removed(self.root / name)
 
@@ -141,7 +151,7 @@ class FolderCache:
             return False
         try:
             _lock(descriptor, wait=False)
-            # Renamed first: a process that is killed in the middle leaves no half entry.
+            # The entry is renamed first: if the process is killed now, no half entry remains.
             doomed = partial_beside(path)
             path.rename(doomed)
             shutil.rmtree(doomed)
@@ -175,7 +185,10 @@ def _entry(path: Path) -> CacheEntry:
 
 
 def _lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> None:
-    """Lock a folder, if its file system has locks. Raises BlockingIOError where it is locked."""
+    """Lock a file or folder; on a file system without locks, do nothing.
+
+    With `wait=False`, raises BlockingIOError if another process holds the lock.
+    """
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
         fcntl.flock(descriptor, how)

@@ -1,8 +1,8 @@
-"""YAML from untrusted files, within bounds; no other module of the package parses it.
+"""Parses YAML from untrusted files, within bounds. No other module parses YAML.
 
-Refused are endless nesting, a node that contains itself, references that grow when they are
-followed, a key that occurs twice, and numbers of thousands of digits or beyond fp64. A date stays
-text, since no recipe has a use for one.
+This module refuses deep nesting, a value that contains itself, aliases that expand to too many
+values, a key that occurs twice in one mapping, numbers of more than 100 characters, and numbers
+that are not finite. A date stays text, because no recipe needs dates.
 """
 
 import math
@@ -17,20 +17,22 @@ from mixtura.errors import MixturaError
 from mixtura.regular_files import read_text
 
 MOST_BYTES = 128 << 10
-"""in a recipe; the parser takes a second or two for so many"""
+"""the most bytes of a recipe; parsing them takes one or two seconds"""
 DEPTH = 32
+"""the most levels of nesting"""
 DIGITS = 100
+"""the most characters of a number"""
 NODES = 50_000
-"""in all; a reference counts as often as the values that it stands for"""
+"""the most values in a file; an alias counts as all the values that it refers to"""
 
 
 def read_yaml(path: Path, refusal: type[MixturaError]) -> Any:
-    """The value in a file. Raises `refusal`, naming the file, and FileNotFoundError."""
+    """Parse a YAML file. Raises `refusal`, which names the file, or FileNotFoundError."""
     return parse_yaml(read_text(path, refusal, MOST_BYTES), path, refusal)
 
 
 def parse_yaml(text: str, origin: object, refusal: type[MixturaError]) -> Any:
-    """The value of a YAML text; an error's line begins with `origin`, such as a file's name."""
+    """Parse a YAML text. An error's line begins with `origin`, such as a file's name."""
     try:
         return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
@@ -38,12 +40,12 @@ def parse_yaml(text: str, origin: object, refusal: type[MixturaError]) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Checks the bounds while nodes are composed, before any becomes a value."""
+    """A YAML loader that checks the bounds while it builds nodes, before nodes become values."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
-        # By node: the number of its values, and the depth of their nesting.
+        # For each node: the number of values in it (itself included) and its levels of nesting.
         self._sizes: dict[Node, tuple[int, int]] = {}
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
@@ -89,7 +91,7 @@ class _Loader(yaml.SafeLoader):
         return 1 + sum(size for size, _ in sizes), 1 + max((deep for _, deep in sizes), default=0)
 
     def construct_scalar_value(self, node: ScalarNode) -> Any:
-        """The value of a scalar that its form, or a tag such as !!int, makes bool, int or float."""
+        """The value of a scalar that is a bool, int or float by its form or by a tag like !!int."""
         kind = node.tag.removeprefix(_TAG)
         if len(node.value) > DIGITS:
             raise _problem(f"{kind} of {len(node.value):,} characters", node)
@@ -103,6 +105,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _TAG = "tag:yaml.org,2002:"
+# Keep PyYAML's constructors of plain values, and the one (None) that refuses unknown tags.
 _Loader.yaml_constructors = {
     tag: make
     for tag, make in yaml.SafeLoader.yaml_constructors.items()
@@ -110,6 +113,7 @@ _Loader.yaml_constructors = {
 }
 for kind in ("bool", "int", "float"):
     _Loader.add_constructor(f"{_TAG}{kind}", _Loader.construct_scalar_value)
+# Without PyYAML's resolver for timestamps, a date stays text.
 _Loader.yaml_implicit_resolvers = {
     letter: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
     for letter, known in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -11,11 +11,11 @@ import torch
 from tests.engine.tiny_families import FAMILIES, HEADS, MOE
 from torch import Tensor
 
-from mixtura.engine.angles import AngleTables
-from mixtura.engine.kv_cache import CachePlan, KVKind
+from mixtura.engine.cache_plan import CachePlan, KVKind
 from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program
-from mixtura.engine.steps import Rows, Steps
+from mixtura.engine.rope_tables import RopeTables
+from mixtura.engine.steps import StepRows, Steps
 from mixtura.kernels.native import InstructionSet, instruction_sets
 from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder, State
@@ -75,7 +75,7 @@ class Pair:
     modules: Steps
     states: tuple[State, State]
 
-    def assert_equal(self, rows: Rows, phase: Phase, bound: float | None = None) -> None:
+    def assert_equal(self, rows: StepRows, phase: Phase, bound: float | None = None) -> None:
         """The rows' logits are nearly the same; whatever comes next begins from one cache again."""
         everything_N = torch.arange(len(rows))
         with torch.inference_mode():
@@ -97,7 +97,7 @@ class Pair:
 
 def pair(decoder: Decoder, kv: KVKind = "fp32", slots: int = 4) -> Pair:
     plan = CachePlan(decoder.config, slots, 48, kv)
-    angles, states = AngleTables.of(decoder.config, 48), (plan.allocate(), plan.allocate())
+    angles, states = RopeTables.of(decoder.config, 48), (plan.allocate(), plan.allocate())
     program = Program(decoder, states[0], angles)
     return Pair(program, ModuleSteps(decoder, states[1], angles), states)
 
@@ -106,12 +106,12 @@ def some_tokens(count: int, seed: int = 0) -> Tensor:
     return torch.randint(23, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-def chunk(slot: int, start: int, end: int) -> Rows:
+def chunk(slot: int, start: int, end: int) -> StepRows:
     position_R = torch.arange(start, end)
     token_R = some_tokens(end, seed=slot)[start:]
-    return Rows(token_R, torch.full_like(position_R, slot), position_R, position_R)
+    return StepRows(token_R, torch.full_like(position_R, slot), position_R, position_R)
 
 
-def together(*parts: Rows) -> Rows:
+def together(*parts: StepRows) -> StepRows:
     fields = ("token_R", "slot_R", "position_R", "angle_R")
-    return Rows(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
+    return StepRows(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))

@@ -11,8 +11,8 @@ from tests.engine.tiny_families import build as tiny
 from tests.engine.tiny_families import leaky
 from torch import Tensor
 
+from mixtura.engine.cache_plan import KVKind
 from mixtura.engine.context import Context
-from mixtura.engine.kv_cache import KVKind
 from mixtura.errors import ConfigError
 from mixtura.models import Decoder
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
+from mixtura.engine.chat_format import Exchange, chat_format_for
 from mixtura.engine.conversation import Conversation, Turn
 from mixtura.engine.sampling import Sampling
-from mixtura.engine.script import Exchange, script_for
 from mixtura.errors import ConfigError
 from mixtura.models import Decoder, DecoderConfig, DecoderOutput
 from mixtura.tokenizers import CheckpointTokenizer, TokenFacts
@@ -256,7 +256,7 @@ def test_a_broken_template_and_a_system_without_one_are_refused(
 ) -> None:
     broken = roles.facts.model_copy(update={"chat_template": "{% for"})
     with pytest.raises(ConfigError, match="the model's chat template cannot be read"):
-        script_for(_with(roles, broken))
+        chat_format_for(_with(roles, broken))
     with pytest.raises(ConfigError, match="needs a model with a chat template"):
         Conversation(build("dense"), TOKENIZER, GREEDY, max_tokens=4, system="s")
 

@@ -8,9 +8,9 @@ import torch
 
 from mixtura.engine.context import Context
 from mixtura.engine.generate import Writer, generate
-from mixtura.engine.many import Many, Request
+from mixtura.engine.many_prompts import ManyPrompts, Request
 from mixtura.engine.sampling import Sampling
-from mixtura.engine.stopping import StopText
+from mixtura.engine.stop_text import StopText
 from mixtura.errors import ConfigError, NonFiniteError
 from mixtura.models import Decoder
 from mixtura.moe import moe_layers
@@ -183,7 +183,7 @@ def test_tokens_without_a_text_are_never_chosen(build: Callable[[str], Decoder])
     model = repeating(build("moe"), b"az")
     stream = generate(model, tokenizer, "a", GREEDY, 3, logprobs=100)
     list(stream)
-    many = Many(model, tokenizer, [Request("a", GREEDY, 3, logprobs=100)] * 2, 2)
+    many = ManyPrompts(model, tokenizer, [Request("a", GREEDY, 3, logprobs=100)] * 2, 2)
     for result in [stream.result, *(one.result for one in many.run())]:
         assert result.logprobs is not None
         assert [len(place.top) for place in result.logprobs] == [100] * 3

@@ -11,10 +11,10 @@ from tests.engine.packed_families import packed
 from tests.engine.tiny_families import build, tokens
 from torch import Tensor
 
-from mixtura.engine.batch import Batch
+from mixtura.engine.cache_plan import CachePlan
 from mixtura.engine.context import Context
+from mixtura.engine.continuous_batch import ContinuousBatch
 from mixtura.engine.generate import Writer
-from mixtura.engine.kv_cache import CachePlan
 from mixtura.engine.runner import Runner, _say_once
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.sequence import Sequence
@@ -136,7 +136,7 @@ def test_a_context_goes_through_the_engine(pack: Pack) -> None:
 
 def test_sixteen_together_write_what_each_writes_alone(pack: Pack) -> None:
     decoder = pack("qwen2_moe")
-    batch = Batch(Runner.of(decoder, 16))
+    batch = ContinuousBatch(Runner.of(decoder, 16))
     running: list[Sequence] = [
         batch.add(tokens(1 + 2 * n, seed=n), Sampling(temperature=n % 2, seed=n), 12)
         for n in range(16)
@@ -144,7 +144,7 @@ def test_sixteen_together_write_what_each_writes_alone(pack: Pack) -> None:
     while batch.running:
         batch.advance()
     for one in running:
-        way = one.chooser.sampling
+        way = one.sampler.sampling
         stream = Writer(decoder, ByteTokenizer(), way).write(one.prompt, 12, ends=frozenset())
         list(stream)
         assert list(stream.result.tokens) == one.tokens

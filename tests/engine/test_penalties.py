@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixtura.engine.choosing import Chooser, choose
 from mixtura.engine.logprobs import logprobs_of
+from mixtura.engine.next_token import TokenSampler, next_tokens
 from mixtura.engine.penalties import penalised, penalises
 from mixtura.engine.sampling import Sampling, probabilities
 from mixtura.errors import ConfigError
@@ -112,10 +112,10 @@ def test_no_way_to_draw_passes_over_an_option(field: str) -> None:
 def drawn(rows: list[Tensor], way: Sampling, among: int = 0) -> list[int]:
     """What `way` draws from each of the rows in turn, with others beside it that draw at once."""
     answer: list[int] = []
-    own = Chooser(way, [1, 2, 3], answer)
-    others = [Chooser(Sampling(seed=n)) for n in range(among)]
+    own = TokenSampler(way, [1, 2, 3], answer)
+    others = [TokenSampler(Sampling(seed=n)) for n in range(among)]
     for logits_V in rows:
-        token, *_ = choose(torch.stack([logits_V] * (1 + among)), [own, *others])
+        token, *_ = next_tokens(torch.stack([logits_V] * (1 + among)), [own, *others])
         answer.append(token)
     return answer
 
@@ -123,9 +123,9 @@ def drawn(rows: list[Tensor], way: Sampling, among: int = 0) -> list[int]:
 def test_a_greedy_choice_is_penalised_too() -> None:
     # 3 wins, then 3 - 2 = 1 < 2.
     answer: list[int] = []
-    chooser = Chooser(Sampling(temperature=0, presence_penalty=2), (), answer)
+    sampler = TokenSampler(Sampling(temperature=0, presence_penalty=2), (), answer)
     for _ in range(2):
-        answer += choose(LOGITS_V[None], [chooser])
+        answer += next_tokens(LOGITS_V[None], [sampler])
     assert answer == [3, 0]
 
 

@@ -10,10 +10,10 @@ from tests.engine.packed_families import packed
 from tests.engine.tiny_families import BASE, FAMILIES, built
 from torch import Tensor
 
-from mixtura.engine.angles import AngleTables
-from mixtura.engine.kv_cache import CachePlan, KVKind
+from mixtura.engine.cache_plan import CachePlan, KVKind
 from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program, why_not
+from mixtura.engine.rope_tables import RopeTables
 from mixtura.engine.runner import Runner
 from mixtura.errors import ConfigError
 from mixtura.kernels.native import native, set_threads
@@ -70,11 +70,11 @@ def test_nobody_asked_for(pack: Pack) -> None:
 
 @pytest.mark.parametrize("asked", [[19], [3, 4, 19], [19, 0, 7], [5, 5], list(range(20))])
 def test_only_the_rows_asked_for(pack: Pack, asked: list[int]) -> None:
-    rows, asked_N = chunk(1, 0, 20), torch.tensor(asked)
+    rows, logit_row_N = chunk(1, 0, 20), torch.tensor(asked)
     some, whole = (pair(pack("gpt_oss"), "bf16").program for _ in range(2))
     with torch.inference_mode():
-        expected_NV = whole(rows, "prefill", torch.arange(20))[asked_N]
-        assert torch.equal(some(rows, "prefill", asked_N), expected_NV)
+        expected_NV = whole(rows, "prefill", torch.arange(20))[logit_row_N]
+        assert torch.equal(some(rows, "prefill", logit_row_N), expected_NV)
         # The keys and values of all are kept.
         after, first_N = chunk(1, 20, 21), torch.arange(1)
         assert torch.equal(some(after, "decode", first_N), whole(after, "decode", first_N))
@@ -92,7 +92,7 @@ def other_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("other_threads")
 def test_every_instruction_set_and_number_of_threads(pack: Pack) -> None:
     decoder = pack("qwen2_moe")
-    plan, angles = CachePlan(decoder.config, 2, 48, "bf16"), AngleTables.of(decoder.config, 48)
+    plan, angles = CachePlan(decoder.config, 2, 48, "bf16"), RopeTables.of(decoder.config, 48)
     for kernels in SETS:
         outputs: list[Tensor] = []
         for threads in (1, 3):

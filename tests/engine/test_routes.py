@@ -55,12 +55,12 @@ def test_choices_of_the_program_are_those_of_the_modules(pack: Pack, name: str) 
         torch.testing.assert_close(one.weight_RK, other.weight_RK, rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("asked_N", [EVERY_N, ONE_N, torch.tensor([24, 3, 3]), EVERY_N[:0]])
-def test_giving_choices_out_changes_no_logit(pack: Pack, asked_N: Tensor) -> None:
+@pytest.mark.parametrize("logit_row_N", [EVERY_N, ONE_N, torch.tensor([24, 3, 3]), EVERY_N[:0]])
+def test_giving_choices_out_changes_no_logit(pack: Pack, logit_row_N: Tensor) -> None:
     for name in ("qwen2_moe", "dense_first"):
         plain, heard = (of_program(pack(name)) for _ in range(2))
-        expected_NV = plain(ROWS, "prefill", asked_N)
-        assert torch.equal(heard(ROWS, "prefill", asked_N, Routes()), expected_NV)
+        expected_NV = plain(ROWS, "prefill", logit_row_N)
+        assert torch.equal(heard(ROWS, "prefill", logit_row_N, Routes()), expected_NV)
 
 
 def test_a_limit_is_a_router_of_so_many(pack: Pack) -> None:

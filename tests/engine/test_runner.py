@@ -10,7 +10,7 @@ import torch
 from tests.engine.tiny_families import FAMILIES, build, leaky, tokens
 from torch import Tensor
 
-from mixtura.engine.kv_cache import KVKind
+from mixtura.engine.cache_plan import KVKind
 from mixtura.engine.runner import Runner
 from mixtura.errors import ConfigError
 from mixtura.kernels.phase import Phase
@@ -98,11 +98,11 @@ def test_only_the_rows_asked_for_are_answered(family: str, asked: list[int]) -> 
     runner = with_garbage(Runner.of(decoder, 3, kv="fp32"))
     token_R, position_R = torch.tensor(text[:5]), torch.arange(5)
     slot_R = torch.full_like(position_R, SLOT)
-    asked_N = torch.tensor(asked, dtype=torch.int64)
-    found_NV = runner.step(token_R, slot_R, position_R, "prefill", asked_N)
+    logit_row_N = torch.tensor(asked, dtype=torch.int64)
+    found_NV = runner.step(token_R, slot_R, position_R, "prefill", logit_row_N)
     assert found_NV.shape == (len(asked), 23)
     whole_SV = read_again(decoder, text)
-    torch.testing.assert_close(found_NV, whole_SV[asked_N], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found_NV, whole_SV[logit_row_N], rtol=1e-4, atol=1e-5)
     # The others' keys and values were kept all the same.
     found_NV = read(runner, text, 5, 6, "decode")
     torch.testing.assert_close(found_NV[0], whole_SV[5], rtol=1e-4, atol=1e-5)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mixtura.checkpoints.loaded_model import load_model
 from mixtura.checkpoints.packed_conversion import pack_model
-from mixtura.engine.batch import Batch
 from mixtura.engine.context import Context
+from mixtura.engine.continuous_batch import ContinuousBatch
 from mixtura.engine.runner import Runner
 from mixtura.engine.sampling import Sampling
 from mixtura.models import Decoder, State
@@ -144,14 +144,14 @@ def packed(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: Any)
 def test_packed_and_sixteen_at_once_each_writes_what_it_writes_alone(
     packed: Decoder, smollm2_tokenizer: CheckpointTokenizer
 ) -> None:
-    batch = Batch(Runner.of(packed, 16, 128))
+    batch = ContinuousBatch(Runner.of(packed, 16, 128))
     running = [
         batch.add(smollm2_tokenizer.encode(prompt), GREEDY, TOKENS) for prompt in PROMPTS[:16]
     ]
     while batch.running:
         batch.advance()
     for one in running:
-        alone = Batch(Runner.of(packed, 1, 128))
+        alone = ContinuousBatch(Runner.of(packed, 1, 128))
         again = alone.add(one.prompt, GREEDY, TOKENS)
         while alone.running:
             alone.advance()

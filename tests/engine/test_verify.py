@@ -10,12 +10,12 @@ from tests.engine.packed_families import packed
 from tests.engine.tiny_families import BASE, FAMILIES, build, built
 from torch import Tensor
 
-from mixtura.engine.angles import AngleTables
-from mixtura.engine.kv_cache import CachePlan, KVKind
+from mixtura.engine.cache_plan import CachePlan, KVKind
 from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program
+from mixtura.engine.rope_tables import RopeTables
 from mixtura.engine.runner import Runner
-from mixtura.engine.steps import Rows, Steps
+from mixtura.engine.steps import StepRows, Steps
 from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import LayerKV, append, cached_attention
 from mixtura.kernels.native import InstructionSet, native
@@ -31,14 +31,16 @@ WAYS: list[tuple[Phase, list[slice]]] = [
 ]
 
 
-def one_by_one(steps: Steps, rows: Rows) -> Tensor:
+def one_by_one(steps: Steps, rows: StepRows) -> Tensor:
     """logits_RV of so many steps of decode."""
     fields = (rows.token_R, rows.slot_R, rows.position_R, rows.angle_R)
-    each = [Rows(*(of_R[at : at + 1] for of_R in fields)) for at in range(len(rows))]
+    each = [StepRows(*(of_R[at : at + 1] for of_R in fields)) for at in range(len(rows))]
     return torch.cat([steps(row, "decode", ONE_N) for row in each])
 
 
-def assert_verified(one: Steps, other: Steps, before: Rows, rows: Rows, after: Rows) -> None:
+def assert_verified(
+    one: Steps, other: Steps, before: StepRows, rows: StepRows, after: StepRows
+) -> None:
     """`one` verifies what `other` decodes, and both go on alike."""
     with torch.inference_mode():
         for steps in (one, other):
@@ -60,7 +62,7 @@ def test_eight_rows_are_eight_steps_of_decode(
     tmp_path: Path, kernels: InstructionSet, bits: Bits
 ) -> None:
     decoder = packed(built({**BASE, **FAMILIES["olmoe"]}, width=64), tmp_path, bits)
-    plan, angles = CachePlan(decoder.config, 2, 48), AngleTables.of(decoder.config, 48)
+    plan, angles = CachePlan(decoder.config, 2, 48), RopeTables.of(decoder.config, 48)
     one, other = (Program(decoder, plan.allocate(), angles, kernels) for _ in range(2))
     assert_verified(one, other, chunk(1, 0, 20), chunk(1, 20, 28), chunk(1, 28, 29))
 
@@ -76,7 +78,7 @@ def test_of_every_decoder_that_the_program_expresses(pack: Pack, name: str) -> N
 @pytest.mark.parametrize("name", ["olmoe", "deepseek_v3", "gpt_oss"])
 def test_through_modules_too(pack: Pack, name: str) -> None:
     decoder = pack(name)
-    plan, angles = CachePlan(decoder.config, 4, 48, "int8"), AngleTables.of(decoder.config, 48)
+    plan, angles = CachePlan(decoder.config, 4, 48, "int8"), RopeTables.of(decoder.config, 48)
     one, other = (ModuleSteps(decoder, plan.allocate(), angles) for _ in range(2))
     assert_verified(one, other, chunk(1, 0, 20), chunk(1, 20, 28), chunk(1, 28, 29))
 

@@ -30,12 +30,12 @@ def continued(
 
 def continued_together(model: "LanguageModel", tokenizer: "Tokenizer", origin: object) -> None:
     """As `generate --prompts` does."""
-    from mixtura.engine.many import Many, Request
+    from mixtura.engine.many_prompts import ManyPrompts, Request
     from mixtura.engine.sampling import Sampling
 
     with _named(origin):
         requests = [Request("", Sampling(temperature=0), 2), Request(_PROMPT, Sampling(), 1)]
-        list(Many(model, tokenizer, requests, 2).run())
+        list(ManyPrompts(model, tokenizer, requests, 2).run())
 
 
 @contextmanager

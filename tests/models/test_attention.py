@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from mixtura.models.attention import Attention
+from mixtura.models.attention_mask import AttentionMask
 from mixtura.models.rotary import rotary, rotate_naive
-from mixtura.models.sight import Sight
 from mixtura.shapes import AttentionShape
 
 
@@ -39,7 +39,9 @@ def test_equals_the_loop_in_values_and_gradients(heads: int, kv_heads: int, head
     attention = Attention(5, shape)
     x_BSD = torch.randn(2, 7, 5, requires_grad=True)
     leaves = [x_BSD, *attention.parameters()]
-    found = attention(x_BSD, rotary(torch.arange(7), head_dim, 30.0), Sight(causal=True), None)
+    found = attention(
+        x_BSD, rotary(torch.arange(7), head_dim, 30.0), AttentionMask(causal=True), None
+    )
     expected = by_head(attention, x_BSD)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     grad_BSD = torch.randn_like(found)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mixtura.models import Decoder, DecoderConfig, State
+from mixtura.models.attention_mask import AttentionMask, attention_mask
 from mixtura.models.latent_attention import LatentAttention
 from mixtura.models.rotary import rotary
-from mixtura.models.sight import Sight, sight
 from mixtura.models.state import LatentLayer
 from mixtura.shapes import LatentAttentionShape
 
@@ -29,7 +29,10 @@ def test_absorbed_gives_what_expanded_gives(rank: int | None) -> None:
     q = (torch.randn(2, 4, 3, 4).double(), torch.randn(2, 4, 3, 6).double())
     latent_BLR, key_BLP = torch.randn(2, 11, 7).double(), torch.randn(2, 11, 6).double()
     valid_BL = torch.rand(2, 11) > 0.3
-    for seen in (Sight(causal=False), sight(4, 11, torch.device("cpu"), None, valid_BL)):
+    for seen in (
+        AttentionMask(causal=False),
+        attention_mask(4, 11, torch.device("cpu"), None, valid_BL),
+    ):
         wanted = attention.expanded(q, latent_BLR, key_BLP, seen)
         found = attention.absorbed(q, latent_BLR, key_BLP, seen)
         # The scores are taken in fp32.
@@ -49,7 +52,9 @@ def test_one_head_by_hand() -> None:
     q = (torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 2))
     latent_BLR, key_BLP = torch.tensor([[[1.0], [3.0]]]), torch.zeros(1, 2, 2)
     for attend in (attention.expanded, attention.absorbed):
-        assert attend(q, latent_BLR, key_BLP, Sight(causal=False)).item() == pytest.approx(25.0)
+        assert attend(q, latent_BLR, key_BLP, AttentionMask(causal=False)).item() == pytest.approx(
+            25.0
+        )
 
 
 def test_the_latents_norms_have_an_epsilon_of_their_own() -> None:
@@ -87,7 +92,9 @@ def test_gradients_flow_to_every_weight() -> None:
     torch.manual_seed(0)
     attention = LatentAttention(12, SHAPE)
     rope = rotary(torch.arange(5), SHAPE.turning_dim, 30.0)
-    attention(torch.randn(2, 5, 12), rope, Sight(causal=True), None).square().sum().backward()
+    attention(
+        torch.randn(2, 5, 12), rope, AttentionMask(causal=True), None
+    ).square().sum().backward()
     for name, parameter in attention.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name

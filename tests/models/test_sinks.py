@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mixtura.models.attention import SinkAttention
+from mixtura.models.attention_mask import AttentionMask, attention_mask
 from mixtura.models.rotary import rotary, rotate_naive
-from mixtura.models.sight import Sight, sight
 from mixtura.shapes import AttentionShape
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def test_a_sink_takes_its_share_and_gives_nothing() -> None:
         attention.sinks.fill_(math.log(2))
     zeros_BASC = torch.zeros(1, 1, 2, 2)
     v_BALC = torch.tensor([[3.0, -3.0], [5.0, -5.0]]).view(1, 1, 2, 2)
-    out_BASC = attention.attend(zeros_BASC, zeros_BASC, v_BALC, Sight(causal=True))
+    out_BASC = attention.attend(zeros_BASC, zeros_BASC, v_BALC, AttentionMask(causal=True))
     torch.testing.assert_close(out_BASC[0, 0], torch.tensor([[1.0, -1.0], [2.0, -2.0]]))
 
 
@@ -70,7 +70,7 @@ def test_equals_the_loop_in_values_and_gradients(
     x_BSD = torch.randn(2, 7, 5, requires_grad=True)
     leaves = [x_BSD, *attention.parameters()]
     rope = rotary(torch.arange(7), head_dim, 30.0)
-    found = attention(x_BSD, rope, sight(7, 7, CPU, window), None)
+    found = attention(x_BSD, rope, attention_mask(7, 7, CPU, window), None)
     expected = by_position(attention, x_BSD, window)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     grad_BSD = torch.randn_like(found)

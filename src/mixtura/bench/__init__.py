@@ -1,4 +1,4 @@
-"""Measurements of a model: the cost of quantisation in quality, and results on tasks."""
+"""Measurements of a model: the loss of quality by quantisation, and results on tasks."""
 
 from mixtura.bench.quality import Quality, QualityOptions, QualityRow, bench_quality
 

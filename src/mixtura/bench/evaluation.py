@@ -1,4 +1,4 @@
-"""Results on tasks, with standard errors: lm-evaluation-harness's tasks, or offline ones."""
+"""Runs tasks of lm-evaluation-harness and offline tasks; gives results with standard errors."""
 
 import hashlib
 import math
@@ -18,7 +18,7 @@ from mixtura.bench.offline_tasks import GROUP, TASKS, OfflineTask
 from mixtura.checkpoints.hub import folder_of
 from mixtura.checkpoints.model_kind import what_is
 from mixtura.checkpoints.open_model import OpenModel
-from mixtura.engine.kv_cache import KVKind
+from mixtura.engine.cache_plan import KVKind
 from mixtura.errors import ConfigError
 from mixtura.integrity import digest_of_bytes
 from mixtura.models import LanguageModel
@@ -32,35 +32,35 @@ _WEIGHTS = {".safetensors", ".gguf", ".mixtura"}
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """The tasks to run, and how."""
+    """The tasks to run, and the options of the run."""
 
     names: tuple[str, ...]
     limit: int | None = None
-    """questions of each task; None: all"""
+    """the most questions of each task; None: all"""
     shots: int | None = None
-    """examples in front of each question of a harness's task; None: the task's own number"""
+    """examples before each question of a task of the harness; None: the task's own number"""
     folder: Path | None = None
-    """further tasks, as the harness's YAML files"""
+    """a folder of YAML files that define further tasks for the harness"""
     together: int = 8
-    """the number of texts that are read at a time"""
+    """the number of texts that are read at the same time"""
     kv: KVKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One number of a task."""
+    """The value of one metric in one task."""
 
     task: str
     metric: str
     value: float
     error: float | None
-    """standard error over questions; None where the task has none"""
+    """standard error over questions; None if the task has none"""
     questions: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All numbers, and the model and versions that they were measured with."""
+    """The results of all tasks, the model, and the versions of the packages that were used."""
 
     model: str
     digest: str
@@ -76,10 +76,11 @@ class Evaluation:
 
 
 def bench_eval(opened: OpenModel, options: TaskOptions, progress: Progress = silent) -> Evaluation:
-    """Run tasks: names of `TASKS`, `mixtura` for all of these, or the harness's names.
+    """Run the tasks that `options` names.
 
-    Raises ConfigError for an unknown task, with the nearest names, and for a task that the model
-    cannot run; DataError for a data set that cannot be fetched.
+    A name is one of the offline `TASKS`, or `mixtura` for all offline tasks, or a task's name in
+    the harness. Raises ConfigError for an unknown task, with the nearest names, and for a task that
+    the model cannot run. Raises DataError for a data set that cannot be fetched.
     """
     began = perf_counter()
     offline, others = _split_names(options.names)
@@ -105,7 +106,10 @@ def bench_eval(opened: OpenModel, options: TaskOptions, progress: Progress = sil
 
 
 def continued(tokenizer: Tokenizer, context: str, continuation: str) -> Continued:
-    """Both as one text's tokens, cut behind the context's own tokens as in the harness."""
+    """The tokens of context and continuation, which are encoded together as one text.
+
+    As in the harness, the continuation begins after as many tokens as the context alone has.
+    """
     begin = list(tokenizer.begin) or [tokenizer.end_of_document]
     before = [*begin, *tokenizer.encode(context)]
     whole = [*begin, *tokenizer.encode(context + continuation)]
@@ -137,7 +141,7 @@ def _split_names(names: Sequence[str]) -> tuple[list[OfflineTask], list[str]]:
 
 
 def _harness(names: Sequence[str]) -> Any:
-    """The module that imports the harness. Raises ConfigError where it is not installed."""
+    """The module `mixtura.bench.harness`. Raises ConfigError if the harness is not installed."""
     try:
         from mixtura.bench import harness
     except ImportError as error:
@@ -165,7 +169,8 @@ def _answered(
         own = found[at : at + len(one.choices)]
         at += len(own)
         if task.measure == "likeliest choice":
-            # A tie is wrong, or a model whose choices are all equally likely would be right.
+            # A tie counts as wrong: otherwise a model that finds all choices equally likely would
+            # always be right.
             right += own[0].nats > max(other.nats for other in own[1:])
         else:
             right += own[0].greedy

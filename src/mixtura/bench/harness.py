@@ -1,4 +1,4 @@
-"""lm-evaluation-harness over Mixtura's engine; no other module imports `lm_eval`."""
+"""Runs lm-evaluation-harness on Mixtura's engine; no other module imports `lm_eval`."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from mixtura.bench.evaluation import Measured, TaskOptions
 from mixtura.bench.likelihoods import Continued, Likelihoods
 from mixtura.bench.offline_tasks import GROUP, TASKS
 from mixtura.checkpoints.open_model import OpenModel
-from mixtura.engine.many import Many, Request
+from mixtura.engine.many_prompts import ManyPrompts, Request
 from mixtura.engine.sampling import Sampling
 from mixtura.errors import ConfigError, DataError, MixturaError
 from mixtura.progress import Progress
@@ -29,7 +29,7 @@ _STDERR = "_stderr"
 
 
 class EngineLM(TemplateLM):
-    """The harness's interface to a model: log probabilities, rolling windows, greedy answers."""
+    """The harness's interface to a model: log probabilities, rolling windows, and answers."""
 
     def __init__(self, opened: OpenModel, options: TaskOptions, progress: Progress) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class EngineLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The token of an empty context: bos_token where the model has one, else the end's."""
+        """The token in place of an empty context: bos_token, or else the end-of-document token."""
         tokenizer = self._opened.tokenizer
         if tokenizer.begin:
             return tokenizer.begin[0]
@@ -96,7 +96,9 @@ class EngineLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         prompts = [self._request(*request.args) for request in requests]
         opened, options = self._opened, self._options
-        many = Many(opened.decoder, opened.tokenizer, prompts, options.together, None, options.kv)
+        many = ManyPrompts(
+            opened.decoder, opened.tokenizer, prompts, options.together, None, options.kv
+        )
         answers = [""] * len(requests)
         for number, result in many.run(partial(self._progress, "answers")):
             answers[number] = result.text
@@ -120,11 +122,11 @@ class EngineLM(TemplateLM):
         return Request(prompt, sampling, most, stops, name="a task's context")
 
     def _shortened(self, text: str, room: int) -> str:
-        """The end of a text that leaves no room for an answer, else the text."""
+        """A text cut at its beginning, so that it has at most `room` tokens."""
         tokens, keep = self.tok_encode(text), room
         while len(tokens) > room:
             text = self._opened.tokenizer.decode(tokens[-keep:])
-            # The end of a text, encoded by itself, may have one more token.
+            # The cut text may be encoded to one more token, so the next pass keeps one token less.
             tokens, keep = self.tok_encode(text), keep - 1
         return text
 
@@ -132,7 +134,7 @@ class EngineLM(TemplateLM):
 class HarnessTasks:
     """Tasks of the harness, by name.
 
-    Raises ConfigError for a name that the harness lacks, with the nearest names.
+    Raises ConfigError for a name that is not in the harness, with the nearest names.
     """
 
     def __init__(self, names: Sequence[str], folder: Path | None) -> None:
@@ -143,8 +145,8 @@ class HarnessTasks:
                 raise ConfigError(_unknown(name, self._manager.all_tasks))
 
     def run(self, opened: OpenModel, options: TaskOptions, progress: Progress) -> list[Measured]:
-        """Raises DataError where a task's data cannot be fetched."""
-        # The function's decorator hides its parameters from type checkers.
+        """Run the tasks. Raises DataError if the harness fails, for example to fetch data."""
+        # A decorator hides the parameters of simple_evaluate from type checkers.
         run: Any = simple_evaluate
         model = EngineLM(opened, options, progress)
         try:
@@ -159,7 +161,7 @@ class HarnessTasks:
             )
         except MixturaError:
             raise
-        # The harness's data sets and metrics come from many packages, with errors of their own.
+        # Data sets and metrics of the harness come from many packages with errors of all kinds.
         except Exception as error:
             raise DataError(
                 f"the tasks {', '.join(self._names)} cannot be run ({type(error).__name__}: "
@@ -170,7 +172,10 @@ class HarnessTasks:
 
 
 def _manager_of(names: Sequence[str], folder: Path | None) -> TaskManager:
-    """Tasks of `folder` and, only where needed, the harness's own, which take seconds to read."""
+    """A manager of the tasks in `folder` and, if `names` needs them, of the harness's own tasks.
+
+    The harness takes seconds to read its own tasks.
+    """
     if folder is not None:
         own = TaskManager(include_path=str(folder), include_defaults=False)
         if all(own.match_tasks([name]) for name in names):
@@ -188,7 +193,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[Measured]:
-    """Results as rows; the harness's keys are `metric,filter` and `metric_stderr,filter`."""
+    """The harness's results as rows; their keys are `metric,filter` and `metric_stderr,filter`."""
     counts = found.get("n-samples", {})
     for task, numbers in found["results"].items():
         questions = counts.get(task, {}).get("effective")

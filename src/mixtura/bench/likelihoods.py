@@ -1,6 +1,7 @@
-"""Log probabilities of continuations behind contexts, many at once.
+"""Log probabilities of continuations after their contexts, for many requests at once.
 
-R rows of a step, N logit rows, V vocabulary.
+R rows of a step (one token each), N logit rows (rows whose logits are computed), V vocabulary, B
+batch, S tokens of a text.
 """
 
 from collections import defaultdict
@@ -11,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mixtura.engine.cache_plan import CachePlan, KVKind, own_kv
 from mixtura.engine.context import shared_length
-from mixtura.engine.kv_cache import CachePlan, KVKind, own_kv
 from mixtura.engine.runner import CHUNK, Runner, as_decoder, why_alone
 from mixtura.errors import ConfigError
 from mixtura.models import LanguageModel
 
-# Logits of one step, in numbers: 128 MB in fp32.
+# The most logits of one step; they take 128 MB in fp32.
 _MOST_LOGITS = 2**25
 
 
@@ -29,22 +30,27 @@ class Continued(NamedTuple):
 
 
 class Likelihood(NamedTuple):
+    """The result for one continuation."""
+
     nats: float
     """log probability of the whole continuation; 0 for an empty one"""
     greedy: bool
-    """whether each token of the continuation is the likeliest one"""
+    """whether each token of the continuation is the likeliest at its position"""
 
 
 @dataclass(slots=True)
 class _SharedContext:
-    """One context, and the numbers of the requests of each of its continuations."""
+    """One context, and for each of its continuations the indices of the requests that have it."""
 
     context: tuple[int, ...]
     numbers: dict[tuple[int, ...], list[int]]
 
 
 class _Chunk(NamedTuple):
-    """Tokens to read in one slot, from position `start`; the last `logit_rows` give logits."""
+    """Tokens to read in one slot, from position `start` on.
+
+    Logits are computed for the last `logit_rows` tokens.
+    """
 
     slot: int
     start: int
@@ -53,16 +59,17 @@ class _Chunk(NamedTuple):
 
 
 class _TokenScores(NamedTuple):
-    """Of N rows, the log probability of the following token, and whether it is the likeliest."""
+    """For N rows: the log probability of the next token, and whether it is the likeliest token."""
 
     nats_N: Tensor
     greedy_N: Tensor
 
 
 class Likelihoods:
-    """Computes continuations' log probabilities; equal beginnings of contexts are read once.
+    """Computes log probabilities of continuations.
 
-    Packed models compute as they do in prefill. Raises ConfigError for a model that is no decoder.
+    A beginning that successive contexts of a slot share is read once. Packed models use the
+    arithmetic of prefill. Raises ConfigError for a model that is not a decoder.
     """
 
     def __init__(self, model: LanguageModel, together: int = 8, kv: KVKind | None = None) -> None:
@@ -75,7 +82,7 @@ class Likelihoods:
 
     @property
     def longest(self) -> int:
-        """The most tokens before the last predicted one."""
+        """The most tokens of a request, not counting the last one, which is only predicted."""
         return self._decoder.config.context
 
     def of(
@@ -83,10 +90,11 @@ class Likelihoods:
         requests: Sequence[Continued],
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Likelihood]:
-        """One likelihood for each request, in order; `progress` gets requests done and in all.
+        """One likelihood for each request, in the order of the requests.
 
-        A request that is longer than the model's context drops its first tokens. Raises ConfigError
-        for a continuation that does not fit into the context.
+        `progress` is called with the number of finished requests and the number of all requests. If
+        a request is too long for the model, its first tokens are left out. Raises ConfigError for
+        an empty context, and for a continuation that is too long by itself.
         """
         found: list[Likelihood] = [Likelihood(0.0, greedy=True)] * len(requests)
         groups = self._shared_contexts(requests)
@@ -101,7 +109,7 @@ class Likelihoods:
         return found
 
     def _shared_contexts(self, requests: Sequence[Continued]) -> list[_SharedContext]:
-        """The requests by context, sorted so that neighbours share a beginning."""
+        """The requests by context; contexts are sorted, so that neighbours share a beginning."""
         by_context: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]]
         by_context = defaultdict(lambda: defaultdict(list))
         for number, (context, continuation) in enumerate(requests):
@@ -129,7 +137,7 @@ class Likelihoods:
         runner = Runner(self._decoder, plan)
         held: list[tuple[int, ...]] = [()] * slots
         each = -(-len(groups) // slots)
-        # Neighbours go to one slot, which keeps the beginning that they share.
+        # Neighbouring contexts use one slot, whose cache keeps the beginning that they share.
         lists = [groups[slot * each : (slot + 1) * each] for slot in range(slots)]
         for turn in range(each):
             now = {slot: own[turn] for slot, own in enumerate(lists) if turn < len(own)}
@@ -146,12 +154,12 @@ class Likelihoods:
     def _contexts(
         self, runner: Runner, groups: dict[int, _SharedContext], held: Sequence[tuple[int, ...]]
     ) -> dict[int, Tensor]:
-        """The logits_V of the last token of each slot's context."""
+        """Read the context of each slot; gives the logits_V of the context's last token by slot."""
         chunks: list[_Chunk] = []
         for slot, group in groups.items():
             context = group.context
             runner.expect(slot, len(context) + max(map(len, group.numbers)) - 1)
-            # The last token is always read, for its logits.
+            # The last token is read even if the cache has it, because its logits are needed.
             start = min(shared_length(held[slot], context), len(context) - 1)
             chunks.append(_Chunk(slot, start, context[start:], 1))
         found = self._read(runner, chunks)
@@ -164,7 +172,7 @@ class Likelihoods:
         logits: dict[int, Tensor],
         chosen: dict[int, tuple[int, ...]],
     ) -> dict[int, Likelihood]:
-        """The likelihood of one continuation for each slot."""
+        """Read one continuation in each slot; gives the continuation's likelihood by slot."""
         parts = {
             slot: [_token_scores(logits[slot][None], tokens[:1])] for slot, tokens in chosen.items()
         }
@@ -181,7 +189,7 @@ class Likelihoods:
         return {slot: _likelihood(own) for slot, own in parts.items()}
 
     def _read(self, runner: Runner, chunks: Sequence[_Chunk]) -> Iterator[tuple[int, Tensor]]:
-        """Each slot with logits_NV of its logit rows, in order."""
+        """Read the chunks in steps; yields (slot, logits_NV) for their logit rows, in order."""
         limit = min(CHUNK, max(16, _MOST_LOGITS // self._decoder.config.vocabulary))
         step: list[_Chunk] = []
         room = limit
@@ -200,7 +208,7 @@ class Likelihoods:
     def _one_by_one(
         self, groups: Sequence[_SharedContext]
     ) -> Iterator[tuple[_SharedContext, tuple[int, ...], Likelihood]]:
-        """Each text by itself, for a router whose choices depend on other tokens of the batch."""
+        """Read each text alone, for routers whose choices depend on other tokens of a batch."""
         device = self._decoder.head.weight.device
         for group in groups:
             for continuation in group.numbers:
@@ -212,6 +220,7 @@ class Likelihoods:
 
 
 def _stepped(runner: Runner, step: Sequence[_Chunk]) -> Iterator[tuple[int, Tensor]]:
+    """Run one step of the engine; yields (slot, logits_NV) for each chunk with logit rows."""
     tokens_R = torch.tensor([token for one in step for token in one.tokens])
     slots_R = torch.tensor([one.slot for one in step for _ in one.tokens])
     positions_R = torch.tensor(
@@ -233,7 +242,7 @@ def _stepped(runner: Runner, step: Sequence[_Chunk]) -> Iterator[tuple[int, Tens
 
 
 def _cut(chunk: _Chunk, rows: int) -> tuple[_Chunk, _Chunk]:
-    """The first `rows` tokens of a chunk, and the rest."""
+    """Cut a chunk into one with the first `rows` tokens, and one with the remaining tokens."""
     slot, start, tokens, logit_rows = chunk
     first, rest = tokens[:rows], tokens[rows:]
     later = min(logit_rows, len(rest))

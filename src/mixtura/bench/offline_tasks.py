@@ -1,11 +1,11 @@
-"""Small tasks without a data set, from the text of Python's standard library.
+"""Small tasks that need no data set, made from docstrings of Python's standard library.
 
-* cloze: the last word of a docstring's sentence, among the last words of three others. Chance is
-  1/4.
-* recall: a number that was stated once, needed again behind real text. Each token must be the
-  likeliest.
-* copy: a passage of real text, repeated to its middle; the rest follows. Each token must be the
-  likeliest.
+* cloze: choose the last word of a sentence among four words, of which three are last words of other
+  sentences. A random choice is right with probability 1/4.
+* recall: a number is stated, and a passage of text follows. The model must then repeat the number;
+  each of its tokens must be the likeliest.
+* copy: a passage of text is followed by its own first half. The model must continue with the second
+  half; each of its tokens must be the likeliest.
 """
 
 import ast
@@ -20,7 +20,7 @@ from typing import Literal
 from mixtura.data import Document, StdlibSource
 
 Measure = Literal["likeliest choice", "every token likeliest"]
-# The most questions of a file: one long file must not make up a task.
+# The most questions from one file, so that no long file makes up most of a task.
 _PER_DOCUMENT = 3
 _SENTENCE = re.compile(r"[A-Z][a-z]+(?: [a-z]+,?){6,24} [a-z]{4,}\.(?=\s|$)")
 _PASSAGE = 240
@@ -29,7 +29,7 @@ _NAMES = ("amber", "birch", "cobalt", "delta", "ember", "fjord", "garnet", "haze
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A text, and continuations of which the first is right."""
+    """A text and its possible continuations, of which the first is right."""
 
     context: str
     choices: tuple[str, ...]
@@ -37,10 +37,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class OfflineTask:
+    """A task of several questions; `measure` states which answers are right."""
+
     name: str
     measure: Measure
     questions: Callable[[], list[Question]]
-    """gives the same questions each time under one version of Python"""
+    """returns the questions, which are always the same in one version of Python"""
 
 
 def _cloze() -> list[Question]:
@@ -49,7 +51,7 @@ def _cloze() -> list[Question]:
     rng = random.Random(0)
     questions: list[Question] = []
     for before, _, word in found:
-        # Words of about the same length, so that length does not reveal the answer.
+        # The other words have about the same length, so that length does not reveal the answer.
         others = [one for one in words if one != word and abs(len(one) - len(word)) <= 1]
         if len(others) >= 3:
             choices = (word, *rng.sample(others, 3))
@@ -90,7 +92,7 @@ TASKS: Mapping[str, OfflineTask] = {
 
 @cache
 def _docstrings() -> Sequence[tuple[str, ...]]:
-    """Docstrings of each file, each as one line; the files are in a fixed random order."""
+    """The docstrings of each file, as single lines; the files are in a random but fixed order."""
     found: list[tuple[str, ...]] = []
     for document in StdlibSource(limit_mb=3.0).read():
         if isinstance(document, Document):
@@ -101,7 +103,7 @@ def _docstrings() -> Sequence[tuple[str, ...]]:
 
 def _docstrings_in(source: str) -> Iterator[str]:
     with warnings.catch_warnings():
-        # Parsing warns of invalid escapes in the library's own strings.
+        # Parsing warns about invalid escapes in strings of the standard library.
         warnings.simplefilter("ignore")
         try:
             nodes = list(ast.walk(ast.parse(source)))

@@ -1,4 +1,4 @@
-"""The cost of quantisation: perplexity on real text in 16, 8 and 4 bits, side by side."""
+"""The cost of quantisation: perplexity on real text with weights of 16, 8 and 4 bits."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -34,34 +34,34 @@ class QualityOptions:
 
     bits: tuple[Precision, ...] = (16, 8, 4)
     text: Path | None = None
-    """a file or a folder; None: a run's own held-out text, or Python's standard library"""
+    """a file or a folder; None: the held-out text of a run, or else Python's standard library"""
     tokens: int = 16384
     length: int | None = None
-    """tokens of a window; None: 512, or the model's context where that is shorter"""
+    """tokens of a window; None: 512, or the model's context if the context is shorter"""
     head_bits: Bits | None = None
-    """bits of the head's and the embedding's weights; None: those of the rest"""
+    """bits of the head's and the embedding's weights; None: the bits of the other weights"""
     peer: bool = False
-    """whether to measure llama.cpp's rounding too"""
+    """whether to measure the rounding of llama.cpp too"""
 
 
 @dataclass(frozen=True, slots=True)
 class QualityRow:
-    """One version of the model: its weights and its arithmetic."""
+    """The results of one version of the model, that is, of its weights and its arithmetic."""
 
     name: str
     bits: Precision
     arithmetic: Arithmetic
-    """for products with packed weights; the rest is fp32"""
+    """the arithmetic of products with packed weights; all other products are fp32"""
     bytes: int
     perplexity: float
     bits_per_byte: float
     ratio: float
-    """perplexity over that of 16 bits"""
+    """the version's perplexity over the perplexity of the 16-bit version"""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """The results; the first row is 16 bits."""
+    """The results of all versions; the first row is the 16-bit version."""
 
     model: str
     text: str
@@ -83,9 +83,9 @@ def bench_quality(
 ) -> Quality:
     """Pack the model into temporary folders, and measure every version on the same text.
 
-    16 bits are the weights as bf16, multiplied in fp32: the model before quantisation. Digests are
-    compared before this returns, with `verify` before anything is measured. Raises ConfigError,
-    CheckpointError or DataError, by name, for a model or a text that cannot be measured.
+    The 16-bit version is the model before quantisation, with weights as bf16 and products in fp32.
+    The digests of its files are compared during the measurement, or before it with `verify`. Raises
+    ConfigError, CheckpointError or DataError for a model or a text that cannot be measured.
     """
     path = folder_of(str(model))
     if what_is(path) == "packed":
@@ -124,7 +124,7 @@ def bench_quality(
 
 
 class _Measurement:
-    """Measures versions one after another, each against the first."""
+    """Measures versions one after another, and compares each version with the first one."""
 
     def __init__(
         self, path: Path, text: Windows, head_bits: Bits | None, progress: Progress
@@ -166,7 +166,7 @@ class _Measurement:
                     self._add(name, bits, arithmetic_of(phase), out.bytes, self._loss(model, name))
 
     def _plain(self) -> LanguageModel:
-        # The first opening compares the digests, or has compared them.
+        # The digests need no second comparison: `bench_quality` has opened the model before.
         return open_model(self._path, "bfloat16", wait=False).decoder.float()
 
     def _loss(self, model: LanguageModel, name: str) -> TextLoss:

@@ -1,4 +1,4 @@
-"""A plain model with rounded weights: those of a packed model, or by llama.cpp's rule.
+"""Rounds the weights of a plain model: to those of a packed model, or by llama.cpp's rule.
 
 N output channels, K inputs.
 """
@@ -20,7 +20,7 @@ from mixtura.shapes.storage.packed import Planned
 
 @torch.no_grad()
 def unpack_into(plain: nn.Module, packed: nn.Module) -> None:
-    """Copy a packed model's weights into a plain model; weights that are not packed stay."""
+    """Copy a packed model's dequantised weights into a plain model; other weights stay."""
     for one in _packed_ones(plain):
         held = packed.get_submodule(one.name.removesuffix(".weight"))
         match held:
@@ -43,10 +43,11 @@ def round_by_llama_cpp(
     head_bits: Bits | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Round the weights that packing would pack, in place, as Q4_0 or Q8_0.
+    """Apply llama.cpp's rounding (Q4_0 or Q8_0) to the weights that packing would pack, in place.
 
-    `head_bits` is for the head and the embedding; `progress` gets tensors done and in all. Returns
-    the bytes of such a model: groups with their scales, and 16 bits for every other weight.
+    `head_bits` are the bits of the head and the embedding. `progress` is called with the number of
+    finished tensors and the number of all tensors. Returns the bytes of the rounded model: groups
+    with their scales, and 16 bits for every other weight.
     """
     weights: list[tuple[Tensor, Bits]] = [
         (weight, one.bits(bits, head_bits or bits))
@@ -55,7 +56,7 @@ def round_by_llama_cpp(
     ]
     size = 0
     for done, (weight, own) in enumerate(weights):
-        # One expert at a time.
+        # Only one expert's matrix is copied to fp32 at a time.
         for w_NK in weight.flatten(0, -3) if weight.dim() > 2 else [weight]:
             inputs = w_NK.shape[1]
             padded_NK = F.pad(w_NK.float(), (0, -inputs % GROUP))
@@ -69,11 +70,12 @@ def round_by_llama_cpp(
 
 
 def _packed_ones(model: nn.Module) -> list[Planned]:
+    """The tensors that packing would pack."""
     return [one for one in plan(model) if one.kind != "plain"]
 
 
 def _weights(model: nn.Module, one: Planned) -> list[Tensor]:
-    """The parameter of a matrix, or the two of an FFN."""
+    """The parameter of a matrix, or the two parameters of FFNs."""
     if one.kind == "tiles":
         return [model.get_parameter(one.name)]
     return [model.get_parameter(name) for name in one.weights]

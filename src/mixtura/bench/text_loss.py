@@ -1,4 +1,7 @@
-"""A model's loss on windows of text. B windows at once, S positions, V vocabulary."""
+"""A model's loss on windows of text.
+
+W windows, B windows of one pass, S tokens of a window, V vocabulary.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,7 +14,7 @@ from mixtura.bench.windows import Windows
 from mixtura.errors import NonFiniteError
 from mixtura.models import LanguageModel
 
-# Logits of so many tokens are in memory at once.
+# The most tokens whose logits are in memory at the same time.
 _TOKENS_AT_ONCE = 1024
 
 
@@ -20,9 +23,11 @@ class TextLoss:
     """The loss of a text."""
 
     nats: float
-    """negative log probability, summed over tokens"""
+    """the negative log probability, summed over the predicted tokens"""
     tokens: int
+    """the number of predicted tokens"""
     bytes: int
+    """the UTF-8 bytes of the predicted tokens"""
 
     @property
     def perplexity(self) -> float:
@@ -36,9 +41,11 @@ class TextLoss:
 def text_loss(
     model: LanguageModel, text: Windows, progress: Callable[[int, int], None] | None = None
 ) -> TextLoss:
-    """The loss of every token but a window's first, given those before it; summed in fp64.
+    """The loss of all tokens but the first of each window, summed in fp64.
 
-    `progress` gets tokens done and in all. Raises NonFiniteError where the loss is not finite.
+    A token is predicted from the earlier tokens of its window. `progress` is called with the number
+    of finished tokens and the number of all tokens. Raises NonFiniteError if the loss is not
+    finite.
     """
     count, length = text.token_WS.shape
     at_once = max(1, _TOKENS_AT_ONCE // length)

@@ -1,4 +1,7 @@
-"""Real text as windows of tokens, all equally long. W windows, S positions in each."""
+"""Cuts text into windows of the same number of tokens.
+
+W windows, S tokens of a window, N tokens of a document.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,18 +15,18 @@ from mixtura.data.split import share
 from mixtura.errors import DataError
 from mixtura.tokenizers import Tokenizer
 
-# The most windows of a document: a few long files must not make up the whole text.
+# The most windows from one document, so that a few long files do not make up the whole text.
 _PER_DOCUMENT = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Windows that each begin anew: a model predicts every token but a window's first."""
+    """Windows that a model reads independently; all tokens but a window's first are predicted."""
 
     token_WS: Tensor
-    """int64"""
+    """token IDs, int64"""
     bytes_WS: Tensor
-    """int64: UTF-8 bytes that each token adds to the text; 0 for `tokenizer.begin`"""
+    """the number of UTF-8 bytes of each token in the text, int64; 0 for `tokenizer.begin`"""
 
     @property
     def predicted(self) -> int:
@@ -32,16 +35,17 @@ class Windows:
 
     @property
     def predicted_bytes(self) -> int:
+        """The UTF-8 bytes of the predicted tokens."""
         return int(self.bytes_WS[:, 1:].sum())
 
 
 def windows(
     documents: Iterable[Document | Skipped], tokenizer: Tokenizer, length: int, tokens: int
 ) -> Windows:
-    """About `tokens` tokens, at most 8 windows a document, documents in order of their name's hash.
+    """Windows of `length` tokens, with about `tokens` tokens in all.
 
-    A document's tokens behind its last whole window are left out. Raises DataError where no
-    document fills a window.
+    Documents are sorted by a hash of their names, and each gives at most 8 windows. Tokens after a
+    document's last whole window are left out. Raises DataError if no document fills a window.
     """
     readable = [document for document in documents if isinstance(document, Document)]
     shuffled = sorted(readable, key=lambda document: share(document.name, "quality"))

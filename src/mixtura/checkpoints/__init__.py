@@ -1,1 +1,1 @@
-"""Models of other people's tools: their files in and out, and their code made to use ours."""
+"""Reads models in the formats of Hugging Face, GGUF and Mixtura, and converts between them."""

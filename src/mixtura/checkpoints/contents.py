@@ -1,4 +1,4 @@
-"""What is in a checkpoint, from its config and its tensors' names and shapes.
+"""Describes a checkpoint from its config and from the names and shapes of its tensors.
 
 No weight is read, except to compare it with its digest.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mixtura.checkpoints.source import Source, StoredTensor
     from mixtura.packed.file import PackedFile
 
-# The number of a layer or an expert: between dots, unlike the 1 in w1.
+# Matches the number of a layer or an expert, which has a dot on either side, unlike the 1 of `w1`.
 _NUMBER = re.compile(r"(?<=\.)(\d{1,9})(?=\.)")
 
 
@@ -26,7 +26,7 @@ class TensorGroup:
     """Tensors whose names differ only in the numbers of layers and experts."""
 
     pattern: str
-    """with the numbers' ranges in braces"""
+    """the common name, with each number that varies as a range, such as `layers.{0..31}.weight`"""
     shape: tuple[int, ...]
     dtype: str
     count: int
@@ -35,20 +35,20 @@ class TensorGroup:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `mixtura inspect` shows."""
+    """The description of a model that `mixtura inspect` prints."""
 
     model: str
     family: str
     shape: ModelShape
     groups: tuple[TensorGroup, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """stored tensors that the family leaves out, by name, and what each is"""
+    """for each stored tensor that the model does not use, by name, a description"""
     check: Check = field(default_factory=Check)
-    """of the weights by their digests"""
+    """the comparison of the weights with their recorded digests"""
     config: Mapping[str, Any] | None = None
-    """all that is recorded about the model, where that is more than its shape"""
+    """the model's config in Mixtura's keys for a run, recipe or packed folder; None for others"""
     verified: bool = False
-    """whether all weights were read just now and fit their digests"""
+    """whether this call compared the weights with their recorded digests, and found them equal"""
 
     @property
     def bytes(self) -> int:
@@ -63,7 +63,11 @@ class Inspection:
 
 
 def inspect_source(source: "Source") -> Inspection:
-    """Checks the tensors as loading does, and raises what loading raises."""
+    """Describe a Hugging Face folder or a GGUF file, after a check of its tensors.
+
+    Raises CheckpointError if a tensor is missing, misshapen or unexpected, and ConfigError for a
+    config that Mixtura does not support.
+    """
     from mixtura.checkpoints.expected_tensors import check_tensors
     from mixtura.checkpoints.weight_check import check_of
 
@@ -81,7 +85,10 @@ def inspect_source(source: "Source") -> Inspection:
 
 
 def inspect_packed(file: "PackedFile") -> Inspection:
-    """What the header states. Raises what opening the file raises."""
+    """Describe a packed file from its header alone.
+
+    Raises ConfigError or CheckpointError if the header and the tensors do not match.
+    """
     from mixtura.checkpoints.source import StoredTensor
     from mixtura.models.packed_decoder import packed_blueprint
 
@@ -101,7 +108,7 @@ def inspect_packed(file: "PackedFile") -> Inspection:
 
 
 def grouped(tensors: "Iterable[StoredTensor]") -> tuple[TensorGroup, ...]:
-    """One group for all tensors of one shape and dtype whose names differ only in numbers."""
+    """Group the tensors that share a shape and a dtype, and whose names differ only in numbers."""
     found: dict[tuple[str, tuple[int, ...], str], list[StoredTensor]] = defaultdict(list)
     for tensor in tensors:
         found[(_NUMBER.sub("#", tensor.name), tensor.shape, tensor.dtype)].append(tensor)
@@ -118,7 +125,7 @@ def grouped(tensors: "Iterable[StoredTensor]") -> tuple[TensorGroup, ...]:
 
 
 def _pattern(names: list[str]) -> str:
-    """One name for all: each number that varies becomes {least..most}."""
+    """Merge names into one, in which each number that varies becomes `{least..greatest}`."""
     pieces = [_NUMBER.split(name) for name in names]
     shown: list[str] = []
     for place, piece in enumerate(pieces[0]):

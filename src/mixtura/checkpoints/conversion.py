@@ -1,4 +1,4 @@
-"""Any model as a Hugging Face folder: a run, a checkpoint, or a packed folder."""
+"""Converts a run, a checkpoint or a packed folder to a Hugging Face folder."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from mixtura.tokenizers.exported_tokenizer import as_checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was written, and remarks for the user."""
+    """The Hugging Face folder that was written, and remarks for the user."""
 
     path: Path
     family: str
@@ -55,12 +55,12 @@ def convert_model(
     verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Converted:
-    """Write the model as a Hugging Face folder; `out` appears whole or not at all.
+    """Write the model as the Hugging Face folder `out`, which appears only when it is complete.
 
-    Without a `family` a checkpoint keeps its own, and a run takes the first family whose config
-    can state all that the run's model computes. Digests are compared before `out` appears, with
-    `verify` before anything is written. Raises ConfigError where no family fits, naming the key
-    that the family's config lacks.
+    With `family` None a checkpoint keeps its family, and a run gets the first family whose config
+    can express the run's model. The weights are compared with their digests before `out` appears;
+    with `verify`, before anything is written. Raises ConfigError if no family fits; the message
+    names the key that the family's config lacks.
     """
     with reading(model):
         path = folder_of(str(model))
@@ -93,7 +93,10 @@ def convert_model(
 
 
 def _like(weights: Weights, family: Family) -> Source | None:
-    """The checkpoint whose config and companion files are carried over; None for a run."""
+    """Return the checkpoint whose config and files, such as a chat template, are copied.
+
+    Returns None for a run.
+    """
     match weights:
         case SourceWeights():
             return weights.source
@@ -104,9 +107,10 @@ def _like(weights: Weights, family: Family) -> Source | None:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, like: Path | None = None) -> None:
-    """Write the tokenizer for transformers' AutoTokenizer, and the tokens that end an answer.
+    """Write a tokenizer that transformers' AutoTokenizer loads, and a generation_config.json.
 
-    The generation_config.json of the folder `like` is carried over.
+    The generation_config.json is copied from the folder `like`, if that folder has one. Its
+    `eos_token_id` is replaced by the tokens that end an answer.
     """
     as_checkpoint(tokenizer).save(folder)
     ends = sorted(tokenizer.ends)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds each tensor that its config describes, and no other."""
+"""Checks that a checkpoint holds every tensor that its config describes, and no other."""
 
 import re
 from collections import defaultdict
@@ -15,10 +15,11 @@ _MOST_MISSING = 1000
 def check_tensors(
     source: Source, family: Family, pieces: Iterable[Piece], *, values: bool = True
 ) -> dict[str, str]:
-    """Raises CheckpointError, by name, for missing, misshapen and unexpected tensors.
+    """Raise CheckpointError for missing, misshapen and unexpected tensors; the message names them.
 
-    Returns the stored tensors that the family leaves out, by name, and what each is. A stored copy
-    of another tensor is compared with it, unless `values` is false.
+    Returns, by name, a description of each stored tensor that the model does not use. If a
+    checkpoint stores one tensor under two names, such as a tied head, the two copies are compared,
+    unless `values` is false.
     """
     expected: dict[str, tuple[int, ...]] = {}
     missing: dict[str, None] = {}
@@ -27,7 +28,7 @@ def check_tensors(
         expected[piece.stored], ours[piece.stored] = piece.shape, piece.ours
         if piece.stored not in source.tensors:
             missing[piece.stored] = None
-            # A config may name any number of layers and experts; its files are finite.
+            # A damaged config may describe billions of layers: do not list all their tensors.
             if len(missing) > _MOST_MISSING:
                 break
     if missing:
@@ -72,7 +73,7 @@ def _check_copy(source: Source, name: str, of: str) -> None:
 
 
 def described(left_out: Mapping[str, str]) -> list[str]:
-    """A line for each reason why tensors are left out: how many, and one as an example."""
+    """A line for each description in `left_out`: how many tensors have it, and the name of one."""
     names: dict[str, list[str]] = defaultdict(list)
     for name, word in left_out.items():
         names[word].append(name)

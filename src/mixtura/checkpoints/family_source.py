@@ -1,4 +1,8 @@
-"""Weights as a Source: the tensors that a checkpoint of one family would hold."""
+"""Presents a decoder's weights as the tensors of a Hugging Face checkpoint of a given family.
+
+A `Piece` pairs a part of a checkpoint's tensor ("stored") with the part of a tensor of the decoder
+("ours") that holds the same numbers.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,16 +26,17 @@ _BITS: Mapping[str, Bits] = {"Q4_0": 4, "Q8_0": 8}
 
 
 class _Own(NamedTuple):
-    """A tensor of ours, or one expert's part of it."""
+    """A tensor of Mixtura's decoder, or the part of it that belongs to one expert."""
 
     name: str
     expert: int | None
 
 
 class FamilySource(Source):
-    """Each tensor is put together when it is read, from one expert's weights at a time.
+    """A Source whose tensors are assembled from a decoder's weights when they are read.
 
-    Raises ConfigError where the family's config cannot state what this decoder computes.
+    The weights of one expert are read at a time. Raises ConfigError if the family's config cannot
+    express what the decoder computes.
     """
 
     def __init__(self, weights: Weights, family: Family) -> None:
@@ -45,7 +50,7 @@ class FamilySource(Source):
 
     @classmethod
     def of(cls, decoder: Decoder, family: Family, path: Path) -> Self:
-        """From a decoder's weights."""
+        """Present the weights of a decoder in memory; error messages name `path`."""
         return cls(DecoderWeights(decoder, path), family)
 
     def own_check(self, roles: Mapping[str, str]) -> Check:
@@ -63,7 +68,10 @@ class FamilySource(Source):
         )
 
     def _narrowed(self, piece: Piece) -> Piece:
-        """The piece as part of one expert's tensor, where it takes from that expert alone."""
+        """Return the piece as a part of one expert's tensor, if it belongs to one expert alone.
+
+        Any other piece is returned unchanged.
+        """
         own = _Own(piece.ours, None)
         if piece.view is None and piece.at and isinstance(piece.at[0], int):
             own = _Own(piece.ours, piece.at[0])

@@ -1,6 +1,9 @@
-"""Stored tensors put together from ours, in numbers or in groups: the reverse of loading.
+"""Assembles a checkpoint's tensors from the tensors of Mixtura's decoder: the reverse of loading.
 
-A `Piece` says which part of a stored tensor is which part of ours.
+A stored tensor has the name and the layout of a checkpoint, and a tensor of ours has those of the
+decoder. A `Piece` pairs a part of a stored tensor with the part of a tensor of ours that holds the
+same numbers. A group is 32 quantised weights of a row that share a scale. N rows and K columns of a
+matrix, G = K/32 groups of a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +19,10 @@ from mixtura.shapes.families import Piece
 
 
 def filled(pieces: Sequence[Piece], ours: Callable[[Piece], Tensor]) -> Tensor:
-    """The stored tensor that these pieces fill; a view where one tensor of ours is all of it.
+    """Assemble the stored tensor that `pieces` fill; `ours` reads the tensor that a piece names.
 
-    Raises ConfigError where the pieces leave an element out.
+    The result is a view if one whole tensor of ours fills the stored tensor. Raises ConfigError if
+    the pieces do not fill each element once.
     """
     check_stored(pieces)
     first = ours(pieces[0])
@@ -26,7 +30,7 @@ def filled(pieces: Sequence[Piece], ours: Callable[[Piece], Tensor]) -> Tensor:
         return first.view(pieces[0].shape)
     whole, name = torch.empty(pieces[0].shape, dtype=first.dtype), pieces[0].ours
     for piece in pieces:
-        # Read once for all its parts, since a packed tensor is unpacked at each read.
+        # A tensor is read once for all of its pieces, because a read may have to unpack it.
         if piece.ours != name:
             first, name = ours(piece), piece.ours
         part, filling = taken(first, whole, piece)
@@ -39,10 +43,11 @@ def filled_groups(
     ours: Callable[[Piece], Groups | None],
     stack: Callable[[Piece], tuple[int, ...]],
 ) -> Groups | None:
-    """As `filled`, in groups, row after row; None where the pieces would cut groups.
+    """Assemble a stored tensor from quantised groups; all dims but the last are flattened to rows.
 
-    `stack` gives the shape of a tensor of ours without its columns: `Groups` holds a flat list of
-    rows.
+    `ours` reads the groups of the tensor that a piece names. `stack` returns the shape of that
+    tensor without its last dim, because `Groups` flattens the other dims too. Returns None if a
+    piece does not take whole rows, if a tensor has no groups, or if the tensors differ in bits.
     """
     rows = [one for one in map(in_groups, pieces) if one is not None]
     found: dict[str, Groups] = {}

@@ -1,8 +1,9 @@
-"""GGUF files as packed folders, made at the first opening and kept in the user's cache.
+"""Packs a GGUF file when it is first opened, and keeps the packed folder in the user's cache.
 
-An entry's name is the SHA-256 of the GGUF file and the number of the rule that packed it. To find
-it without reading the whole file, `.known/KEY` holds that name: KEY is a digest of the file's
-device, inode, size, times of modification and change, and of its first and last 64 KiB.
+The name of a cache entry contains the SHA-256 of its GGUF file and the number `_RULE`. To find the
+entry without reading the whole GGUF file, the cache has a file `.known/KEY` that holds the entry's
+name. KEY is a digest of `_RULE`, of the GGUF file's device, inode, size, times of modification and
+change, and of its first and last 64 KiB.
 """
 
 import hashlib
@@ -24,27 +25,28 @@ from mixtura.shapes.storage import GROUP
 from mixtura.user_cache import FolderCache, Lease, most_bytes, user_cache
 
 ORIGIN = "origin.json"
-# Raised by 1 whenever a change of the code packs a file into other weights than before.
+# Increase this number whenever a change of the code makes packing produce different weights.
 _RULE = 1
 _SAMPLE = 65536
 _AT_ONCE = 1 << 24
-# A file changed less than 2 s ago may change again within one tick of the file system's clock.
+# A file changed less than 2 s ago may change again without a newer time of change. Its KEY is not
+# saved, because the same KEY could then belong to two different contents.
 _SETTLED_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class PackedGGUF:
-    """A packed folder in use, and remarks for the user."""
+    """A packed GGUF file: the lease that keeps it in the cache, and remarks for the user."""
 
     lease: Lease
     remarks: tuple[str, ...]
 
 
 class CacheOrigin(Config):
-    """The content of an entry's origin.json: the GGUF file that was packed."""
+    """The content of origin.json in a cache entry: the GGUF file that the entry was packed from."""
 
     file: str
-    """the GGUF file's path when it was packed"""
+    """the path of the GGUF file at the time of packing"""
     sha256: str
     remarks: tuple[str, ...]
 
@@ -55,10 +57,11 @@ def packed_cache() -> FolderCache:
 
 
 def packed_gguf(path: Path, progress: Progress = silent) -> PackedGGUF | None:
-    """The file as a packed folder; None for an unquantised file, or a width not a multiple of 32.
+    """Return the packed folder of a GGUF file, after packing the file if it is not cached yet.
 
-    Raises CheckpointError, ConfigError or StorageError, by name, for a file that cannot be read or
-    packed, and for a cache that cannot be written.
+    Returns None if `path` is not a file, if the file is not quantised, or if the model's width is
+    not a multiple of 32. Raises CheckpointError, ConfigError or StorageError for a file that cannot
+    be read or packed, and for a cache that cannot be written.
     """
     if not path.is_file():
         return None
@@ -80,13 +83,13 @@ def packed_gguf(path: Path, progress: Progress = silent) -> PackedGGUF | None:
 
 
 def forget(cached: PackedGGUF) -> None:
-    """Remove an entry that was damaged since it was written."""
+    """Remove a cache entry whose files were damaged after packing."""
     cached.lease.release()
     packed_cache().remove(cached.lease.path.name)
 
 
 def origin_of(entry: Path) -> CacheOrigin:
-    """What an entry's origin.json says. Raises CheckpointError where it is damaged."""
+    """Read origin.json in a cache entry. Raises CheckpointError if it is missing or damaged."""
     path = entry / ORIGIN
     try:
         tree = read_object(path, CheckpointError)
@@ -103,7 +106,10 @@ def _of(lease: Lease) -> PackedGGUF:
 
 
 def _whole(cache: FolderCache, lease: Lease | None) -> PackedGGUF | None:
-    """The entry; None where there is none, or where it was damaged and is now removed."""
+    """Return the leased entry and its remarks; None without a lease.
+
+    An entry with a damaged origin.json is removed from the cache, and None is returned.
+    """
     if lease is None:
         return None
     try:
@@ -122,7 +128,7 @@ def _can_be_packed(path: Path) -> bool:
     source = GGUFSource(path)
     if not source.quantised or decoder_config(family_of(source.config), source).width % GROUP:
         return False
-    # A model without a tokenizer is refused before it is packed, since it cannot generate.
+    # This raises an error for a file without a tokenizer: such a model cannot generate text.
     tokenizer_of(source)
     return True
 

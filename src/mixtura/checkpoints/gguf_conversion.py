@@ -1,4 +1,4 @@
-"""Any model as a GGUF file: a run, a packed folder, or a checkpoint."""
+"""Converts a run, a packed folder or a checkpoint to a GGUF file."""
 
 import os
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from mixtura.shapes.families import family_named, family_of
 
 @dataclass(frozen=True, slots=True)
 class ConvertedToGGUF:
-    """What was written, and remarks for the user."""
+    """The GGUF file that was written, and remarks for the user."""
 
     path: Path
     family: str
     architecture: str
-    """llama.cpp's name for it"""
+    """llama.cpp's name of the model's architecture, such as `qwen3moe`"""
     kind: str
-    """the kind that most weights are stored in"""
+    """the storage format of most weights, such as `q8_0`"""
     bytes: int
     remarks: tuple[str, ...]
 
@@ -50,13 +50,13 @@ def convert_to_gguf(
     verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConvertedToGGUF:
-    """Write the model as one GGUF file with its tokenizer; `out` appears whole or not at all.
+    """Write the model and its tokenizer as the GGUF file `out`, which appears only when complete.
 
-    Without a `family` a checkpoint keeps its own, and a run takes the first family that has an
-    architecture in llama.cpp and whose config can state all that the run's model computes. `kind`
-    is that of matrices; `write_gguf` gives the default. Digests are compared before `out` appears,
-    with `verify` before anything is written. Raises ConfigError, CheckpointError, DataError or
-    StorageError, by name, for what cannot be written.
+    With `family` None a checkpoint keeps its family. A run gets the first family that has an
+    architecture in llama.cpp and whose config can express the run's model. `kind` is the storage
+    format of matrices; `write_gguf` describes the default. The weights are compared with their
+    digests before `out` appears; with `verify`, before anything is written. Raises ConfigError,
+    CheckpointError, DataError or StorageError if the model cannot be read or written.
     """
     if out.suffix != GGUF:
         raise ConfigError(f"{out}: a GGUF file is written; let its name end in {GGUF}")

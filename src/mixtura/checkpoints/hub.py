@@ -1,6 +1,7 @@
-"""From a model's name to its place: a path, a pulled model, or an id of the Hugging Face hub.
+"""Finds a model's files by its name: a path, a pulled model, or an id of the Hugging Face hub.
 
-huggingface_hub is imported only here in this folder, and only for an id or to list its cache.
+A pulled model is one that `mixtura models pull` has fetched. huggingface_hub is optional: in this
+folder only this file imports it, to resolve an id or to manage huggingface_hub's cache.
 """
 
 import re
@@ -15,21 +16,22 @@ if TYPE_CHECKING:
     from huggingface_hub import HFCacheInfo
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-# Weights in other layouts, or in pickle, are not fetched.
+# Only safetensors weights are fetched, not pickle files or layouts such as ONNX.
 _FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt"]
 _IGNORED = ["original/*", "consolidated*", "onnx/*", "*.onnx*"]
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether the name reads as OWNER/NAME or OWNER/NAME@REVISION, and no such path exists."""
+    """Whether `model` has the form OWNER/NAME or OWNER/NAME@REVISION, and no such path exists."""
     return _ID.fullmatch(model) is not None and not Path(model).exists()
 
 
 def folder_of(model: str) -> Path:
-    """The path itself, a pulled model's file, or the hub's snapshot.
+    """Return a local path: `model` itself, the file of a pulled model, or a snapshot of the hub.
 
-    A missing snapshot is fetched into the hub's cache; huggingface_hub reads HF_HUB_OFFLINE,
-    HF_HOME and the login. Raises CheckpointError where nothing is found, or may not be fetched.
+    A snapshot that is not in huggingface_hub's cache is downloaded into it; the settings
+    HF_HUB_OFFLINE and HF_HOME and the user's login apply. Raises CheckpointError if a pulled model
+    or a snapshot cannot be found or downloaded.
     """
     if is_named(model):
         return pulled_path(model)
@@ -65,19 +67,20 @@ def folder_of(model: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A model in the hub's cache, with all its revisions."""
+    """A model in huggingface_hub's cache; `bytes` is the size of all its revisions."""
 
     name: str
     path: Path
     bytes: int
     used: float
-    """seconds since the epoch"""
+    """time of the last access, in seconds since the epoch"""
 
 
 def hub_models() -> tuple[list[HubModel], list[str]]:
-    """The models in the hub's cache, and a line about each folder that is damaged.
+    """List the models in huggingface_hub's cache, and a line about each damaged folder in it.
 
-    Both are empty where huggingface_hub is not installed.
+    The least recently used model comes first. Both lists are empty if huggingface_hub is not
+    installed.
     """
     info = _hub_cache()
     if info is None:
@@ -91,13 +94,17 @@ def hub_models() -> tuple[list[HubModel], list[str]]:
 
 
 def remove_hub_model(path: Path) -> int:
-    """Remove all revisions; returns the bytes that were freed. Raises StorageError."""
+    """Remove all revisions of the model at `path`, and return the number of bytes freed.
+
+    Raises StorageError if they cannot be removed.
+    """
     info = _hub_cache()
     held = () if info is None else (one for one in info.repos if one.repo_path == path)
     repo = next(iter(held), None)
     if info is None or repo is None:
         return 0
-    # A renamed repository has the same revisions under both names; only this name's are removed.
+    # A renamed repository may be cached under both names, with the same revisions. Only the
+    # revisions below `path` are removed.
     revisions = [revision.commit_hash for revision in repo.revisions]
     strategy = replace(info, repos=frozenset({repo})).delete_revisions(*revisions)
     strategy.execute()

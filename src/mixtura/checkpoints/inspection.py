@@ -1,6 +1,7 @@
-"""What is in any model, from what its files state.
+"""Describes any model from its files, without loading it.
 
-Torch is imported only for a packed folder, for an `lstm_moe` run, and to compare older digests.
+Torch is imported only for a packed folder, for a model that is no plain decoder (see
+`_is_of_a_shape`), and to compare weights with the digests of older versions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,21 +31,21 @@ PLAIN_GATES = frozenset(
         *("top_p", "topk_softmax"),
     }
 )
-"""kinds of routers whose one matrix follows from the shape; other routers, and those of other
-packages, store what their own configs state"""
+"""kinds of routers whose weights follow from the decoder's shape; the weights of other kinds, and
+of routers from other packages, follow from the router's own config"""
 DEFAULT_ROUTER = "softmax_topk"
 
 
 def inspect_model(model: str | Path, *, verify: bool = False) -> Inspection:
-    """What is in a model; for a known name, such as mixtral-8x7b, its shape alone.
+    """Describe a model; for a known name, such as mixtral-8x7b, only its shape is described.
 
     Weights are read, and compared with their digests, only for a packed folder or with `verify`.
 
-    Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used.
+    Raises CheckpointError, ConfigError or DataError for a model that cannot be used.
     """
     name = str(model)
     if not Path(name).exists() and "/" not in name and not is_named(name):
-        # For an unknown name the error lists the nearest known ones.
+        # For an unknown name `known_config` raises an error that lists similar known names.
         family = known_config(name)["model_type"]
         return Inspection(name, family, known_shape(name))
     with reading(name):
@@ -91,11 +92,11 @@ class RecipeModel:
     kind: str
     shape: ModelShape
     config: Mapping[str, Any]
-    """as in the recipe; with all defaults where torch was needed to read it"""
+    """the recipe's `model` section; with all defaults filled in if the model is no plain decoder"""
 
     @property
     def router(self) -> str | None:
-        """The kind of router; None where no layer is an MoE."""
+        """The kind of router; None if no layer is an MoE."""
         if not self.shape.moe_shapes:
             return None
         router = (self.config.get("moe") or {}).get("router") or {}
@@ -103,14 +104,15 @@ class RecipeModel:
 
 
 def model_of_recipe(path: Path) -> RecipeModel:
-    """As `model_of`, from a file."""
+    """Describe the model of a recipe file, as `model_of` does."""
     return model_of(read_yaml(path), str(path))
 
 
 def model_of(recipe: Mapping[str, Any], origin: str) -> RecipeModel:
-    """The recipe's model. Its keys for routing and training are not checked here.
+    """Describe the model of a recipe; error messages begin with `origin`.
 
-    Raises ConfigError where `recipe` is no recipe, or its model has no such shape.
+    For a plain decoder the keys of routing and training are not checked. Raises ConfigError if the
+    recipe has no `model` section, or if that section is invalid.
     """
     config = recipe.get("model")
     if not isinstance(config, Mapping):
@@ -126,7 +128,7 @@ def model_of(recipe: Mapping[str, Any], origin: str) -> RecipeModel:
 
 
 def _is_of_a_shape(config: Mapping[str, Any]) -> bool:
-    """Whether a decoder's shape has all of the config's keys, and lists all of its weights."""
+    """Whether this is a plain decoder, whose weights a `DecoderShape` can list without torch."""
     moe = config.get("moe") or {}
     if config.get("kind", "decoder") != "decoder" or not isinstance(moe, Mapping):
         return False
@@ -141,11 +143,11 @@ def _is_of_a_shape(config: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RecipeInspection:
-    """The model that a recipe describes, and the memory that training it takes."""
+    """The model of a recipe, and the bytes that its weights and its optimizer take in training."""
 
     model: Inspection
     router: str | None
-    """the kind of router; None where no layer is an MoE"""
+    """the kind of router; None if no layer is an MoE"""
     steps: int
     tokens_per_step: int
     weight_bytes: int
@@ -157,15 +159,15 @@ class RecipeInspection:
 
 
 def is_recipe(model: str | Path) -> bool:
-    """Whether the name is a YAML file, or a recipe that is installed with Mixtura."""
+    """Whether `model` names a YAML file, or a recipe that is installed with Mixtura."""
     path = Path(model)
     return path.suffix in {".yaml", ".yml"} or (not path.exists() and str(model) in own_recipes())
 
 
 def inspect_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> RecipeInspection:
-    """The model that a recipe describes, its run's tokens and bytes; no text is read.
+    """Describe the model of a recipe and the cost of its training; the corpus is not read.
 
-    Raises ConfigError where `mixtura train` would refuse the recipe, except for keys of routing and
+    Raises ConfigError if `mixtura train` would refuse the recipe, except for keys of routing and
     balancing, which are not checked here.
     """
     from mixtura.runs.recipe_sections import RecipeSections

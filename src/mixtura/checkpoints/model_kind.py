@@ -1,4 +1,4 @@
-"""What kind of model lies at a path, by its files' names alone."""
+"""Finds the kind of model at a path, by file names alone."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,9 +11,10 @@ GGUF = ".gguf"
 
 
 def what_is(path: Path) -> ModelKind:
-    """A packed folder, a run, a GGUF file, or a Hugging Face folder.
+    """Return the kind of model at `path`.
 
-    "hf" stands for anything else too, and opening it says what is missing.
+    A path of no other kind is "hf", a Hugging Face folder. If it holds no model, opening it raises
+    an error that names the missing file.
     """
     if (path / FILE).is_file():
         return "packed"

@@ -1,4 +1,4 @@
-"""Any model, opened for generation: a run, a checkpoint, a packed folder, a GGUF file, a hub id."""
+"""Opens any model for generation: a run, a checkpoint, a packed folder, a GGUF file or a hub id."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,29 +44,29 @@ class OpenModel:
     decoder: LanguageModel
     tokenizer: Tokenizer
     origin: LoadedModel | None
-    """the loaded checkpoint; None for a run and for a packed model"""
+    """the checkpoint that was loaded; None for a run and for a packed model"""
     check: Check
-    """of the weights by their digests; begun, and finished where opening waited for it"""
+    """the comparison of the weights with their digests; still running after `wait=False`"""
     step: int | None = None
-    """of a run: the step of its newest checkpoint"""
+    """the training step of a run's newest checkpoint; None for other models"""
     packed: PackedFile | None = None
-    """of a packed model: the file that its weights are mapped from"""
+    """the memory-mapped file with the weights of a packed model; None for other models"""
     remarks: tuple[str, ...] = ()
-    """for the user, about how the model was opened"""
+    """notes for the user on how the model was opened"""
     lease: Lease | None = None
-    """of packed weights in the user's cache, which are not removed as long as the lease lives"""
+    """keeps packed weights in the user's cache from being removed while this object exists"""
     folder: Path | None = None
-    """of the files beside the weights, such as generation_config.json; None for a run"""
+    """the model's folder, for files such as generation_config.json, or GGUF file; None for a run"""
 
     @property
     def title(self) -> str:
-        """The model's own name, and the step of a run's checkpoint."""
+        """The name of the model's file or folder, or its hub id; for a run also the step."""
         name = Path(self.name).resolve().name if Path(self.name).exists() else self.name
         return name if self.step is None else f"{name}, step {self.step}"
 
 
 def is_gguf(model: str) -> bool:
-    """Whether the name leads to a GGUF file. Raises CheckpointError as `folder_of` does."""
+    """Whether `model` is a GGUF file. Raises CheckpointError if a hub model cannot be fetched."""
     return what_is(folder_of(model)) == "gguf"
 
 
@@ -78,14 +78,16 @@ def open_model(
     wait: bool = True,
     progress: Progress = silent,
 ) -> OpenModel:
-    """Open a run folder, a packed folder, a Hugging Face folder, a GGUF file, or a hub id.
+    """Open a run folder, a packed folder, a Hugging Face folder, a GGUF file or a hub id.
 
-    A quantised GGUF file is packed at its first opening, and its packed weights are kept in the
-    user's cache; with a `dtype` its weights are unpacked in memory instead. `dtype` None keeps the
-    stored dtype of other weights; gates are never rounded. Digests are compared before this
-    returns, or with `wait=False` in the background, where `check.finish()` waits for the result.
-    Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used, and
-    ConfigError for weights that the free memory cannot hold.
+    For use on a CPU, a quantised GGUF file is packed when it is first opened, and the packed
+    weights are kept in the user's cache. With a `dtype` the file's weights are unpacked in memory
+    instead. Other models keep their stored dtype if `dtype` is None; gates are never rounded.
+
+    The weights are compared with their digests before this function returns. With `wait=False` the
+    comparison runs in the background, and `check.finish()` waits for its result. Raises
+    CheckpointError, ConfigError or DataError for a model that cannot be used, and ConfigError for
+    weights that do not fit into the free memory.
     """
     with reading(model):
         return _opened(model, dtype, device, wait, progress)
@@ -130,8 +132,8 @@ def _open(
 
 
 def _open_gguf(model: str, path: Path, progress: Progress, wait: bool) -> OpenModel | None:
-    """From packed weights in the cache; None where the file's own weights are the better choice."""
-    # Without compiled kernels packed weights are unpacked at each use.
+    """Open the packed weights of a GGUF file; None if the file has to be opened unpacked."""
+    # Without compiled kernels packed weights would be unpacked at each use, so none are made.
     cached = None if native() is None else packed_gguf(path, progress)
     if cached is None:
         return None
@@ -150,7 +152,7 @@ def _open_gguf(model: str, path: Path, progress: Progress, wait: bool) -> OpenMo
 
 
 def _again(cached: PackedGGUF) -> str:
-    """Remove a cache entry that was found damaged in use; returns the remedy for the user."""
+    """Remove a cache entry that was found to be damaged, and return advice for the user."""
     forget(cached)
     return "it was removed from the cache, so run the command again"
 

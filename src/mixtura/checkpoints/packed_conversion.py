@@ -1,4 +1,4 @@
-"""Any model as a packed folder: a run, a Hugging Face folder, or a GGUF file."""
+"""Converts a run, a Hugging Face folder or a GGUF file to a packed folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ RUN_FAMILY = "mixtura"
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What was written, and remarks for the user."""
+    """The packed folder that was written, and remarks for the user."""
 
     path: Path
     family: str
@@ -30,7 +30,7 @@ class Packed:
     head_bits: Bits
     files: tuple[str, ...]
     bytes: int
-    """of the packed file"""
+    """the size of the file with the packed weights"""
     parameters: int
     remarks: tuple[str, ...]
 
@@ -57,12 +57,13 @@ def pack_model(
     verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
-    """Write the model as a packed folder; `out` appears whole or not at all.
+    """Write the model as the packed folder `out`, which appears only when it is complete.
 
-    `head_bits` are those of the head and the embedding, by default `bits`. With `bits` None each
-    tensor of a GGUF file gets the fewest bits that keep its stored precision. Digests are compared
-    before `out` appears, with `verify` before anything is written. Raises ConfigError,
-    CheckpointError or StorageError, by name, for what cannot be packed, read or written.
+    The head and the embedding are packed in `head_bits`, by default `bits`. With `bits` None each
+    tensor of a GGUF file gets the fewest bits that keep its stored precision. The weights are
+    compared with their digests before `out` appears; with `verify`, before anything is written.
+    Raises ConfigError, CheckpointError or StorageError if the model cannot be packed, read or
+    written.
     """
     path = folder_of(str(model))
     if what_is(path) == "packed":
@@ -84,9 +85,10 @@ def pack_into(
     progress: Callable[[int, int], None] | None = None,
     room: Callable[[int], None] | None = None,
 ) -> Packed:
-    """As `pack_model`, into an empty folder, file by file.
+    """Pack the model at `path` into the empty folder `folder`; an error may leave it incomplete.
 
-    `room` is called with the number of bytes before any is written.
+    The options are those of `pack_model`. `room` is called with the size of the packed file before
+    any byte is written.
     """
     opened = open_weights(path)
     weights, check = opened.weights, opened.weights.check

@@ -1,4 +1,8 @@
-"""Whether pieces fill a tensor: an element that no piece fills would be uninitialised memory."""
+"""Checks that pieces fill each element of a tensor exactly once.
+
+A `Piece` pairs a part of a checkpoint's tensor ("stored") with a part of a tensor of Mixtura's
+decoder ("ours"). An element that no piece fills would be uninitialised memory.
+"""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +17,10 @@ from mixtura.shapes.families.family import Part
 
 
 def check_filled(path: object, pieces: Iterable[Piece], shapes: Mapping[str, Tensor]) -> None:
-    """Raises ConfigError, by name, for a tensor of ours that the stored tensors do not fill."""
+    """Raise ConfigError, naming the tensor, if the pieces do not fill every tensor of ours.
+
+    `shapes` holds the tensors of ours by name; only their shapes are read.
+    """
     by_ours: dict[str, list[Piece]] = {}
     for piece in pieces:
         by_ours.setdefault(piece.ours, []).append(piece)
@@ -32,7 +39,10 @@ def check_filled(path: object, pieces: Iterable[Piece], shapes: Mapping[str, Ten
 
 
 def check_stored(pieces: Sequence[Piece]) -> None:
-    """As `check_filled`, for one stored tensor that is put together from ours."""
+    """Raise ConfigError if the pieces do not fill the stored tensor.
+
+    All pieces belong to the same stored tensor.
+    """
     first = pieces[0]
     if not covered_once(first.shape, [(piece.stored_view, piece.of) for piece in pieces]):
         raise ConfigError(
@@ -44,16 +54,18 @@ def check_stored(pieces: Sequence[Piece]) -> None:
 def covered_once(
     shape: tuple[int, ...], parts: Sequence[tuple[tuple[int, ...] | None, Part]]
 ) -> bool:
-    """Whether the parts cover a tensor of that shape, each element once.
+    """Whether the parts cover each element of a tensor of shape `shape` exactly once.
 
-    A part is a view's shape, or None for the tensor's own, and an index into it.
+    A part is a pair: the shape of a view (None for `shape` itself), and an index into that view.
+    The result is false if the parts do not all use the same view.
     """
     views = {_resolved(view, shape) for view, _ in parts}
     if len(views) != 1:
         return False
     size = views.pop()
     boxes = [_ranges(part, size) for _, part in parts]
-    # A dim is cut where a part begins or ends, so a stack of many experts is a small grid.
+    # Each dim is cut only where a part begins or ends. So `times` has few cells, even for a stack
+    # of many experts.
     cuts = [_cuts([box[dim] for box in boxes], length) for dim, length in enumerate(size)]
     times = np.zeros([len(cut) - 1 for cut in cuts], np.int32)
     for box in boxes:

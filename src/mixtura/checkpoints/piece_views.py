@@ -1,4 +1,8 @@
-"""Views of the two parts that a `Piece` pairs: one of our tensor, one of the stored tensor."""
+"""Views of the two parts that a `Piece` pairs.
+
+One part belongs to a checkpoint's tensor ("stored"), and the other part belongs to a tensor of
+Mixtura's decoder ("ours").
+"""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def is_whole(piece: Piece) -> bool:
-    """Whether the whole stored tensor is our whole tensor, element by element."""
+    """Whether the piece is a whole stored tensor that equals a whole tensor of ours."""
     return not piece.at and not piece.of and not piece.transposed
 
 
 def taken(whole: "Tensor", stored: "Tensor", piece: Piece) -> "tuple[Tensor, Tensor]":
-    """Two views of one shape: the part of ours, and the part of the stored tensor that fills it."""
+    """Return the two parts that a piece pairs, as views of equal shape; `whole` is ours."""
     target = whole if piece.view is None else whole.view(piece.view)
     part = stored if piece.stored_view is None else stored.view(piece.stored_view)
     target, part = target[piece.at], part[piece.of]
@@ -23,7 +27,10 @@ def taken(whole: "Tensor", stored: "Tensor", piece: Piece) -> "tuple[Tensor, Ten
 
 
 def in_groups(piece: Piece) -> Piece | None:
-    """The same piece with one column a group; None where it does not keep rows whole."""
+    """Return the piece with views whose last dim is -1; None if it does not take whole rows.
+
+    Such a piece fits tensors with one column for each weight or one for each group of 32 weights.
+    """
     ours, stored = piece.view, piece.stored_view or piece.shape
     if piece.transposed or len(piece.of) >= len(stored) or len(piece.at) >= len(ours or stored):
         return None

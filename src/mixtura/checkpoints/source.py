@@ -1,4 +1,7 @@
-"""Where a model's weights come from: a config and named tensors in Hugging Face's terms."""
+"""`Source`: a checkpoint of any file format, open for reading, with a config and named tensors.
+
+The config's keys and the tensors' names are those of Hugging Face.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -28,18 +31,18 @@ _SPELT = {name: spelt for spelt, name in _DTYPES.items()}
 
 
 def spelt(dtype: "torch.dtype") -> str:
-    """The dtype's name in safetensors."""
+    """The name of a dtype in safetensors, such as BF16."""
     return _SPELT[str(dtype).removeprefix("torch.")]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor's entry in its file, read before the tensor."""
+    """The name, shape, format and size of a tensor, from the header of its file."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """as safetensors (BF16, F32, F8_E4M3) or GGUF (Q4_1, Q8_0) spell it"""
+    """the name of the format in safetensors (BF16, F32, F8_E4M3) or in GGUF (Q4_1, Q8_0)"""
     file: Path
     bytes: int
 
@@ -57,39 +60,43 @@ class Place:
 
 
 class Source(ABC):
-    """A checkpoint open for reading, of any format."""
+    """A checkpoint of any file format, open for reading."""
 
     path: Path
     config: Mapping[str, Any]
-    """in the keys of config.json"""
+    """the content of config.json, or its equivalent in another file format"""
     tensors: Mapping[str, StoredTensor]
-    """all tensors by their names in the family's Hugging Face layout"""
+    """all tensors, by the names that Hugging Face gives them"""
 
     @abstractmethod
     def read(self, name: str) -> "Tensor":
-        """One tensor, in the dtype that it is computed in; a view of the file where possible."""
+        """Read a tensor in the dtype `dtype_of(name)`, as a view of the file if possible."""
 
     def dtype_of(self, name: str) -> "torch.dtype":
-        """The dtype that `read` will return; fp32 for a format that has to be unpacked."""
+        """The dtype of the tensor that `read` returns; fp32 for a format that is unpacked."""
         import torch
 
         return getattr(torch, _DTYPES.get(self.tensors[name].dtype, "float32"))
 
     def own_check(self, roles: Mapping[str, str]) -> Check | None:
-        """A check of all tensors by digests within the file; None where it has none."""
+        """A check of all tensors by digests that the source itself holds; None if it holds none."""
         return None
 
     def place_of(self, name: str) -> Place | None:
-        """Where the bytes that `read` returns lie in a file; None where no file holds them."""
+        """The place of the bytes that `read` returns; None if no file holds exactly these bytes."""
         return None
 
     def stored_bits(self, name: str) -> "Bits":
-        """The fewest bits of groups that keep the stored precision, at most 8."""
+        """The fewest bits, 4 or 8, with which quantised groups keep the stored precision.
+
+        The result for a tensor that is not quantised is 8.
+        """
         return 8
 
     def groups(self, name: str) -> "Groups | None":
-        """The stored numbers that `read` would unpack: rows [N, K] in groups of 32, fp16 scales.
+        """Read a quantised tensor without unpacking it: integers, and a scale for each group of 32.
 
-        None where the format has no groups, or where a value or a scale would not be kept exactly.
+        All dims but the last are flattened to rows, and scales are fp16. Returns None if the format
+        has no such groups, or if an integer or a scale could not be kept exactly.
         """
         return None

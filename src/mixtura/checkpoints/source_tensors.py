@@ -1,4 +1,7 @@
-"""Our decoder's tensors, read from a checkpoint piece by piece."""
+"""Reads the tensors of Mixtura's decoder ("ours") from a checkpoint's tensors ("stored").
+
+A `Piece` pairs a part of a stored tensor with the part of a tensor of ours that it fills.
+"""
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
@@ -20,10 +23,10 @@ def read_weights(
     shapes: Mapping[str, Tensor],
     dtypes: Mapping[str, torch.dtype],
 ) -> dict[str, Tensor]:
-    """Tensors of ours by name, each in its dtype; `shapes` are the model's own, on meta.
+    """Read our tensors by name; `shapes` holds the model's tensors on the device meta.
 
-    A tensor that one stored tensor fills as it is becomes a view of the file; others are put
-    together.
+    `dtypes` gives the dtype of each result. A result is a view of the file if one whole stored
+    tensor of that dtype fills it; otherwise it is assembled from its pieces.
     """
     by_ours = _by_ours(pieces)
     patchwork = Patchwork()
@@ -42,11 +45,12 @@ def dtypes_of(
     dtype: torch.dtype | None,
     gate_dtype: torch.dtype | None,
 ) -> dict[str, torch.dtype]:
-    """The dtype of each tensor of ours.
+    """Choose the dtype of each tensor of ours.
 
-    Parameters get `dtype`, by default the dtype that all of them are stored in; raises
-    CheckpointError where those differ. Gates are never rounded: each gets its stored dtype,
-    promoted to hold `dtype` and `gate_dtype` too. Buffers, such as a choosing bias, keep their own.
+    Parameters other than gates get `dtype`. With `dtype` None they get the dtype that they are
+    stored in; if they are stored in several dtypes, CheckpointError is raised. A gate gets a dtype
+    that holds its stored dtype, `dtype` and `gate_dtype` without rounding. Buffers, such as a
+    choosing bias, get their dtype in `shapes`.
     """
     by_ours = _by_ours(pieces)
     weights = [name for name, like in shapes.items() if _is_weight(like) and name not in gates]
@@ -70,7 +74,7 @@ def _by_ours(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
 
 
 def _common_dtype(source: Source, pieces: Iterable[Piece]) -> torch.dtype:
-    """The dtype of all pieces. Raises CheckpointError naming two that differ."""
+    """The dtype that all pieces are stored in. Raises CheckpointError if their dtypes differ."""
     first: tuple[str, torch.dtype] | None = None
     for piece in pieces:
         found = source.dtype_of(piece.stored)
@@ -104,7 +108,7 @@ def _assembled(
         return patchwork.tensor(tuple(like.shape), dtype, parts)
     whole = torch.empty(like.shape, dtype=dtype)
     for name, parts in groupby(pieces, lambda piece: piece.stored):
-        # Read once for all its parts, since a packed tensor is unpacked at each read.
+        # A stored tensor is read once for all of its pieces, because a read may have to unpack it.
         stored = source.read(name)
         for piece in parts:
             target, part = taken(whole, stored, piece)
@@ -115,7 +119,10 @@ def _assembled(
 def _file_parts(
     source: Source, pieces: list[Piece], like: Tensor, dtype: torch.dtype
 ) -> list[FilePart]:
-    """Where each part of a tensor of ours lies in files; empty if it must be moved or converted."""
+    """List the byte ranges of files that form a tensor of ours.
+
+    The list is empty if a piece would have to be converted or reordered.
+    """
     parts: list[FilePart] = []
     for piece in pieces:
         place = source.place_of(piece.stored)

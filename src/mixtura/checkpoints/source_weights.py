@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face folder or a GGUF file."""
+"""Reads the weights of a Hugging Face folder or a GGUF file, for conversion to other formats."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,12 +20,12 @@ from mixtura.shapes.storage.numbers import Bits
 
 
 class SourceWeights(Weights):
-    """Each tensor is put together from the pieces that the family stores."""
+    """The weights of a checkpoint; each tensor is assembled from its pieces when it is read."""
 
     def __init__(self, source: Source, pieces: Sequence[Piece] | None = None) -> None:
-        """`pieces` are the family's own by default.
+        """`pieces` pair stored tensors with the decoder's; by default they are those of the family.
 
-        Raises ConfigError, by name, for a tensor that the pieces do not fill.
+        Raises ConfigError, naming the tensor, if the pieces do not fill a tensor of the decoder.
         """
         self.family = family_of(source.config)
         self.source, self.path = source, source.path
@@ -59,7 +59,7 @@ class SourceWeights(Weights):
         self._reader.release()
 
     def remarks(self) -> Iterator[str]:
-        """How many stored tensors were carried over exactly, and how many quantised again."""
+        """Report how many stored tensors were copied exactly, and how many were requantised."""
         for kind, count in self._kinds(self._reader.exact).items():
             yield f"{tensors_in_words(count)} of {kind} carried over exactly"
         for bits in (4, 8):
@@ -73,7 +73,10 @@ class SourceWeights(Weights):
             yield f"weights of quant_method {method} were unpacked and quantised again"
 
     def in_memory(self) -> Weights:
-        """Weights as loading holds them: one dtype, except gates. Raises what loading raises."""
+        """Load all weights, in one dtype except for gates.
+
+        Raises ConfigError or CheckpointError, as `load_source` does.
+        """
         loaded = load_source(self.source, wait=False)
         return DecoderWeights(loaded.decoder, self.path, loaded.check)
 

@@ -1,4 +1,4 @@
-"""A folder or a GGUF file as a Source, without reading a tensor or importing torch."""
+"""Opens a Hugging Face folder or a GGUF file, without reading a tensor or importing torch."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mixtura.errors import CheckpointError
 
 
 def open_source(path: Path) -> Source:
-    """Open for reading. Raises CheckpointError for anything else."""
+    """Open a Hugging Face folder or a GGUF file. Raises CheckpointError if `path` is neither."""
     if path.suffix == ".gguf":
         from mixtura.checkpoints.gguf import GGUFSource
 

@@ -1,4 +1,8 @@
-"""What of a checkpoint can be checked: all by digests, experts by older digests, or nothing."""
+"""Builds the check of a checkpoint's weights against the SHA-256 digests in its folder.
+
+The folder may have digests of all tensors (digests.json), digests of the experts alone
+(expert_digests.json, which older versions of Mixtura wrote), or none.
+"""
 
 import hashlib
 from collections import defaultdict
@@ -14,16 +18,16 @@ from mixtura.shapes.families import Piece
 from mixtura.tensor_files.digests import FILE, folder_claims, recorded_digests
 
 OF_EXPERTS = "expert_digests.json"
-"""what older versions wrote, before each tensor had a digest: a SHA-256 of each expert's tensors"""
+"""a file of older versions of Mixtura: one SHA-256 for all tensors of an expert"""
 _EXPERTS = ".experts."
 OfExpert = tuple[Piece, int | None]
-"""a piece, and for a piece that holds all experts the number of one"""
+"""a piece and the index of an expert within it; None for a piece that holds one expert alone"""
 
 
 def check_of(source: Source, pieces: Sequence[Piece], shape: ModelShape) -> Check:
-    """A check of all weights, not yet begun.
+    """Build the check of all weights; the caller begins it.
 
-    Raises CheckpointError where the recorded digests are not of these tensors.
+    Raises CheckpointError if digests are recorded for tensors that the checkpoint does not have.
     """
     roles = shape.roles()
     own = source.own_check(roles)
@@ -50,7 +54,7 @@ def _remedy(file: str) -> str:
 
 
 def _check_of_experts(source: Source, pieces: Sequence[Piece]) -> Check:
-    """By the older digests, of experts alone; a check of nothing where there are none."""
+    """Build the check from expert_digests.json; without that file no weight is checked."""
     path = source.path / OF_EXPERTS
     try:
         recorded = read_object(path, CheckpointError, MOST_BYTES_LISTED).get("sha256")
@@ -75,7 +79,7 @@ def _check_of_experts(source: Source, pieces: Sequence[Piece]) -> Check:
 
 
 def _of_experts(piece: Piece) -> Iterator[tuple[str, OfExpert]]:
-    """Each expert in a piece, by name; empty for a piece without experts."""
+    """Yield the name and the place of each expert in a piece that holds experts."""
     layer, experts, _ = piece.ours.partition(_EXPERTS)
     if not experts:
         return
@@ -88,7 +92,7 @@ def _of_experts(piece: Piece) -> Iterator[tuple[str, OfExpert]]:
 
 
 def _digest(source: Source, held: Sequence[OfExpert]) -> str:
-    """Of the digests of its stored tensors, in the order of our names for them."""
+    """The SHA-256 of lines `NAME DIGEST`, one for each tensor of an expert, sorted by name."""
     import torch
 
     hashes: dict[str, hashlib._Hash] = {}

@@ -1,4 +1,4 @@
-"""One reader of weights for each kind of model."""
+"""Opens the weights of any model for conversion, with one reader for each kind of model."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,20 +29,21 @@ from mixtura.tokenizers import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class OpenWeights:
-    """A model, open for a writer; no weight was read yet."""
+    """The weights and the tokenizer of a model that is to be converted."""
 
     weights: Weights
     family: Family | None
-    """the family of a checkpoint; None for a run, and for a folder packed from one"""
+    """the family of a checkpoint; None for a run, and for a folder packed from a run"""
     tokenizer: Tokenizer | DataError
-    """or the reason why there is none"""
+    """the tokenizer, or the error that says why there is none"""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """stored tensors that the family leaves out, by name, and what each is"""
+    """for each stored tensor that the model does not use, by name, a description"""
 
     def family_for(self, named: str | None, among: Iterable[str] = FAMILIES) -> Family:
-        """The named family, else the model's own, else the first whose config can state the model.
+        """Return the family to write the model as.
 
-        Raises ConfigError where none can.
+        This is the family `named`, else the model's own family, else the first family of `among`
+        whose config can express the model. Raises ConfigError if there is none.
         """
         try:
             if named is not None:
@@ -52,14 +53,17 @@ class OpenWeights:
             raise ConfigError(f"{self.weights.path}: {error}") from error
 
     def needed_tokenizer(self) -> Tokenizer:
-        """Raises DataError where there is none."""
+        """The tokenizer. Raises DataError if there is none."""
         if isinstance(self.tokenizer, DataError):
             raise self.tokenizer
         return self.tokenizer
 
 
 def open_weights(path: Path) -> OpenWeights:
-    """Raises CheckpointError, ConfigError or DataError, by name, for what cannot be used."""
+    """Open the model at `path`.
+
+    Raises CheckpointError, ConfigError or DataError if the model cannot be used.
+    """
     match what_is(path):
         case "packed":
             return _of_packed(path)
@@ -70,7 +74,10 @@ def open_weights(path: Path) -> OpenWeights:
 
 
 def source_of(weights: Weights, family: Family) -> Source:
-    """The tensors of the model's checkpoint in that family; its own source where it has one."""
+    """Present the weights as a checkpoint of `family`.
+
+    This is the checkpoint that the weights are read from, if it is of that family.
+    """
     if isinstance(weights, SourceWeights) and weights.family.model_type == family.model_type:
         return weights.source
     return FamilySource(weights.in_memory(), family)
@@ -96,7 +103,8 @@ def _of_run(path: Path) -> OpenWeights:
 def _of_source(path: Path) -> OpenWeights:
     source = open_source(path)
     family = family_of(source.config)
-    # `SourceWeights` lists every piece, and a config may describe more than the files hold.
+    # Checked first: `SourceWeights` lists every piece of the config, and a damaged config may
+    # describe far more layers than the files hold.
     left_out = check_tensors(source, family, family.pieces(decoder_config(family, source)))
     weights = SourceWeights(source)
     try:

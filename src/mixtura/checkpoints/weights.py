@@ -1,6 +1,6 @@
-"""A decoder's weights under our names: what every reader returns and every writer takes.
+"""`Weights`: the interface through which writers of model files read a decoder's weights.
 
-E experts; of any matrix N rows and K columns.
+Tensors have the names of Mixtura's decoder. N rows and K columns of a matrix.
 """
 
 from abc import ABC, abstractmethod
@@ -21,79 +21,80 @@ from mixtura.shapes.storage.numbers import GROUP, Bits
 
 
 class Weights(ABC):
-    """The weights of one model; each is read when a method returns it.
+    """The weights of one model; a tensor is read when a method returns it.
 
-    `expert` selects one expert's part of a stack: index `expert` of the first dim.
+    `expert` selects one expert of a tensor that stacks experts: index `expert` of its first dim.
     """
 
     path: Path
-    """the file or folder, for error messages"""
+    """the file or folder that error messages name"""
     config: DecoderConfig
 
     @property
     def check(self) -> Check:
-        """A check of all weights by their digests, which a writer begins and finishes."""
+        """The comparison of all weights with their digests; a writer has to begin and finish it."""
         return Check()
 
     @cached_property
     def blueprint(self) -> Decoder:
-        """The decoder, without weights."""
+        """The decoder, with its parameters on the device meta."""
         with without_weights():
             return self.config.build()
 
     @cached_property
     def like(self) -> Mapping[str, Tensor]:
-        """Every tensor of the model by name, on the device "meta"."""
+        """Every tensor of the model by name, on the device meta, and thus without values."""
         return self.blueprint.state_dict(keep_vars=True)
 
     @abstractmethod
     def tensor(self, name: str, expert: int | None = None) -> Tensor:
-        """One tensor, in the dtype `dtype_of`; a view of the file where possible."""
+        """Read a tensor in the dtype `dtype_of(name)`, as a view of the file if possible."""
 
     @abstractmethod
     def dtype_of(self, name: str) -> torch.dtype:
-        """The dtype that `tensor` will have, before it is read."""
+        """The dtype of the tensor that `tensor` returns."""
 
     def stored_as(self, name: str) -> str:
         """The stored format of a tensor, such as "BF16" or "Q4_0"."""
         return spelt(self.dtype_of(name))
 
     def groups(self, name: str, expert: int | None = None) -> Groups | None:
-        """The stored groups of 32 of a matrix's rows, or of a stack of matrices.
+        """Read a matrix, or a stack of matrices, as the quantised groups that are stored.
 
-        None for a tensor that is not stored in groups.
+        A group is 32 weights of a row that share a scale. Returns None for a tensor that is not
+        stored in groups.
         """
         return None
 
     def stored_bits(self, names: Iterable[str]) -> Bits:
-        """The fewest bits of groups that keep the stored precision of all these, at most 8."""
+        """The fewest bits, 4 or 8, with which groups keep the stored precision of all `names`."""
         return 8
 
     def matrix(self, name: str, bits: Bits, expert: int | None = None) -> Groups:
-        """A matrix in groups, for packing; each row is padded with zeros to whole groups.
+        """Read a matrix as groups to be packed; each row is padded with zeros to a multiple of 32.
 
-        Stored groups of at most `bits` are kept exactly; all else is quantised. Raises ConfigError,
-        by name, for what cannot be quantised.
+        A subclass may keep stored groups of at most `bits` bits; all other weights are quantised.
+        Raises ConfigError, naming the matrix, for weights that cannot be quantised.
         """
         w_NK = self.tensor(name, expert)
         padded_NK = F.pad(w_NK, (0, -w_NK.shape[-1] % GROUP))
         named = f"{self.path}: {name}"
         return quantise(padded_NK, bits, named if expert is None else f"{named}[{expert}]")
 
-    def release(self) -> None:  # noqa: B027, as most keep nothing
-        """Free what reading the last tensor has kept for the next."""
+    def release(self) -> None:  # noqa: B027, as most subclasses keep nothing
+        """Free memory that was kept between reads, such as an unpacked stack of experts."""
 
     def remarks(self) -> Iterator[str]:
-        """Lines for the user about the matrices read so far, such as which were rounded twice."""
+        """Lines for the user about the matrices read so far, such as how many were requantised."""
         return iter(())
 
     def in_memory(self) -> "Weights":
-        """Plain tensors, put together once; `self` where tensors are cheap to read."""
+        """The same weights, unpacked in memory; `self` if reading a tensor is cheap."""
         return self
 
 
 class DecoderWeights(Weights):
-    """The weights of a decoder in memory: a run's, or a loaded model's."""
+    """The weights of a decoder in memory, from a run or a loaded checkpoint."""
 
     def __init__(self, decoder: Decoder, path: Path, check: Check | None = None) -> None:
         self.path, self.config = path, decoder.config

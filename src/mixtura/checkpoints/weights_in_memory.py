@@ -1,4 +1,4 @@
-"""Whether a model's weights fit into free memory, before any is read."""
+"""Checks that a model's weights fit into the free memory, before they are read."""
 
 from collections.abc import Iterator
 from itertools import takewhile
@@ -18,7 +18,10 @@ _BITS: tuple[Bits, ...] = (8, 4)
 
 
 def check_weights_fit(source: Source, dtype: torch.dtype | None) -> None:
-    """Raises ConfigError for weights that do not fit, with another way to run the model."""
+    """Raise ConfigError if the weights do not fit into the free memory.
+
+    The message proposes a way to run the model in less memory.
+    """
     free = free_bytes()
     needed = weight_bytes(source, dtype)
     if free is None or needed <= free:
@@ -30,7 +33,7 @@ def check_weights_fit(source: Source, dtype: torch.dtype | None) -> None:
 
 
 def weight_bytes(source: Source, dtype: torch.dtype | None) -> int:
-    """Bytes of all weights that the decoder holds, in `dtype` or the dtype that `read` returns."""
+    """Bytes of the decoder's weights in `dtype`; with None, in the dtypes that `read` returns."""
     return sum(
         source.tensors[name].parameters * (dtype or source.dtype_of(name)).itemsize
         for name in {piece.stored for piece in _used(source)}
@@ -38,9 +41,9 @@ def weight_bytes(source: Source, dtype: torch.dtype | None) -> int:
 
 
 def packed_bytes(source: Source, bits: Bits | None) -> int | None:
-    """Bytes of the tensors in the file that packing would write; `bits` None keeps stored bits.
+    """Bytes that the tensors would take after packing; `bits` None keeps the stored precision.
 
-    None where the model cannot be packed, or tensors are missing.
+    Returns None if the model cannot be packed, or if tensors are missing.
     """
     config = decoder_config(family_of(source.config), source)
     reader = GroupReader(source, _used(source))
@@ -55,12 +58,13 @@ def packed_bytes(source: Source, bits: Bits | None) -> int | None:
 
 
 def _smaller_ways(source: Source, dtype: torch.dtype | None) -> Iterator[tuple[str, int]]:
-    """Other ways to run the model, and the bytes of each; the nearest to this call first."""
+    """Yield other ways to run the model, in order of preference, and the bytes of each."""
     if source.path.suffix == ".gguf" and dtype is not None:
         size = packed_bytes(source, None)
         if size is not None:
             yield "without --dtype it runs from packed weights", size
-    # A gate that is stored in fp32 beside other weights stays in fp32.
+    # A bf16 model with fp32 gates takes slightly more than `in_bf16` bytes. The factor 0.75 keeps
+    # bfloat16 from being proposed for a model that is in bf16 already.
     in_bf16 = weight_bytes(source, torch.bfloat16)
     if in_bf16 < 0.75 * weight_bytes(source, dtype):
         yield "compute with --dtype bfloat16", in_bf16
@@ -80,7 +84,7 @@ def _remedy(ways: list[tuple[str, int]], free: int) -> str:
 
 
 def _used(source: Source) -> list[Piece]:
-    """The pieces that the decoder takes, up to the first missing one, which loading reports."""
+    """The pieces of the model, up to the first missing tensor; loading reports missing tensors."""
     family = family_of(source.config)
     pieces = family.pieces(decoder_config(family, source))
     return list(takewhile(lambda piece: piece.stored in source.tensors, pieces))

@@ -1,7 +1,7 @@
-"""The command line, a translator: each command parses, calls one library function and prints.
+"""The command line. Each command parses its arguments, calls one library function and prints.
 
-Each command has one file, and one line in `app.py`. No module imports torch before a command uses
-it, so that `--help`, `--version` and most mistakes answer at once.
+Each command has one file, and its name is listed in `app.py`. No module imports torch before a
+command needs it, so `--help`, `--version` and most error messages appear at once.
 """
 
 import os
@@ -10,8 +10,8 @@ from mixtura.cli.startup import without_collection
 
 
 def main() -> None:
-    """Run the command line of this process, and exit."""
-    # Pydantic's search for plugins reads the entry points of every installed package.
+    """Run the command with this process's arguments, and exit."""
+    # Pydantic would otherwise read the entry points of every installed package to find plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     with without_collection():
         from mixtura.cli.app import main as run

@@ -1,4 +1,4 @@
-"""A model's text and its figures, for people and for programs."""
+"""Prints a model's text, remarks and measurements, and makes the data of `--json`."""
 
 import sys
 from collections.abc import Iterable
@@ -21,23 +21,26 @@ _ENDINGS: "dict[FinishReason, str]" = {
 
 
 def show(pieces: Iterable[str]) -> None:
-    """Print a model's text as it comes, until it ends or Ctrl-C stops it, then a line break.
+    """Print a model's text piece by piece until it ends or Ctrl-C is pressed, then a line break.
 
-    On a terminal, control characters are printed as their pictures.
+    On a terminal, a control character is printed as its Unicode symbol, such as U+241B for escape.
     """
-    # A model may write any character.
+    # A model may generate control characters, which would move a terminal's cursor.
     shown = visible if sys.stdout.isatty() else str
     try:
         listen(_printed(shown(piece)) for piece in pieces)
     except MixturaError:
-        # The error gets a line of its own.
+        # After this line break the error message begins a new line.
         print(flush=True)
         raise
     print(flush=True)
 
 
 def listen(pieces: Iterable[object]) -> None:
-    """Exhaust a stream; Ctrl-C ends it early, and its result then states that."""
+    """Iterate over a stream until it ends or Ctrl-C is pressed.
+
+    After Ctrl-C the stream's result has the finish reason "interrupted".
+    """
     try:
         for _ in pieces:
             pass
@@ -50,12 +53,15 @@ def _printed(piece: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a remark on stderr, apart from the output."""
+    """Print a remark in brackets on stderr, so that stdout has only the command's output."""
     print(visible_line(f"[{text}]"), file=sys.stderr, flush=True)
 
 
 def summary(result: "Generation", stop: str = "a stop text ended it") -> str:
-    """Tokens, speed, and the reason of the end; `stop` is the reason for a stop text."""
+    """The number of tokens, the speed, and the reason why the answer ended, in one line.
+
+    `stop` is the wording of the reason if a stop text ended the answer.
+    """
     count, first = plural(len(result.tokens), "token"), result.prefill_seconds
     speed = f"first after {first:.2f} s, then {result.tokens_per_second:.1f} tokens/s"
     ending = stop if result.finish == "stop" else _ENDINGS[result.finish]
@@ -67,9 +73,9 @@ def plural(count: int, noun: str) -> str:
 
 
 def as_data(result: "Generation", tokenizer: "Tokenizer") -> dict[str, Any]:
-    """The result for --json, with the figures that follow from it.
+    """The result as a dictionary for --json, with the seconds and the tokens per second added.
 
-    Each log probability has its token's text beside it.
+    Each entry of "logprobs" gets a key "text", which holds its token as text.
     """
     held = asdict(result)
     if result.logprobs is None:

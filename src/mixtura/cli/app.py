@@ -1,4 +1,4 @@
-"""The command `mixtura`: its list of commands, and the end of every error."""
+"""The command `mixtura`: the list of its subcommands, and the handling of every error."""
 
 import os
 import sys
@@ -14,13 +14,13 @@ from mixtura.cli.startup import without_collection
 from mixtura.cli.streams import open_closed_streams
 from mixtura.errors import MixturaError, memory_ran_out
 
-# Each is a function, or a group of commands, in the module of its name.
+# A command is a function, and a group is a `typer.Typer`, in the module of `cli/` with its name.
 COMMANDS = ("demo", "train", "generate", "chat", "report", "inspect", "convert", "pack", "trace")
 GROUPS = ("bench", "models")
 
 
 def app(names: Sequence[str] = (*COMMANDS, *GROUPS)) -> typer.Typer:
-    """The command line with these commands; only their modules are imported."""
+    """The Typer application with the commands `names`; no other command is imported."""
     built = typer.Typer(
         # Plain help wraps well at any width, keeps the line breaks of examples, and has no colours.
         rich_markup_mode=None,
@@ -38,14 +38,14 @@ def app(names: Sequence[str] = (*COMMANDS, *GROUPS)) -> typer.Typer:
 
 
 def command(name: str) -> Callable[..., Any]:
-    """The function of a command."""
+    """Import the module of the command `name`, and return the function that runs it."""
     return getattr(import_module(f"mixtura.cli.{name}"), name)
 
 
 def _needed(arguments: Sequence[str]) -> Sequence[str]:
-    """The requested command only: importing all of them takes a fifth of a second.
+    """The commands to import: only the requested one, since importing all of them takes 0.2 s.
 
-    All commands where none is requested, for help, and for a shell that completes.
+    Help and shell completion need all commands; `--version` needs none.
     """
     known = (*COMMANDS, *GROUPS)
     if not arguments or "_MIXTURA_COMPLETE" in os.environ:
@@ -65,14 +65,14 @@ def _show_version(requested: bool) -> None:
 
 def mixtura(
     context: typer.Context,
-    version: Annotated[  # noqa: ARG001, its callback has done it
+    version: Annotated[  # noqa: ARG001, the option's callback prints the version
         bool,
         typer.Option(
             "--version", help="Say which version this is.", callback=_show_version, is_eager=True
         ),
     ] = False,
 ) -> None:
-    """Train sparse Mixture-of-Experts models, talk to them, and look inside.
+    """Train sparse Mixture-of-Experts models, talk to them, and inspect them.
 
     \b
       mixtura demo
@@ -90,35 +90,35 @@ def mixtura(
       mixtura trace runs/first --text corpus --out first.parquet
 
     'mixtura COMMAND --help' explains a command, with examples. With --json the last line of the
-    output is one JSON object. A mistake of yours is one line on stderr and exit status 2.
+    output is one JSON object. A mistake in the input gives one line on stderr and exit status 2.
     """
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
 def main() -> None:
-    """Run the command line of this process, and exit."""
+    """Run the command with this process's arguments, and exit."""
     open_closed_streams()
     status = run(sys.argv[1:])
-    # CPython ends `python -m mixtura` by SIGINT, whatever the status, after a Ctrl-C inside code
-    # that was executed from a string, even if it was caught. Dataclasses and namedtuples, and so
-    # lazy imports, execute such code. Another string that is executed clears this state.
+    # If Ctrl-C interrupted an `exec` of a string, CPython later ends `python -m mixtura` by SIGINT,
+    # even if KeyboardInterrupt was caught; importing a dataclass or a namedtuple calls such an
+    # `exec`. Another `exec` clears this state, so that the process ends with `status`.
     exec("")
     sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command, print an error that a user can mend, and return the exit status."""
+    """Run one command, print an error that the user can correct, and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        # A character that the terminal lacks is replaced, not an error.
+        # A character that the stream's encoding lacks is printed as "?", and raises no error.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         with without_collection():
-            # It imports the commands' modules.
+            # `app` imports the modules of the commands.
             built = app(_needed(arguments))
         status = built(list(arguments), prog_name="mixtura", standalone_mode=False)
-        # A full disk behind standard output shows here.
+        # If standard output is a file on a full disk, this flush raises OSError.
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED

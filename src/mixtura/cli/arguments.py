@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Arguments and options that several commands share, and the checks of RUN and MODEL."""
 
 import difflib
 from pathlib import Path
@@ -51,7 +51,7 @@ KV = Annotated[
 
 
 def check_run(run: Path) -> None:
-    """Raises CheckpointError, before torch is loaded, where RUN is no folder."""
+    """Raise CheckpointError if RUN is not a folder; the check does not need torch."""
     if not run.is_dir():
         raise CheckpointError(
             f"{run}: no such run folder; give the folder that 'mixtura train' wrote"
@@ -59,7 +59,7 @@ def check_run(run: Path) -> None:
 
 
 def check_model(model: str) -> None:
-    """Raises CheckpointError, before torch is loaded, where MODEL does not exist."""
+    """Raise CheckpointError if MODEL does not exist; the check does not need torch."""
     if is_named(model):
         pulled_path(model)
     elif not Path(model).exists() and not is_hub_id(model):

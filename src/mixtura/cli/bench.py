@@ -65,11 +65,12 @@ def quality(
     verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
-    """Perplexity and bits per byte on real text in bf16, in 8 bits and in 4 bits.
+    """Measure perplexity and bits per byte on real text with weights of 16, 8 and 4 bits.
 
     The model is packed into a temporary folder, and every version reads the same windows of text.
-    'weights alone' is the plain model with rounded weights; prefill and decode are the packed one,
-    in the arithmetic of reading a prompt and of writing token after token.
+    A row 'weights alone' measures the unpacked model with rounded weights. The rows 'prefill' and
+    'decode' measure the packed model, once in the arithmetic with which it reads a prompt, and once
+    in the arithmetic with which it generates tokens.
 
     \b
       mixtura bench quality runs/first

@@ -1,4 +1,4 @@
-"""`mixtura bench eval`: what a model can do, task by task."""
+"""`mixtura bench eval`: the results of a model on tasks."""
 
 import json
 import os
@@ -52,10 +52,12 @@ def evaluate(
 ) -> None:
     """Evaluate a model on tasks, with standard errors.
 
-    The three tasks of 'mixtura' need nothing but Python's standard library: the last word of a
-    docstring's sentence among four, a number that was stated before some text, and a passage that
-    stands there twice. All others are lm-evaluation-harness's, by its names; the extra 'eval'
-    brings it, and it fetches its data sets from the hub. What texts share is read once.
+    The task name 'mixtura' runs three tasks on text of Python's standard library, without a
+    download. mixtura_cloze: choose the last word of a sentence among four words. mixtura_recall:
+    repeat a number that was stated before a passage of text. mixtura_copy: complete a passage that
+    the text already holds once. Every other name is a task of lm-evaluation-harness. The extra
+    'eval' installs the harness, which fetches its data sets from the hub. Texts that begin with
+    the same tokens share the computation of that beginning.
 
     \b
       mixtura bench eval runs/first

@@ -1,4 +1,4 @@
-"""`mixtura chat`: a conversation, turn by turn."""
+"""`mixtura chat`: a conversation with a model."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,21 +67,21 @@ def chat(
     """Talk with a trained model, turn by turn.
 
     The models that Mixtura trains are base models: they continue text, and were trained neither on
-    questions nor on roles. So a chat is one growing text: what you type, a line break, what the
-    model goes on to write until it writes a blank line, ends its document or reaches --max-tokens,
-    then a blank line and your next turn. A model that came with a chat template is talked with in
-    its roles instead, and ends its turn by itself. When the context is full, the oldest turns are
-    forgotten whole, and a line says so. After each answer a line says when its first token came,
-    and how fast the others did.
+    questions nor on roles. A chat with a base model is one growing text: your turn, a line break,
+    the model's answer, a blank line, your next turn. An answer ends when the model writes a blank
+    line, ends its document, or reaches --max-tokens. A model with a chat template gets your turns
+    in that template's roles instead, and ends its answers by itself. When the context is full, the
+    oldest turns are forgotten whole, and a line says so. After each answer, a line gives the time
+    to the first token and the speed of the other tokens.
 
-    /system TEXT sets the system message of a model with roles, /regenerate answers once more, /save
-    FILE and /load FILE keep a chat, /reset forgets everything, /quit leaves, /help lists these.
-    Ctrl-C stops an answer, which stays as far as it went; at the prompt it leaves, as does Ctrl-D.
-    A line that ends with a backslash goes on in the next one; \"\"\" begins lines that end with
-    another.
+    /system TEXT sets the system message of a model with roles. /regenerate answers the last turn
+    again. /save FILE and /load FILE store and restore a chat. /reset forgets all turns, /quit
+    leaves, and /help lists these commands. Ctrl-C stops an answer and keeps the part that was
+    written; at the prompt, Ctrl-C or Ctrl-D leaves. A line that ends with a backslash continues on
+    the next line. \"\"\" begins a text of several lines, and a second \"\"\" ends it.
 
-    What is typed on a terminal is kept for its line editor, up to 1000 lines that you alone can
-    read, in the user's state folder (or MIXTURA_STATE).
+    Your lines on a terminal are stored for the arrow keys of later chats: the newest 1000 lines, in
+    a file that only you can read, in the user's state folder (or in the folder MIXTURA_STATE).
 
     \b
       mixtura chat runs/first

@@ -1,4 +1,4 @@
-"""One chat: its turns, and the commands that begin with a slash."""
+"""A chat session: the user's turns, and the commands that begin with a slash."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ lines that end with {QUOTES}."""
 
 
 class Session:
-    """Turns of a conversation, read from `editor` until the user leaves."""
+    """Reads turns from `editor`, and prints the model's answers, until the user leaves."""
 
     def __init__(self, conversation: "Conversation", editor: LineEditor, model: str) -> None:
         self._conversation, self._editor, self._model = conversation, editor, model
@@ -39,7 +39,7 @@ class Session:
         }
 
     def turns(self) -> "Iterator[Turn]":
-        """Each turn, after its answer has been shown."""
+        """Yield each turn after its answer has been printed."""
         while (said := self._editor.said()) is not None:
             if said == "/quit":
                 return
@@ -51,7 +51,7 @@ class Session:
         try:
             if name in self._commands:
                 yield from self._commands[name](text.strip())
-            # Other text, such as a path, may begin with a slash.
+            # A lone unknown "/word" is refused, but "/usr is a folder" is a turn like any other.
             elif found and not text:
                 known = ", ".join(f"/{one}" for one in (*self._commands, "quit"))
                 note(f"{said} is no command; there are {known}")

@@ -1,7 +1,8 @@
-"""Completions of a MODEL, a RECIPE or a NAME in a shell.
+"""Shell completion of the arguments MODEL, RECIPE and NAME.
 
-Typer prints the results. A shell completes paths by itself only where there is no result, so paths
-stand beside the names. No function here loads torch or prints.
+Typer prints the lists that these functions return. A shell completes paths by itself only if the
+list is empty, so a list of names also has the matching paths. No function here loads torch or
+prints.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,12 +12,12 @@ from mixtura.errors import MixturaError
 
 
 def models(incomplete: str) -> list[str]:
-    """Pulled models and paths."""
+    """Names of pulled models, and paths."""
     return _with_paths(_pulled, incomplete)
 
 
 def models_and_shapes(incomplete: str) -> list[str]:
-    """Arguments of `inspect`: pulled models, known shapes, recipes and paths."""
+    """Arguments of `mixtura inspect`: pulled models, published shapes, recipes and paths."""
     return _with_paths(lambda: [*_pulled(), *_shapes(), *_recipes()], incomplete)
 
 
@@ -26,14 +27,14 @@ def recipes(incomplete: str) -> list[str]:
 
 
 def names_to_pull(incomplete: str) -> list[str]:
-    """The models that have a name."""
+    """The model names that `mixtura models pull` accepts."""
     from mixtura.checkpoints.pulled_models import NAMED
 
     return _begun(lambda: NAMED, incomplete)
 
 
 def kept_names(incomplete: str) -> list[str]:
-    """Arguments of `models remove`."""
+    """Arguments of `mixtura models remove`: the names of models in the caches."""
     return _begun(_kept, incomplete)
 
 
@@ -65,18 +66,18 @@ def _begun(names: Callable[[], Iterable[str]], incomplete: str) -> list[str]:
     try:
         return [name for name in names() if name.startswith(incomplete)]
     except (MixturaError, OSError):
-        # The command itself reports the error.
+        # The command itself reports this error when it runs.
         return []
 
 
 def _with_paths(names: Callable[[], Iterable[str]], incomplete: str) -> list[str]:
     begun = _begun(names, incomplete)
-    # Without a name the shell's own completion of paths is better.
+    # An empty list makes the shell complete paths by itself, which it does better.
     return [*begun, *_paths(incomplete)] if begun else []
 
 
 def _paths(incomplete: str) -> list[str]:
-    """Paths of the working folder that begin with `incomplete`."""
+    """Names in the working folder that begin with `incomplete`, without hidden ones."""
     shown = (path for path in Path().iterdir() if not path.name.startswith("."))
     begun = (path for path in shown if path.name.startswith(incomplete))
     return sorted(f"{path}/" if path.is_dir() else str(path) for path in begun)

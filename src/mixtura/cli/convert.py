@@ -1,4 +1,4 @@
-"""`mixtura convert`: a model in another layout."""
+"""`mixtura convert`: writes a model in another checkpoint layout."""
 
 import json
 from functools import partial
@@ -65,13 +65,14 @@ def convert(
     verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as a folder that transformers and vLLM load, or as a file of llama.cpp's.
+    """Write a model as a folder for transformers and vLLM, or as a GGUF file for llama.cpp.
 
-    A folder has config, weights and tokenizer in the family's own layout, and a digest for each
-    tensor, which Mixtura checks when it loads them again. A GGUF file has them all in one; q8_0 is
-    nearest to the original at half the size of bf16, q4_0 is a quarter. Where there are no words
-    for something that the model does, the key is named and nothing is written. OUT appears whole or
-    not at all.
+    A folder has the config, the weights and the tokenizer in the family's own layout. It also has a
+    digest of each tensor, which Mixtura checks when it loads the folder. A GGUF file has config,
+    weights and tokenizer in one file; q8_0 takes about half the bytes of bf16 and is close to the
+    original, q4_0 takes about a quarter. If the layout cannot express something that the model
+    computes, the error names the config's key, and nothing is written. OUT appears whole or not at
+    all.
 
     \b
       mixtura convert runs/first first-hf --to hf
@@ -95,7 +96,7 @@ def convert(
 
 
 def _check_options(to: str, dtype: str | None, shard_gb: float, kind: str | None) -> None:
-    """Raises ConfigError for an option of the other layout."""
+    """Raise ConfigError for an option that applies only to the other layout."""
     if to == "gguf" and dtype is not None:
         raise ConfigError(f"--dtype {dtype} is for --to hf; say what to store with --type")
     if to == "gguf" and shard_gb != _SHARD_GB:

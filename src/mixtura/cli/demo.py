@@ -1,4 +1,4 @@
-"""`mixtura demo`: the point of an MoE, on the text that every user already has."""
+"""`mixtura demo`: compares an MoE with its dense twin on the text of Python's library."""
 
 import json
 from pathlib import Path
@@ -34,11 +34,11 @@ def demo(
 ) -> None:
     """Train a small MoE and its dense twin on Python's own standard library, and compare.
 
-    Both have the same active compute for each token, and see the same tokens in the same order,
-    one step each in turn. It takes at most six minutes, works offline, and ends with a table, some
-    generated code, and a report to open in a browser. Where other work slows the machine meanwhile
-    both twins take fewer steps, and the last line says how many were cut; --resume goes on with as
-    many as were planned by then.
+    Both models have the same active compute per token and read the same tokens in the same order.
+    Their training steps alternate. The demo takes at most six minutes, works offline, and ends with
+    a table, some generated code, and a report for a browser. If other programs slow the machine
+    down, both models take fewer steps, and the last line says how many steps were cut. --resume
+    continues an interrupted demo with the number of steps that was planned when it stopped.
 
     \b
       mixtura demo

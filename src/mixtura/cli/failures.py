@@ -1,4 +1,4 @@
-"""Errors as one line on stderr and an exit status."""
+"""Prints an error as one line on stderr, and returns its exit status."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from mixtura.terminal_text import one_line
 MISTAKE = 2
 INTERRUPTED = 130
 TRACEBACK = "MIXTURA_TRACEBACK"
-"""the environment variable that adds a traceback to an error"""
+"""the environment variable that adds a traceback to an error's line"""
 
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another place",
@@ -25,21 +25,21 @@ _REMEDIES = {
 
 
 def status_of(error: MixturaError | OSError) -> int:
-    """Print an error that a user can mend, and return its exit status."""
+    """Print an error that the user can correct, and return its exit status."""
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
     if isinstance(error, MixturaError):
         return mistake(str(error))
     _settle_output()
     if isinstance(error, BrokenPipeError):
-        # The reader of the output has closed it, as in `mixtura generate ... | head`. Typer, which
-        # meets this error first in most cases, exits with the same status.
+        # The program that reads our output closed the pipe, as in `mixtura generate ... | head`.
+        # Typer catches this error first in most cases, and also exits with status 1.
         return 1
     return mistake(_describe(error))
 
 
 def mistake(message: str) -> int:
-    """Print an error in one line, and return the exit status of a mistake."""
+    """Print an error in one line, and return the exit status 2."""
     print(one_line(f"mixtura: {message}"), file=sys.stderr)
     return MISTAKE
 
@@ -51,7 +51,7 @@ def _describe(error: OSError) -> str:
 
 
 def _settle_output() -> None:
-    """Drop what standard output refuses; otherwise Python fails at it again on exit."""
+    """Discard output that cannot be written, so that Python's flush at exit does not fail too."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""`mixtura generate`: continue a prompt, or many."""
+"""`mixtura generate`: continues one prompt, or many."""
 
 import json
 import sys
@@ -67,22 +67,24 @@ def generate(
     verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a prompt with a trained model, streaming; or many, as JSON lines.
+    """Continue one prompt as streamed text, or many prompts as JSON lines.
 
-    The model's text goes to standard output, and a line about it to stderr: how many tokens, when
-    the first one came, how fast the others did, why it ended, and the seed that gives the same text
-    again. It ends where the model ends its document, before a --stop, after --max-tokens, or where
-    the context is full.
+    The model's text goes to standard output. A line on stderr gives the number of tokens, the time
+    to the first token, the speed of the others, the reason of the end, and the seed, with which the
+    same text can be generated again. The text ends where the model ends its document, before a
+    --stop text, after --max-tokens, or when the context is full.
 
-    Options that you leave out are the model's own where it came with a generation_config.json, and
-    a line says which. In this order: the bias is added, penalties are taken off, the temperature
-    divides, then top-k, top-p and min-p leave tokens out. Log probabilities are the model's own,
-    before any of these.
+    If the model has a generation_config.json, options that you leave out take their values from
+    this file, and a line on stderr lists these values. Each logit is changed in this order: the
+    bias is added, the penalties are applied, and the result is divided by the temperature. Then
+    top-k, top-p and min-p exclude tokens. Log probabilities are those of the model, before all of
+    these changes.
 
-    With --prompts each answer is one JSON object a line, as it ends, or in the order of the prompts
-    in --out. A line of the file may state: prompt, id, max_tokens, stop, logprobs, temperature,
-    top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, logit_bias, seed.
-    The seed of prompt n, from 0 on, is --seed and n where its line states none.
+    With --prompts each answer is one line with a JSON object. Standard output gets an answer as
+    soon as it ends; the file --out has the answers in the order of the prompts. A JSON line of the
+    prompts may have the keys prompt, id, max_tokens, stop, logprobs, temperature, top_k, top_p,
+    min_p, repetition_penalty, frequency_penalty, presence_penalty, logit_bias and seed. Prompt n,
+    counted from 0, has the seed '--seed plus n' unless its line has a seed.
 
     \b
       mixtura generate runs/first --prompt "def main():"
@@ -152,7 +154,7 @@ def _check_together(
     *,
     as_json: bool,
 ) -> None:
-    """Raises ConfigError for options that contradict each other."""
+    """Raise ConfigError for options that contradict each other."""
     if prompt is not None and prompts is not None:
         raise ConfigError("--prompt and --prompts exclude each other; put the one into the file")
     if out is not None and prompts is None:

@@ -1,4 +1,4 @@
-"""`mixtura inspect`: what is in a model."""
+"""`mixtura inspect`: shows a model's shape, parameters and tensors."""
 
 import json
 from collections.abc import Sequence
@@ -33,17 +33,19 @@ def inspect(
     verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is in a model. Weights are read only of a packed model, or to --verify.
+    """Show a model's shape, parameters and stored tensors.
 
-    It shows the family and shape, the parameters (all of them, and those that one token uses), and
-    every stored tensor. A tensor that is missing, misshapen or unexpected is refused by name, as it
-    would be on loading. For a known name, such as mixtral-8x7b, it shows only the shape.
+    The output gives the family, the shape, the numbers of all and of active parameters, and every
+    stored tensor. A tensor that is missing, unexpected or of a wrong shape is an error that names
+    it, as on loading. A published shape, such as mixtral-8x7b, has no stored tensors to show.
+    Weights are read only for a packed model, or with --verify.
 
-    Active parameters come in two conventions: A counts every weight that one token uses, B leaves
-    out an input embedding that is not also the head.
+    Active parameters are counted by two conventions. A counts every weight that one token uses. B
+    does not count the input embedding, unless the head uses the same weights.
 
-    For a recipe, by its file or its name, it shows the model to be trained, the tokens of the run,
-    and the bytes of weights and of the optimizer's state. 'mixtura train' checks the rest.
+    For a recipe, given by its file or its name, the output gives the model to be trained, the
+    number of tokens of the run, and the bytes of the weights and of the optimizer's state. Keys of
+    routing and balancing are checked only by 'mixtura train'.
 
     \b
       mixtura inspect runs/first

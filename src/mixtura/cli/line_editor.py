@@ -1,4 +1,4 @@
-"""The input of a chat: single lines, texts of several lines, and a history."""
+"""Reads the user's input of a chat, and keeps a history of its lines."""
 
 import os
 import sys
@@ -16,20 +16,21 @@ _MOST_BYTES = 2**20
 
 
 class LineEditor:
-    """Reads the user's turns; on a terminal with line editing and, if `keeps`, a history."""
+    """Reads the user's turns; a terminal gets line editing and, with `keeps`, a history."""
 
     def __init__(self, *, keeps: bool = True) -> None:
-        # The tokenizer refuses bytes that are no text, for one turn; Python would end the chat.
+        # Bytes that are not valid UTF-8 become surrogates, and the tokenizer refuses only that
+        # turn. Without this setting `input` would raise UnicodeDecodeError and end the chat.
         if isinstance(sys.stdin, TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")
         self._interactive = sys.stdin.isatty()
         self._history = _history(keeps=keeps) if self._interactive else None
 
     def said(self) -> str | None:
-        """The next text; None where the user leaves.
+        """The user's next text; None at the end of the input, or after Ctrl-C at the prompt.
 
-        A line that ends with a backslash goes on in the next one, and three quotation marks begin
-        lines that end with three more.
+        A line that ends with a backslash continues on the next line. Three quotation marks begin a
+        text of several lines, and three more end it.
         """
         line = self._line("> ")
         if line is None:
@@ -70,7 +71,7 @@ class LineEditor:
 
 
 class _History:
-    """Lines of earlier chats for the arrow keys; the newest are kept."""
+    """The file of earlier chats' lines, which the arrow keys recall; it keeps the newest 1000."""
 
     def __init__(self, readline: ModuleType, path: Path) -> None:
         self._readline, self._path = readline, path
@@ -79,7 +80,7 @@ class _History:
         self._before = readline.get_current_history_length()
 
     def keep(self) -> None:
-        """Add this chat's lines to the file, which only its owner can read."""
+        """Add this chat's lines to the history file, which only its owner can read."""
         edit = self._readline
         numbers = range(self._before + 1, edit.get_current_history_length() + 1)
         new = [edit.get_history_item(number) for number in numbers]
@@ -87,7 +88,7 @@ class _History:
             return
         from mixtura.files import atomic_text
 
-        # Read again: another chat may have written the file in the meantime.
+        # The file is read again, since another chat may have added lines meanwhile.
         lines = [*self._lines(), *new][-_MOST_LINES:]
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ class _History:
 
 
 def history_path() -> Path:
-    """In MIXTURA_STATE, or `mixtura` in the user's state folder."""
+    """The history file, in the folder MIXTURA_STATE or in `mixtura` of the user's state folder."""
     own = os.environ.get("MIXTURA_STATE")
     if own:
         return Path(own) / "chat_history"
@@ -118,9 +119,9 @@ def history_path() -> Path:
 
 
 def _history(*, keeps: bool) -> _History | None:
-    """None without `keeps`, or in a Python without readline."""
+    """The history; None without `keeps`, or if this Python lacks readline."""
     with suppress(ImportError):
-        # The import gives input() line editing.
+        # This import alone adds line editing to input().
         import readline
 
         if keeps:

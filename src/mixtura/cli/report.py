@@ -1,4 +1,4 @@
-"""`mixtura report`: one page about a run."""
+"""`mixtura report`: writes one HTML page about a run."""
 
 import json
 from pathlib import Path
@@ -25,9 +25,9 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a run.
 
-    The page needs no network: the loss and the dense twin's, the load of each expert over time,
-    starving and collapsed experts, and which kind of text each expert computes. A run that is
-    still going is shown as far as it is.
+    The page works without a network. It shows the loss of the run and of its dense twin, the load
+    of each expert over time, starving experts, collapsed layers, and the kind of text that each
+    expert computes. A run that is still in progress is shown up to its newest step.
 
     \b
       mixtura report runs/first
@@ -41,7 +41,7 @@ def report(
 
 
 def _open(run: Path) -> "Subject":
-    """A run's newest checkpoint, and the corpus of the run."""
+    """The model of a run's newest checkpoint, and the corpus that the run trains on."""
     from mixtura.checkpoints.loaded_run import load_run
     from mixtura.data import prepare
     from mixtura.insight import Subject

@@ -1,4 +1,4 @@
-"""Options of sampling, and their merge with a model's and Mixtura's defaults."""
+"""The sampling options, merged with the defaults of the model and of Mixtura."""
 
 import secrets
 from dataclasses import dataclass
@@ -96,14 +96,17 @@ MaxTokens = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class GivenSampling:
-    """The options of sampling that a user gave."""
+    """The sampling options that the user gave."""
 
     sampling: Tree
-    """fields of `Sampling`, the seed always among them"""
+    """values of `Sampling`'s fields by name; always includes the seed"""
     max_tokens: int | None
 
     def with_defaults(self, defaults: "ModelDefaults") -> "ResolvedSampling":
-        """The model's own settings where the user gave none; a line on stderr lists these."""
+        """Fill options that the user left out from the model's `defaults`, else from Mixtura's.
+
+        A line on stderr lists the values that come from the model.
+        """
         applied = defaults.differing(self.sampling, self.max_tokens)
         if applied:
             note(f"the model's own generation_config.json: {', '.join(applied)}")
@@ -113,7 +116,7 @@ class GivenSampling:
 @dataclass(frozen=True, slots=True)
 class ResolvedSampling:
     tree: Tree
-    """fields of `Sampling`"""
+    """values of `Sampling`'s fields by name"""
     max_tokens: int
 
     @property
@@ -133,7 +136,10 @@ def given_sampling(
     logit_bias: list[str] | None,
     seed: int | None,
 ) -> GivenSampling:
-    """Raises ConfigError where a value is out of bounds."""
+    """Check the options, and add a random seed if `seed` is None.
+
+    Raises ConfigError if a value is out of bounds.
+    """
     stated = {
         "temperature": temperature,
         "top_p": top_p,
@@ -151,7 +157,7 @@ def given_sampling(
 
 
 def checked_stops(stops: list[str] | None) -> tuple[str, ...]:
-    """Raises ConfigError."""
+    """The stop texts as a tuple. Raises ConfigError for an empty text."""
     if stops and "" in stops:
         raise ConfigError("--stop '' would end every answer at once; give some text")
     return tuple(stops or ())

@@ -1,4 +1,4 @@
-"""A faster start of commands that load a model."""
+"""Pauses garbage collection, so that commands start faster."""
 
 import gc
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """A block without garbage collection; its objects are not searched for cycles later, either.
+    """Pause garbage collection in the block; objects made there are exempt from later collections.
 
-    Modules stay until the process ends, and searching them repeatedly takes a tenth of the time
-    of importing torch.
+    Modules stay alive until the process ends. To search them repeatedly for reference cycles would
+    take a tenth of the time of importing torch.
     """
     gc.disable()
     try:

@@ -1,14 +1,14 @@
-"""Standard streams that a shell closed, as in `mixtura chat RUN <&-`."""
+"""Replaces standard streams that the shell closed, as in `mixtura chat RUN <&-`."""
 
 import os
 import sys
 
 
 def open_closed_streams() -> None:
-    """Put the null device in place of each standard stream that is closed.
+    """Replace each closed standard stream by the null device.
 
-    Python sets a closed stream to None. The next file that is opened would also get the stream's
-    number, so that a library's output would land in that file.
+    Python sets a closed stream to None. Besides, the next opened file would get the stream's file
+    descriptor, and a library that writes to this descriptor would write into that file.
     """
     for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
         if getattr(sys, name) is not None:

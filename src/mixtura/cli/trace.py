@@ -1,4 +1,4 @@
-"""`mixtura trace`: the experts of each token, as a Parquet file."""
+"""`mixtura trace`: writes the experts of each token to a Parquet file."""
 
 import json
 from pathlib import Path
@@ -42,16 +42,17 @@ def trace(
     verify: Verify = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write down which experts each token of a text went to, in every MoE layer.
+    """Record the experts of each token of a text, in every MoE layer.
 
-    Give either --text or --prompt. A file below a folder belongs to the domain that its first
-    sub-folder names; a file by itself is a domain of its own. What is longer than the model's
-    context is read in parts, each a sequence that begins anew.
+    Give either --text or --prompt. If --text is a folder, the domain of a file is the name of the
+    sub-folder of --text in which the file is. If --text is one file, its name is the domain. A text
+    that is longer than the model's context is cut into parts, and each part is a new sequence.
 
-    The file is Parquet: one row a token, with its id, position, sequence and domain, and for each
-    layer the experts in the order of choice and their weights. DuckDB, pandas and Polars read it,
-    and so does mixtura.trace, which also replays it into a model. 'docs/traces.md' lists the
-    columns. Ctrl-C leaves no half file.
+    The Parquet file has one row per token. A row has the token's id, position, sequence and domain,
+    and for each layer the experts, in the order of choice, and their weights. DuckDB, pandas and
+    Polars can read the file. The Python module mixtura.trace reads it too, and can make a model use
+    the recorded experts again. 'docs/traces.md' lists the columns. After Ctrl-C no incomplete file
+    is left.
 
     \b
       mixtura trace runs/first --text corpus --out first.parquet

@@ -1,4 +1,4 @@
-"""`mixtura train`: train what a recipe says."""
+"""`mixtura train`: trains a model by a recipe."""
 
 import json
 from pathlib import Path
@@ -46,19 +46,19 @@ def train(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model as a recipe says.
+    """Train a model by a recipe.
 
-    A recipe has the sections 'model', 'data' and 'train'. Any key of it can be set with --set, by
-    its dotted name; an unknown key is refused with the nearest known one. Progress goes to stderr.
+    A recipe has the sections 'model', 'data' and 'train'. --set sets any key of the recipe by its
+    dotted name. For an unknown key, the error names the nearest known key. Progress goes to stderr.
 
-    Ctrl-C finishes the step, saves, and exits with status 130; --resume goes on from there, and
-    takes the steps that an unbroken run would have taken. A folder that holds a different run is
-    never touched.
+    After Ctrl-C the current step is finished, a checkpoint is saved, and the exit status is 130.
+    --resume continues from that checkpoint, and takes the same steps as an uninterrupted run. A
+    folder that holds a different run is never changed.
 
-    A run can go on with other values of train.steps, train.lr, train.schedule and the like: name
-    them with --set beside --resume. changes.jsonl in its folder records each change. Another text,
-    another batch or another model is another run: --from begins it with the weights of the first.
-    Then the recipe needs no section 'model', and no data.tokenizer.
+    A resumed run may have other values of train.steps, train.lr, train.schedule and similar keys:
+    give them with --set beside --resume. The file changes.jsonl in the run's folder records each
+    change. Another text, batch or model needs a new run: --from begins it with the weights of an
+    existing model. With --from the recipe needs neither the section 'model' nor data.tokenizer.
 
     \b
       mixtura train stdlib-bytes
@@ -68,7 +68,7 @@ def train(
       mixtura train recipes/stdlib-bytes.yaml --out runs/first --resume --set train.steps=4000
       mixtura train mine.yaml --from runs/first --out runs/mine
     """
-    # An error in the file itself shows before torch is loaded.
+    # The recipe is read before torch is loaded, so that an error in it is shown at once.
     tree = with_overrides(read_yaml(recipe), overrides or ())
     from mixtura.runs import ChangedKeys, Recipe, RunFolder
     from mixtura.train import choose_view, recipe_and_origin
@@ -100,7 +100,7 @@ def train(
 
 
 def _own_folder(name: str) -> Path:
-    """The run's folder below runs/. Raises ConfigError for a name that would lead elsewhere."""
+    """The folder `name` in runs/. Raises ConfigError if it would not be directly in runs/."""
     if name in {"", ".", ".."} or "/" in name or not name.isprintable():
         raise ConfigError(
             f"name={name!r:.60} is not the name of a folder; choose another, or a folder with --out"

@@ -1,4 +1,8 @@
-"""--verify: digests are compared before a command starts; without it, before its result ends."""
+"""The option `--verify`, and the comparison of a model's weights with their digests.
+
+With `--verify` a command compares all digests before it starts. Without it the comparison runs
+while the command works, and finishes before the command's result is complete.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +27,10 @@ Verify = Annotated[
 
 @contextmanager
 def checked(check: "Check", *, verify: bool) -> Iterator[None]:
-    """A block that uses a model; the check of its weights ends with the block.
+    """Finish `check` after the block that uses the model, or with `verify` before the block.
 
-    Raises CheckpointError, naming the file and the tensor, for weights that differ from what was
-    written.
+    Raises CheckpointError, which names the file and the tensor, if weights differ from their
+    digest.
     """
     if verify:
         note_unchecked(check.unchecked)

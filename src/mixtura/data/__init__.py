@@ -1,23 +1,25 @@
-"""Corpora: text in, batches of tokens out; independent of models.
+"""Prepares text as a corpus, and reads batches of tokens from it; no part depends on a model.
 
 `prepare` reads a source (`stdlib`, `text` or `huggingface`), leaves out unreadable documents and
-duplicates, splits the rest into train and held-out, encodes them, and packs tokens with a domain
-label each into files that are mapped into memory. `Batches` reads windows of such a file:
+duplicates, and splits the others into a train side and a held-out side. It encodes the documents,
+and packs the tokens, each with a domain label, into files that are mapped into memory. `Batches`
+reads windows of the train side's files:
 
     corpus = prepare(DataConfig(), Path("cache"))
     batches = Batches(corpus.train, batch=8, length=256, seed=0)
     batches.at(0).tokens_BS            # (8, 256), int64
 
-The held-out text is read in order, with the bytes that its tokens stand for, so that a model's
-loss in nats becomes bits per byte, which is comparable between tokenizers:
+`heldout_batches` reads the held-out side in order. A batch states the number of UTF-8 bytes of its
+target tokens. With these bytes a loss in nats becomes bits per byte, which is comparable between
+tokenizers:
 
     for batch in heldout_batches(corpus.heldout, batch=8, length=256):
         nats += total_cross_entropy(batch)
         text_bytes += batch.text_bytes
     bits_per_byte = nats / math.log(2) / text_bytes
 
-A corpus holds one domain label a token, an index into `corpus.domains`: for `stdlib` these are
-code, comment, docstring, string and table.
+The domain label of a token is an index into `corpus.domains`. The domains of `stdlib` are code,
+comment, docstring, string and table.
 """
 
 from typing import TYPE_CHECKING
@@ -71,6 +73,6 @@ _HOMES = {
     "python_spans": "mixtura.data.python_domains",
 }
 
-# Hidden from type checkers: with a __getattr__ they would accept every misspelt name.
+# With a visible `__getattr__`, type checkers would accept every misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Batches from a token file. B sequences of S tokens; W windows in an epoch."""
+"""Reads batches from a token file. B sequences of S tokens; W windows in an epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from mixtura.ranks import ONE_RANK, Ranks
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """B sequences of S tokens, and for each token its successor in the text."""
+    """B sequences of S tokens; the target of a token is the next token of the text."""
 
     tokens_BS: Tensor  # int64
     targets_BS: Tensor  # int64
-    domains_BS: Tensor  # uint8, of `tokens_BS`
-    text_bytes: int  # UTF-8 bytes that the targets stand for; ends of documents count 0
+    domains_BS: Tensor  # uint8, the domain of each token in `tokens_BS`
+    text_bytes: int  # UTF-8 bytes of the targets' text; the end of a document has 0 bytes
 
 
 class Batches:
-    """Windows of a token file, in an order that depends on the seed and the epoch only.
+    """Batches of a token file's windows, in a random order that seed and epoch determine.
 
-    In an epoch the file, taken as a ring, is cut into W = tokens // length windows from a random
-    start, and each window is used once: every token but at most length - 1 is a target exactly
-    once. Batches go on from one epoch to the next. With several ranks each reads its part of every
-    batch; together they have the batch of one process.
+    In each epoch the file is a ring, which is cut from a random start into W = tokens // length
+    windows. Each window is used once, so every token, but for at most length - 1 tokens, is a
+    target exactly once. A batch may end one epoch and begin the next. With several ranks, each rank
+    reads its part of every batch, and all parts together are the batch of a single process.
     """
 
     def __init__(
         self, token_file: TokenFile, batch: int, length: int, seed: int, ranks: Ranks = ONE_RANK
     ) -> None:
-        """Raises DataError if the file holds no window of `length` tokens and a target, and for a
-        batch that is no multiple of the number of ranks.
+        """Raise DataError if the file has fewer than `length` + 1 tokens, if `batch` is not a
+        multiple of the number of ranks, or if a value is out of bounds.
         """
         _check(token_file, batch=batch, length=length)
         if batch % ranks.count:
@@ -55,7 +55,7 @@ class Batches:
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def at(self, step: int) -> Batch:
-        """This rank's part of the batch of a step, counted from 0; independent of earlier calls."""
+        """This rank's part of the batch of `step`, counted from 0; earlier calls do not matter."""
         part = self._batch // self._ranks.count
         first = step * self._batch + self._ranks.index * part
         epoch_B, place_B = np.divmod(np.arange(first, first + part), self._windows)
@@ -70,9 +70,9 @@ class Batches:
         return steps * self._batch / self._windows
 
     def _starts(self, epoch: int) -> NDArray[np.int64]:
-        """The first token of each window of an epoch, in the order of use."""
+        """For each window of an epoch, in the order of use, the index of its first token."""
         if self._epoch is None or self._epoch[0] != epoch:
-            # NumPy keeps Philox's raw bits the same in every version, but not its shuffles.
+            # Philox's raw bits are the same in every version of NumPy, but shuffles may change.
             bits = np.random.Philox(np.random.SeedSequence([self._seed, epoch]))
             offset = int(bits.random_raw()) % len(self._file)
             order_W = np.argsort(bits.random_raw(self._windows), kind="stable")
@@ -83,10 +83,11 @@ class Batches:
 def heldout_batches(
     token_file: TokenFile, batch: int, length: int, limit_tokens: int | None = None
 ) -> Iterator[Batch]:
-    """Windows of a token file in order, from its beginning; the last batch may be smaller.
+    """Yield batches of a token file's windows in order; the last batch may be smaller.
 
-    With `limit_tokens` only so many targets (rounded down to windows, at least one) are used,
-    spread evenly over the file. Raises DataError as `Batches` does.
+    `limit_tokens` bounds the number of targets: then limit_tokens // length windows, but at least
+    one, are used, spread evenly over the file. Raises DataError if the file has fewer than
+    `length` + 1 tokens, or if `batch` or `length` is below 1.
     """
     _check(token_file, batch=batch, length=length)
     windows = (len(token_file) - 1) // length

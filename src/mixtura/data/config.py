@@ -1,4 +1,4 @@
-"""The `data` section of a recipe: source and tokenizer of a corpus."""
+"""The `data` section of a recipe: the source and the tokenizer of a corpus."""
 
 from typing import Annotated
 
@@ -18,7 +18,10 @@ TokenizerConfig = Annotated[
 
 
 class DataConfig(Config):
-    """Source, tokenizer, and the share of documents that is held out, which `seed` selects."""
+    """The source, the tokenizer, and the share `heldout` of documents that is held out.
+
+    `seed` determines the documents that are held out.
+    """
 
     source: SourceConfig = StdlibSource()
     tokenizer: TokenizerConfig = BytesConfig()

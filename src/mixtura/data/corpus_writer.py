@@ -1,4 +1,4 @@
-"""A writer of one side of a corpus; `token_file` describes the files. N tokens of a document."""
+"""Writes one side of a corpus; `token_file.py` describes the files. N tokens of a document."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,12 +15,12 @@ from mixtura.errors import DataError
 from mixtura.tokenizers.characters import byte_offsets
 from mixtura.tokenizers.tokenizer import Encoded, Tokenizer
 
-# A domain and a width take one byte each.
+# The number of a domain and the width of a token are stored in one byte each.
 _LIMIT = 256
 
 
 class DomainNumbers:
-    """Numbers of domains, in the order of their first use."""
+    """Numbers the domains in the order of their first use."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -41,7 +41,7 @@ class DomainNumbers:
 
 
 class SideWriter:
-    """Appends documents to the files of one side; to be used as a context manager."""
+    """Appends documents to the files of one side; a context manager that closes the files."""
 
     def __init__(
         self, folder: Path, side: Side, tokenizer: Tokenizer, numbers: DomainNumbers
@@ -65,7 +65,7 @@ class SideWriter:
         self._stack.close()
 
     def append(self, document: Document, encoded: Encoded) -> None:
-        """Write a document and its end. Raises DataError if a token's width does not fit."""
+        """Write a document and its end token. Raises DataError if a token has over 255 bytes."""
         widest = int(encoded.bytes_N.max(initial=0))
         if widest >= _LIMIT:
             raise DataError(
@@ -79,7 +79,7 @@ class SideWriter:
         self._tokens.write(encoded.ids_N.astype(self._dtype).tobytes())
         self._widths.write(encoded.bytes_N.astype(np.uint8).tobytes())
         self._domains.write(domains_N.tobytes())
-        # The end is a token that adds no text, and has the domain of the document's last span.
+        # The end token has no text, and the domain of the document's last span.
         self._tokens.write(np.array([self._end], self._dtype).tobytes())
         self._widths.write(b"\0")
         self._domains.write(numbers[-1:].tobytes())
@@ -100,10 +100,10 @@ class SideWriter:
 
 
 def _spans_of(encoded: Encoded, text: str, spans: Sequence[Span]) -> NDArray[np.integer]:
-    """For each token the index of the span in which its last byte lies."""
+    """For each token, the index of the span that has the token's last byte."""
     if len(spans) == 1:
         return np.zeros(len(encoded.ids_N), np.uint8)
     span_starts = byte_offsets(text)[[span.start for span in spans]]
     last_byte_N = np.cumsum(encoded.bytes_N, dtype=np.int64) - 1
-    # A token at the beginning that adds no byte belongs to the first span.
+    # A first token without any byte would get the index -1; it belongs to the first span.
     return (np.searchsorted(span_starts, last_byte_N, side="right") - 1).clip(min=0)

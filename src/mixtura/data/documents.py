@@ -1,4 +1,4 @@
-"""What a source yields: documents, and the names of what it skipped."""
+"""The protocol of a source of text, and the documents and skipped items that it yields."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 
 class Span(NamedTuple):
-    """A stretch of text of one domain, from character `start` to the next span's."""
+    """A part of a text that has one domain; it ends where the next span starts."""
 
     start: int
     domain: str
@@ -14,7 +14,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text with a name; `cut`, if given, splits the text into spans of several domains."""
+    """A text with a name and a domain.
+
+    `cut`, if given, divides the text into spans of several domains.
+    """
 
     name: str
     domain: str
@@ -22,7 +25,7 @@ class Document:
     cut: Callable[[str], list[Span]] | None = None
 
     def spans(self) -> list[Span]:
-        """The text's spans in order; the first starts at 0."""
+        """The text's spans in order; the first span starts at 0."""
         return self.cut(self.text) if self.cut else [Span(0, self.domain)]
 
 
@@ -35,7 +38,7 @@ class Skipped:
 
 
 class Source(Protocol):
-    """Where documents come from. Each method raises DataError if the place does not exist."""
+    """A source of documents. Each method raises DataError if the source does not exist."""
 
     @property
     def kind(self) -> str: ...
@@ -46,13 +49,13 @@ class Source(Protocol):
         ...
 
     def size(self) -> int:
-        """About how much `read` will yield, for progress; 0 where that is unknown."""
+        """The approximate size of all that `read` yields, to show progress; 0 if unknown."""
         ...
 
     def fingerprint(self) -> str:
-        """A text that changes whenever `read` would yield other documents."""
+        """A string that changes whenever the documents of `read` change."""
         ...
 
     def read(self) -> Iterator[Document | Skipped]:
-        """Documents in an order that does not change from run to run."""
+        """Yield documents and skipped items, in an order that is the same in every run."""
         ...

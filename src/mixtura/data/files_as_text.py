@@ -1,4 +1,4 @@
-"""Files read as documents: UTF-8 text, or the reason why a file is skipped."""
+"""Reads files as UTF-8 text, or gives the reason why a file is skipped."""
 
 import hashlib
 import json
@@ -29,12 +29,16 @@ def read_text(path: Path) -> str | Skipped:
 
 
 def printable(path: Path) -> str:
-    """The path as UTF-8 text; Linux allows names that are not."""
+    """The path as UTF-8 text; Linux also allows names that are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _why_no_file(path: Path) -> str | None:
-    """Why an existing path cannot be read as text; reading a pipe would wait for ever."""
+    """The reason why a path is not a regular file; None for a regular file.
+
+    Other paths are not read, since reading a pipe, for example, could wait for ever. Raises OSError
+    if there is no such path.
+    """
     if path.is_dir():
         next(path.iterdir(), None)
         return "a folder without files"
@@ -43,10 +47,11 @@ def _why_no_file(path: Path) -> str | None:
 
 
 def files_under(folder: Path, without: Container[str] = ()) -> Iterator[Path]:
-    """Every file below a folder, sorted, and then each folder that cannot be listed.
+    """Yield every file below a folder, sorted, and then each folder that cannot be listed.
 
     Names that start with a dot and folders named in `without` are left out, and links to folders
-    are not followed. A folder without files yields itself, so that `read_text` gives the reason.
+    are not followed. If there is no file, the folder itself is yielded, so that `read_text` gives
+    the reason.
     """
     unlisted: list[Path] = []
     found = False
@@ -66,12 +71,12 @@ def files_under(folder: Path, without: Container[str] = ()) -> Iterator[Path]:
 
 
 def total_bytes(paths: Iterable[Path]) -> int:
-    """Bytes of the files whose size can be read."""
+    """The total bytes of the files, without files whose size cannot be read."""
     return sum(size for _, size, _ in _stamps(paths))
 
 
 def fingerprint_of(paths: Iterable[Path]) -> str:
-    """A digest of the files' paths, sizes and times; it changes when one of these does."""
+    """A digest of the paths, the sizes and the modification times of the files."""
     return hashlib.sha256(json.dumps(list(_stamps(paths))).encode()).hexdigest()
 
 
@@ -80,6 +85,6 @@ def _stamps(paths: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
         try:
             status = path.stat()
         except OSError:
-            # `read_text` gives the reason.
+            # When the file is read later, `read_text` gives the reason for skipping it.
             continue
         yield str(path.resolve()), status.st_size, status.st_mtime_ns

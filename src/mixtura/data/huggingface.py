@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, or of its `datasets` package on disk (extra `data`)."""
+"""A source that reads Hugging Face datasets, from the hub or from disk (extra `data`)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 DomainOf = Callable[[Mapping[str, Any]], str]
 
-# One of these files is in a folder that `save_to_disk` of Dataset or DatasetDict wrote.
+# `save_to_disk` writes the first file for a Dataset, and the second file for a DatasetDict.
 _SAVED = ("state.json", "dataset_dict.json")
 
 
 class HuggingFaceSource(Config):
-    """Rows of a dataset: a hub id, a folder of data files, or one saved with `save_to_disk`.
+    """The rows of a dataset: a hub id, a folder of data files, or a folder of `save_to_disk`.
 
-    A row is a document, its text in `text_field`, its domain in `domain_field` (else the
-    dataset's name). With `limit_documents` rows are streamed, and only so many are fetched.
+    Each row is a document. Its text is in the field `text_field`; its domain is in `domain_field`,
+    or else is the dataset's name. With `limit_documents` the rows are streamed, and only the first
+    `limit_documents` rows are fetched.
     """
 
     kind: Literal["huggingface"]
@@ -54,13 +55,13 @@ class HuggingFaceSource(Config):
         if local.is_dir():
             return fingerprint_of(files_under(local))
         with self._refusals():
-            # The folder's name contains the dataset's version and a hash of its files.
+            # The name of the cache folder has the dataset's version and a hash of its files.
             return _package().load_dataset_builder(self.name, self.config).cache_dir
 
     def read(self) -> Iterator[Document | Skipped]:
         rows = self._rows()
         domain_of = self._domain_names(rows)
-        # Streamed rows are fetched and parsed here.
+        # The loop fetches and parses streamed rows, so errors of `datasets` can occur here too.
         with self._refusals():
             for number, row in enumerate(rows):
                 if number == self.limit_documents:
@@ -78,12 +79,16 @@ class HuggingFaceSource(Config):
                     yield Skipped(name, "empty")
 
     def _dataset_name(self) -> str:
-        """A folder's own name, or the hub id, so that a moved folder is split in the same way."""
+        """The name of the dataset's folder, without its path, or the hub id.
+
+        Documents are split by names that begin with this name, so a moved folder has the same
+        split.
+        """
         local = Path(self.name).expanduser()
         return local.resolve().name if local.is_dir() else self.name
 
     def _rows(self) -> datasets.Dataset | datasets.IterableDataset:
-        """The split's rows, with only the fields of text and domain."""
+        """The rows of the split, with only the fields for text and domain."""
         fields = {self.text_field, self.domain_field or self.text_field}
         with self._refusals():
             return self._split().select_columns(sorted(fields))
@@ -97,7 +102,7 @@ class HuggingFaceSource(Config):
         named: Callable[[Any], str] = str
         if feature is not None and isinstance(feature, _package().ClassLabel):
             named = feature.int2str
-        # A missing label is None, or -1 among numbers.
+        # A row without a label holds None, or -1 if labels are numbers.
         return lambda row: "unlabelled" if row[field] in (None, -1) else named(row[field])
 
     def _split(self) -> datasets.Dataset | datasets.IterableDataset:
@@ -108,7 +113,7 @@ class HuggingFaceSource(Config):
             return _package().load_dataset(name, self.config, split=self.split, streaming=streamed)
         saved = _package().load_from_disk(str(local))
         if isinstance(saved, _package().Dataset):
-            # A dataset that was saved by itself may lack the name of its split.
+            # A Dataset that was saved outside a DatasetDict may lack the name of its split.
             saved = {str(saved.split or self.split): saved}
         if self.split not in saved:
             raise ValueError(f"no split {self.split!r}; it has {', '.join(saved)}")
@@ -116,7 +121,7 @@ class HuggingFaceSource(Config):
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Turn an error about a name, a split, a field or a file into a DataError."""
+        """Raise a DataError for errors about a name, a split, a field or a file of the dataset."""
         package = _package()
         try:
             yield
@@ -126,7 +131,7 @@ class HuggingFaceSource(Config):
 
 
 def _package() -> ModuleType:
-    """The package `datasets`, imported at its first use. Raises DataError."""
+    """Import the package `datasets`. Raises DataError if it is not installed."""
     try:
         import datasets
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""From a source to a packed corpus on disk; later calls find the corpus there."""
+"""Packs the documents of a source into a corpus on disk, which later calls open again."""
 
 import hashlib
 import json
@@ -17,10 +17,11 @@ from mixtura.files import atomic_folder
 from mixtura.progress import Progress, silent
 from mixtura.tokenizers.tokenizer import GivenConfig, Tokenizer
 
-# Enough to keep all cores of an encoder busy, and little beside a corpus.
+# The most characters and documents that are encoded together. They are enough to use all cores,
+# and need little memory.
 _CHUNK_CHARACTERS = 2**20
 _CHUNK_DOCUMENTS = 1024
-# Skipped rows that are named: a dataset may have millions of empty ones.
+# The most skipped items whose names are kept; a dataset may have millions of empty rows.
 _NAMED = 1000
 
 
@@ -30,12 +31,11 @@ def prepare(
     progress: Progress = silent,
     tokenizer: Tokenizer | None = None,
 ) -> Corpus:
-    """The corpus that `config` describes, packed below `cache_dir` if it is not there yet.
+    """Open the corpus that `config` describes, and pack it into `cache_dir` first if necessary.
 
-    `tokenizer` is used by a config of kind `given`; other kinds build their own. A corpus is found
-    again as long as config and source stay the same; a change of either packs another one. Raises
-    DataError where the source has no readable text, or where a packed file is damaged, and
-    StorageError where the disk refuses.
+    `tokenizer` is used only if the config's tokenizer is of the kind `given`. A packed corpus is
+    used again as long as config and source do not change. Raises DataError if the source has no
+    readable text or a packed file is damaged, and StorageError if files cannot be written.
     """
     folder = cache_dir / f"{config.source.kind}-{_key(config)}"
     if not folder.exists():
@@ -91,7 +91,7 @@ def _pack(config: DataConfig, folder: Path, progress: Progress, given: Tokenizer
 
 
 class _SourcePass:
-    """One pass over a source: usable documents with their sides, and counts of the others."""
+    """One pass over a source, which yields usable documents and their sides, and counts others."""
 
     def __init__(self, config: DataConfig, stage: str, progress: Progress) -> None:
         self._config = config
@@ -102,11 +102,11 @@ class _SourcePass:
         self.skipped: list[Skipped] = []
 
     def documents(self) -> Iterator[tuple[Side, Document]]:
-        """Raises DataError if fewer than two documents are usable."""
+        """Yield usable documents with their sides. Raises DataError if there are fewer than two."""
         return split(self._usable(), self._config.heldout, self._config.seed)
 
     def _usable(self) -> Iterator[Document]:
-        """Documents without duplicates of earlier texts."""
+        """Yield documents that are not skipped and do not repeat an earlier document's text."""
         source: Source = self._config.source
         total = source.size()
         done = 0
@@ -128,7 +128,7 @@ class _SourcePass:
                 continue
             seen.add(digest)
             yield item
-        # Skipped documents count as done, too.
+        # `done` does not count skipped documents, so the progress is completed here.
         self._progress(self._stage, total, total)
         if not seen:
             raise DataError(f"data.source.kind={source.kind}: no text is left; {self._skips()}")
@@ -161,7 +161,10 @@ def _chunks(
 
 
 def _training_text(config: DataConfig, limit: float, progress: Progress) -> Iterator[str]:
-    """Training documents of up to `limit` bytes, selected by name, in the source's order."""
+    """The texts of a sample of the training documents, in the source's order.
+
+    The sample has at most `limit` bytes, and is selected by a hash of the documents' names.
+    """
     heap: list[tuple[float, int, bytes]] = []
     total = 0
     source_pass = _SourcePass(config, "sampling for the tokenizer", progress)
@@ -170,7 +173,7 @@ def _training_text(config: DataConfig, limit: float, progress: Progress) -> Iter
             raw = document.text.encode()
             heappush(heap, (-share(document.name, "sample"), number, raw))
             total += len(raw)
-            # One document is kept even where it is larger than the limit.
+            # At least one document is kept, even if it is larger than the limit.
             while total > limit and len(heap) > 1:
                 total -= len(heappop(heap)[2])
     progress("training the tokenizer", 0, 0)
@@ -178,7 +181,7 @@ def _training_text(config: DataConfig, limit: float, progress: Progress) -> Iter
 
 
 def _digest(folder: Path, domains: tuple[str, ...]) -> str:
-    """SHA-256 of the corpus's content, independent of place and time."""
+    """SHA-256 of the domains' names and of the folder's files, without their paths and times."""
     digest = hashlib.sha256(json.dumps(domains).encode())
     for path in sorted(folder.iterdir()):
         with path.open("rb") as handle:

@@ -1,10 +1,12 @@
-"""The domains inside Python source: code, comment, docstring, string and table.
+"""Divides Python source into spans of the domains code, comment, docstring, string and table.
 
-* docstring: a statement that consists of one string;
-* comment: from `#` to the end of the line; comments on consecutive lines are one;
-* table: brackets that hold mostly short literals, sixteen or more, over two hundred characters;
-* string: a literal of three lines or more elsewhere, or brackets that hold mostly long ones;
-* code: the rest, and the whole of a file that `tokenize` cannot read.
+* docstring: a statement that consists only of strings;
+* comment: from `#` to the end of the line; comments on consecutive lines are one span;
+* table: a pair of brackets of at least 200 characters, with at least 16 literals and at most a
+  quarter as many names, where literals have at most 30 characters on average;
+* string: such a pair of brackets where literals have more than 30 characters on average, or another
+  string of at least three lines;
+* code: all other text, and the whole text of a file that `tokenize` cannot read.
 """
 
 import io
@@ -34,7 +36,7 @@ class _Region(NamedTuple):
 
 
 def python_spans(text: str) -> list[Span]:
-    """The domains of a Python file, as spans of characters."""
+    """The spans of a Python file's text; each has one domain."""
     try:
         regions = _Scanner(text).regions()
     # Inconsistent indentation raises SyntaxError.
@@ -44,7 +46,7 @@ def python_spans(text: str) -> list[Span]:
     position = 0
     for start, end, domain in sorted(regions):
         between = text[position:start]
-        # Blank lines and indentation between two comments belong to neither.
+        # White space between two regions of the same domain is no code, but joins the regions.
         if between and not (spans and spans[-1].domain == domain and between.isspace()):
             spans.append(Span(position, "code"))
         if not spans or spans[-1].domain != domain:
@@ -56,17 +58,17 @@ def python_spans(text: str) -> list[Span]:
 
 
 class _Scanner:
-    """One pass over the tokens of a file, collecting the regions that are not code."""
+    """Collects the regions that are not code, in one pass over the tokens of a file."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        # tokenize counts rows from 1, and only "\n" ends one.
+        # Index 0 is unused, since tokenize counts rows from 1. Only "\n" ends a row.
         self.row_starts = [0, 0, *accumulate(map(len, io.StringIO(text)))]
         self.found: list[_Region] = []
-        # The strings of the current logical line, and whether it holds only strings.
+        # The strings of the current logical line, and whether the line holds only strings.
         self.strings: list[_Region] = []
         self.only_strings = True
-        # State of the outermost open bracket.
+        # The number of open brackets, and the start and the counts of the outermost one.
         self.depth = 0
         self.bracket_start = 0
         self.literals = 0
@@ -74,7 +76,7 @@ class _Scanner:
         self.names = 0
 
     def regions(self) -> list[_Region]:
-        """Regions that do not overlap, in no order. Raises TokenError or SyntaxError."""
+        """The regions, without overlaps, in any order. Raises TokenError or SyntaxError."""
         handlers = {
             token.NAME: self._name,
             token.OP: self._operator,
@@ -88,7 +90,7 @@ class _Scanner:
             if kind in handlers:
                 handlers[kind](text, start, end)
             elif kind not in _SILENT:
-                # The parts of an f-string, from Python 3.12 on.
+                # From Python 3.12 on these tokens are the parts of an f-string.
                 self.only_strings = False
         return self.found
 
@@ -135,7 +137,8 @@ class _Scanner:
         self.literal_characters += len(text)
         prefix = text[: text.index(text[-1])].lower()
         if "f" in prefix:
-            # An f-string holds code; from Python 3.12 on it is no STRING at all.
+            # An f-string holds code, so it is no docstring. From Python 3.12 on an f-string is
+            # not a STRING token, and does not come here.
             self.only_strings = False
             return
         long = end[0] - start[0] >= _STRING_ROWS

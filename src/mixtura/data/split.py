@@ -1,4 +1,4 @@
-"""Train and held-out text, split by document."""
+"""Splits documents into a train side and a held-out side."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ SIDES: tuple[Side, ...] = ("train", "heldout")
 
 
 def share(name: str, salt: int | str) -> float:
-    """A number in [0, 1) that depends on the name and the salt only."""
+    """A pseudo-random number in [0, 1) that depends only on the name and the salt."""
     digest = hashlib.sha256(f"{salt}\0{name}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
@@ -20,14 +20,14 @@ def share(name: str, salt: int | str) -> float:
 def split(
     documents: Iterable[Document], heldout: float, seed: int
 ) -> Iterator[tuple[Side, Document]]:
-    """Each document with its side, in order; about the share `heldout` of them is held out.
+    """Yield each document with its side, in order; about a fraction `heldout` is held out.
 
-    A document's side depends on its name and the seed, so it stays when other documents come or go.
-    If that leaves a side empty, the document whose share is nearest to the bound moves there.
-    Raises DataError if there are fewer than two documents.
+    A document's side depends on its name and the seed, so it does not change when other documents
+    are added or removed. If a side would be empty, the document whose `share` is nearest to
+    `heldout` is moved to that side. Raises DataError if there are fewer than two documents.
     """
     ordered = iter(documents)
-    # Documents are held until both sides have one, so that one pass over the source is enough.
+    # Documents are kept back until each side has one, so that one pass over the source is enough.
     pending: list[tuple[float, Document]] = []
     low, high = 1.0, 0.0
     for document in ordered:
@@ -43,7 +43,7 @@ def split(
             f"{found}, and train and held-out text are split by document: give more files, or cut "
             'a text file into documents with data.source.separator, as in separator: "\\n\\n"'
         )
-    # Between the smallest and the largest share, so that each side has a document.
+    # The bound is above the smallest share, and at most the largest, so each side has a document.
     bound = min(max(heldout, shares[1]), shares[-1])
     for at, document in pending:
         yield ("heldout" if at < bound else "train"), document

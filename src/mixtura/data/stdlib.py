@@ -1,4 +1,4 @@
-"""The source of the machine's own Python standard library, a corpus that every user has."""
+"""A source of text that every user has: the files of Python's standard library."""
 
 import platform
 import sysconfig
@@ -15,16 +15,16 @@ from mixtura.data.python_domains import python_spans
 from mixtura.data.split import share
 from mixtura.errors import DataError
 
-# Third-party packages, tests, generated tables, and programs.
+# Folders of third-party packages, tests, generated tables and programs.
 _LEFT_OUT = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings"}
 )
 
 
 class StdlibSource(Config):
-    """About 10 MB of code, comments, docstrings and tables, read offline and never imported.
+    """About 10 MB of Python source, which is read offline and never imported.
 
-    `limit_mb` (10^6 bytes) takes a sample of whole files, always the same one.
+    `limit_mb` (10^6 bytes) selects a sample of whole files, the same sample in every run.
     """
 
     kind: Literal["stdlib"] = "stdlib"
@@ -38,7 +38,7 @@ class StdlibSource(Config):
         return total_bytes(self._files().values())
 
     def fingerprint(self) -> str:
-        # The library's text depends on the Python version only.
+        # The library's text depends only on the version of Python.
         return f"{platform.python_implementation()} {platform.python_version()}"
 
     def read(self) -> Iterator[Document | Skipped]:
@@ -48,12 +48,12 @@ class StdlibSource(Config):
             yield Document(name, "code", text, python_spans) if is_text else text
 
     def _files(self) -> dict[str, Path]:
-        """Files by name, as in `json/decoder.py`. Raises DataError if there are none."""
+        """Files by name, such as `json/decoder.py`. Raises DataError if there are no files."""
         root = Path(sysconfig.get_paths()["stdlib"])
         files = {
             path.relative_to(root).as_posix(): path
             for path in files_under(root, without=_LEFT_OUT)
-            # Many __init__.py files are empty.
+            # Empty files are left out: many __init__.py files are empty.
             if path.suffix == ".py" and total_bytes([path])
         }
         if not files:
@@ -65,7 +65,7 @@ class StdlibSource(Config):
 
 
 def _sample(files: dict[str, Path], limit: float) -> dict[str, Path]:
-    """Whole files of up to `limit` bytes, selected by a hash of their names."""
+    """A sample of whole files with at most `limit` bytes in all, selected by a hash of names."""
     kept: set[str] = set()
     for name in sorted(files, key=lambda name: share(name, "sample")):
         size = files[name].stat().st_size

@@ -1,4 +1,4 @@
-"""Text files, folders and globs."""
+"""A source that reads text files, given as files, folders or globs."""
 
 import glob
 import os
@@ -23,7 +23,7 @@ from mixtura.errors import DataError
 
 class _Found(NamedTuple):
     path: Path
-    # Relative to the corpus, so that a moved corpus is split in the same way.
+    # The name does not have the path of the corpus, so that a moved corpus has the same split.
     name: str
     folder: str
 
@@ -31,10 +31,11 @@ class _Found(NamedTuple):
 class TextSource(Config):
     """UTF-8 text at `paths`: files, folders (every file below) and globs (`corpus/**/*.md`).
 
-    A file is one document, or several where `separator` cuts it. `domain="folder"` labels a
-    document by its folder just below the given path; a file given by itself gets its own name.
-    `domain="content"` labels a document by the file's suffix, and cuts Python files into code,
-    comment, docstring, string and table.
+    A file is one document, or `separator` divides it into several. With `domain="folder"` a file's
+    domain is the name of the folder that has the file and is directly below the path. A file that
+    is directly in the path's folder has the name of this folder, and a file that is the path itself
+    has its own name. With `domain="content"` a file's domain is its suffix, and Python files are
+    divided into code, comment, docstring, string and table.
     """
 
     kind: Literal["text"]
@@ -80,12 +81,13 @@ class TextSource(Config):
         return suffix.removeprefix(".") or "text", None
 
     def _found(self) -> Iterator[_Found]:
-        """Each file once, in the order of `paths`. Raises DataError where a path leads nowhere."""
+        """Yield each file once, in the order of `paths`. Raises DataError for an unmatched path."""
         places: set[str] = set()
         names: set[str] = set()
         for given in self.paths:
             for found in _expanded(given):
-                # Path.resolve raises at a loop of links; realpath leaves the error to the reader.
+                # Path.resolve would raise for a loop of links; realpath does not, so that
+                # `read_text` can report the loop.
                 place = os.path.realpath(found.path)
                 if place in places:
                     continue
@@ -98,7 +100,7 @@ class TextSource(Config):
 def _expanded(given: str) -> list[_Found]:
     try:
         return list(_expand(given))
-    # An unknown ~user is a RuntimeError, and a NUL in a path a ValueError.
+    # An unknown ~user raises RuntimeError, and a NUL in a path raises ValueError.
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{given}: cannot be listed ({error})") from error
 
@@ -112,7 +114,7 @@ def _expand(given: str) -> Iterator[_Found]:
         return
     else:
         root = _before_wildcard(path)
-        # Path.glob would match hidden files and take no absolute pattern.
+        # Path.glob would match hidden files, and would not take an absolute pattern.
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
     if not matches:
         raise DataError(f"{given}: no such file or folder, and no glob that matches one")
@@ -122,7 +124,7 @@ def _expand(given: str) -> Iterator[_Found]:
 
 
 def _below(root: Path, file: Path) -> _Found:
-    """A file, labelled by the first folder on its path from `root`, or else by `root`."""
+    """A file below `root`, labelled by the first folder on the path to it, or else by `root`."""
     inside = file.relative_to(root)
     top = root.resolve().name or "text"
     folder = inside.parts[0] if len(inside.parts) > 1 else top

@@ -1,13 +1,14 @@
-"""Packed corpora: token files that are mapped into memory, and the folder that holds them.
+"""Opens a packed corpus: a folder of token files, which are mapped into memory.
 
-Each side (train, heldout) has these little-endian files, with one entry a token unless noted:
+Each side (train or heldout) has four little-endian files. The first three have one entry for each
+of the side's N tokens, the last has one entry for each document:
 
-* SIDE.tokens: uint16, or uint32 for vocabularies over 65,536; each document ends with its token;
+* SIDE.tokens: uint16, or uint32 for vocabularies over 65,536; a document ends with an end token;
 * SIDE.domains: uint8, an index into the corpus's domains;
 * SIDE.widths: uint8, the UTF-8 bytes of text that the token adds (0 for the end of a document);
-* SIDE.starts: int64, for each document the index of its first token.
+* SIDE.starts: int64, the index of the document's first token.
 
-Beside them stand meta.json and the tokenizer.
+The folder also has meta.json and the tokenizer's files.
 """
 
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ class SideMeta(Config):
 
 
 class CorpusMeta(Config):
-    """The content of meta.json; `digest` is over tokens, domains, starts and tokenizer."""
+    """The content of meta.json; `digest` covers the domains' names and all other files."""
 
     format: Literal[1]
     digest: str
@@ -55,13 +56,13 @@ class CorpusMeta(Config):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenFile:
-    """One side of a corpus: documents one after another, as N tokens mapped into memory."""
+    """One side of a corpus: the N tokens of all its documents in order, mapped into memory."""
 
     name: Side
     tokens: NDArray[np.unsignedinteger]  # (N,)
     domains: NDArray[np.uint8]  # (N,), indices into Corpus.domains
     widths: NDArray[np.uint8]  # (N,), UTF-8 bytes that each token adds to the text
-    starts: NDArray[np.int64]  # (documents,), where each begins
+    starts: NDArray[np.int64]  # (documents,), the index of each document's first token
     domain_bytes: Mapping[str, int]  # UTF-8 bytes of text by domain
 
     def __len__(self) -> int:
@@ -75,7 +76,7 @@ class TokenFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Corpus:
-    """A prepared corpus; corpora with other tokens or labels have another `digest`."""
+    """A prepared corpus; a corpus with other tokens or other domains has another `digest`."""
 
     folder: Path
     train: TokenFile
@@ -90,7 +91,7 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> "Corpus":
-        """Raises DataError, naming the file, where one is missing, truncated or of another kind."""
+        """Open a corpus. DataError names a file that is missing, truncated or of another kind."""
         meta = _read_meta(folder)
         train, heldout = (_map_side(folder, side, meta) for side in SIDES)
         return cls(

@@ -1,6 +1,8 @@
-"""The demo: an MoE and its dense twin, trained side by side on the same text in the same order.
+"""The demo trains an MoE and its dense twin side by side, on the same text in the same order.
 
-result = run_demo(Path("runs/demo"), view=choose_view())
+The dense twin is a dense model with the active compute of the MoE.
+
+    result = run_demo(Path("runs/demo"), view=choose_view())
 """
 
 from mixtura.demo.outcome import Outcome, TwinOutcome

@@ -1,4 +1,4 @@
-"""The demo's result as one value, as JSON and as a table."""
+"""The result of the demo, which can also be given as JSON and as a table."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,19 +13,21 @@ class TwinOutcome:
 
     total_parameters: int
     active_parameters: int
-    """convention A: every weight that one token uses"""
+    """by convention A, which counts every weight that one token uses"""
     flops_per_token: int
-    """forward, a multiply-add is 2, attention over the whole training length"""
+    """of a forward pass; a multiply-add counts as 2, and attention covers the training length"""
     tokens_per_second: float
-    """in training steps only"""
+    """the speed of training steps, without evaluations and checkpoints"""
     heldout_bits_per_byte: float
     learning_rate: float
     training_seconds: float
-    """in this model's steps: without evaluations, checkpoints, and the other model's steps"""
+    """the time of this model's training steps, without evaluations and checkpoints"""
     load_max_over_mean: list[float] | None = None
-    """of each layer, from the load of the last 100 steps; None for the dense twin"""
+    """the largest load of an expert over the mean load, for each layer, over the last 100 steps;
+    None for the dense twin"""
     seconds_to_dense_loss: float | None = None
-    """training seconds until the held-out loss reaches the dense twin's last; None: not reached"""
+    """training seconds until the held-out loss falls to the dense twin's final held-out loss; None
+    if the loss never does"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,11 @@ class Outcome:
     moe: TwinOutcome
     dense: TwinOutcome
     steps: int
-    """the number of each twin's steps"""
+    """the number of steps of each twin"""
     steps_planned: int
-    """the number of steps that fitted at the speed of the start"""
+    """the number of steps that was planned from the speed at the start"""
     cut_because: str | None
-    """the reason for fewer steps; None where all were taken"""
+    """the reason for taking fewer steps than planned; None if all planned steps were taken"""
     tokens: int
     sample: str
     report: Path
@@ -48,7 +50,7 @@ class Outcome:
 
     @property
     def gain(self) -> float:
-        """The share by which the MoE's held-out bits per byte lie below the dense twin's."""
+        """How far the MoE's held-out bits per byte are below the dense twin's: 0.05 means 5%."""
         return 1 - self.moe.heldout_bits_per_byte / self.dense.heldout_bits_per_byte
 
     @property
@@ -57,7 +59,7 @@ class Outcome:
 
     @property
     def cut(self) -> str | None:
-        """The number of steps cut and the reason, as a sentence; None where none was cut."""
+        """A sentence on the number of cut steps and the reason; None if no steps were cut."""
         if self.cut_because is None:
             return None
         return (
@@ -78,7 +80,7 @@ class Outcome:
         }
 
     def table(self) -> Table:
-        """Both models side by side, and the MoE's figures over the twin's."""
+        """A table of both models' figures, and of the MoE's figures over the dense twin's."""
         moe, dense = self.moe, self.dense
         reached = moe.seconds_to_dense_loss
         table = Table(title=f"After the same {self.tokens:,} tokens of the standard library")
@@ -104,7 +106,10 @@ class Outcome:
 
 
 def seconds_to_reach(target: float, evaluations: list[tuple[float, float]]) -> float | None:
-    """Seconds at which (seconds, loss) points, joined by lines, first fall to `target`."""
+    """Seconds at which the loss first falls to `target`; None if it never does.
+
+    Between two evaluations (seconds, loss), the loss is interpolated linearly.
+    """
     before: tuple[float, float] | None = None
     for seconds, loss in evaluations:
         if loss <= target:

@@ -1,29 +1,30 @@
-"""Keeps the demo within its time: at set points it corrects the number of steps."""
+"""Keeps the demo within its time limit: a pacer corrects the number of steps during training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mixtura.train import TrainingRun
 
-# Between two set points lies a fortieth of the steps: some seconds, in which one spike weighs
-# little. Where steps have become slow, the time between set points is bounded instead.
+# The pacer corrects at set points, which are a fortieth of the steps apart: some seconds, so that a
+# single slow step has little effect. If steps become slow, a set point comes after 20 seconds.
 SET_POINTS = 40
 SECONDS_BETWEEN = 20.0
 _FEWEST_BETWEEN = 10
-# The steps that follow when time is up, so that the schedule does not end in a jump.
+# When the time is up, at most 10 steps or 5 seconds of steps follow, so that the learning-rate
+# schedule does not end in a jump.
 _LAST_STEPS, _LAST_SECONDS = 10, 5.0
-# A change of a smaller share of the remaining steps waits for the next set point.
+# A correction by less than 5% of the remaining steps is postponed to the next set point.
 _TOLERANCE = 0.05
 
 
 @dataclass
 class Pacer:
-    """Corrects the steps of runs that train in turn, so that they end in time.
+    """Corrects the number of steps of runs that train in turn, so that the demo ends in time.
 
-    A round is one step of each run. At a set point the pacer takes the mean time of a round since
-    the last set point, and corrects the number of steps to what fits into the remaining time: down,
-    and up again to at most the planned number. What follows training slows down as training does,
-    so its time is counted in rounds.
+    A round is one step of each run. At a set point the pacer computes the mean time of a round
+    since the last set point, and changes the number of steps to the number that fits into the
+    remaining time, but never above the planned number. A machine that slows training down also
+    slows down the work after training, so the time of that work is given in rounds.
     """
 
     runs: Sequence[TrainingRun]
@@ -31,9 +32,9 @@ class Pacer:
     ends: float
     """the end of the whole demo, by `clock`"""
     afterwards: float
-    """rounds that take as long as the last evaluation, the report and the sample"""
+    """the time of the last evaluation, the report and the sample, in rounds"""
     first_round_seconds: float
-    """seconds of a round at the start, from which the steps were planned"""
+    """seconds of a round at the start, from which the number of steps was planned"""
     overhead: float
     """the factor by which evaluations and checkpoints lengthen a round"""
 
@@ -44,7 +45,7 @@ class Pacer:
         self._seconds, self._done, self._last_check = self._trained(), 0, self.clock()
 
     def after_round(self) -> None:
-        """Call after each round."""
+        """Correct the number of steps if this is a set point. To be called after each round."""
         run = self.runs[0]
         done = run.plan.last - run.steps_left
         now = self.clock()
@@ -70,7 +71,7 @@ class Pacer:
         )
 
     def _steps_that_fit(self, done: int, round_seconds: float, now: float) -> int:
-        """The total number of steps that fits."""
+        """The number of steps, finished ones included, that fits; at most the planned number."""
         left = self.ends - self.afterwards * round_seconds - now
         fewest = max(1, min(_LAST_STEPS, int(_LAST_SECONDS / round_seconds)))
         return min(self._planned, done + max(fewest, int(left / (round_seconds * self.overhead))))

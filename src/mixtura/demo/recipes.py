@@ -20,15 +20,16 @@ class LearningRates(Config):
 
 
 def demo_tree() -> Tree:
-    """twins.yaml as plain data."""
+    """The content of twins.yaml as plain data."""
     text = files("mixtura.demo").joinpath("twins.yaml").read_text("utf-8")
     return parse_yaml(text, "twins.yaml", ConfigError)
 
 
 def twin_recipes(steps: int, overrides: tuple[str, ...] = ()) -> dict[str, Recipe]:
-    """Recipes `moe` and `dense`: the same text, tokens and order, each with a learning rate.
+    """The recipes `moe` and `dense`, which differ only in the model and in the learning rate.
 
-    `overrides` are dotted keys of twins.yaml, as in moe.moe.balance.loss=0. Raises ConfigError.
+    `overrides` set dotted keys of twins.yaml, as in moe.moe.balance.loss=0. Raises ConfigError for
+    a recipe that cannot be built.
     """
     tree = with_overrides(demo_tree(), overrides)
     rates = LearningRates.parse(tree["learning_rates"], "learning_rates")

@@ -1,4 +1,4 @@
-"""The demo: it times a few steps, trains both twins in turn, compares, samples and reports."""
+"""Runs the demo: times a few steps, trains both twins in turn, and compares them in a report."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -28,20 +28,21 @@ from mixtura.train import (
 )
 from mixtura.train.trainer_setup import build_trainer
 
-# The bound of the whole demo, without the installation.
+# The time limit of the whole demo, without the installation.
 LIMIT_SECONDS = 360.0
-# The start of the command, and writing the page.
+# The time for starting the command and for writing the page of the report.
 OTHER_SECONDS = 8.0
-# Rounds (steps of both twins) that take as long as the last evaluation, report and sample.
+# The time of the last evaluation, the report and the sample, in rounds (one step of both twins).
 AFTERWARDS_STEPS = 20.0
-# Training time that leaves room for the rest and for reading the text; the pacer keeps the limit.
+# The planned time of training, which leaves time for reading the text and for the work after
+# training. During training, the pacer corrects the number of steps to keep the limit.
 BUDGET_SECONDS = 290.0
 MOST_STEPS = 2400
 FEWEST_STEPS = 20
 TIMED_STEPS = 8
-# The bound of the timing on a busy machine, which may fit fewer than eight rounds.
+# The time limit of timing the first rounds; on a busy machine fewer than eight rounds may fit.
 TIMED_SECONDS = 20.0
-# An evaluation's forward passes cost as much as so many steps.
+# The cost of an evaluation's forward passes, in training steps.
 EVALUATION_STEPS = 5.3
 PROMPT = "def read_lines(path):\n    "
 SAMPLE_TOKENS = 200
@@ -56,12 +57,12 @@ def run_demo(
     overrides: Sequence[str] = (),
     clock: Callable[[], float] = perf_counter,
 ) -> Outcome | None:
-    """Train into `out`/moe and `out`/dense and write `out`/report.html.
+    """Train both twins, in `out`/moe and `out`/dense, and write `out`/report.html.
 
-    The number of steps fits the whole demo into six minutes and is corrected on the way (see
-    `Pacer`), unless `steps` is given. Returns None where the demo was interrupted: both runs are
-    saved, and `resume` goes on with the steps that were planned by then. Raises ConfigError,
-    StorageError or CheckpointError.
+    Unless `steps` is given, the number of steps is chosen so that the whole demo takes six minutes,
+    and `Pacer` corrects the number during training. If the demo is interrupted, both runs are saved
+    and the result is None; `resume` then continues with the number of steps that was last set.
+    Raises ConfigError, StorageError or CheckpointError.
     """
     began = clock()
     folders = {name: RunFolder(out / name) for name in ("moe", "dense")}
@@ -96,14 +97,17 @@ def run_demo(
 
 
 def _why_cut(plan: StepPlan) -> str | None:
-    """The reason of the deepest correction; later corrections may have restored some steps."""
+    """The reason for the correction to the fewest steps; None if no steps were cut in the end.
+
+    Later corrections may have restored some steps.
+    """
     if plan.last >= plan.steps:
         return None
     return min(plan.corrections, key=lambda correction: correction.steps).reason
 
 
 def free_folder(base: Path) -> Path:
-    """`base`, or base-2, base-3 and so on where that is taken."""
+    """The first of `base`, base-2, base-3 and so on that does not exist."""
     folder, number = base, 1
     while folder.exists():
         number += 1
@@ -119,7 +123,10 @@ def _recipes(
     view: View,
     clock: Callable[[], float],
 ) -> tuple[dict[str, Recipe], float | None]:
-    """Both recipes, and a round's seconds where the number of steps follows from them."""
+    """Both recipes, and the seconds of a round, from which the number of steps was computed.
+
+    The seconds are None if the number of steps was given, or comes from a resumed demo.
+    """
     recorded = {name: folder.recorded() for name, folder in folders.items()}
     if resume:
         found = {name: recipe for name, recipe in recorded.items() if recipe is not None}
@@ -139,14 +146,14 @@ def _recipes(
 def _measured_round_seconds(
     recipes: dict[str, Recipe], view: View, clock: Callable[[], float]
 ) -> float:
-    """Seconds of a round on this machine, from a few rounds whose models are dropped."""
+    """Seconds of a round on this machine, from a few rounds whose models are not used further."""
     corpus = prepare_corpus(recipes["moe"], view)
     trainers = [build_trainer(recipe, corpus) for recipe in recipes.values()]
     rounds: list[float] = []
     began = clock()
     while len(rounds) < 2 + TIMED_STEPS and (len(rounds) < 3 or clock() - began < TIMED_SECONDS):
         rounds.append(sum(trainer.step().seconds for trainer in trainers))
-    # The first two rounds warm the caches.
+    # The first two rounds warm the caches and are not counted.
     return statistics.median(rounds[2:])
 
 
@@ -170,7 +177,7 @@ def _overhead(steps: int) -> float:
 
 
 class _TwinView(View):
-    """The dense twin's view: it shows only a comparison at each evaluation."""
+    """The dense twin's view, which shows only a comparison with the MoE at each evaluation."""
 
     def __init__(self, main: View, moe_evaluations: Path) -> None:
         self._main, self._moe_evaluations = main, moe_evaluations
@@ -213,7 +220,10 @@ def _train(
 
 
 def _share_corrections(recipes: dict[str, Recipe], folders: dict[str, RunFolder]) -> None:
-    """Copy the newest plan to both folders: a kill may have come between their two writes."""
+    """Write the newest step plan to both folders, whose plans may differ.
+
+    They differ if the process was killed after it wrote a correction to only one folder.
+    """
     plans = {name: folders[name].plan(recipe) for name, recipe in recipes.items()}
     newest = max(plans.values(), key=lambda plan: len(plan.corrections))
     for name, plan in plans.items():

@@ -1,4 +1,8 @@
-"""Answers as JSON lines: kept beside their file as they come, and the file whole at the end."""
+"""A file of answers, as JSON lines, that appears whole when all answers are there.
+
+Until then each answer is appended to a part file beside it, so that an interrupted command can be
+continued.
+"""
 
 import hashlib
 import json
@@ -15,17 +19,18 @@ _KIND = "answers"
 
 
 class AnswersFile:
-    """`done` are the answers so far, by number; those of an earlier, interrupted work included.
+    """A context manager that collects answers in the part file of `path`.
 
-    `asked` is what is asked for, as data: the same work goes on where it stopped, and another is
-    refused. Use it as a context. Raises StorageError where `path` exists, DataError where what is
-    kept beside it belongs to other work.
+    `done` maps the number of a prompt to its answer, answers of an earlier, interrupted command
+    included. `work` describes the prompts and their options as data; a part file is continued if
+    it has the same `work` and `seed`. Raises StorageError where `path` exists, and DataError where
+    the part file belongs to other work.
     """
 
-    def __init__(self, path: Path, asked: Any, seed: int) -> None:
+    def __init__(self, path: Path, work: Any, seed: int) -> None:
         check_free(path)
         self.path, self.part = path, part_of(path)
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
         self._head = {"kind": _KIND, "asked": digest, "seed": seed}
         self.done: dict[int, dict[str, Any]] = {}
         self._handle: TextIO | None = None
@@ -40,7 +45,7 @@ class AnswersFile:
         self.done = {answer["number"]: answer for answer in answers}
         try:
             self.part.parent.mkdir(parents=True, exist_ok=True)
-            # Written anew, so that half a line of an interrupted work goes.
+            # Rewriting the file removes a last line that an interruption cut in half.
             lines = [self._head, *self.done.values()]
             atomic_text(self.part, "".join(f"{json.dumps(line)}\n" for line in lines))
             self._handle = self.part.open("a", encoding="utf-8")
@@ -55,12 +60,12 @@ class AnswersFile:
         traceback: TracebackType | None,
     ) -> None:
         if self._handle is not None:
-            # After a failed write, closing tries once more to flush and fails in the same way.
+            # After a failed write, close() flushes again and raises the same error.
             with suppress(OSError):
                 self._handle.close()
 
     def add(self, number: int, answer: dict[str, Any]) -> None:
-        """Raises StorageError; what was added before stays."""
+        """Append an answer. After a StorageError the part file keeps the earlier answers."""
         assert self._handle is not None, "it is a context"
         try:
             self._handle.write(f"{json.dumps(answer)}\n")
@@ -70,14 +75,14 @@ class AnswersFile:
         self.done[number] = answer
 
     def finish(self) -> None:
-        """Make `path`, in the order of the prompts. Raises StorageError."""
+        """Write all answers to `path`, in the order of the prompts. Raises StorageError."""
         lines = (json.dumps(self.done[number]) for number in sorted(self.done))
         atomic_text(self.path, "".join(f"{line}\n" for line in lines))
         self.part.unlink(missing_ok=True)
 
 
 def check_free(path: Path) -> None:
-    """Raises StorageError where there is something already."""
+    """Raises StorageError where `path` exists."""
     if path.exists():
         raise StorageError(f"{path}: already exists; remove it or choose another place")
 
@@ -87,21 +92,21 @@ def part_of(path: Path) -> Path:
 
 
 def kept_seed(path: Path) -> int | None:
-    """The seed of the work that was interrupted on its way to `path`, if there is one."""
+    """The seed in the part file of `path`; None without a part file."""
     head, _ = _kept(part_of(path))
     return None if head is None else head["seed"]
 
 
 def _kept(part: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """The first line and the answers; what an interruption cut is left out.
+    """The first line of a part file, and its answers; a last line that was cut is left out.
 
-    Raises DataError for a file that is something else.
+    Raises DataError for a file of another kind.
     """
     if not part.exists():
         return None, []
     lines = [line for _, line in read_lines(part, DataError)]
     head, *answers = lines or [{}]
-    # The type itself, since True is an int.
+    # `isinstance` would accept True, which is an int.
     numbered = all(type(answer.get("number")) is int for answer in answers)
     if head.get("kind") != _KIND or type(head.get("seed")) is not int or not numbered:
         raise DataError(

@@ -1,6 +1,7 @@
-"""Chat templates: from who said what to the text that a model was trained to see.
+"""Chat templates write the messages of a conversation as the text that a model expects.
 
-They are Jinja, as transformers has them, and come with other people's checkpoints.
+A template is Jinja source, as in transformers. It comes with a checkpoint and is not trusted, so
+it runs in a process of its own (template_process.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ Role = Literal["system", "user", "assistant"]
 Message = Mapping[Literal["role", "content"], str]
 
 MOST_SOURCE = 1 << 20
-"""characters of a template; the longest published ones have some 20,000"""
+"""the most characters of a template; the longest published ones have some 20,000"""
 
 
 def message(role: Role, content: str) -> Message:
@@ -21,9 +22,10 @@ def message(role: Role, content: str) -> Message:
 
 
 class ChatTemplate:
-    """A template, and the tokens it may name (bos_token, eos_token, ...).
+    """A template, and the special tokens that it may name (bos_token, eos_token, ...).
 
-    Raises ConfigError, which opens with `origin`, for a template that is no Jinja.
+    Raises ConfigError for a source that is not valid Jinja or is too long; the message begins with
+    `origin`.
     """
 
     def __init__(
@@ -35,20 +37,20 @@ class ChatTemplate:
                 f"{origin} has {len(source):,} characters, where {MOST_SOURCE:,} are allowed; it "
                 "is no chat template"
             )
-        self._ask("cannot be read", None, answer=False)
+        self._run("cannot be read", None, answer=False)
 
     def render(self, messages: Sequence[Message], answer: bool = True) -> str:
-        """The text of a conversation; with `answer`, up to where the model's answer begins.
+        """The text of a conversation. With `answer` it ends where the model's answer begins.
 
-        Raises ConfigError where the template fails, refuses such a conversation, or goes beyond
-        the bounds of its process.
+        Raises ConfigError where the template fails, refuses the conversation, or exceeds the bounds
+        of its process.
         """
-        return self._ask("refuses this conversation", messages, answer=answer)
+        return self._run("refuses this conversation", messages, answer=answer)
 
-    def _ask(self, problem: str, messages: Sequence[Message] | None, *, answer: bool) -> str:
+    def _run(self, problem: str, messages: Sequence[Message] | None, *, answer: bool) -> str:
         said = None if messages is None else [dict(one) for one in messages]
-        asked = {"source": self._source, "names": self._names, "messages": said}
-        answered = TEMPLATES.ask({**asked, "answer": answer})
-        if answered.error is not None:
-            raise ConfigError(f"{self._origin} {problem}: {answered.error}")
-        return answered.text
+        request = {"source": self._source, "names": self._names, "messages": said}
+        rendered = TEMPLATES.render({**request, "answer": answer})
+        if rendered.error is not None:
+            raise ConfigError(f"{self._origin} {problem}: {rendered.error}")
+        return rendered.text

@@ -1,42 +1,43 @@
-"""Talking with a model, turn by turn, as far as its context goes."""
+"""A conversation with a model, turn by turn, within the model's context."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mixtura.engine.cache_plan import KVKind
+from mixtura.engine.chat_format import Exchange, chat_format_for
 from mixtura.engine.generate import Stream, Writer
-from mixtura.engine.kv_cache import KVKind
 from mixtura.engine.sampling import Sampling
-from mixtura.engine.script import Exchange, script_for
-from mixtura.engine.stopping import StopText
+from mixtura.engine.stop_text import StopText
 from mixtura.errors import ConfigError, MixturaError
 from mixtura.models import LanguageModel
 from mixtura.tokenizers import Tokenizer
 
-# A model made for 128k positions would take gigabytes for a chat that rarely needs them.
+# A cache of 128k positions takes gigabytes, and few chats need so many.
 USUAL_CONTEXT = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What was said, and the answer: a stream to iterate over, with a `result` once it ended."""
+    """A question and its answer: a stream of text, whose `result` has the answer so far."""
 
     said: str
     answer: Stream
     forgotten: int
-    """how many of the oldest turns had to go to make room for this one"""
+    """how many of the oldest turns were removed to make room for this turn"""
 
     @property
     def exchange(self) -> Exchange:
-        """As far as the answer came."""
+        """The question, and the answer so far."""
         return Exchange(self.said, self.answer.result.text)
 
 
 class Conversation:
-    """Turns that the model reads again with each new one, as far as its context goes.
+    """Turns of question and answer. Each prompt has the earlier turns, as far as they fit.
 
-    Through roles where the tokenizer has a chat template, which `system` needs; ConfigError
-    otherwise, and for a template that is none. The cache has `context` positions, by default the
-    model's own, but no more than USUAL_CONTEXT, and stores them as `kv` says (see `Context`).
+    Where the tokenizer has a chat template, the turns have roles. `system` is the system message.
+    The cache has `context` positions, by default the model's context but at most USUAL_CONTEXT;
+    `kv` is the storage type of keys and values (see `Context`). Raises ConfigError for a template
+    that is not valid, and for a `system` without a template.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Conversation:
 
     @property
     def turns(self) -> list[Exchange]:
-        """What was said and answered, as far as it is remembered."""
+        """The turns that are remembered; the newest has its answer so far."""
         return self._past + ([] if self._newest is None else [self._newest.exchange])
 
     @property
@@ -68,36 +69,37 @@ class Conversation:
 
     @system.setter
     def system(self, text: str) -> None:
-        """From the next turn on. Raises ConfigError where the model knows no roles."""
-        self._script = script_for(self._tokenizer, text)
+        """Used from the next turn on. Raises ConfigError where the model has no chat template."""
+        self._format = chat_format_for(self._tokenizer, text)
         self._system = text
 
     def say(self, said: str) -> Turn:
-        """The next turn; the answer before it must have ended. ConfigError if it fits no context.
+        """The next turn. The answer before it must have ended.
 
-        The oldest turns are forgotten until `max_tokens` have room, or half the context has.
+        The oldest turns are forgotten until the answer has room for `max_tokens`, or for half the
+        context where that is less. Raises ConfigError for a question longer than the context.
         """
         capacity = self._writer.context
         room = capacity - min(self._max_tokens, capacity // 2)
         past = self.turns
         forgotten = 0
-        prompt = self._script.prompt(past, said)
+        prompt = self._format.prompt(past, said)
         while len(prompt) > room and forgotten < len(past):
             forgotten += 1
-            prompt = self._script.prompt(past[forgotten:], said)
-        script = self._script
+            prompt = self._format.prompt(past[forgotten:], said)
+        chat_format = self._format
         answer = self._writer.write(
             prompt,
             self._max_tokens,
-            StopText(script.stops, opening=True),
-            script.ends,
-            continues=script.continues,
+            StopText(chat_format.stops, opening=True),
+            chat_format.ends,
+            continues=chat_format.continues,
         )
         self._past, self._newest = past[forgotten:], Turn(said, answer, forgotten)
         return self._newest
 
     def again(self) -> Turn:
-        """What was said last, answered anew. Raises ConfigError where nothing was said."""
+        """Answer the last question anew. Raises ConfigError where there is no question."""
         before = self.turns
         if not before:
             raise ConfigError("nothing was said that could be answered anew; say something first")
@@ -113,5 +115,5 @@ class Conversation:
         self._past, self._newest = list(turns), None
 
     def reset(self) -> None:
-        """Forget everything that was said."""
+        """Forget all turns."""
         self.restore([])

@@ -1,4 +1,4 @@
-"""Generation, streamed: one token at a time, text as soon as it is complete."""
+"""Generation of one text at a time, as a stream of pieces of text."""
 
 from collections import abc
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from typing import Self
 
 import torch
 
+from mixtura.engine.cache_plan import KVKind
 from mixtura.engine.context import shared_length
-from mixtura.engine.kv_cache import KVKind
 from mixtura.engine.readers import reader_for
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.scheduler import Scheduler
 from mixtura.engine.sequence import AnswerText, Generation, Sequence
-from mixtura.engine.stopping import StopText
+from mixtura.engine.stop_text import StopText
 from mixtura.models import LanguageModel
 from mixtura.tokenizers import Tokenizer
 
@@ -29,13 +29,14 @@ def generate(
     stops: abc.Sequence[str] = (),
     logprobs: int | None = None,
 ) -> "Stream":
-    """Continue `prompt`: iterate over the stream for the text, then see its `result`.
+    """Continue `prompt`: iterate over the stream for the text, then read its `result`.
 
     An empty prompt begins a new document. The cache has `context` positions, by default as many as
-    the prompt and `max_tokens` need, and stores them as `kv` says (see `Context`). One of `stops`
-    ends the answer and is no part of it; `logprobs` is how many of the likeliest tokens are
-    listed at each place. Raises ConfigError for a model that is no decoder, and where the prompt
-    exceeds the context; the answer ends, with finish "length", where it has filled the context.
+    the prompt and `max_tokens` need; `kv` is the storage type of keys and values (see `Context`).
+    A text of `stops` ends the answer and is left out of it. `logprobs` is how many of the likeliest
+    tokens are listed for each token of the answer. An answer that fills the context ends with the
+    finish "length". Raises ConfigError for a model that is no decoder, and for a prompt longer than
+    the context.
     """
     tokens = prompt_tokens(tokenizer, prompt)
     needed = min(len(tokens) + max(max_tokens, 1), decoder.config.context)
@@ -44,12 +45,15 @@ def generate(
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """At least one: an empty prompt begins a new document."""
+    """The prompt's tokens, at least one. An empty prompt begins a new document."""
     return [*tokenizer.begin, *tokenizer.encode(prompt)] or [tokenizer.end_of_document]
 
 
 class Writer:
-    """A decoder that continues texts one after another, reading what they share only once."""
+    """Continues texts one after another.
+
+    A beginning that a text shares with the text before it is not read again.
+    """
 
     def __init__(
         self,
@@ -62,9 +66,9 @@ class Writer:
         sampling.check_vocabulary(decoder.config.vocabulary)
         reader = reader_for(decoder, context, kv)
         self.context = reader.context
-        """positions that a text may have"""
+        """the most positions of a text"""
         self.tokenizer, self.sampling = tokenizer, sampling
-        # On the CPU, so that a seed means the same text on every device.
+        # A generator on the CPU gives the same numbers for a seed on every device.
         self.generator = torch.Generator().manual_seed(sampling.seed)
         self._scheduler = Scheduler(reader, tokenizer.vocabulary)
         self._last: Sequence | None = None
@@ -78,11 +82,11 @@ class Writer:
         continues: bool = True,
         logprobs: int | None = None,
     ) -> "Stream":
-        """Continue the tokens until `stop` or one of `ends` appears, neither part of the answer.
+        """Continue the tokens of `prompt` until a token of `ends` or a text of `stop` appears.
 
-        `ends` are by default the tokenizer's own. An answer that `continues` the prompt's text
-        keeps a space that it begins with; one that does not is a text of its own. An answer before
-        it that has not ended is interrupted.
+        The answer contains neither. `ends` are by default the tokenizer's own. With `continues` the
+        answer goes on with the prompt's text, so that a space at its beginning is kept; without it
+        the answer is a text of its own. An earlier answer that has not ended is interrupted.
         """
         decoded = self.tokenizer.stream(after=prompt if continues else ())
         text = AnswerText(decoded, stop or StopText())
@@ -92,7 +96,7 @@ class Writer:
         if self._last is not None:
             self._scheduler.leave(self._last)
             shared = shared_length(self._last.held, prompt)
-            # The last token is always read, for its logits.
+            # The last token is always read, because its logits are needed.
             one.prompt_read = min(shared, len(prompt) - 1)
         self._scheduler.begin(one)
         self._last = one
@@ -100,9 +104,10 @@ class Writer:
 
 
 class Stream:
-    """Iterate for pieces of text; `result` says how it went once the iteration has ended.
+    """Iterate for pieces of an answer's text; `result` has the answer so far.
 
-    It ends with the answer, by an exception such as KeyboardInterrupt, or when the caller leaves.
+    The iteration ends with the answer. If an exception such as KeyboardInterrupt or the caller ends
+    it earlier, the result's finish is "interrupted".
     """
 
     def __init__(self, scheduler: Scheduler, one: Sequence) -> None:

@@ -1,4 +1,4 @@
-"""How likely the model held a token, and what it held likelier.
+"""Log probabilities of an answer's tokens, and of the likeliest tokens in their places.
 
 V vocabulary.
 """
@@ -10,6 +10,7 @@ from torch import Tensor
 from mixtura.errors import ConfigError
 
 MOST = 100
+"""the most tokens that are listed for a place"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,25 +23,29 @@ class Likely:
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """Of one token of an answer; `top` are the likeliest at its place, the first the likeliest."""
+    """A token of an answer, its log probability, and the likeliest tokens in its place."""
 
     token: int
     logprob: float
     top: tuple[Likely, ...]
+    """the likeliest token first"""
 
 
 def logprobs_of(logits_V: Tensor, token: int, count: int) -> Logprobs:
-    """The model's own, of all tokens with a text, at temperature 1, before any `Sampling`."""
+    """Log probabilities of the model itself: at temperature 1, before any setting of `Sampling`.
+
+    Logits of tokens without a text are -inf. `count` is the most tokens in `top`.
+    """
     logprobs_V = logits_V.double().log_softmax(-1)
     best = logprobs_V.topk(min(count, len(logprobs_V)))
     top = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    # The logarithm of 0 is no number that JSON knows.
+    # JSON has no -inf, which is the logarithm of 0.
     finite = tuple(Likely(one, value) for one, value in top if value > float("-inf"))
     return Logprobs(token, float(logprobs_V[token]), finite)
 
 
 def check_count(logprobs: int | None) -> None:
-    """Raises ConfigError."""
+    """Raises ConfigError for a number outside 0..MOST."""
     if logprobs is not None and not 0 <= logprobs <= MOST:
         raise ConfigError(
             f"logprobs={logprobs} must lie in 0..{MOST}; 0 gives the token's own alone"

@@ -1,4 +1,4 @@
-"""The front door: a model, opened and ready for use.
+"""`mixtura.load` and `mixtura.Model`: a model, opened and ready for use.
 
 model = mixtura.load("olmoe-4bit")
 print(model.generate("Once upon a time", sampling={"temperature": 0.6}))
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mixtura.checkpoints.open_model import DTypeName, OpenModel, open_model
-from mixtura.engine.batch import Batch
+from mixtura.engine.cache_plan import KVKind, own_kv
+from mixtura.engine.continuous_batch import ContinuousBatch
 from mixtura.engine.conversation import Conversation
 from mixtura.engine.generate import Stream, generate
-from mixtura.engine.kv_cache import KVKind, own_kv
 from mixtura.engine.model_defaults import ModelDefaults
 from mixtura.engine.runner import Runner, as_decoder
 from mixtura.engine.sampling import Sampling
@@ -33,16 +33,17 @@ Settings = Sampling | Mapping[str, Any] | None
 class Model:
     """A language model with its tokenizer: text in, text out.
 
-    `sampling` states fields of `Sampling` by name, as in `{"temperature": 0}`. One that is left out
-    is the model's own, where it brought a generation_config.json; without a `seed` each call draws
-    another text. A `Sampling` is taken whole. All methods raise ConfigError, by name, for a setting
-    out of bounds, and for a model that cannot generate, such as an MoE between LSTMs.
+    `sampling` has fields of `Sampling` by name, as in `{"temperature": 0}`. A field that is left
+    out takes the value of the model's generation_config.json, else the default of `Sampling`.
+    Without a `seed` each call uses another seed. A `Sampling` object is used unchanged. All methods
+    raise ConfigError for a setting out of bounds, which the message names, and for a model that
+    cannot generate, such as an MoE between LSTMs.
     """
 
     def __init__(self, opened: OpenModel) -> None:
         self.opened = opened
         self.defaults = ModelDefaults.of(opened.folder)
-        """what holds where a call states nothing"""
+        """the model's settings for calls that give none"""
 
     def __repr__(self) -> str:
         return f"<mixtura.Model {self.opened.title}>"
@@ -69,7 +70,10 @@ class Model:
         stop: str | Sequence[str] = (),
         sampling: Settings = None,
     ) -> str:
-        """What follows `prompt`; an empty one begins a document. See `stream` for the rest."""
+        """The text that follows `prompt`; an empty prompt begins a document.
+
+        See `stream` for the arguments.
+        """
         return "".join(self.stream(prompt, max_tokens, stop=stop, sampling=sampling))
 
     def stream(
@@ -83,11 +87,11 @@ class Model:
         logprobs: int | None = None,
         sampling: Settings = None,
     ) -> Stream:
-        """Pieces of text as they come; the stream's `result` has tokens, times and the reason why
-        it ended.
+        """Pieces of the text that follows `prompt`, as they are generated.
 
-        It ends with the document, before a `stop` text, after `max_tokens` (by default the model's
-        own number, else 256), or where the context is full.
+        The stream's `result` has the tokens, the times and the reason for the end. The text ends
+        with the document, before a `stop` text, after `max_tokens` (by default the model's own
+        number, else 256), or where the context is full.
         """
         return generate(
             self.decoder,
@@ -110,16 +114,18 @@ class Model:
         kv: KVKind | None = None,
         sampling: Settings = None,
     ) -> Conversation:
-        """A conversation that remembers: `"".join(chat.say("Hello").answer)`."""
+        """A conversation that remembers its turns: `"".join(chat.say("Hello").answer)`."""
         most = self.defaults.tokens(max_tokens)
         chosen = self._sampling(sampling)
         return Conversation(self.decoder, self.tokenizer, chosen, most, system, context, kv)
 
-    def batch(self, slots: int, context: int | None = None, kv: KVKind | None = None) -> Batch:
-        """Room for `slots` sequences at a time, which come and go; see `Batch`."""
+    def batch(
+        self, slots: int, context: int | None = None, kv: KVKind | None = None
+    ) -> ContinuousBatch:
+        """A batch of up to `slots` sequences at a time; see `ContinuousBatch`."""
         decoder = as_decoder(self.decoder)
         runner = Runner.of(decoder, slots, context, kv or own_kv(decoder))
-        return Batch(runner, self.tokenizer.vocabulary)
+        return ContinuousBatch(runner, self.tokenizer.vocabulary)
 
     def trace(
         self,
@@ -131,12 +137,13 @@ class Model:
         max_tokens: int | None = None,
         progress: Progress = silent,
     ) -> "Traced":
-        """Which experts the tokens of `texts` go to, written to `out` as a Parquet file.
+        """Write the experts of each token of `texts` to `out`, a Parquet file.
 
-        `all_probabilities` keeps the probability of every expert too, in float16. Raises
+        `layers` are the numbers of MoE layers, by default of all. `all_probabilities` stores the
+        probability of every expert too, in float16. Reading stops after `max_tokens`. Raises
         ConfigError for a dense model, and DataError where there is no text.
         """
-        # Here, as most uses of a model need neither Parquet nor documents.
+        # Imported here, because most uses of a model need neither Parquet nor documents.
         from mixtura.engine.step_routing import routing_for
         from mixtura.tracing.model_trace import trace_meta
         from mixtura.tracing.text_trace import Texts, digest_of, trace_texts
@@ -182,10 +189,10 @@ def load(
     """Open a run's folder, a packed folder, a Hugging Face folder, a GGUF file, the name of a
     pulled model, or a hub id.
 
-    A quantised GGUF file is packed at its first opening, with `progress`, and mapped from then on;
-    `dtype` computes from its own numbers instead. Digests are compared before this returns, or with
-    `wait=False` in the background (see `open_model`). Raises
-    CheckpointError, ConfigError or DataError, by name, for what cannot be opened, and ConfigError
-    for weights that do not fit into the memory that is free.
+    A quantised GGUF file is packed when it is opened for the first time, with `progress`; later
+    calls map the packed file. With a `dtype` the GGUF file's own numbers are used instead. Digests
+    are compared before this returns, or in the background with `wait=False` (see `open_model`).
+    Raises CheckpointError, ConfigError or DataError for a model that cannot be opened, and
+    ConfigError for weights that exceed the free memory.
     """
     return Model(open_model(model, dtype, device, progress=progress, wait=wait))

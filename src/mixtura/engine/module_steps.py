@@ -1,6 +1,8 @@
-"""Steps of a decoder through torch's modules, one after another: the twin of the fused program.
+"""Steps of a decoder through torch's modules, one after another.
 
-R rows, N rows asked for, D width, K experts per token, V vocabulary.
+The native program (program.py) computes the same steps in one call. Tests compare the two.
+
+R rows, N logit rows, D width, K experts per token.
 """
 
 from dataclasses import dataclass
@@ -8,9 +10,9 @@ from typing import Self
 
 from torch import Tensor
 
-from mixtura.engine.angles import AngleTables
-from mixtura.engine.attending import Attending, attending_of, taken
-from mixtura.engine.steps import Chosen, Routes, Rows
+from mixtura.engine.layer_attention import LayerAttention, layer_attention, selected
+from mixtura.engine.rope_tables import RopeTables
+from mixtura.engine.steps import Chosen, Routes, StepRows
 from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import LayerKV
 from mixtura.kernels.phase import Phase, in_phase
@@ -25,48 +27,55 @@ from mixtura.moe.routing import Routing
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block; its attention holds what it keeps."""
+    """One block of the decoder; `attention` writes to the layer's cache and reads it."""
 
     number: int
     block: Block
-    attending: Attending
+    attention: LayerAttention
     base: float | None
-    """the rotary base that it has for itself"""
+    """the layer's own RoPE base; None for the model's"""
 
     @classmethod
     def of(cls, decoder: Decoder, number: int, kept: LayerKV) -> Self:
-        attention, block = decoder.config.attention, decoder.blocks[number]
+        shape, block = decoder.config.attention, decoder.blocks[number]
         assert isinstance(block, Block), "a decoder has nothing else"
-        attending = attending_of(block.attention, kept, attention.window_of(number))
-        return cls(number, block, attending, attention.local_base_of(number))
+        attention = layer_attention(block.attention, kept, shape.window_of(number))
+        return cls(number, block, attention, shape.local_base_of(number))
 
     def __call__(
         self,
         x_RD: Tensor,
-        rows: Rows,
+        rows: StepRows,
         rope: Rotary,
         phase: Phase,
-        asked_N: Tensor | None,
+        logit_row_N: Tensor | None,
         chosen: list[Chosen] | None,
     ) -> Tensor:
+        """x_ND, the logit rows after this block; all rows where `logit_row_N` is None.
+
+        An MoE layer appends its router's choices to `chosen`, if that is a list.
+        """
         ffn = self.block.ffn
 
         def mix(normed_RD: Tensor) -> Tensor:
-            return self.attending(normed_RD, rows, rope, phase, asked_N)
+            return self.attention(normed_RD, rows, rope, phase, logit_row_N)
 
         def feed(normed_ND: Tensor) -> Tensor:
             if not isinstance(ffn, MoE):
                 return ffn(normed_ND)
-            output = ffn(normed_ND, None, Dropless(), taken(rows.token_R, asked_N))
+            output = ffn(normed_ND, None, Dropless(), selected(rows.token_R, logit_row_N))
             if chosen is not None:
                 chosen.append(chosen_of(self.number, output.routing))
             return output.hidden
 
-        return self.block.run(x_RD, mix, feed, asked_N)
+        return self.block.run(x_RD, mix, feed, logit_row_N)
 
 
 def chosen_of(layer: int, routing: Routing) -> Chosen:
-    """Raises ConfigError for a router that does not give every token as many experts."""
+    """The router's choices, a row for each token.
+
+    Raises ConfigError for a router that gives tokens different numbers of experts.
+    """
     if routing.top_k is None:
         raise ConfigError(
             f"the router of layer {layer} gives tokens different numbers of experts, which a step "
@@ -78,19 +87,19 @@ def chosen_of(layer: int, routing: Routing) -> Chosen:
 
 
 class ModuleSteps:
-    """See `Steps`. The modules may be packed or not; the decoder must be in eval mode.
+    """Implements `Steps`. The modules may be packed or not; the decoder must be in eval mode.
 
-    Raises ConfigError for `Routes` that limit experts or are called between layers.
+    Raises ConfigError for `Routes` with `limit_R` or `between`.
     """
 
-    def __init__(self, decoder: Decoder, state: State, angles: AngleTables) -> None:
+    def __init__(self, decoder: Decoder, state: State, angles: RopeTables) -> None:
         self._decoder, self._angles = decoder, angles
         self._layers = [
             Layer.of(decoder, number, kept.kv) for number, kept in enumerate(state.layers)
         ]
 
     def __call__(
-        self, rows: Rows, phase: Phase, asked_N: Tensor, routes: Routes | None = None
+        self, rows: StepRows, phase: Phase, logit_row_N: Tensor, routes: Routes | None = None
     ) -> Tensor:
         if routes is not None and (routes.limit_R is not None or routes.between is not None):
             raise ConfigError(
@@ -100,14 +109,14 @@ class ModuleSteps:
         chosen: list[Chosen] | None = None if routes is None else []
         with rows_alone(), in_phase(phase):
             x_RD = self._decoder.embed(rows.token_R)
-            ropes = self._angles.at(rows.angle_R, self._decoder.turning_dtype(x_RD.dtype))
+            ropes = self._angles.at(rows.angle_R, self._decoder.rope_dtype(x_RD.dtype))
             *all_but_last, last = self._layers
             for layer in all_but_last:
                 x_RD = layer(x_RD, rows, ropes[layer.base], phase, None, chosen)
-            # Of the others the last layer's keys and values alone are needed, unless their choices
-            # are.
-            some_N = asked_N if routes is None else None
+            # The last layer computes its FFN for the logit rows alone. With `routes` it computes
+            # all rows, because their choices are returned.
+            some_N = logit_row_N if routes is None else None
             x_ND = last(x_RD, rows, ropes[last.base], phase, some_N, chosen)
             if routes is not None:
-                routes.chosen, x_ND = tuple(chosen or ()), x_ND[asked_N]
+                routes.chosen, x_ND = tuple(chosen or ()), x_ND[logit_row_N]
             return self._decoder.logits(x_ND).float()

@@ -1,4 +1,4 @@
-"""What is added to logits, or taken off them, before a token is chosen.
+"""Biases and penalties, which change logits before the next token is sampled.
 
 V vocabulary, N tokens.
 """
@@ -12,18 +12,19 @@ from mixtura.engine.sampling import Sampling
 
 
 def penalises(sampling: Sampling) -> bool:
-    """Whether `penalised` would change anything."""
+    """Whether `penalised` would change a logit."""
     return bool(sampling.logit_bias) or _repetition(sampling) or _counted(sampling)
 
 
 def penalised(
     logits_V: Tensor, sampling: Sampling, prompt: Sequence[int] | Tensor, answer: Sequence[int]
 ) -> Tensor:
-    """The logits with `logit_bias`, then the repetition penalty, then what counts tokens.
+    """The logits after `logit_bias`, the repetition, the frequency and the presence penalty.
 
-    The repetition penalty looks at the prompt and the answer so far, as in transformers (CTRL,
-    arXiv 1909.05858, divides every logit; one below 0 is multiplied instead, so that it falls too).
-    The frequency and presence penalties look at the answer alone, as OpenAI states them:
+    The repetition penalty changes the logits of tokens in the prompt or in the answer so far, as in
+    transformers: it divides a logit from 0 on and multiplies a negative logit, so that a penalty
+    above 1 lowers both. CTRL (arXiv 1909.05858) divides every logit. The frequency and presence
+    penalties count tokens of the answer alone, by OpenAI's formula:
     `logit - count * frequency_penalty - (count > 0) * presence_penalty`.
     """
     if sampling.logit_bias:

@@ -1,6 +1,9 @@
-"""A packed decoder's step as one native call; its twin is `ModuleSteps`.
+"""A step of a packed decoder as one call of the compiled kernels.
 
-R rows, N rows asked for, D width, E experts, V vocabulary.
+`ModuleSteps` computes the same steps through torch's modules. Tests compare the two.
+
+R rows, N logit rows, D width, E experts, L MoE layers, K experts per token, S bytes of an expert,
+V vocabulary.
 """
 
 from collections.abc import Callable
@@ -10,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixtura.engine.angles import AngleTables
 from mixtura.engine.program_gate import gate_of
-from mixtura.engine.steps import Chosen, Routes, Rows
+from mixtura.engine.rope_tables import RopeTables
+from mixtura.engine.steps import Chosen, Routes, StepRows
 from mixtura.kernels.cached_attention import cache_of
 from mixtura.kernels.native import InstructionSet, native, number_of
 from mixtura.kernels.packed.experts import ACTIVATIONS
@@ -29,19 +32,20 @@ _NORMS = (nn.Identity, nn.RMSNorm, nn.LayerNorm, UnitOffsetRMSNorm)
 
 
 class Program:
-    """See `Steps`: all layers in one job of the compiled kernels, in every phase.
+    """Implements `Steps` in the compiled kernels, which compute all layers in one call.
 
-    Ask `why_not` first. The decoder's tensors are kept as they are now. `experts` holds a table of
-    each MoE layer, by its number: the addresses of its experts' bytes, int64. A new address may be
-    written there between two steps, or in `Routes.between`. An address of 0 says that the expert is
-    not here; a row that chooses it raises IndexError where there is a `between`.
+    The decoder must be one for which `why_not` gives None. The program uses the tensors that the
+    decoder has at construction. `experts` maps the number of an MoE layer to a table_E of
+    the addresses of its experts' bytes, int64. The caller may write new addresses there between two
+    steps, or in `Routes.between`. Address 0 means that the expert is not in memory. Where there is
+    a `between`, a row that chooses such an expert raises IndexError.
     """
 
     def __init__(
         self,
         decoder: Decoder,
         state: State,
-        angles: AngleTables,
+        angles: RopeTables,
         kernels: InstructionSet = "auto",
     ) -> None:
         reason = why_not(decoder)
@@ -70,17 +74,17 @@ class Program:
         ffns = [block.get_submodule("ffn") for block in decoder.blocks]
         routers = {n: ffn.router for n, ffn in enumerate(ffns) if isinstance(ffn, MoE)}
         self._routed = [(number, router.num_experts) for number, router in routers.items()]
-        # A pyramid changes the number of experts alone, so layers lie one behind the other.
+        # All MoE layers have one top_k: a pyramid changes the number of experts alone.
         self._top_k = max((router.top_k for router in routers.values()), default=0)
         (first, *_) = angles.by_base.values()
         self._num_angles = len(first.cos_SC)
 
     def __call__(
-        self, rows: Rows, phase: Phase, asked_N: Tensor, routes: Routes | None = None
+        self, rows: StepRows, phase: Phase, logit_row_N: Tensor, routes: Routes | None = None
     ) -> Tensor:
-        every = (rows.token_R, rows.slot_R, rows.position_R, rows.angle_R, asked_N)
-        token_R, slot_R, position_R, angle_R, asked_N = (of_R.contiguous() for of_R in every)
-        logits_NV = torch.empty(len(asked_N), self._vocabulary)
+        every = (rows.token_R, rows.slot_R, rows.position_R, rows.angle_R, logit_row_N)
+        token_R, slot_R, position_R, angle_R, logit_row_N = (of_R.contiguous() for of_R in every)
+        logits_NV = torch.empty(len(logit_row_N), self._vocabulary)
         given = (
             self._caches[0],
             self._num_angles,
@@ -89,8 +93,8 @@ class Program:
             slot_R.data_ptr(),
             position_R.data_ptr(),
             angle_R.data_ptr(),
-            asked_N.data_ptr(),
-            len(asked_N),
+            logit_row_N.data_ptr(),
+            len(logit_row_N),
             PHASES[phase],
             self._set,
             logits_NV.data_ptr(),
@@ -101,13 +105,13 @@ class Program:
             self._step_routed(given, len(rows), routes)
         return logits_NV
 
-    def _step_routed(self, given: tuple[Any, ...], rows: int, routes: Routes) -> None:
-        expert_LRK = torch.empty(len(self._routed), rows, self._top_k, dtype=torch.int64)
+    def _step_routed(self, given: tuple[Any, ...], num_rows: int, routes: Routes) -> None:
+        expert_LRK = torch.empty(len(self._routed), num_rows, self._top_k, dtype=torch.int64)
         weight_LRK = torch.empty(expert_LRK.shape)
         of_layers = zip(self._routed, expert_LRK.unbind(), weight_LRK.unbind(), strict=True)
         routes.chosen = tuple(Chosen(*one, *rest) for one, *rest in of_layers)
         limit_R = None if routes.limit_R is None else routes.limit_R.contiguous()
-        assert limit_R is None or (limit_R.shape == (rows,) and limit_R.dtype == torch.int64)
+        assert limit_R is None or (limit_R.shape == (num_rows,) and limit_R.dtype == torch.int64)
         self._program.step_routed(
             *given,
             expert_LRK.data_ptr(),
@@ -120,13 +124,13 @@ class Program:
 def _by_number(
     between: Callable[[Chosen], None], chosen: tuple[Chosen, ...]
 ) -> Callable[[int], None]:
-    """As the compiled module calls it."""
+    """`between` as a function of the layer's number, as the compiled module calls it."""
     of_layer = {one.layer: one for one in chosen}
     return lambda layer: between(of_layer[layer])
 
 
 def why_not(decoder: Decoder) -> str | None:
-    """What of this decoder no program expresses; None where one serves."""
+    """Why a program cannot compute this decoder; None where it can."""
     if native() is None:
         return "there are no compiled kernels"
     if not isinstance(decoder.config.attention, AttentionShape):
@@ -172,7 +176,10 @@ def _why_not_ffn(ffn: nn.Module) -> str | None:
 
 
 class _Parts:
-    """A decoder's parts as the compiled module takes them: by addresses, of tensors held here."""
+    """Parts of a decoder as arguments of the compiled module, which takes tensors by address.
+
+    `held` keeps these tensors in memory.
+    """
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
@@ -180,7 +187,7 @@ class _Parts:
         self.experts_of: dict[int, Tensor] = {}
 
     def at(self, tensor: Tensor | None) -> int:
-        """The address of a tensor, 0 of None."""
+        """The address of a tensor; 0 for None."""
         if tensor is None:
             return 0
         tensor = tensor.detach().contiguous()
@@ -188,7 +195,7 @@ class _Parts:
         return tensor.data_ptr()
 
     def floats(self, tensor: Tensor | None) -> int:
-        """As `at`, in fp32."""
+        """The address of the tensor in fp32; 0 for None."""
         return self.at(None if tensor is None else tensor.detach().float())
 
     def norm(self, norm: nn.Module) -> Any:
@@ -214,10 +221,11 @@ class _Parts:
         return self.module.Linear(self.at(table.tiles), table.rows, table.width, table.bits, 0)
 
     def experts(self, experts: nn.Module, layer: int | None = None) -> Any:
-        """`layer` names those that rows choose from."""
+        """`layer` is given for routed experts, whose table enters `experts_of`."""
         assert isinstance(experts, PackedExperts), "why_not has looked"
         tiles_ES = experts.tiles
-        # Of a mapped file: a copy would be all of it.
+        # `at` is not used here: it could copy these bytes, which are mapped from a file and may
+        # exceed the memory.
         assert tiles_ES.stride(1) == 1, "an expert's bytes stand in a row"
         table_E = tiles_ES.data_ptr() + tiles_ES.stride(0) * torch.arange(len(tiles_ES))
         self.held += [tiles_ES, table_E]
@@ -236,7 +244,7 @@ class _Parts:
 
 
 def _attention(
-    parts: _Parts, decoder: Decoder, number: int, block: Block, kept: object, angles: AngleTables
+    parts: _Parts, decoder: Decoder, number: int, block: Block, kept: object, angles: RopeTables
 ) -> Any:
     attention, shape = block.attention, decoder.config.attention
     assert isinstance(attention, Attention), "why_not has looked"

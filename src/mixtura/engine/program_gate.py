@@ -1,4 +1,4 @@
-"""Routers that the fused program can express: one matrix, scores, and weights of the chosen.
+"""The routers that the native program supports: one gate matrix, scores, and combine weights.
 
 E experts, D width.
 """
@@ -23,7 +23,7 @@ from mixtura.moe.routers import (
     TopKSoftmax,
 )
 
-# As native/decoder/gate.h counts them.
+# The places in these tuples are the enums' values in native/decoder/gate.h.
 Score = Literal["logit", "softmax", "sigmoid"]
 Weigh = Literal["score", "softmax", "share", "norm"]
 _SCORES: tuple[Score, ...] = ("logit", "softmax", "sigmoid")
@@ -33,7 +33,7 @@ _KEPT = {torch.float32: 0, torch.bfloat16: 1}
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """How a router's logits become a choice; see native/decoder/gate.h."""
+    """A router, in the terms of native/decoder/gate.h, which explains the fields."""
 
     router: LinearRouter
     score: Score
@@ -48,7 +48,10 @@ class Gate:
         address: Callable[[Tensor], int],
         of_floats: Callable[[Tensor | None], int],
     ) -> Any:
-        """As the compiled module takes it."""
+        """The gate as the compiled module takes it.
+
+        `address` gives the address of a tensor, `of_floats` that of a tensor in fp32.
+        """
         weight_ED = self.router.weight
         if weight_ED.dtype not in _KEPT:
             weight_ED = weight_ED.float()
@@ -71,8 +74,8 @@ class Gate:
 
 
 def gate_of(router: Router) -> Gate | None:
-    """None for a router that chooses otherwise."""
-    # By the very type: a subclass may choose otherwise.
+    """The router as a `Gate`; None for a router that the program does not support."""
+    # Types are compared exactly, since a subclass may choose experts in another way.
     kind = type(router)
     if isinstance(router, SoftmaxTopK) and kind in (SoftmaxTopK, DeepSeekV2):
         weigh: Weigh = "softmax" if router.config.renormalise else "score"

@@ -1,4 +1,4 @@
-"""Prompts from a file: one a line, or a JSON object a line with options of its own."""
+"""Prompts from a file: each line is a prompt, or a JSON object with a prompt and its options."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ _JSON_LINES = (".jsonl", ".ndjson")
 
 
 class PromptLine(Config):
-    """What a line may state; what is None, the command's options say."""
+    """A prompt and its options; the command's options replace those that are None."""
 
     prompt: str
     id: str | int | None = None
-    """given back with the answer"""
+    """returned with the answer"""
     max_tokens: int | None = None
     stop: str | tuple[str, ...] | None = None
     logprobs: int | None = None
@@ -46,18 +46,21 @@ class PromptLine(Config):
         return (self.stop,) if isinstance(self.stop, str) else self.stop
 
     def sampling(self, base: Tree, origin: str) -> Sampling:
-        """`base` and what the line states. Raises ConfigError, which opens with `origin`."""
+        """The line's own fields of `Sampling`, and those of `base` for the others.
+
+        Raises ConfigError, whose message begins with `origin`.
+        """
         own = self.model_dump(include=set(Sampling.model_fields), exclude_none=True)
         return Sampling.parse({**base, **own}, origin)
 
 
 def read_prompts(text: str, name: str) -> list[PromptLine]:
-    """The prompts in a file's text; `name` opens errors, and tells JSON lines by its ending.
+    """The prompts in a file's text.
 
-    Of any other name a file holds JSON lines where its first one is an object with a prompt. Blank
-    lines are passed over. Raises DataError naming the line.
+    The file has JSON lines if its `name` ends in .jsonl or .ndjson, or if its first line is a JSON
+    object with a prompt. Blank lines are skipped. Raises DataError, which names file and line.
     """
-    # Not splitlines: it also cuts at line separators that JSON allows within a string.
+    # `splitlines` would also cut at line separators that JSON allows within a string.
     numbered = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
     lines = [(number, line) for number, line in numbered if line.strip()]
     if not lines:
@@ -68,7 +71,7 @@ def read_prompts(text: str, name: str) -> list[PromptLine]:
 
 
 def read_text(path: Path) -> str:
-    """Raises DataError."""
+    """The text of a UTF-8 file. Raises DataError for a file that cannot be read as text."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,6 +1,6 @@
-"""What reads tokens into a state: the decoder as it is, for one sequence, or the engine's steps.
+"""Readers of tokens: the engine's steps, or the decoder's own forward pass for one sequence.
 
-N rows whose logits are asked for, V vocabulary.
+B sequences, S positions, N logit rows, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mixtura.engine.kv_cache import KVKind, check_context, has_packed_weights
-from mixtura.engine.runner import Part, Runner, as_decoder, evaluating
+from mixtura.engine.cache_plan import KVKind, check_context, has_packed_weights
+from mixtura.engine.runner import Runner, SlotTokens, as_decoder, evaluating
 from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder, DecoderOutput, LanguageModel, State
 from mixtura.shapes import DecoderShape
 
 
 class Reader(Protocol):
-    """Sequences in slots, and what is kept of them."""
+    """Reads tokens of sequences in slots, and keeps their keys and values."""
 
     @property
     def shape(self) -> DecoderShape: ...
@@ -27,27 +27,27 @@ class Reader(Protocol):
 
     @property
     def context(self) -> int:
-        """Positions of each slot."""
+        """The most positions of a slot."""
         ...
 
     def expect(self, slot: int, length: int) -> None:
-        """The text in this slot will have at least that many tokens."""
+        """Announce that the text in this slot will have at least `length` tokens."""
         ...
 
-    def read(self, parts: Sequence[Part], phase: Phase) -> Tensor:
-        """logits_NV, fp32, on the CPU, after each part that asks for them.
+    def read(self, parts: Sequence[SlotTokens], phase: Phase) -> Tensor:
+        """logits_NV, fp32, on the CPU: a row for each part with `with_logits`.
 
-        What a slot holds before a part is kept. After an interruption the same parts, or such as
-        begin before them, can be read again.
+        A slot keeps its positions before a part. After an interruption the same parts can be read
+        again, or parts that begin earlier.
         """
         ...
 
 
 class WholeModel:
-    """The decoder's own forward pass: torch's attention over the one sequence of a state.
+    """The decoder's own forward pass over one sequence, with torch's attention.
 
-    In bf16 it rounds where `models` does, so its tokens are those of the model itself. Torch fixes
-    its arithmetic by the number of tokens, whatever the phase.
+    A bf16 model rounds here as in `Decoder.forward`, so its tokens are those of the model itself.
+    The phase has no effect: torch chooses its arithmetic by the number of tokens.
     """
 
     slots = 1
@@ -62,24 +62,24 @@ class WholeModel:
         return self.decoder.config
 
     def expect(self, slot: int, length: int) -> None:
-        """Its decoder looks at the positions that it is given, and reads again by itself."""
+        """Does nothing: the decoder itself reads a text again where LongRoPE requires it."""
 
-    def read(self, parts: Sequence[Part], phase: Phase) -> Tensor:
+    def read(self, parts: Sequence[SlotTokens], phase: Phase) -> Tensor:
         (part,) = parts
-        # An interruption may have left new keys in some layers and not in the others.
+        # After an interruption some layers may hold more positions than others.
         self.state.length = part.start
         with evaluating(self.decoder), torch.inference_mode():
             tokens_BS = torch.tensor([part.tokens], device=self.state.device)
             output: DecoderOutput = self.decoder(tokens_BS, state=self.state)
-            last_NV = output.logits_BSV[0, -1:] if part.asked else output.logits_BSV[0, :0]
+            last_NV = output.logits_BSV[0, -1:] if part.with_logits else output.logits_BSV[0, :0]
             return last_NV.float().cpu()
 
 
 def reader_for(model: LanguageModel, context: int | None, kv: KVKind | None) -> Reader:
-    """The engine's steps for packed models, and where a kind of cache is asked for.
+    """A `Runner` for packed models and for a given `kv`, else a `WholeModel`.
 
-    `context` None is the model's own. Raises ConfigError for a model that is no decoder, and for a
-    context beyond the model's.
+    `context` None means the model's context. Raises ConfigError for a model that is no decoder, and
+    for a context outside 1..the model's context.
     """
     decoder = as_decoder(model)
     context = decoder.config.context if context is None else context

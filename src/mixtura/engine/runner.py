@@ -1,6 +1,6 @@
-"""A decoder and its state; a step takes rows of any sequences.
+"""Steps of a decoder over a state of many sequences.
 
-R rows, N rows whose logits are asked for, L positions of a slot, V vocabulary.
+R rows, N logit rows, L positions of a slot, V vocabulary.
 """
 
 import logging
@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixtura.engine.angles import AngleTables
-from mixtura.engine.kv_cache import CachePlan, KVKind, has_packed_weights
+from mixtura.engine.cache_plan import CachePlan, KVKind, has_packed_weights
 from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program, why_not
-from mixtura.engine.steps import Routes, Rows, Steps
+from mixtura.engine.rope_tables import RopeTables
+from mixtura.engine.steps import Routes, StepRows, Steps
 from mixtura.errors import ConfigError
 from mixtura.kernels.native import native
 from mixtura.kernels.phase import Phase
@@ -25,40 +25,44 @@ from mixtura.models.long_texts import LongTexts
 from mixtura.packed import PackedLinear
 from mixtura.shapes import DecoderShape
 
-# How many rows of a prompt are read at a time, counted from its beginning.
+# The most rows of a prefill step. Chunks of a prompt are counted from its beginning.
 CHUNK = 512
 
 
-class Part(NamedTuple):
-    """Tokens of one slot that a step reads, from a position on."""
+class SlotTokens(NamedTuple):
+    """Consecutive tokens of one slot, which a step reads."""
 
     slot: int
     start: int
+    """position of the first token"""
     tokens: Sequence[int]
-    asked: bool
-    """whether the logits after the last of them are wanted"""
+    with_logits: bool
+    """whether the step returns the logits after the last token"""
 
 
 class Runner:
-    """Steps of a decoder over its own state of several sequences, each in a slot.
+    """A decoder, a state with a slot for each of several sequences, and the steps over both.
 
-    In packed models a row's result depends on that row, what its slot holds and the phase alone. In
-    others the products of torch may add in another order when other rows come along.
+    In packed models the result of a row depends only on the row, on the earlier positions of its
+    slot, and on the phase. In other models torch may add in another order when the number of rows
+    in a step changes.
     """
 
     def __init__(self, decoder: Decoder, plan: CachePlan, fused: bool | None = None) -> None:
-        """Steps are one native program where it expresses the decoder, else torch's modules.
+        """Use the native program where it supports the decoder, else torch's modules.
 
-        `fused` False takes the modules; True the program, or ConfigError says why there is none.
-        The state lies where the decoder does. Raises ConfigError for a model that lies on no CPU
-        or CUDA device, or on several, and for one whose router is not causal.
+        `fused=False` selects the modules. `fused=True` selects the program, and raises ConfigError
+        with the reason where the program does not support the decoder. The state is on the
+        decoder's device. Raises ConfigError for a decoder on several devices or on one that is
+        neither a CPU nor CUDA, for packed weights outside the CPU, and for a router that is not
+        causal.
         """
         _check_model(decoder)
         self.decoder, self.plan = decoder, plan
-        # None on the CPU, where rows need not be moved.
+        # None for the CPU, where the rows already are.
         self._device = None if decoder.device.type == "cpu" else decoder.device
         self.state = plan.allocate(self._device)
-        angles = AngleTables.of(decoder.config, plan.context, self._device)
+        angles = RopeTables.of(decoder.config, plan.context, self._device)
         self._steps = _steps_of(decoder, self.state, angles, fused)
         self._texts = self.state.texts
 
@@ -66,7 +70,7 @@ class Runner:
     def of(
         cls, decoder: LanguageModel, slots: int, context: int | None = None, kv: KVKind = "bf16"
     ) -> "Runner":
-        """With room for `slots` sequences of `context` positions, by default the model's own."""
+        """A runner for `slots` sequences of `context` positions, by default the model's context."""
         decoder = as_decoder(decoder)
         context = decoder.config.context if context is None else context
         return cls(decoder, CachePlan(decoder.config, slots, context, kv))
@@ -81,37 +85,38 @@ class Runner:
 
     @property
     def context(self) -> int:
-        """Positions of each slot."""
+        """The most positions of a slot."""
         return self.plan.context
 
     def expect(self, slot: int, length: int) -> None:
-        """Say that the text in this slot will have at least `length` tokens.
+        """Announce that the text in this slot will have at least `length` tokens.
 
-        Spares LongRoPE models a second reading of a text that was first treated as short.
+        Under LongRoPE a long text then uses the long factors from its first token on. Otherwise it
+        is read again when it grows past the original context.
         """
         if self._texts is not None:
             self._texts.expect(slot, length)
 
-    def read(self, parts: Sequence[Part], phase: Phase) -> Tensor:
-        """logits_NV, fp32, after each part that asks for them; see `step`."""
-        # Lists, each made a tensor once: an operation of torch on a few numbers takes 20 us between
-        # two steps that have swept the processor's caches.
+    def read(self, parts: Sequence[SlotTokens], phase: Phase) -> Tensor:
+        """logits_NV, fp32: a row for each part with `with_logits`; see `step`."""
+        # Lists become tensors once at the end. A torch operation on a few numbers takes 20 us here,
+        # because each step sweeps the processor's caches.
         tokens_R: list[int] = []
         slots_R: list[int] = []
         positions_R: list[int] = []
-        asked_N: list[int] = []
-        for slot, start, tokens, asked in parts:
+        logit_row_N: list[int] = []
+        for slot, start, tokens, with_logits in parts:
             slots_R += [slot] * len(tokens)
             positions_R += range(start, start + len(tokens))
             tokens_R += tokens
-            if asked:
-                asked_N.append(len(tokens_R) - 1)
+            if with_logits:
+                logit_row_N.append(len(tokens_R) - 1)
         return self.step(
             torch.tensor(tokens_R),
             torch.tensor(slots_R),
             torch.tensor(positions_R),
             phase,
-            torch.tensor(asked_N, dtype=torch.int64),
+            torch.tensor(logit_row_N, dtype=torch.int64),
         )
 
     def step(
@@ -120,45 +125,47 @@ class Runner:
         slot_R: Tensor,
         position_R: Tensor,
         phase: Phase,
-        asked_N: Tensor | None = None,
+        logit_row_N: Tensor | None = None,
         routes: Routes | None = None,
     ) -> Tensor:
-        """logits_NV, fp32, of the rows numbered `asked_N`, by default all; all int64, on the CPU.
+        """logits_NV, fp32, of the rows with the numbers `logit_row_N`, by default of all rows.
 
-        A row sees what its slot holds before its position, and the rows of its slot that come with
-        it. A slot's rows stand in the order of their positions; what lies behind is forgotten when
-        it is written anew. `verify` gives a packed model's rows bit for bit as `decode` does one
-        after the other. Raises ConfigError for a row outside the cache or the vocabulary.
+        Arguments are int64 and on the CPU, as is the result. A row attends to the earlier positions
+        of its slot, in the cache or in this step. The rows of a slot must be in the order of their
+        positions. A row at an earlier position goes back in the text of its slot. In a packed
+        model `verify` gives bit for bit what `decode` gives row after row. Raises ConfigError for a
+        row outside the cache or the vocabulary.
         """
-        # Native programs read them by their address.
+        # The native program reads these tensors by their addresses.
         token_R, slot_R, position_R = (of_R.contiguous() for of_R in (token_R, slot_R, position_R))
         self._check(token_R, slot_R, position_R)
-        asked_N = torch.arange(len(token_R)) if asked_N is None else asked_N
+        logit_row_N = torch.arange(len(token_R)) if logit_row_N is None else logit_row_N
         if self._device is not None:
-            every = (token_R, slot_R, position_R, asked_N)
-            token_R, slot_R, position_R, asked_N = (of_R.to(self._device) for of_R in every)
+            every = (token_R, slot_R, position_R, logit_row_N)
+            token_R, slot_R, position_R, logit_row_N = (of_R.to(self._device) for of_R in every)
         with evaluating(self.decoder), torch.inference_mode():
             if self._texts is None:
-                rows = Rows(token_R, slot_R, position_R, position_R)
+                rows = StepRows(token_R, slot_R, position_R, position_R)
             else:
                 if phase == "verify":
                     self._texts.check_one_kind(slot_R, position_R)
-                rows = self._turned(self._texts, token_R, slot_R, position_R)
-            logits_NV = self._steps(rows, phase, asked_N, routes)
+                rows = self._with_angles(self._texts, token_R, slot_R, position_R)
+            logits_NV = self._steps(rows, phase, logit_row_N, routes)
             return logits_NV if self._device is None else logits_NV.cpu()
 
-    def _turned(
+    def _with_angles(
         self, texts: LongTexts, token_R: Tensor, slot_R: Tensor, position_R: Tensor
-    ) -> Rows:
+    ) -> StepRows:
+        """The rows with their angles. Texts that need other LongRoPE factors are read again."""
         nothing_N = token_R[:0]
         for slot, token_L in texts.to_read_again(token_R, slot_R, position_R):
             for start in range(0, len(token_L), CHUNK):
                 part_R = token_L[start : start + CHUNK]
                 at_R = torch.arange(start, start + len(part_R), device=part_R.device)
                 in_R = torch.full_like(at_R, slot)
-                again = Rows(part_R, in_R, at_R, texts.angle(in_R, at_R))
+                again = StepRows(part_R, in_R, at_R, texts.angle(in_R, at_R))
                 self._steps(again, "prefill", nothing_N)
-        return Rows(token_R, slot_R, position_R, texts.angle(slot_R, position_R))
+        return StepRows(token_R, slot_R, position_R, texts.angle(slot_R, position_R))
 
     def _check(self, token_R: Tensor, slot_R: Tensor, position_R: Tensor) -> None:
         remedy = "the model's vocabulary; encode with its own tokenizer"
@@ -180,7 +187,7 @@ def check_bounds(name: str, numbers: Sequence[int], bound: int, remedy: str) -> 
 
 
 def as_decoder(model: LanguageModel) -> Decoder:
-    """Raises ConfigError for a model that is no decoder, such as an MoE between LSTMs."""
+    """The model itself. Raises ConfigError where it is no decoder, as an MoE between LSTMs."""
     if not isinstance(model, Decoder):
         raise ConfigError(
             f"this model, a {type(model).__name__}, keeps no keys and values to read on "
@@ -214,7 +221,7 @@ def _check_model(decoder: Decoder) -> None:
         raise ConfigError(reason)
 
 
-def _steps_of(decoder: Decoder, state: State, angles: AngleTables, fused: bool | None) -> Steps:
+def _steps_of(decoder: Decoder, state: State, angles: RopeTables, fused: bool | None) -> Steps:
     reason = "fused=False" if fused is False else why_not(decoder)
     if reason is None:
         return Program(decoder, state, angles)
@@ -238,7 +245,7 @@ def _say_once(reason: str) -> None:
 
 @contextmanager
 def evaluating(decoder: Decoder) -> Iterator[None]:
-    """In eval mode, without jitter and counts of load; training mode is restored afterwards."""
+    """The decoder in eval mode, without router jitter and load counts; its mode is restored."""
     was_training = decoder.training
     if was_training:
         decoder.eval()

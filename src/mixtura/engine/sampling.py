@@ -1,11 +1,11 @@
-"""From logits to a token, in the order that transformers has.
+"""From logits to a token, in the order of transformers.
 
 1. `logit_bias` is added.
-2. The repetition penalty, then the frequency and presence penalties (penalties.py).
-3. The temperature divides.
-4. top-k, then top-p, then min-p rule tokens out; each looks at what the one before it left.
+2. The repetition penalty is applied, then the frequency and presence penalties (penalties.py).
+3. The logits are divided by the temperature.
+4. top-k, then top-p, then min-p remove tokens. Each applies to the tokens that are left.
 
-B sequences, V vocabulary.
+B sequences, V vocabulary, K candidates for the nucleus.
 """
 
 import math
@@ -17,49 +17,50 @@ from pydantic import model_validator
 from mixtura.config import Config
 from mixtura.errors import ConfigError, NonFiniteError
 
-# Only for annotations: the functions below need no more than the tensors they are given.
+# Imported for annotations alone: a command reads options without torch.
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-# In how many of the likeliest tokens a nucleus lies, as a rule; to sort them all costs much more.
+# A nucleus (top-p) rarely has more tokens. Sorting the whole vocabulary costs much more.
 _FEW = 256
 
 
-# Logits times the largest stay finite in fp32, or an error would blame the weights.
+# A logit times the largest penalty is finite in fp32. An infinite product would be reported as an
+# error of the weights.
 _LEAST_PENALTY, _MOST_PENALTY = 0.01, 100.0
-# OpenAI's own bounds.
+# The bounds of OpenAI's API.
 _MOST_ADDED, _MOST_BIAS = 2.0, 100.0
 
 
 MAX_TOKENS = 256
-"""tokens of an answer where neither a user nor the model says"""
+"""the most tokens of an answer where neither the user nor the model sets a number"""
 
 
 class Sampling(Config):
-    """How the next token is chosen; `temperature=0` takes the likeliest and draws nothing."""
+    """How the next token is sampled; `temperature=0` always takes the likeliest token."""
 
     temperature: float = 0.8
     top_k: int = 0
-    """draw from the k likeliest tokens only; 0 for all"""
+    """sample from the k likeliest tokens; 0 for all"""
     top_p: float = 1.0
-    """draw from the fewest likeliest tokens whose probabilities reach p; 1 for all"""
+    """sample from the fewest likeliest tokens whose probabilities sum to p or more; 1 for all"""
     min_p: float = 0.0
-    """draw from tokens with at least this share of the likeliest one's probability; 0 for all
+    """sample from tokens with at least this share of the likeliest token's probability; 0 for all
     (arXiv 2407.01082)"""
     repetition_penalty: float = 1.0
-    """divides the logit of a token that the prompt or the answer holds, or multiplies it where it
-    is below 0; 1 for none (CTRL, arXiv 1909.05858, as transformers has it)"""
+    """divides the logit of a token of the prompt or the answer; multiplies it if it is negative, as
+    in transformers; 1 for none (CTRL, arXiv 1909.05858)"""
     frequency_penalty: float = 0.0
-    """taken off a logit for each time that the answer has the token (OpenAI)"""
+    """subtracted from a token's logit for each time that the answer has the token (OpenAI)"""
     presence_penalty: float = 0.0
-    """taken off a logit once where the answer has the token (OpenAI)"""
+    """subtracted once from the logit of a token that the answer has (OpenAI)"""
     logit_bias: Mapping[int, float] = {}
-    """added to the logit of a token, by its number"""
+    """added to the logits of tokens, by their ids"""
     seed: int = 0
 
     @model_validator(mode="after")
     def _in_bounds(self) -> Self:
-        # A comparison with NaN is false, so each says what holds.
+        # A comparison with NaN is false, so conditions on allowed values refuse NaN too.
         if not 0 <= self.temperature < math.inf:
             raise ValueError(
                 f"temperature={self.temperature} must be 0 or more; 0 takes the likeliest token"
@@ -96,7 +97,7 @@ class Sampling(Config):
         return self
 
     def check_vocabulary(self, vocabulary: int) -> None:
-        """Raises ConfigError for a bias of a token that the model has not."""
+        """Raises ConfigError for a bias of a token outside the vocabulary."""
         beyond = [token for token in self.logit_bias if token >= vocabulary]
         if beyond:
             raise ConfigError(
@@ -106,33 +107,33 @@ class Sampling(Config):
 
 
 def sample(logits_BV: "Tensor", sampling: Sampling, generator: "Generator") -> "Tensor":
-    """token_B of logits_BV, or a scalar of logits_V, int64.
+    """token_B for logits_BV, or a scalar for logits_V, int64.
 
-    A logit of -inf rules its token out. Raises NonFiniteError for NaN, for +inf, and where every
-    token is ruled out.
+    A token with the logit -inf is never sampled. Raises NonFiniteError for NaN, for +inf, and where
+    all logits of a row are -inf.
     """
     check_finite(logits_BV)
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
-    return draw(logits_BV, sampling, generator)
+    return sample_finite(logits_BV, sampling, generator)
 
 
-def draw(logits_BV: "Tensor", sampling: Sampling, generator: "Generator") -> "Tensor":
-    """As `sample` at a temperature above 0, for logits that are known to be finite.
+def sample_finite(logits_BV: "Tensor", sampling: Sampling, generator: "Generator") -> "Tensor":
+    """As `sample` at a temperature above 0, for logits that pass `check_finite`.
 
-    One number of the generator for each draw: multinomial takes one for each token, which costs
-    more than all else.
+    It takes one random number a row. `torch.multinomial` takes one for each token of the
+    vocabulary, which costs more than the other operations together.
     """
     summed_BV = probabilities(logits_BV, sampling).cumsum(-1)
     total_B1 = summed_BV[..., -1:]
     aim_B1 = total_B1 * total_B1.new_empty(total_B1.shape).uniform_(generator=generator)
-    # Rounding must not lift it to the total, beyond which no token lies.
+    # The aim must stay below the total, even after rounding, since no token has the total's place.
     aim_B1 = aim_B1.minimum(total_B1.nextafter(total_B1.new_zeros(())))
     return (summed_BV <= aim_B1).sum(-1)
 
 
 def check_finite(logits_BV: "Tensor") -> None:
-    """Raises NonFiniteError for NaN, for +inf, and where every token is ruled out."""
+    """Raises NonFiniteError for NaN, for +inf, and where all logits of a row are -inf."""
     if not logits_BV.amax(-1).isfinite().all():
         raise NonFiniteError(
             "the logits of the next token are not finite, so no token can be chosen; "
@@ -141,8 +142,11 @@ def check_finite(logits_BV: "Tensor") -> None:
 
 
 def probabilities(logits_BV: "Tensor", sampling: Sampling) -> "Tensor":
-    """What `sample` draws from, in float64; needs a temperature above 0. Rows sum to 1."""
-    # The largest becomes 0, so that no temperature, however small, makes inf - inf.
+    """The probabilities by which `sample` selects, in float64; a row sums to 1.
+
+    The temperature must be above 0.
+    """
+    # The largest logit is subtracted before a small temperature can make it infinite.
     logits_BV = logits_BV.double()
     logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / sampling.temperature
     if 0 < sampling.top_k < logits_BV.shape[-1]:
@@ -156,17 +160,18 @@ def probabilities(logits_BV: "Tensor", sampling: Sampling) -> "Tensor":
 
 
 def _not_far_below(probs_BV: "Tensor", min_p: float) -> "Tensor":
-    """A token stays that has `min_p` of the likeliest one's probability."""
+    """Keep tokens with at least `min_p` times the likeliest token's probability."""
     least_B1 = min_p * probs_BV.amax(-1, keepdim=True)
     kept_BV = probs_BV.masked_fill(probs_BV < least_B1, 0)
     return kept_BV / kept_BV.sum(-1, keepdim=True)
 
 
 def _nucleus(probs_BV: "Tensor", top_p: float) -> "Tensor":
-    """A token stays while the likelier ones sum to less than top_p (arXiv 1904.09751)."""
+    """Keep a token if the likelier tokens sum to less than `top_p` (arXiv 1904.09751)."""
     few = min(_FEW, probs_BV.shape[-1])
     kept_BK, token_BK = _kept(probs_BV, probs_BV.topk(few).indices.sort().values, top_p)
-    # Where the last of the few is kept, or as likely as one that is, others may have to be too.
+    # If the least likely candidate is kept or is as likely as a kept one, the nucleus may have
+    # tokens that are no candidates, so all tokens become candidates.
     least_B = kept_BK.masked_fill(kept_BK == 0, math.inf).amin(-1)
     if few < probs_BV.shape[-1] and (least_B <= probs_BV.gather(-1, token_BK)[..., -1]).any():
         kept_BK, token_BK = _kept(probs_BV, None, top_p)
@@ -175,13 +180,14 @@ def _nucleus(probs_BV: "Tensor", top_p: float) -> "Tensor":
 
 
 def _kept(probs_BV: "Tensor", among_BK: "Tensor | None", top_p: float) -> "tuple[Tensor, Tensor]":
-    """(kept_BK, token_BK), the likeliest first, of equal ones the first; 0 for what goes.
+    """(kept_BK, token_BK): probabilities, 0 outside the nucleus, and their tokens.
 
-    `among_BK` holds the likeliest tokens, in the order of the vocabulary; None for all.
+    The likeliest token is first; of equally likely tokens the lower id is first. `among_BK` has the
+    candidates with ids rising; None means the whole vocabulary.
     """
     of_BK = probs_BV if among_BK is None else probs_BV.gather(-1, among_BK)
     sorted_BK, token_BK = of_BK.sort(dim=-1, descending=True, stable=True)
     reached_BK = sorted_BK.cumsum(-1) >= top_p
-    # The token that reaches top_p stays, so each asks whether the one before it has.
+    # The token whose sum reaches top_p is kept, and every later token is removed.
     sorted_BK[..., 1:] = sorted_BK[..., 1:].masked_fill(reached_BK[..., :-1], 0)
     return sorted_BK, token_BK if among_BK is None else among_BK.gather(-1, token_BK)

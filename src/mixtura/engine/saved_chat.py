@@ -1,17 +1,17 @@
-"""A conversation as a file: JSON with the system's text and the turns."""
+"""A conversation as a JSON file with its system message and its turns."""
 
 import json
 from pathlib import Path
 from typing import Literal
 
 from mixtura.config import Config
+from mixtura.engine.chat_format import Exchange
 from mixtura.engine.conversation import Conversation
-from mixtura.engine.script import Exchange
 from mixtura.errors import ConfigError, DataError, StorageError
 from mixtura.files import atomic_text
 from mixtura.json_reader import read_object
 
-# Some thousand turns; a larger file is none that a chat has saved.
+# Enough for some thousand turns. A larger file is refused.
 _MOST_BYTES = 64 * 2**20
 
 
@@ -23,15 +23,16 @@ class SavedTurn(Config):
 class SavedChat(Config):
     kind: Literal["mixtura chat"]
     model: str = ""
-    """what it was talked with, for a reader; any model may go on from it"""
+    """the name of the model, for information; any model may continue the chat"""
     system: str = ""
     turns: tuple[SavedTurn, ...] = ()
 
 
 def save_chat(path: Path, conversation: Conversation, model: str) -> int:
-    """Write what is remembered; gives the number of turns.
+    """Write the turns that are remembered; returns their number.
 
-    Replaces a saved chat, whole or not at all. Raises StorageError where the path is anything else.
+    A saved chat at `path` is replaced, whole or not at all. Raises StorageError where `path` is any
+    other file.
     """
     if path.exists():
         try:
@@ -47,10 +48,10 @@ def save_chat(path: Path, conversation: Conversation, model: str) -> int:
 
 
 def load_chat(path: Path, conversation: Conversation) -> int:
-    """Remember the saved turns and no others, under the saved system; gives their number.
+    """Replace the conversation by the saved one; returns the number of its turns.
 
-    Raises DataError for another file, and ConfigError for a system where the model knows no roles;
-    the conversation is then as before.
+    Raises DataError for a file that is no saved chat, and ConfigError for a system message where
+    the model has no chat template. An error leaves the conversation unchanged.
     """
     chat = read_chat(path)
     conversation.system = chat.system
@@ -59,7 +60,7 @@ def load_chat(path: Path, conversation: Conversation) -> int:
 
 
 def read_chat(path: Path) -> SavedChat:
-    """Raises DataError."""
+    """The chat in a file. Raises DataError for a file that is no saved chat."""
     try:
         return SavedChat.parse(read_object(path, DataError, _MOST_BYTES), str(path))
     except FileNotFoundError:

@@ -1,25 +1,26 @@
-"""Sequences that come and go while others go on: the one loop in which text is generated.
+"""The one loop that generates text: sequences begin and end while others go on.
 
-N sequences that a step gives a token.
+N sequences that get a token in a step, V vocabulary.
 """
 
 from collections import abc
 from time import perf_counter
 from typing import NamedTuple
 
-from mixtura.engine.choosing import choose
-from mixtura.engine.kv_cache import check_length
+from mixtura.engine.cache_plan import check_length
+from mixtura.engine.next_token import next_tokens
 from mixtura.engine.readers import Reader
-from mixtura.engine.runner import CHUNK, Part, check_bounds
+from mixtura.engine.runner import CHUNK, SlotTokens, check_bounds
 from mixtura.engine.sequence import FinishReason, Sequence
 from mixtura.errors import ConfigError
 from mixtura.kernels.phase import Phase
 
 
 class Scheduler:
-    """Sequences over one reader: `add` them, and `advance` all until each has its `finish`.
+    """Sequences over one reader: `begin` gives one a slot, and `advance` computes a step of all.
 
-    Answers are of tokens below `known`, such as the tokenizer's vocabulary; by default of all.
+    A sequence has ended once its `finish` is set. Sampled token ids are below `known`, such as the
+    tokenizer's vocabulary size; by default any id of the model may be sampled.
     """
 
     def __init__(self, reader: Reader, known: int | None = None) -> None:
@@ -30,17 +31,17 @@ class Scheduler:
         self._seconds = 0.0
 
     def check(self, one: Sequence) -> None:
-        """Raises ConfigError for a prompt longer than the context, and for tokens, also of the
-        sampling, that the model does not know.
+        """Raises ConfigError for a prompt longer than the context, and for tokens outside the
+        vocabulary, in the prompt or in `logit_bias`.
         """
         shape = self.reader.shape
-        one.chooser.sampling.check_vocabulary(shape.vocabulary)
+        one.sampler.sampling.check_vocabulary(shape.vocabulary)
         check_length("the prompt", len(one.prompt), self.reader.context, shape)
         remedy = "the model's vocabulary; encode with its own tokenizer"
         check_bounds("token", one.prompt, shape.vocabulary, remedy)
 
     def begin(self, one: Sequence) -> None:
-        """Give it a slot. Raises ConfigError where none is free, and as `check`."""
+        """Give the sequence a slot. Raises ConfigError where no slot is free, and as `check`."""
         self.check(one)
         if not self._free:
             raise ConfigError(
@@ -53,15 +54,16 @@ class Scheduler:
         self.running.append(one)
 
     def leave(self, one: Sequence) -> None:
-        """End a sequence early; its finish is "interrupted"."""
+        """End a sequence early, with the finish "interrupted"."""
         if one.finish is None:
             self._end(one, "interrupted")
 
     def advance(self) -> list[Sequence]:
-        """One step; gives the sequences that received a token or ended by it.
+        """Compute one step; returns the sequences that got a token, some of which may have ended.
 
-        It reads prompts, up to CHUNK tokens of them, or gives each running answer its next token,
-        in turn where there are both. After an interruption the same step can be taken again.
+        A step reads up to CHUNK tokens of prompts, or gives each running answer its next token.
+        Where there are both, the two kinds of step alternate. After an interruption the same step
+        can be computed again.
         """
         began = perf_counter()
         answers = [one for one in self.running if one.tokens]
@@ -82,7 +84,7 @@ class Scheduler:
         read = self._seconds + perf_counter() - began
         moved, tokens = step.moved, []
         if moved:
-            tokens = choose(logits_NV, [one.chooser for one in moved], self._known)
+            tokens = next_tokens(logits_NV, [one.sampler for one in moved], self._known)
         for one, length in step.chunks:
             one.prompt_read += length
         context = self.reader.context
@@ -101,19 +103,19 @@ class Scheduler:
 
 
 class _Step(NamedTuple):
-    """What is read in one step."""
+    """The parts that one step reads, and the sequences that they belong to."""
 
-    parts: list[Part]
+    parts: list[SlotTokens]
     moved: list[Sequence]
-    """that receive a token each, in the order of the parts that ask for one"""
+    """the sequences that get a token, in the order of their parts"""
     phase: Phase
     chunks: abc.Sequence[tuple[Sequence, int]] = ()
-    """of prompts that go on, with their lengths"""
+    """the sequences whose prompts have more chunks, and how many tokens this step reads of each"""
 
 
 def _chunks(prompts: abc.Iterable[Sequence], rows: int) -> _Step:
-    """What to read next of each, the oldest first, as far as whole parts go into `rows`."""
-    parts: list[Part] = []
+    """The next chunks of prompts, the oldest prompt first, that fit whole into `rows`."""
+    parts: list[SlotTokens] = []
     moved: list[Sequence] = []
     chunks: list[tuple[Sequence, int]] = []
     for one in prompts:
@@ -122,7 +124,7 @@ def _chunks(prompts: abc.Iterable[Sequence], rows: int) -> _Step:
             continue
         parts.append(part)
         rows -= len(part.tokens)
-        if part.asked:
+        if part.with_logits:
             moved.append(one)
         else:
             chunks.append((one, len(part.tokens)))

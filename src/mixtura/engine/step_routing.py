@@ -1,6 +1,6 @@
 """The routing of whole texts from the engine's steps, for traces.
 
-S tokens of a text, K experts per token.
+S tokens of a text, R rows of a step, K experts per token, N = S K routed rows, T1 = S + 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from mixtura.engine.kv_cache import CachePlan, own_kv
+from mixtura.engine.cache_plan import CachePlan, own_kv
 from mixtura.engine.program import why_not
 from mixtura.engine.runner import CHUNK, Runner, why_alone
 from mixtura.engine.steps import Chosen, Routes
@@ -16,14 +16,16 @@ from mixtura.models import Decoder, LanguageModel
 from mixtura.trace import LayerRows, TraceMeta
 from mixtura.tracing.text_trace import RoutingOf
 
-# Most texts are short beside a context of 128k positions, whose cache no memory may hold.
+# The fewest positions of a cache. It grows with the texts, since a cache for a whole context of
+# 128k positions may exceed the memory.
 _LEAST_POSITIONS = 4096
 
 
 def routing_for(model: LanguageModel, meta: TraceMeta) -> RoutingOf | None:
-    """Through the native program where it expresses the model; None: by the model's own passes.
+    """A `StepRouting` where the native program supports the model.
 
-    A program keeps no probabilities, so a trace that is to have them needs those passes.
+    None means that the trace needs the model's own forward passes. So do traces with probabilities,
+    which the program does not return.
     """
     if meta.probabilities is not None or not isinstance(model, Decoder):
         return None
@@ -33,7 +35,7 @@ def routing_for(model: LanguageModel, meta: TraceMeta) -> RoutingOf | None:
 
 
 class StepRouting:
-    """Reads each text as a prompt, in chunks from its beginning, as generation does."""
+    """Reads a text as a prompt, in chunks from its beginning; gives the routing by layer."""
 
     def __init__(self, decoder: Decoder, *, fused: bool | None = None) -> None:
         self._decoder, self._fused = decoder, fused
@@ -54,19 +56,19 @@ class StepRouting:
         return {layer: rows_of(of_layer) for layer, of_layer in parts.items()}
 
     def _with_room(self, length: int) -> Runner:
-        """A cache that holds the text, made anew where the last one was too small."""
+        """A runner for `length` tokens; a new one where the last runner's cache is too small."""
         if self._runner is None or self._runner.plan.context < length:
             room = max(_LEAST_POSITIONS, 1 << (length - 1).bit_length())
             context = min(room, self._decoder.config.context)
             plan = CachePlan(self._decoder.config, 1, context, own_kv(self._decoder))
-            # The old one's memory first.
+            # The old cache is freed before the new one is allocated.
             self._runner = None
             self._runner = Runner(self._decoder, plan, self._fused)
         return self._runner
 
 
 def rows_of(parts: Sequence[Chosen]) -> LayerRows:
-    """The rows of one layer, part after part; every token has K of them."""
+    """The routed rows of one layer, from consecutive parts of a text; every token has K rows."""
     expert_SK = np.concatenate([part.expert_RK.numpy() for part in parts])
     weight_SK = np.concatenate([part.weight_RK.numpy() for part in parts])
     tokens, top_k = expert_SK.shape

@@ -1,6 +1,6 @@
-"""One step of a decoder: rows of any mix of sequences through all its layers.
+"""One step of a decoder: rows of any mix of sequences go through all layers.
 
-R rows, N rows whose logits are asked for, K experts per token, V vocabulary.
+R rows, N logit rows, D width, K experts per token, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,18 @@ from mixtura.kernels.phase import Phase
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """New tokens, flattened: one of each sequence in decode, several of some otherwise.
+class StepRows:
+    """The new tokens of a step, flattened, without padding; all tensors are int64.
 
-    A sequence's rows come in the order of their positions. All int64.
+    In decode each sequence has one row. In prefill and verify a sequence may have several rows, in
+    the order of their positions.
     """
 
     token_R: Tensor
     slot_R: Tensor
     position_R: Tensor
     angle_R: Tensor
-    """the row of `AngleTables` that turns it: its position, as a rule"""
+    """rows of `RopeTables`: the positions, unless a text is long under LongRoPE"""
 
     def __len__(self) -> int:
         return len(self.token_R)
@@ -36,31 +37,35 @@ class Chosen:
     layer: int
     num_experts: int
     expert_RK: Tensor
-    """int64; `num_experts`: none"""
+    """int64; `num_experts` means no expert"""
     weight_RK: Tensor
     """combine weights, fp32"""
 
 
 @dataclass(slots=True)
 class Routes:
-    """Asks a step for its routers' choices, which fill `chosen`; the other fields have a say in
-    them, and are for the native program alone.
+    """A step that is given a `Routes` stores its routers' choices in `chosen`.
+
+    `limit_R` and `between` change the choices. Only the native program supports these two.
     """
 
     limit_R: Tensor | None = None
-    """The most experts of each row, int64, 1 or more. A row gets what a router of so many gives it,
-    and never more than top_k."""
+    """The most experts of each row, int64, 1 or more. A row is routed as by a router with this
+    top_k, and never has more experts than the router's own top_k."""
     between: Callable[[Chosen], None] | None = None
-    """Called for each MoE layer between routing and experts. It may write into the tensors, and
-    must start no step and no kernel; what it raises ends the step."""
+    """Called for each MoE layer between routing and experts. It may write into the tensors of its
+    argument, and must start no step and no kernel. An exception that it raises ends the step."""
     chosen: tuple[Chosen, ...] = ()
 
 
 class Steps(Protocol):
-    """What a step is computed by: torch's modules one by one, or one native program."""
+    """Computes steps, through torch's modules one by one or in one native program."""
 
     def __call__(
-        self, rows: Rows, phase: Phase, asked_N: Tensor, routes: Routes | None = None
+        self, rows: StepRows, phase: Phase, logit_row_N: Tensor, routes: Routes | None = None
     ) -> Tensor:
-        """logits_NV, fp32, of the rows numbered `asked_N`; keys and values of all rows are kept."""
+        """logits_NV, fp32, of the rows with the numbers `logit_row_N`.
+
+        The cache gets the keys and values of all rows.
+        """
         ...

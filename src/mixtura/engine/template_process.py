@@ -1,9 +1,9 @@
-"""The parent's side of the process in which strangers' chat templates run.
+"""Starts and uses a process in which chat templates run, since templates are not trusted.
 
-Jinja's sandbox keeps a template from what it should not read and call, but not from running without
-end or filling the memory: a literal times a number is enough, and so is a list that holds another
-one twice on each of thirty levels. No list of what is allowed is sure to be complete, so
-templates run in a process that the system bounds (template_renderer.py is its program).
+Jinja's sandbox controls what a template may read and call, but not its time and its memory. A
+string times a large number fills the memory, and so do nested lists: thirty levels that each hold
+the next level twice. So templates run in a process whose time and memory the operating system
+bounds. Its program is template_renderer.py.
 """
 
 import atexit
@@ -18,50 +18,51 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 CPU_SECONDS = 1
-"""of one request, in time of a processor; a published template takes milliseconds"""
+"""processor time of one request; a published template takes milliseconds"""
 MEMORY = 512 << 20
-"""of the process, in bytes; Python and Jinja take 30 MB"""
-# The processor's time does not grow with other work on the machine. This clock is for what waits
-# without computing, and for systems that do not count.
+"""bytes of memory of the process; Python and Jinja take 30 MB"""
+# Seconds of real time. They end a template that waits without computing, and any template on a
+# system that does not bound processor time.
 _SECONDS = 6.0
 _SECONDS_TO_START = 60.0
-# The process's own bounds come first.
+# The most bytes of an answer. The process itself has a lower bound for the text.
 _MOST_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class Rendered:
+    """The text of a template, or the error that it ended in."""
+
     text: str = ""
     error: str | None = None
     """why there is no text"""
 
 
 class TemplateProcess:
-    """Starts with its first request, and anew after one that it did not survive.
+    """A process that starts at the first request, and again after a request that ended it.
 
-    Threads may share it; they are served in turn.
+    Threads may share a TemplateProcess; it handles one request at a time.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: _Running | None = None
 
-    def ask(self, request: dict[str, Any]) -> Answered:
-        """See template_renderer.py for the request."""
+    def render(self, request: dict[str, Any]) -> Rendered:
+        """The answer to a request, whose form template_renderer.py describes."""
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
-            # A process that was forked off has its parent's pipes, which are not for its use.
+            # After a fork the pipes belong to the parent, so the child starts its own process.
             if self._running is None or self._running.parent != os.getpid():
                 self._running = _Running()
             try:
-                return Answered(**json.loads(self._running.exchange(line)))
+                return Rendered(**json.loads(self._running.exchange(line)))
             except BaseException as error:
-                # The answer may be on its way still, and the next request must not take it for its
-                # own.
+                # The answer may still arrive, and must not be read as that of the next request.
                 self._running.end()
                 self._running = None
                 if isinstance(error, _Ended):
-                    return Answered(error=str(error))
+                    return Rendered(error=str(error))
                 raise
 
     def end(self) -> None:
@@ -72,16 +73,16 @@ class TemplateProcess:
 
 
 class _Ended(Exception):
-    """The process did not survive; the message says why."""
+    """The process ended during a request; the message has the reason."""
 
 
 class _Running:
-    """One process. Raises _Ended where it does not start."""
+    """A process that is running. Raises _Ended where it does not start."""
 
     def __init__(self) -> None:
         self.parent = os.getpid()
-        # Without the folder in which somebody stands, whose modules are not ours, but with the
-        # places where this process finds its packages.
+        # The process imports from the same places as this one. `-P` leaves out the current folder,
+        # whose modules are not trusted.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "mixtura.engine.template_renderer"],
@@ -97,15 +98,15 @@ class _Running:
         self._read(_SECONDS_TO_START)
 
     def exchange(self, line: bytes) -> bytes:
-        """The line that answers this one. Raises _Ended where none does, or none in time."""
-        # A write into a pipe whose reader died; what it died of is known below.
+        """The line that answers `line`. Raises _Ended where none comes, or none in time."""
+        # The process may have ended, so that the write fails. `_read` then raises the reason.
         with suppress(OSError):
             self._to.write(line)
             self._to.flush()
         return self._read(_SECONDS)
 
     def end(self) -> int:
-        """Gives its exit status."""
+        """Kill the process; returns its exit status."""
         self._process.kill()
         status = self._process.wait()
         for pipe in (self._to, self._from):

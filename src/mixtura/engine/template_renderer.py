@@ -1,9 +1,9 @@
-"""The program that renders strangers' chat templates; its parent is template_process.py.
+"""The program of the process in which chat templates run (see template_process.py).
 
-It answers each line with a line, both JSON objects: {"source", "names", "messages", "answer"} with
-{"text": ...}, or with {"error": ...} where the template is none, fails, or refuses the
-conversation. Without messages the template is only read. It imports no more than Jinja, so that it
-starts quickly.
+It reads one JSON object a line, {"source", "names", "messages", "answer"}, and answers with a line:
+{"text": ...}, or {"error": ...} where the source is not valid, fails, or refuses the conversation.
+With "messages" null the template is only parsed. The program imports little besides Jinja, so that
+it starts quickly.
 """
 
 import json
@@ -23,14 +23,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mixtura.engine.template_process import CPU_SECONDS, MEMORY
 
-# Characters beside twice what the conversation holds, for it all and for each message.
+# A rendered text may have twice the characters of the conversation, plus the first of these
+# numbers, plus the second for each message.
 _MOST_ADDED, _MOST_A_MESSAGE = 256 << 10, 1 << 10
 _MOST_OF_A_REASON = 300
 _OPEN_FILES = 32
 
 
 def main() -> None:
-    # Ctrl-C is for the parent, which stands in the same terminal.
+    # Ctrl-C reaches this process too, but only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit()
     _say({"text": ""})
@@ -38,7 +39,7 @@ def main() -> None:
         _allow(CPU_SECONDS)
         try:
             answer = {"text": _rendered(json.loads(line))}
-        # Whatever a template brings about is an answer.
+        # Any exception of a template becomes an answer.
         except Exception as error:  # noqa: BLE001
             answer = {"error": _reason(error)}
         _allow(0)
@@ -69,14 +70,14 @@ def _rendered(request: Mapping[str, Any]) -> str:
             raise TemplateError(f"it writes more than {most:,} characters")
         pieces.append(piece)
     text = "".join(pieces)
-    # Raises where a literal of the template holds half of a surrogate pair.
+    # Raises UnicodeEncodeError where a literal of the template has half of a surrogate pair.
     text.encode("utf-8")
     return text
 
 
 @lru_cache(maxsize=4)
 def _template(source: str) -> Template:
-    # An environment for each, so that no template finds what another one left.
+    # Each template has its own environment, so that templates share no state.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -89,7 +90,7 @@ def _template(source: str) -> Template:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks an answer for training; here it is no more than its content."""
+    """`{% generation %}` marks an answer for training; here only its content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012, as Jinja declares it
 
@@ -113,7 +114,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Unlike Jinja's own, which writes for HTML and escapes its signs."""
+    """JSON without escapes for HTML, which Jinja's own filter of this name adds."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -136,9 +137,9 @@ def _reason(error: Exception) -> str:
 
 
 def _limit() -> None:
-    """Bounds of memory and of files, for as long as the process lives.
+    """Bound the memory and the files of this process for all its requests.
 
-    None on Windows, where the parent's clock alone ends what goes on too long.
+    Windows has no such bounds. There only the parent's clock ends a template.
     """
     with suppress(ImportError):
         import resource
@@ -146,17 +147,17 @@ def _limit() -> None:
         for kind, most in (
             (resource.RLIMIT_AS, MEMORY),
             (resource.RLIMIT_NOFILE, _OPEN_FILES),
-            # No file is written, should a template ever get at one.
+            # No file can be written, even if a template should get past the sandbox.
             (resource.RLIMIT_FSIZE, 0),
             (resource.RLIMIT_CORE, 0),
         ):
-            # A system may refuse one of them, as macOS does the first.
+            # A system may refuse a bound: macOS refuses the first of them.
             with suppress(ValueError, OSError):
                 resource.setrlimit(kind, (most, most))
 
 
 def _allow(seconds: float) -> None:
-    """So much of a processor's time from now on, of which the signal ends this process; 0: all."""
+    """Let a signal end this process after `seconds` of processor time from now on; 0: never."""
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_PROF, seconds)
 

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: Mixtura's experts and balancing in its models."""
+"""Mixtura's experts and balancing for models of Hugging Face transformers."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ _HOMES = {
 
 
 def _attribute(name: str) -> Any:
-    """The attribute `name`, imported at its first use; transformers is imported only then."""
+    """Import the attribute `name`. Raises ConfigError if transformers is not installed."""
     if name not in _HOMES:
         raise AttributeError(f"module 'mixtura.hf_models' has no attribute {name!r}")
     try:
@@ -44,6 +44,6 @@ def _attribute(name: str) -> Any:
     return getattr(home, name)
 
 
-# Hidden from type checkers: with a __getattr__ they would accept every misspelt name.
+# With a visible `__getattr__`, type checkers would accept every misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = _attribute

@@ -1,4 +1,4 @@
-"""`register`: Mixtura's experts as an implementation that transformers' models can select."""
+"""Registers Mixtura's experts as an implementation that models of transformers can select."""
 
 import importlib.metadata
 
@@ -8,7 +8,7 @@ from mixtura.errors import ConfigError
 
 NAME = "mixtura"
 OLDEST = "5.7"
-"""the first transformers with an experts interface that accepts other implementations"""
+"""the first version of transformers whose experts interface accepts other implementations"""
 
 
 def register() -> None:
@@ -17,7 +17,7 @@ def register() -> None:
     "mixtura-8bit" and "mixtura-4bit" are added too. They pack a model's experts at their first use,
     for inference on a CPU.
 
-    Raises ConfigError where transformers is absent, or older than 5.7.
+    Raises ConfigError if transformers is not installed, or is older than 5.7.
     """
     remedy = f"pip install 'mixtura[hf]' brings {OLDEST} or newer"
     try:
@@ -39,5 +39,5 @@ def register() -> None:
     forwards = {NAME: experts_forward, **{name: forward_of(bits) for name, bits in NAMES.items()}}
     for name, forward in forwards.items():
         ExpertsInterface.register(name, forward)
-        # FP8 experts have an interface of their own, where Mixtura's function refuses them by name.
+        # FP8 experts have a second interface, in which Mixtura's function raises an error for them.
         FP8ExpertsInterface.register(name, forward)

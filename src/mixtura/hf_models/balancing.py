@@ -1,4 +1,4 @@
-"""Balancing for any mixture-of-experts model of transformers, through hooks.
+"""Adds balancing to any mixture-of-experts model of transformers, through hooks.
 
 E experts, K experts per token.
 """
@@ -41,19 +41,19 @@ class BalancingConfig(Config):
     """The losses that are added to a model's loss, and the updates of its choosing biases."""
 
     balance: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    """weight of Switch's loss, E * sum f * P in each layer, averaged over layers; 1 when even"""
+    """weight of Switch's loss E * sum_e f_e * P_e, a mean over layers that is 1 at even load"""
     z_loss: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """weight of the mean squared logsumexp of the logits"""
+    """weight of the z-loss, the mean squared logsumexp of the logits"""
     bias_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """DeepSeek-V3's gamma, for models with a choosing bias"""
+    """step size of the choosing bias (gamma of DeepSeek-V3), for models that have such a bias"""
     scope: LossScope = "sequence"
-    """the tokens that `balance` is computed over"""
+    """the tokens over which Switch's loss is computed"""
     scale: Literal["switch", "transformers"] = "switch"
-    """`transformers` multiplies `balance` by K, the scale of transformers' own loss"""
+    """`transformers` multiplies `balance` by K, as in transformers' own loss"""
     keep_own_loss: bool = False
-    """whether the model's own, pooled router loss is added too"""
+    """whether the model's own router loss, which pools all layers, is added too"""
     scores: Literal["auto"] | ScoreName = "auto"
-    """the function of the logits that the weights follow; see `observe_routing`"""
+    """the score function of the model's routers; see `observe_routing`"""
 
 
 def attach_balancing(
@@ -67,12 +67,12 @@ def attach_balancing(
     keep_own_loss: bool = False,
     scores: Literal["auto"] | ScoreName = "auto",
 ) -> "Balancing":
-    """Balance every MoE layer of `model` from now on; see `BalancingConfig` for the arguments.
+    """Balance every MoE layer of `model` from now on; `BalancingConfig` describes the arguments.
 
-    In training the loss that the model returns includes the balancing losses, for Trainer,
-    accelerate or a loop of one's own; in evaluation nothing is added. Attach to the module that is
-    called: after `get_peft_model`. Choosing biases are updated after each step of an optimizer that
-    holds a parameter of the model. Raises ConfigError for a model or an argument that does not fit.
+    In training, the loss that the model returns includes the balancing losses; in evaluation it
+    does not. `model` must be the module that is called, such as the result of `get_peft_model`.
+    Choosing biases are updated after each step of an optimizer that has a parameter of the model.
+    Raises ConfigError for a model or an argument that cannot be used.
     """
     config = BalancingConfig.parse(
         {
@@ -109,9 +109,9 @@ class _Pass:
     layers: int = 0
     """the number of layers with a loss"""
     recomputed_later: dict[FoundRouter, Routing] = field(default_factory=dict)
-    """routers whose layers a backward pass runs again, with gradients"""
+    """routings, by router, of layers that the backward pass will run again with gradients"""
     scale: Tensor | None = None
-    """the gradient of the total loss by the balancing loss; None before the backward pass"""
+    """gradient of the total loss with respect to the balancing loss; None before backward"""
 
 
 class Balancing:
@@ -155,7 +155,7 @@ class Balancing:
     def take_loss(self) -> Tensor:
         """The last pass's balancing loss, for a training loop that computes its loss from logits.
 
-        Weighted, and averaged over layers. Raises ConfigError where the model's loss includes it.
+        It is weighted and averaged over layers. Raises ConfigError if the model's loss includes it.
         """
         if self._pending_loss is None:
             raise ConfigError(
@@ -166,12 +166,12 @@ class Balancing:
         return taken
 
     def end_step(self) -> None:
-        """End an optimizer step: update the choosing biases, and begin a new load count.
+        """End an optimizer step: update the choosing biases, and begin a new count of the load.
 
-        Called automatically after each step of a torch optimizer that holds parameters of the
-        model. Call it after each step of another kind of optimizer, such as DeepSpeed's.
+        A step of a torch optimizer that has parameters of the model calls this automatically. For
+        another kind of optimizer, such as DeepSpeed's, call this method after each step.
         """
-        # A second optimizer of the same step changes nothing.
+        # For a second optimizer in the same step, there is no new pass and nothing to do.
         if not self._passes_of_step:
             return
         self._passes_of_step = 0
@@ -182,16 +182,16 @@ class Balancing:
                 self._biases[router].step(load_E, self.config.bias_rate)
 
     def report(self) -> tuple[LayerReport, ...]:
-        """Each layer's load over the last 100 optimizer steps; waits for the device."""
+        """Each layer's load over the last 100 optimizer steps. This waits for the device."""
         reports = (layer.load.report() for layer in self._layers.values())
         return tuple(report for report in reports if report is not None)
 
     def take_log(self) -> dict[str, float]:
-        """Figures since the last call, by name, for a logger; waits for the device.
+        """Values for a logger, by name, since the last call. This waits for the device.
 
         `moe/balance_loss` (1 at even load) and `moe/z_loss` are means without their weights.
-        `moe/layer_NN/max_over_mean` is of the load since the last call. `moe/collapsed_layers` and
-        `moe/starving_experts` count over the last 100 steps.
+        `moe/layer_NN/max_over_mean` is computed from the load since the last call, and
+        `moe/collapsed_layers` and `moe/starving_experts` from the load of the last 100 steps.
         """
         log = {
             f"moe/{name}_loss": total.item() / self._summed for name, total in self._sums.items()
@@ -207,16 +207,16 @@ class Balancing:
         return log
 
     def log_to(self, trainer: "Trainer") -> None:
-        """Add `take_log()` to each training line that `trainer` logs, in all of its loggers."""
+        """Add `take_log()` to each training record that `trainer` logs, for all of its loggers."""
         log = trainer.log
 
         def with_balance(logs: dict[str, float], start_time: float | None = None) -> None:
-            # Lines of evaluation have no key "loss"; after `detach` there is nothing to add.
+            # Records of evaluation have no key "loss"; after `detach` there is nothing to add.
             if "loss" in logs and self._handles:
                 logs.update(self.take_log())
             log(logs, start_time)
 
-        # A callback would be too late: Trainer writes its history and calls TensorBoard first.
+        # Trainer would call a callback only after it has written its history and TensorBoard.
         trainer.log = with_balance
 
     def _find_biases(self) -> dict[FoundRouter, ChoosingBias]:
@@ -235,7 +235,7 @@ class Balancing:
                 )
 
     def _hook(self, model: nn.Module) -> list[RemovableHandle]:
-        # Each hook compares its module: a copied model carries the hooks too, but is another model.
+        # Each hook compares its module, since a copy of the model has the same hooks.
         def begin(module: nn.Module, _: object) -> None:
             if module is model:
                 self._begin()
@@ -290,11 +290,11 @@ class Balancing:
         return None
 
     def _loss(self, done: _Pass) -> Tensor | None:
-        """The sum of the pass's weighted losses, averaged over layers; None where there is none."""
+        """The sum of the pass's weighted losses, averaged over layers; None if there is no loss."""
         by_layer: list[dict[str, Tensor]] = []
         for router, routing in done.routings:
             layer = self._layer(router, routing)
-            # A layer that is used twice in a pass trains both uses for this step.
+            # Otherwise a layer that is used twice in a pass would count only its second use.
             layer.balancer.end_micro_step()
             layer.balancer.observe(routing)
             if routing.probs_TE is None:
@@ -326,7 +326,7 @@ class Balancing:
                 scope=self.config.scope,
             )
             self._layers[router] = _Layer(
-                # Any spec of a router with probabilities serves: all loss weights are given.
+                # The router's config matters only for loss weights that are not given.
                 Balancer(config, SoftmaxTopKConfig(), routing.num_experts, _ProcessGroup()),
                 LayerLoad(router.layer, router.name, routing.top_k),
                 routing.chosen_N.device,
@@ -341,8 +341,8 @@ class Balancing:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def _on_backward(self, done: _Pass, scale: Tensor) -> None:
-        # Autograd runs the latest nodes first: with two passes in one backward, the second pass is
-        # complete before the first begins.
+        # Autograd runs the latest nodes first. If one backward pass covers two forward passes, it
+        # completes the second forward pass before it begins with the first.
         done.scale, self._in_backward = scale, done
 
     def _on_recomputed(self, router: FoundRouter, decision: Decision) -> WeightFunction | None:
@@ -358,7 +358,8 @@ class Balancing:
         return partial(with_attached_loss, loss=loss, scale=done.scale)
 
     def _on_optimizer_step(self, optimizer: Optimizer, *_: object) -> None:
-        # accelerate's wrapper also steps without its optimizer, whose own hook calls this method.
+        # accelerate's wrapper may skip the step of the optimizer inside it. So the wrapper's steps
+        # are ignored, and the steps of the inner optimizer call this method by its own hook.
         if isinstance(vars(optimizer).get("optimizer"), Optimizer):
             return
         own_ids = {id(parameter) for parameter in self._model.parameters()}
@@ -369,7 +370,7 @@ class Balancing:
 class _ProcessGroup:
     """torch's default process group as `Ranks`; a single rank while there is no group.
 
-    The group is looked up at each call: trainers may start it after `attach_balancing`.
+    The group is looked up at each call, since a trainer may start it after `attach_balancing`.
     """
 
     @property

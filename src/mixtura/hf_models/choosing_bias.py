@@ -1,4 +1,7 @@
-"""The choosing bias of transformers' models: it affects choices, never weights. E experts."""
+"""The choosing bias of transformers' models, which is added to scores only to choose experts.
+
+E experts.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +13,16 @@ from mixtura.errors import ConfigError
 from mixtura.hf_models.routers import FoundRouter
 from mixtura.moe.bias import bias_step
 
-# Its names in models; biases that are added to the router's weights have other names.
+# The names of choosing biases in models. Biases that also change combine weights have other names.
 NAMES = ("e_score_correction_bias", "expert_bias")
 
 
 @dataclass(frozen=True, slots=True)
 class ChoosingBias:
-    """The place of a router's bias. It is looked up at each use, as `to` may replace the tensor."""
+    """The module and the name of a router's bias.
+
+    The tensor is looked up at each use, since `Module.to` may replace it.
+    """
 
     holder: nn.Module
     name: str
@@ -35,9 +41,9 @@ class ChoosingBias:
 
 
 def find_bias(modules: Mapping[str, nn.Module], router: FoundRouter) -> ChoosingBias:
-    """The bias of a router, in the router or in its block.
+    """Find the bias of a router, in the router or in the block around it.
 
-    Raises ConfigError for a router without a bias, and for a dtype too coarse for small steps.
+    Raises ConfigError for a router without a bias, or for a dtype in which small steps vanish.
     """
     places = list(router.module.modules())
     outer = router.name

@@ -1,7 +1,7 @@
-"""The experts' products as operators of torch's library, which `torch.compile` does not trace.
+"""The experts' matrix products as custom operators of torch, which `torch.compile` does not trace.
 
 T tokens, D width, K experts per token, E experts, N = T*K rows sorted by expert, I inputs and
-O outputs of a product, F expert width, H = 2F.
+O outputs of a product, F expert width, H = 2F. The rows of one expert are a segment.
 """
 
 import torch
@@ -22,10 +22,10 @@ def _multiply(rows_N: Tensor, count_E: Tensor, *widths: int) -> SegmentProducts:
 def segment_rows(
     rows_NI: Tensor, weight: Tensor, count_E: Tensor, transposed: bool, inference: bool
 ) -> Tensor:
-    """(N, O): each segment's rows times the segment's weights; 0 for rows past the last segment.
+    """(N, O): each segment's rows times the expert's weights; 0 for rows after the last segment.
 
-    Weights are stored as (E, O, I), or as (E, I, O) if `transposed`. With `inference` products
-    without a backward pass may be used.
+    Weights are stored as (E, O, I), or as (E, I, O) if `transposed`. With `inference`, products
+    that have no backward pass may be used.
     """
     weight_EIO = weight if transposed else weight.mT
     with torch.autocast(rows_NI.device.type, enabled=False):
@@ -42,7 +42,7 @@ def _(rows_NI: Tensor, weight: Tensor, _count_E: Tensor, transposed: bool, *_: o
 
 @custom_op("mixtura::segment_outer", mutates_args=())
 def segment_outer(left_NO: Tensor, right_NI: Tensor, count_E: Tensor) -> Tensor:
-    """(E, O, I): the sum of outer products of each segment's rows."""
+    """(E, O, I): for each segment, the sum of the outer products of its rows."""
     with torch.autocast(left_NO.device.type, enabled=False):
         multiply = _multiply(left_NO, count_E, left_NO.shape[1], right_NI.shape[1])
         return multiply.weights(left_NO.contiguous(), right_NI.contiguous())
@@ -80,7 +80,7 @@ segment_rows.register_autograd(_backward, setup_context=_save_inputs)
 def swiglu_tokens(
     x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, w_in_EHD: Tensor, w_out_EDF: Tensor
 ) -> Tensor:
-    """y_TD: each token's weighted sum of SwiGLU experts; no backward."""
+    """y_TD: each token's weighted sum of the outputs of SwiGLU experts; has no backward pass."""
     if len(x_TD) == 1 and bf16_takes(w_in_EHD.dtype, x_TD.device):
         chosen, weights = expert_TK[0].tolist(), weight_TK[0].tolist()
         return one_token_swiglu(x_TD[0], chosen, weights, w_in_EHD, w_out_EDF)[None]
@@ -102,7 +102,7 @@ def _(x_TD: Tensor, *_: object) -> Tensor:
 def order_tokens(
     expert_TK: Tensor, num_experts: int, padding: permute.Padding = permute.COMPACT
 ) -> permute.Order:
-    """The order of rows by expert; token t has the K rows from t*K on."""
+    """The order that sorts rows by expert; before sorting, token t has the K rows from t*K on."""
     tokens, top_k = expert_TK.shape
     token_T = torch.arange(tokens, device=expert_TK.device)
     return permute.order_by_expert(

@@ -1,7 +1,7 @@
-"""The function behind `experts_implementation="mixtura"`, in place of a model's own experts.
+"""Computes the experts of a transformers model for `experts_implementation="mixtura"`.
 
-T tokens, D width, K experts per token, E experts, N = T*K rows sorted by expert, F expert width,
-H rows of the first product: 2F, or F for experts without a gate.
+T tokens, D width, K experts per token, E experts, N = T*K rows sorted by expert, M such rows with
+padding, F expert width, H outputs of the first product: 2F, or F for experts without a gate.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +27,11 @@ from mixtura.moe.backends import best_products, padding_of
 
 
 class ExpertsModule(Protocol):
-    """A module of transformers' experts interface. Biases and `post_expert_norm` exist only where
-    their flag is set, and without a gate `up_proj` replaces `gate_up_proj`."""
+    """A module of transformers' experts interface.
+
+    Biases and `post_expert_norm` exist only if their flag is True. A module without a gate has
+    `up_proj` in place of `gate_up_proj`.
+    """
 
     num_experts: int
     has_gate: bool
@@ -53,7 +56,7 @@ _REMEDY = "; choose experts_implementation='eager'"
 
 @dataclass(frozen=True, slots=True)
 class _Bank:
-    """One layer's weights in the dtype that its products run in."""
+    """The weights of one layer's experts, in the dtype of their products."""
 
     w_in: Tensor
     w_out: Tensor
@@ -68,10 +71,11 @@ class _Bank:
 def experts_forward(
     self: ExpertsModule, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """(T, D) from (T, D), (T, K) and (T, K), with the signature of transformers' interface.
+    """The experts' output, (T, D), from hidden states (T, D), expert ids (T, K) and weights (T, K).
 
-    An id equal to the number of experts stands for an unused row: it adds nothing, and its weight
-    gets no gradient. Raises ConfigError for experts that this function cannot compute.
+    The signature is that of transformers' interface. An id equal to the number of experts marks an
+    unused row, which adds nothing to the output and whose weight gets no gradient. Raises
+    ConfigError for experts that this function cannot compute.
     """
     x_TD, expert_TK = hidden_states, top_k_index.long()
     weight_TK = top_k_weights.masked_fill(expert_TK >= self.num_experts, 0)
@@ -84,7 +88,8 @@ def experts_forward(
     if not _is_swiglu(self):
         y_TD = _any_experts(self, x_TD, expert_TK, weight_TK, bank, trains)
     elif not trains and x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16:
-        # For one token an operator of torch's library costs as much as the products.
+        # For one token, the call of a custom operator takes as long as the products, so only
+        # compiled code, which needs the operator, calls it.
         compute = swiglu_tokens_operator if torch.compiler.is_compiling() else swiglu_tokens
         y_TD = compute(x_TD, expert_TK, weight_TK, bank.w_in, bank.w_out)
     elif torch.compiler.is_compiling():
@@ -109,7 +114,10 @@ def _bank(module: ExpertsModule, x_TD: Tensor) -> _Bank:
 
 
 def _refuse_or_dtype(module: ExpertsModule, tensors: Sequence[Tensor], x_TD: Tensor) -> torch.dtype:
-    """The dtype of the products: autocast's where it is on, else the weights'."""
+    """The dtype of the products: autocast's dtype if autocast is on, else that of the weights.
+
+    Raises ConfigError for weights that are not plain floating-point tensors of (E, ...).
+    """
     name, first = type(module).__name__, tensors[0]
     for tensor in tensors:
         if is_traceable_wrapper_subclass(tensor):
@@ -132,7 +140,7 @@ def _refuse_or_dtype(module: ExpertsModule, tensors: Sequence[Tensor], x_TD: Ten
 
 
 def _is_swiglu(module: ExpertsModule) -> bool:
-    """silu(gate) * up of a [gate; up] product, and nothing else."""
+    """Whether experts compute silu(gate) * up from one [gate; up] product, and nothing else."""
     return (
         module.has_gate
         and module.is_concatenated
@@ -148,7 +156,7 @@ def _has_norm(module: ExpertsModule) -> bool:
 
 
 def _swiglu_experts(x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, bank: _Bank) -> Tensor:
-    """Mixtura's fused experts, which keep one tensor of width H for the backward pass."""
+    """y_TD by Mixtura's fused experts, which keep one tensor of width H for the backward pass."""
     products = best_products(x_TD.dtype, x_TD.device, *bank.w_out.shape[1:])
     order = order_tokens(expert_TK, bank.num_experts, padding_of(products, x_TD.dtype))
     with torch.autocast(x_TD.device.type, enabled=False):
@@ -165,7 +173,7 @@ def _any_experts(
     bank: _Bank,
     trains: bool,
 ) -> Tensor:
-    """Mixtura's products, with the module's own gate, biases and norm between them."""
+    """y_TD by Mixtura's products, and by the module's own gate, biases and norm."""
     order = order_tokens(expert_TK, bank.num_experts)
     expert_N = expert_TK.flatten()[order.row_M]
     unused_N = expert_N >= bank.num_experts
@@ -181,7 +189,7 @@ def _any_experts(
         y_ND = y_ND + bank.bias_out_ED[expert_N]
     if _has_norm(module):
         y_ND = module.post_expert_norm(y_ND)
-    # A bias or a norm turns an unused row's zeros into other values.
+    # An unused row has zeros, which a bias or a norm changes to other values.
     y_ND = y_ND.masked_fill(unused_N[:, None], 0)
     return _combine(y_ND, weight_TK, order)
 

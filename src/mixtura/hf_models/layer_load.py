@@ -1,4 +1,4 @@
-"""One layer's load, step by step. E experts, W steps in the window."""
+"""Counts the load of one layer over the last optimizer steps. E experts."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from mixtura.moe.load import WINDOW, collapsed, max_over_mean, starving
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer over the last optimizer steps, 100 at most."""
+    """The load of one layer over the last optimizer steps, at most 100."""
 
     layer: int
-    """the block's number"""
+    """the number of the layer's block"""
     router: str
     """the router's name in the model"""
     steps: int
-    """the number of these steps"""
+    """the number of optimizer steps that the report covers"""
     load: tuple[int, ...]
-    """rows that chose each expert, over these steps and all ranks"""
+    """for each expert, the number of rows that chose it in these steps, on all ranks"""
     max_over_mean: float
-    """the busiest expert's load over the mean; 1 is even"""
+    """the busiest expert's load over the mean load; 1 at even load"""
     collapsed: bool
     """whether over 90% of the rows chose the busiest top_k experts"""
     starving: tuple[int, ...]
@@ -51,7 +51,7 @@ class LayerLoad:
         self._unlogged_E = load_E if self._unlogged_E is None else self._unlogged_E + load_E
 
     def report(self) -> LayerReport | None:
-        """None before the first step."""
+        """The layer's report; None before the first step."""
         if not self._window:
             return None
         load_E = torch.stack(list(self._window)).sum(0).cpu()
@@ -66,6 +66,6 @@ class LayerLoad:
         )
 
     def take_max_over_mean(self) -> float | None:
-        """max_over_mean of the steps since the last call; None where there was no step."""
+        """`max_over_mean` for the steps since the last call; None if there was no step."""
         load_E, self._unlogged_E = self._unlogged_E, None
         return None if load_E is None else float(max_over_mean(load_E))

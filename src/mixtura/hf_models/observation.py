@@ -1,4 +1,4 @@
-"""The routing of a transformers model during its forward passes, by hooks only.
+"""Observes the routing of a transformers model during its forward passes, by hooks.
 
 T tokens, E experts, K experts per token, N = T*K routed rows, B sequences of S tokens.
 """
@@ -21,8 +21,8 @@ from mixtura.moe.routing import Routing
 
 WeightFunction = Callable[[Tensor], Tensor]
 OnRecomputed = Callable[[FoundRouter, Decision], WeightFunction | None]
-"""Called with a router's outputs while a backward pass runs its layer again, with gradients. It may
-return a function that the router's weights are then passed through."""
+"""Called with a router's outputs while a backward pass runs the router's layer again, with
+gradients. It may return a function, which is then applied to the router's combine weights."""
 
 
 def observe_routing(
@@ -32,18 +32,19 @@ def observe_routing(
 ) -> "Observation":
     """Call `on_routing(layer, routing)` for each MoE layer at the end of each forward pass.
 
-    `layer` is the block's number; a decoder's blocks are numbered after those of an encoder. Logits
-    and probabilities are in the autograd graph, except under reentrant checkpointing, whose forward
-    pass has none. Passes that checkpointing computes again are not reported again. Padding comes
-    from a 2-D `attention_mask`. `scores` names the function of the logits that the weights follow;
-    `auto` finds it by comparing the two. Raises ConfigError for a model that cannot be read.
+    `layer` is the number of the layer's block; blocks of a decoder are numbered after those of an
+    encoder. Logits and probabilities are in the autograd graph, except under reentrant
+    checkpointing, whose forward pass has no graph. A layer that checkpointing runs again is not
+    reported again. Padding is read from a 2-D `attention_mask`. Combine weights are proportional to
+    scores, and `scores` names the function from logits to scores; `auto` finds this function by
+    comparing logits and weights. Raises ConfigError for a model whose routing cannot be read.
     """
     return Observation(model, lambda router, routing: on_routing(router.layer, routing), scores)
 
 
 @dataclass(slots=True)
 class _Forward:
-    """A model's forward pass while it runs."""
+    """A forward pass of a model that is still running."""
 
     module: nn.Module
     num_sequences: int
@@ -53,7 +54,7 @@ class _Forward:
 
 
 class Observation:
-    """Hooks on a model, until `detach()` or the end of a `with` block."""
+    """Hooks that report a model's routing, until `detach()` or the end of a `with` block."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Observation:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    # Each hook compares its module: a copied model carries the hooks too, and must not report.
+    # Each hook compares its module: a copy of the model has the same hooks, but must not report.
 
     def _hook_model(self, model: PreTrainedModel) -> None:
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -138,12 +139,12 @@ class Observation:
     def _valid(
         self, model: PreTrainedModel, mask: object, num_sequences: int, length: int
     ) -> Tensor | None:
-        """valid_T from a mask over (B, S), or over (B, past + S) with a cache."""
+        """valid_T from a mask of (B, S), or of (B, past + S) with a KV cache; None for no mask."""
         if mask is None:
             return None
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
             return mask[:, mask.shape[1] - length :].reshape(-1).bool()
-        # The model around this one has prepared the mask; its own forward got the plain mask.
+        # An outer model has converted the mask for this inner model, but itself got the 2-D mask.
         tokens = num_sequences * length
         for outer in reversed(self._running):
             if outer.valid_T is not None and len(outer.valid_T) == tokens:
@@ -155,14 +156,14 @@ class Observation:
         )
 
     def _end(self, model: PreTrainedModel, *, finished: bool) -> None:
-        # A forward pass that failed before its hook is not in the list.
+        # A forward pass that failed before its first hook is not in the list.
         if not self._running or self._running[-1].module is not model:
             return
         forward = self._running.pop()
         if not finished:
             return
-        # Read only now: a tensor computed inside a checkpointed layer would be missing when the
-        # layer runs again.
+        # Outputs are read here, after the layers. Inside a checkpointed layer, the reading would
+        # save tensors for backward that the layer's second run does not compute.
         called_layers = {router.layer for router, _ in forward.outputs}
         for router in self.routers:
             if router.owner is model and router.layer not in called_layers:
@@ -193,7 +194,7 @@ class Observation:
 
 
 def _with_weights(router: FoundRouter, output: Any, function: WeightFunction) -> Any:
-    """A router's output, with the weights for the experts passed through `function`."""
+    """A router's output, with `function` applied to the combine weights in it."""
     if not isinstance(output, tuple):
         return function(output)
     weights_at = next(

@@ -1,4 +1,4 @@
-"""The router losses of transformers' own models, and a block that disables them."""
+"""Disables the router losses that models of transformers add to their own loss."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,15 +6,16 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import PreTrainedModel
 
-# The weights of router losses in a model's forward pass.
+# The attributes that hold the weights of router losses, in models and in configs.
 COEFFICIENTS = ("router_aux_loss_coef", "router_z_loss_coef", "aux_loss_coef")
 
 
 @contextmanager
 def own_losses_disabled(model: nn.Module) -> Iterator[None]:
-    """A block in which the model's own router losses have weight 0.
+    """Set the weights of the model's own router losses to 0 in the block.
 
-    The weights are restored at its end, so that a config that is saved later is the user's.
+    The weights are restored at the end of the block, so that a config that is saved later has the
+    user's weights.
     """
     kept = [
         (place, name, vars(place)[name])
@@ -32,7 +33,7 @@ def own_losses_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def _places(model: nn.Module) -> list[object]:
-    """Models and their configs, which hold the weights."""
+    """The objects that may hold weights of router losses: the models in `model`, and configs."""
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     configs = {id(config): config for module in models for config in _configs(module.config)}
     return [*models, *configs.values()]

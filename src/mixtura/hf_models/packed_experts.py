@@ -1,6 +1,7 @@
-"""Experts of transformers models packed on first use: "mixtura-4bit" and "mixtura-8bit".
+"""Packs the experts of transformers models, for "mixtura-4bit" and "mixtura-8bit".
 
-T tokens, D width, K experts per token, E experts, F expert width, H rows of the first product.
+T tokens, D width, K experts per token, N = T*K rows, E experts, F expert width, H outputs of the
+first product.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from mixtura.shapes import Activation
 
 NAMES: dict[str, Bits] = {"mixtura-4bit": 4, "mixtura-8bit": 8}
 
-# Fewer tokens are computed as in decoding: each weight is then used for few rows in any case.
+# Fewer tokens are computed in the phase `decode`, since each weight is then used for few rows.
 _PREFILL_FROM = 64
 _GATED: list[tuple[str, Activation]] = [
     ("silu", "swiglu"),
@@ -38,10 +39,10 @@ _REMEDY = "; choose experts_implementation='mixtura'"
 
 
 def pack_experts(model: PreTrainedModel, bits: Bits = 8) -> None:
-    """Pack every experts module of a model now, not at its first use.
+    """Pack every experts module of a model now, and not only at the module's first use.
 
-    Other projections keep their weights, and use `OneRowLinear`, which is faster for one row of
-    bf16. Raises ConfigError, before any is packed, for experts that packed kernels cannot compute.
+    Other linear layers keep their weights and become `OneRowLinear`, which is faster for one row of
+    bf16. Raises ConfigError for experts that packed kernels cannot compute, before it packs any.
     """
     name = next(name for name, own in NAMES.items() if own == bits)
     found = [module for module in model.modules() if _is_experts_module(module)]
@@ -64,9 +65,10 @@ def packed_forward(
     top_k_index: Tensor,
     top_k_weights: Tensor,
 ) -> Tensor:
-    """(T, D) from (T, D), (T, K) and (T, K); an id of `num_experts` adds nothing. No backward.
+    """The experts' output, (T, D), from hidden states (T, D), expert ids (T, K) and weights (T, K).
 
-    The packed weights replace the module's own, which are on the meta device afterwards.
+    A row with the id `num_experts` adds nothing, and there is no backward pass. The first call
+    packs the module's weights, which are on the meta device from then on.
     """
     if torch.is_grad_enabled() and hidden_states.requires_grad:
         raise ConfigError(f"packed experts have no backward pass{_REMEDY} to train")
@@ -83,7 +85,7 @@ def forward_of(bits: Bits) -> Callable[..., Tensor]:
 
 
 def _is_experts_module(module: nn.Module) -> bool:
-    # transformers' decorator sets these flags on each experts module.
+    # The decorator of transformers' experts interface sets these flags on each experts module.
     return {"has_gate", "has_bias", "is_transposed"} <= vars(module).keys()
 
 
@@ -97,11 +99,12 @@ def _packed(module: Any, bits: Bits) -> PackedExperts:
             )
         return held
     packed = _pack(module, bits)
-    # Not through nn.Module's __setattr__: the packed experts are no part of the state dict.
+    # nn.Module's __setattr__ would make the packed experts a part of the state dict.
     vars(module)["_mixtura_packed"] = packed
     for name in [name for name, _ in module.named_parameters(recurse=False)]:
         own = getattr(module, name)
-        # Saving a meta tensor fails, where a missing weight would be left out in silence.
+        # With a meta tensor, saving the model raises an error. Without any tensor, the saved file
+        # would silently lack the weight.
         setattr(module, name, nn.Parameter(own.detach().to("meta"), requires_grad=False))
     return packed
 
@@ -131,14 +134,14 @@ def _pack(module: Any, bits: Bits) -> PackedExperts:
 
 
 def _gate_first(rows: Tensor, module: ExpertsModule) -> Tensor:
-    """Rows in the order [gate; up] along the last dim, from families that interleave the two."""
+    """`rows` in the order [gate; up] along the last dim; some families interleave gate and up."""
     if not module.has_gate or module.is_concatenated:
         return rows
     return rows.unflatten(-1, (-1, 2)).mT.flatten(-2)
 
 
 def _activation_of(module: Any) -> Activation:
-    """Raises ConfigError for experts that packed kernels cannot compute."""
+    """The experts' activation. Raises ConfigError if packed kernels cannot compute the experts."""
     name = type(module).__name__
     if getattr(module, "has_post_expert_norm", False):
         raise ConfigError(f"{name} norms what its experts give, and packed ones do not{_REMEDY}")

@@ -1,8 +1,9 @@
-"""Gradients for losses of layers that reentrant checkpointing ran without a graph.
+"""Gradients of balancing losses under reentrant checkpointing.
 
-Such a layer's forward pass records no graph; the backward pass runs the layer again with one. Its
-loss is then computed again and attached to the router's weights. It is scaled by the gradient of
-the total loss by the first loss, which autograd computes before it reaches any layer.
+A layer under reentrant checkpointing records no graph in the forward pass; the backward pass runs
+the layer again with a graph. In this second run the layer's balancing loss is computed again, and
+attached to the router's combine weights. Its gradient is scaled by the gradient of the total loss
+with respect to the first balancing loss, which autograd computes before it reaches any layer.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 class _GradientProbe(torch.autograd.Function):
-    """Zero, whose backward pass gives its gradient to a function."""
+    """Returns a zero; its backward pass calls a function with the gradient of this zero."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, on_gradient: Callable[[Tensor], None]) -> Tensor:
@@ -27,12 +28,12 @@ class _GradientProbe(torch.autograd.Function):
 
 
 class _AttachedLoss(torch.autograd.Function):
-    """The identity of `values`, whose backward pass also gives `scale` to a loss as gradient."""
+    """Returns `values`; its backward pass also sets the gradient of `loss` to `scale`."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, loss: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(scale)
-        # A clone, since a model may write into its weights, which autograd forbids for a view.
+        # A model may change these values in place, which autograd would forbid without the clone.
         return values.clone()
 
     @staticmethod
@@ -42,7 +43,7 @@ class _AttachedLoss(torch.autograd.Function):
 
 
 def gradient_probe(on_gradient: Callable[[Tensor], None], device: torch.device) -> Tensor:
-    """A zero to add to a loss; backward calls `on_gradient` with the gradient by this zero."""
+    """A zero to add to a loss; the backward pass calls `on_gradient` with the zero's gradient."""
     anchor = torch.zeros((), device=device, requires_grad=True)
     zero = _GradientProbe.apply(anchor, on_gradient)
     assert isinstance(zero, Tensor)
@@ -50,7 +51,7 @@ def gradient_probe(on_gradient: Callable[[Tensor], None], device: torch.device) 
 
 
 def with_attached_loss(values: Tensor, loss: Tensor, scale: Tensor) -> Tensor:
-    """`values`, whose backward pass also runs that of `loss`, times `scale`."""
+    """`values`; their backward pass also runs the backward pass of `loss`, times `scale`."""
     attached = _AttachedLoss.apply(values, loss, scale.to(loss))
     assert isinstance(attached, Tensor)
     return attached

@@ -1,7 +1,8 @@
-"""The routers of a transformers model, found by the model's own declaration.
+"""Finds the routers of a transformers model, and reads their outputs.
 
-From version 5 on a model names the modules that give `router_logits` (`_can_record_outputs`).
-T tokens, E experts, K experts per token, B sequences of S tokens.
+From version 5 of transformers on, a model declares which classes of its modules return
+`router_logits`, in `_can_record_outputs`. T tokens, E experts, K experts per token, B sequences of
+S tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ class Decision:
     """The outputs of one call of a router."""
 
     logits_TE: Tensor | None
-    """None for a router that chooses without logits, such as a hash"""
+    """None for a router that chooses without logits, such as one that hashes tokens"""
     chosen_TK: Tensor
     weight_TK: Tensor
     dropped_TK: Tensor | None = None
@@ -33,21 +34,22 @@ class FoundRouter:
     """One router in a model."""
 
     layer: int
-    """its block's number; a decoder's blocks are numbered after those of an encoder"""
+    """the number of the router's block; blocks of a decoder follow those of an encoder"""
     name: str
+    """the name of the router in the model"""
     kind: str
     """the name of the router's class"""
     module: nn.Module
     owner: PreTrainedModel
-    """the smallest model around the router, whose forward gets the tokens and their mask"""
+    """the innermost model with the router, whose forward gets the tokens and their mask"""
     logits_at: int
-    """the place of the logits among the router's outputs"""
+    """the index of the logits among the router's outputs"""
     experts: nn.Module | None = None
-    """the experts module, whose arguments hold the choices, if the router gives only logits"""
+    """the module whose arguments are the choices, if the router returns only logits"""
 
     @property
     def has_logits(self) -> bool:
-        """False for a hash, whose choices no bias can change."""
+        """False for a router that hashes tokens, whose choices a bias cannot change."""
         return READERS.get(self.kind) is not _read_hash
 
     def number(self, name: str) -> int:
@@ -61,7 +63,10 @@ class FoundRouter:
 
 
 def read_choices(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
-    """(logits_TE, weight_TK, chosen_TK), in any order. Raises ConfigError for other outputs."""
+    """Read a router that returns logits_TE, weight_TK and chosen_TK, in any order.
+
+    Raises ConfigError for other outputs.
+    """
     rest = [
         out for at, out in enumerate(outputs) if at != router.logits_at and isinstance(out, Tensor)
     ]
@@ -90,14 +95,17 @@ def _read_hash(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
 
 
 def _read_llama4(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
-    """(score_TE, logits_TE): the score is 0 for an expert that was not chosen."""
+    """Read a router that returns (score_TE, logits_TE), with the score 0 for unchosen experts."""
     score_TE, logits_TE = outputs[0], outputs[router.logits_at]
     chosen_TK = logits_TE.topk(router.number("top_k"), dim=-1).indices
     return Decision(logits_TE, chosen_TK, score_TE.gather(1, chosen_TK))
 
 
 def _read_switch(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
-    """(one-hot_BSE, weight_BS1, logits_BSE): the one-hot row of a dropped row is zero."""
+    """Read a router that returns (kept_BSE, weight_BS1, logits_BSE).
+
+    For each token, kept_BSE is 1 for the chosen expert, but 0 for all experts if it is dropped.
+    """
     kept_TE, weight_T1 = outputs[0].flatten(0, 1), outputs[1].flatten(0, 1)
     logits_TE = outputs[router.logits_at].flatten(0, 1)
     dropped_T1 = kept_TE.sum(-1, keepdim=True) == 0
@@ -112,7 +120,7 @@ READERS: Mapping[str, Callable[[FoundRouter, tuple[Any, ...]], Decision]] = {
     "SwitchTransformersTop1Router": _read_switch,
     "DeepseekV4HashRouter": _read_hash,
 }
-# Routers whose only output is logits; the experts beside them get ids and weights.
+# Routers that return only logits; the experts module beside them is called with ids and weights.
 LOGITS_ALONE = frozenset({"DbrxRouter"})
 # Routers that are not among the modules that their model declares.
 UNNAMED = frozenset({"DeepseekV4HashRouter"})
@@ -126,10 +134,10 @@ REFUSED: Mapping[str, str] = {
 
 
 def find_routers(model: nn.Module) -> tuple[FoundRouter, ...]:
-    """The routers of a model, in the order of its modules.
+    """The routers of a model, in the order of the model's modules.
 
-    Raises ConfigError for a model without a router, for a router that cannot be read, and under
-    expert parallelism, where a router's outputs do not hold its choices.
+    Raises ConfigError for a model without a router, for a router that cannot be read, and for
+    expert parallelism, under which a router's outputs do not hold its choices.
     """
     modules = dict(model.named_modules())
     declared = dict(_declared(model))
@@ -150,7 +158,7 @@ def find_routers(model: nn.Module) -> tuple[FoundRouter, ...]:
 
 
 def _declared(model: nn.Module) -> Iterator[tuple[type[nn.Module], int]]:
-    """Classes of modules that give router logits, and the logits' place among their outputs."""
+    """Classes of modules that return router logits, and the logits' index among their outputs."""
     for module in model.modules():
         if not isinstance(module, PreTrainedModel):
             continue
@@ -178,7 +186,7 @@ def _found(modules: Mapping[str, nn.Module], name: str, kind: str, logits_at: in
 
 
 def _around(name: str) -> Iterator[str]:
-    """Names of the modules around a module, from the inside out; the last is '', the model."""
+    """Names of the modules around a module, from the inside out; the last is '', for the model."""
     while name:
         name = name.rpartition(".")[0]
         yield name
@@ -203,7 +211,11 @@ def _check_experts(modules: Mapping[str, nn.Module], found: list[FoundRouter]) -
 
 
 def _numbered(modules: Mapping[str, nn.Module], found: list[FoundRouter]) -> Iterator[FoundRouter]:
-    """Routers with their block's number: the first number in the name, after earlier stacks."""
+    """Yield each router with the number of its block as `layer`.
+
+    This number is the first number in the router's name, plus the number of blocks in earlier
+    stacks (lists of blocks).
+    """
     offsets: dict[str, int] = {}
     total = 0
     for router in found:

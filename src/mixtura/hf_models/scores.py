@@ -1,6 +1,7 @@
-"""The scores of a transformers router: the function of its logits that its weights follow.
+"""Finds the score function of a transformers router.
 
-T tokens, E experts, K experts per token.
+A score function computes scores from logits. The combine weights of a token are proportional to the
+scores of the experts that it chose. T tokens, E experts, K experts per token.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,35 +20,38 @@ SCORES: Mapping[ScoreName, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits_TE: logits_TE.softmax(-1),
     "sigmoid": torch.sigmoid,
     "sqrt_softplus": lambda logits_TE: F.softplus(logits_TE).sqrt(),
-    # The router's `logits` have been through a softmax already.
+    # For routers whose `logits` are already the result of a softmax.
     "probabilities": lambda logits_TE: logits_TE,
 }
-"""score_TE from logits_TE; `probs_TE` are a token's scores over their sum"""
+"""score functions, from logits_TE to score_TE; a token's probabilities are its scores over their
+sum"""
 
-# Routers whose weights follow no score up to a factor: they are sampled, or scaled by expert.
+# Routers whose weights are proportional to no score, as they are sampled or scaled by expert.
 KNOWN: Mapping[str, ScoreName] = {
     "PhimoeTopKRouter": "softmax",
     "Gemma4TextRouter": "probabilities",
     "DiffusionGemmaTextRouter": "probabilities",
 }
 
-# Bounds of the mean deviation of the right score; rounding causes 0.003 in bf16, 1e-7 in fp32.
+# A score function with a larger deviation (see `_misfit`) is refused. For the right function,
+# rounding causes a deviation of 0.003 in bf16 and of 1e-7 in fp32.
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 0.02
 
 
 def probabilities(name: ScoreName, logits_TE: Tensor) -> Tensor:
-    """probs_TE in fp32, each token's sum to 1."""
+    """probs_TE in fp32; the probabilities of each token sum to 1."""
     score_TE = SCORES[name](logits_TE.float())
-    # DeepSeek-V3's epsilon, which keeps a row of zeros finite.
+    # DeepSeek-V3's epsilon keeps a row of zeros finite.
     return score_TE if name == "softmax" else score_TE / (score_TE.sum(-1, keepdim=True) + 1e-20)
 
 
 def score_behind(name: str, logits_TE: Tensor, chosen_TK: Tensor, weight_TK: Tensor) -> ScoreName:
-    """The score that the weights follow, up to a factor for each token; `name` is the router's.
+    """The score function to whose scores each token's weights are proportional.
 
-    With one expert a token the factor must be the same for all tokens. Raises ConfigError where no
-    score fits, or more than one.
+    With one expert per token, the factor between weight and score must be the same for all tokens.
+    Raises ConfigError, which gives the router's `name`, if no score function fits, or more than
+    one.
     """
     misfits: dict[ScoreName, float] = {
         score: _misfit(SCORES[score](logits_TE.detach().double()), chosen_TK, weight_TK.detach())
@@ -71,7 +75,7 @@ def score_behind(name: str, logits_TE: Tensor, chosen_TK: Tensor, weight_TK: Ten
 def _misfit(score_TE: Tensor, chosen_TK: Tensor, weight_TK: Tensor) -> float:
     """The mean relative deviation of weight / score from its mean; 0 for a perfect fit."""
     if weight_TK.shape[1] == 1 and bool((weight_TK == weight_TK[0]).all()):
-        # A weight of every token over itself is constant, and follows no score.
+        # A single weight that is divided by itself is constant, and proportional to no score.
         return float("inf")
     ratio_TK = weight_TK.double() / score_TE.gather(1, chosen_TK)
     mean = ratio_TK.mean(1, keepdim=True) if ratio_TK.shape[1] > 1 else ratio_TK.mean()

@@ -1,4 +1,4 @@
-"""The share of one forward pass in the loss of an optimizer step."""
+"""Computes the share of one forward pass in the loss of an optimizer step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +11,12 @@ IGNORED = -100
 
 
 def share_of_step(model: nn.Module, arguments: Mapping[str, Any]) -> Tensor | float:
-    """This pass's share of the target tokens that Trainer counted for the whole step.
+    """The number of this pass's targets, over the number that Trainer counted for the whole step.
 
-    With `num_items_in_batch` a model divides the sum over its own targets by that number, and
-    Trainer adds the micro-batches' losses, so that a loss that is a mean needs the same weight.
-    Without it the training loop divides by the number of micro-batches, and the share is 1.
+    Given `num_items_in_batch`, a model divides the sum of its targets' losses by that number, and
+    Trainer adds the losses of all micro-batches. A balancing loss is a mean, so it must be
+    multiplied by this share. Without `num_items_in_batch` the training loop divides by the number
+    of micro-batches, and the share is 1.
     """
     items = arguments.get("num_items_in_batch")
     labels = arguments.get("shift_labels")
@@ -27,7 +28,7 @@ def share_of_step(model: nn.Module, arguments: Mapping[str, Any]) -> Tensor | fl
 
 
 def _shifts(model: nn.Module) -> bool:
-    """Whether the model's loss leaves out a row's first label, as Trainer's count does."""
+    """Whether the model's loss leaves out each sequence's first label, as Trainer's count does."""
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     causal = LOSS_MAPPING.get(inner.loss_type or "") is ForCausalLMLoss
     return causal and not vars(inner.config).get("is_encoder_decoder", False)

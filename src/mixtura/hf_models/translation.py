@@ -1,4 +1,4 @@
-"""The outputs of a transformers router as Mixtura's `Routing`.
+"""Translates the outputs of a transformers router to Mixtura's `Routing`.
 
 T tokens, E experts, K experts per token.
 """
@@ -13,7 +13,7 @@ from mixtura.moe.routing import Routing
 
 
 class Translation:
-    """Translates decisions; a router's first call shows the score that its weights follow."""
+    """Translates routers' outputs; with `auto`, a router's first call shows its score function."""
 
     def __init__(self, scores: Literal["auto"] | ScoreName = "auto") -> None:
         self._named_score: Literal["auto"] | ScoreName = scores
@@ -26,7 +26,10 @@ class Translation:
         num_sequences: int,
         valid_T: Tensor | None,
     ) -> Routing:
-        """Raises ConfigError where a router's score cannot be found (see `score_behind`)."""
+        """The decision as a `Routing`.
+
+        Raises ConfigError if the router's score function cannot be found (see `score_behind`).
+        """
         chosen_TK = decision.chosen_TK
         logits_TE, probs_TE, num_experts = self._probabilities(router, decision)
         return Routing.of_choices(

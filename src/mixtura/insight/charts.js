@@ -1,5 +1,5 @@
-// Charts of losses and expert load, by Plotly, in the page's own colours.
-// A double click shows all of a curve, its steep beginning included.
+// Draws charts of losses and expert load with Plotly, in the page's colours.
+// A double click shows a whole curve, with its steep beginning.
 const PLOT = { displayModeBar: false, responsive: true, doubleClick: "autosize" };
 
 function frame(extra) {
@@ -19,7 +19,10 @@ function frame(extra) {
 const axisName = () => document.querySelector("#axis input:checked").value;
 const colourOf = (run) => rgb(run.who === "twin" ? "var(--twin)" : "var(--moe)");
 
-/** From the lowest value to the curves' values after a tenth of the axis; all of a short curve. */
+/**
+ * The range of the y axis: from the lowest value to the highest value that a line has at a tenth of
+ * the x axis. It is null, which shows all values, if no line has 15 points.
+ */
 function settledRange(lines, faint = lines) {
   if (Math.max(...lines.map(([x]) => x.length)) < 15) return null;
   const end = Math.max(...lines.flatMap(([x]) => x));
@@ -30,7 +33,7 @@ function settledRange(lines, faint = lines) {
   return [low - 0.06 * (high - low), high + 0.06 * (high - low)];
 }
 
-/** Each line's last value beside its end, moved apart where two would touch. */
+/** A label with each line's last value, beside its end; two labels that would touch move apart. */
 function endLabels(ends, range) {
   const sorted = [...ends].sort((a, b) => a.y - b.y);
   const near = sorted.length === 2 && range && sorted[1].y - sorted[0].y < 0.085 * (range[1] - range[0]);
@@ -47,7 +50,10 @@ function timeTicks(axis) {
     : { range, title: { text: "training time, seconds", standoff: 6, font: { size: 12.5 } }, nticks: 6 };
 }
 
-/** Where the run reached its twin's last value, if both are complete and it was over 5% sooner. */
+/**
+ * The tokens or seconds after which the run, and its twin, reached the twin's last value. It is null
+ * unless the run was over 5% sooner, and both were last evaluated after equally many tokens.
+ */
 function soonerBy(axis) {
   const sooner = D.comparison?.sooner?.[axis];
   const level = D.runs.every((run) => run.bits_tokens === D.comparison?.tokens);
@@ -125,17 +131,18 @@ function drawLoad(one, chart) {
     x: D.load.last, y: one.max, yaxis: "y2", mode: D.load.last.length > 1 ? "lines" : "markers", line: { color: rgb("var(--over)"), width: 1.8 },
     customdata: steps, hovertemplate: "%{customdata}<br>busiest: %{y:.2f}× the mean<extra></extra>",
   };
-  // Each row begins with its expert's colour in the text below.
+  // Each row begins with the colour that its expert has in the coloured text.
   const strip = one.relative.map((_, expert) => ({
     type: "rect", xref: "paper", x0: -0.028, x1: -0.008, y0: expert - 0.5, y1: expert + 0.5, line: { width: 0 }, fillcolor: rgb(`var(--e${expert})`),
   }));
-  // A tick low enough that its label is not cut off.
+  // The upper tick is at most 70% of the axis's end, so that its label is not cut off.
   const power = 2 ** Math.floor(Math.log2(0.7 * D.load.top));
   const layout = frame({
     hovermode: "closest", margin: { l: 24 + 7 * `E${experts - 1}`.length, r: 8, t: 6, b: 30 }, shapes: strip,
     xaxis: { fixedrange: true, nticks: 5, tickformat: "~s", title: { text: "step", standoff: 2, font: { size: 12.5 } }, showline: false, zeroline: false },
     yaxis: { fixedrange: true, domain: [0, 0.7], autorange: "reversed", showgrid: false, ticklabelstandoff: 8, ...ticks([...new Set([0, Math.floor(experts / 2), experts - 1])], (e) => `E${e}`), automargin: false },
-    // Logarithmic, as the colours are: after an early peak later differences stay visible.
+    // The axis is logarithmic, as the colours are, so that later differences stay visible beside an
+    // early peak.
     yaxis2: { domain: [0.76, 1], type: "log", range: [0, Math.log10(D.load.top)], ...ticks([...new Set([1, power])], (v) => `${v}×`), gridcolor: rgb("var(--line)"), zeroline: false, fixedrange: true, anchor: "x" },
   });
   Plotly.react(chart, [heat, busiest], layout, PLOT);

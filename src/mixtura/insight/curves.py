@@ -1,4 +1,4 @@
-"""A run's log as arrays: losses, speed and expert load over time.
+"""Reads a run's logs as arrays: losses, speed and expert load over time.
 
 I log lines, J evaluations, E experts of one layer.
 """
@@ -18,7 +18,7 @@ from mixtura.runs.folder import RunFolder
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
-# The largest number in a log: sums of such numbers, and their digits, stay within fp64.
+# A larger number in a log is refused, so that sums of numbers stay within the range of fp64.
 _MOST = 1e18
 
 
@@ -40,7 +40,10 @@ class Curves:
 
     @classmethod
     def read(cls, run: Path) -> Self:
-        """Read `log.jsonl` and `eval.jsonl`; a missing file is empty. Raises DataError."""
+        """Read `log.jsonl` and `eval.jsonl`; a missing file is taken as empty.
+
+        Raises DataError for a damaged file.
+        """
         try:
             return cls._read(run)
         except DataError:
@@ -54,7 +57,7 @@ class Curves:
     @classmethod
     def _read(cls, run: Path) -> Self:
         folder = RunFolder(run)
-        # Each line's load becomes an array at once: Python integers of a long run fill the memory.
+        # Each line's load becomes an array at once, as a long run's integers need much memory.
         log = [
             {**row, "load": [_counts(load_E) for load_E in row.get("load", [])]}
             for _, row in read_lines(folder.log, DataError)
@@ -73,7 +76,10 @@ class Curves:
 
     @property
     def eval_seconds_J(self) -> Floats:
-        """Training time at each evaluation, interpolated between log lines; NaN past the last."""
+        """Training time at each evaluation, interpolated between log lines.
+
+        It is NaN for an evaluation after the last log line.
+        """
         if not len(self.tokens_I):
             return np.full(len(self.eval_tokens_J), np.nan)
         tokens, seconds = np.append(0, self.tokens_I), np.append(0.0, self.seconds_I)
@@ -81,7 +87,7 @@ class Curves:
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str, dtype: type[np.generic]) -> NDArray:
-    """One number a row; NaN, or 0 among integers, where the row lacks the key."""
+    """One number per row; a row without the key has NaN, or 0 if `dtype` is an integer type."""
     absent = np.nan if np.issubdtype(dtype, np.floating) else 0
     values = [row.get(key) for row in rows]
     for value in values:
@@ -91,7 +97,7 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str, dtype: type[np.generic]
 
 
 def _counts(load_E: Any) -> Counts:
-    """One layer's load in one line."""
+    """The load of one layer in one log line, as an array. Raises ValueError for another value."""
     counts_E = np.array(load_E, np.int64)
     if counts_E.ndim != 1 or (counts_E < 0).any():
         raise ValueError(f"load={load_E!r:.40}")
@@ -109,7 +115,7 @@ def _loads(rows: Sequence[Mapping[str, Any]], path: Path) -> tuple[Counts, ...]:
 
 
 def running_mean(values_I: Floats, window: int) -> Floats:
-    """Mean of up to `window` values around each, fewer at the ends; NaN counts as absent."""
+    """The mean of up to `window` values around each value, fewer at the ends, without NaNs."""
     half = max(0, window // 2)
     present_I = np.isfinite(values_I)
     summed_I = np.concatenate([[0.0], np.cumsum(np.where(present_I, values_I, 0.0))])
@@ -123,7 +129,7 @@ def running_mean(values_I: Floats, window: int) -> Floats:
 def reached(x_J: NDArray[np.number], bits_J: Floats, target: float) -> float | None:
     """The x (tokens, seconds) at which the curve first falls to `target`; None if it never does.
 
-    Between evaluations the curve is a straight line.
+    Between evaluations the curve is taken as a straight line.
     """
     below = np.flatnonzero(bits_J <= target)
     if not len(below):

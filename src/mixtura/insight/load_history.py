@@ -1,6 +1,6 @@
-"""Expert load over a run, summed into as many columns as a picture can show.
+"""Sums the expert load of a run into the columns of a heat map.
 
-I log lines, X columns of the picture, E experts of one layer.
+I log lines, X columns, E experts of one layer.
 """
 
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from mixtura.insight.curves import Counts, Curves
 from mixtura.moe.load import collapsed, max_over_mean, starving
 
-# The window of steps for starving experts and collapsed layers.
+# Starving experts and collapsed layers are found by the load of this many last steps.
 WINDOW_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class LayerHistory:
-    """One layer's load by time and expert; even load is 1."""
+    """The load of one layer, by column and expert."""
 
     relative_XE: NDArray[np.float64]
-    """load over an even share, of the rows logged in a column's steps"""
+    """each expert's load over an even share, from the log lines of a column; 1 is even"""
     max_over_mean_X: NDArray[np.float64]
     recent_E: NDArray[np.int64]
-    """load of the last 100 steps, as far as they are in the log"""
+    """the load of those of the last 100 steps that are in the log"""
     starving_E: NDArray[np.bool_]
     collapsed: bool
 
@@ -35,7 +35,7 @@ class LayerHistory:
 
 @dataclass(frozen=True, slots=True)
 class LoadHistory:
-    """Every layer's load in the same columns."""
+    """The load of all layers, and the first and the last step of each column."""
 
     first_step_X: NDArray[np.int64]
     last_step_X: NDArray[np.int64]
@@ -43,12 +43,12 @@ class LoadHistory:
 
     @property
     def top(self) -> float:
-        """The end of the axis of max/mean load in all layers: above the largest value."""
+        """The upper end of an axis of max/mean load: a little above the largest value."""
         return max(1.5, 1.08 * max(float(one.max_over_mean_X.max()) for one in self.layers))
 
 
 def load_history(curves: Curves, top_k: int, columns: int) -> LoadHistory:
-    """Sum the logged load into at most `columns` columns, each of about as many log lines.
+    """Sum the logged load into at most `columns` columns of about equally many log lines.
 
     At least one log line must have a load.
     """
@@ -69,7 +69,7 @@ def _layer(
 ) -> LayerHistory:
     load_XE = np.add.reduceat(load_IE, starts, axis=0)
     recent_E = torch.from_numpy(load_IE[recent_I].sum(0))
-    # A column without rows shows as even.
+    # The lower bound avoids a division by 0 for a column without rows.
     mean_X1 = np.maximum(load_XE.mean(-1, keepdims=True), 1e-300)
     return LayerHistory(
         relative_XE=load_XE / mean_X1,

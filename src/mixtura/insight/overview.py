@@ -1,6 +1,6 @@
-"""The page's figures and curves as plain data; the page itself computes none of them.
+"""Collects the numbers, the curves and the expert load of the page as plain data.
 
-I log lines, J evaluations, X columns, E experts of one layer.
+I log lines, J evaluations, X columns of a heat map, E experts of one layer.
 """
 
 from math import isfinite
@@ -17,10 +17,10 @@ from mixtura.runs.folder import RunFolder
 
 Tree = dict[str, Any]
 
-# The most points of a line, and columns of a heat map, that a page can show.
+# The most points of a line, and the most columns of a heat map.
 _POINTS = 1500
 _COLUMNS = 72
-# A mean over a fortieth of the log is smooth, and still follows the loss.
+# The loss is smoothed by a mean over this share of the log, which still follows the loss.
 _SMOOTHED = 1 / 40
 
 
@@ -37,7 +37,7 @@ def _finite(value: Any) -> Any:
 
 
 def overview(run: RecordedRun, twin: RecordedRun | None) -> Tree:
-    """`runs`, `comparison`, `smoothing` and `load` of the page."""
+    """The values of the page's keys `runs`, `comparison`, `smoothing` and `load`."""
     runs = [run] if twin is None else [run, twin]
     window = max(1, round(len(run.curves.loss_I) * _SMOOTHED))
     return {
@@ -81,7 +81,7 @@ def _run(run: RecordedRun, label: str, is_twin: bool, window: int) -> Tree:
 
 
 def _median(values: NDArray) -> float | None:
-    """The median, which a slow first step does not move."""
+    """The median of the finite values, which a slow first step hardly affects; None if empty."""
     present = values[np.isfinite(values)]
     return float(np.median(present)) if len(present) else None
 
@@ -93,7 +93,10 @@ def _thinned(count: int) -> NDArray[np.int64]:
 
 
 def comparison(run: RecordedRun, twin: RecordedRun) -> Tree | None:
-    """Both runs at the last evaluation that they share; None where they share none."""
+    """Both runs' results after the largest number of tokens at which both were evaluated.
+
+    None if there is no such number.
+    """
     run_curves, twin_curves = run.curves, twin.curves
     common = np.intersect1d(run_curves.eval_tokens_J, twin_curves.eval_tokens_J)
     if not len(common):
@@ -133,7 +136,7 @@ def _load(run: RecordedRun) -> Tree | None:
             f"{built}; is it another run's?"
         )
     history = load_history(run.curves, run.model.moe.top_k, _COLUMNS)
-    # The summary covers every step; the log may hold one step in ten.
+    # The summary is preferred: it covers every step, but the log may have only one step in ten.
     recent = run.recent_max_over_mean or [one.recent_max_over_mean for one in history.layers]
     if len(recent) != built:
         raise DataError(

@@ -1,5 +1,5 @@
-// The page's data, its theme, its header. Text from the run becomes text nodes and never markup, so
-// that no name of a file or a run is interpreted.
+// Reads the page's data, and sets up its theme and its header. Text from the run becomes text nodes
+// and never markup, so that the name of a file or a run cannot become HTML.
 const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
@@ -34,7 +34,7 @@ const signed = (value, digits) => (value < 0 ? "−" : "+") + Math.abs(value).to
 
 // ---- colours
 
-/** The present value of a CSS colour as rgb(): Plotly reads neither var() nor oklab(). */
+/** The current value of a CSS colour as rgb(), since Plotly reads neither var() nor oklab(). */
 function rgb(colour) {
   const probe = el("span", { style: `color: ${colour}` });
   document.body.append(probe);
@@ -46,10 +46,13 @@ function rgb(colour) {
   return `rgb(${r},${g},${b})`;
 }
 
-// The log2 ratio of full colour: a quarter of even, or four times.
+// Colours are full at this log2 of a ratio: at four times an even share, or at a quarter of it.
 const FULL = 2;
 
-/** Ratio to even -> colour: blue below, orange above, logarithmic; text on it stays readable. */
+/**
+ * The colour of a ratio to an even share, on a logarithmic scale: blue below 1, orange above 1.
+ * Text on the colour stays readable.
+ */
 function ratioColour(ratio) {
   if (ratio === null) return "var(--card)";
   const far = Math.max(-FULL, Math.min(FULL, Math.log2(Math.max(ratio, 1e-9)))) / FULL;

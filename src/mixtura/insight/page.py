@@ -1,4 +1,4 @@
-"""A page from plain data: one HTML file that needs no other."""
+"""Renders plain data as a page: one HTML file that loads no other file."""
 
 import html
 import json
@@ -11,8 +11,8 @@ _SCRIPTS = ("page.js", "charts.js", "tokens.js")
 
 
 def render(data: dict[str, Any], title: str, num_experts: int) -> str:
-    """The page. Text in `data` is embedded as JSON, and the page never interprets it."""
-    # Imported here: it takes a fifth of a second, and only a report uses it.
+    """The page's HTML. Text in `data` is embedded as JSON, and is never interpreted as HTML."""
+    # The import takes 0.2 s, and only this function needs plotly.
     from plotly.offline import get_plotlyjs
 
     parts = {
@@ -23,7 +23,7 @@ def render(data: dict[str, Any], title: str, num_experts: int) -> str:
         "SCRIPT": "\n".join(_resource(name) for name in _SCRIPTS),
     }
     page = _resource("page.html")
-    # One pass from the front, so that a %MARK% inside a part is not replaced.
+    # Marks are replaced in one pass from the front, so that a %MARK% inside a part is kept.
     rendered: list[str] = []
     for mark, part in parts.items():
         before, found, page = page.partition(f"%{mark}%")
@@ -33,7 +33,7 @@ def render(data: dict[str, Any], title: str, num_experts: int) -> str:
 
 
 def embedded(data: dict[str, Any]) -> str:
-    """JSON for the inside of a <script>: no character in it can end the element."""
+    """The data as JSON for the inside of a <script>, without characters that can end it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")

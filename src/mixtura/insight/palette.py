@@ -1,9 +1,9 @@
-"""A colour for every expert: distinct to most eyes, and readable under text.
+"""Selects a colour for every expert; colours differ visibly, and text on them is readable.
 
-Colours are chosen in OKLab (Ottosson 2020), whose distances follow perception. Deficient
+Colours are compared in OKLab (Ottosson 2020), whose distances follow perception. Deficient
 colour vision is simulated as in Machado, Oliveira and Fernandes (2009), at full severity.
 
-E experts, N candidates, 3 channels.
+E experts, N candidates, H hues, 3 channels.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Lightness and chroma of a candidate on a light page, and on a dark one.
+# A level's lightness and chroma on a light page, then its lightness and chroma on a dark page.
 _LEVELS = (
     ((0.885, 0.062), (0.385, 0.060)),
     ((0.845, 0.105), (0.455, 0.110)),
@@ -53,23 +53,24 @@ _PROTANOPIA = np.array(
         [-0.003882, -0.048116, 1.051998],
     ]
 )
-# Distances to deficient eyes are smaller; they count 2.2 times, so that they weigh as well.
+# Distances in deficient vision are smaller than in normal vision. This factor makes up for it.
 _DEFICIENT_WEIGHT = 2.2
 _MOST_EXCHANGES = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """One colour an expert, as #rrggbb, for a light page and for a dark one."""
+    """One colour for each expert, as #rrggbb, for a light page and for a dark page."""
 
     light: tuple[str, ...]
     dark: tuple[str, ...]
 
 
 def palette(num_experts: int) -> Palette:
-    """Colours whose two closest are as far apart as a simple search finds; deterministic.
+    """The colours of experts, selected so that the two closest colours are far apart.
 
-    Beyond the 432 candidates they repeat.
+    A simple, deterministic search selects them from 432 candidates. For more experts than
+    candidates, colours repeat.
     """
     light_N3, dark_N3 = _candidates()
     distance_NN = np.minimum(_distances(light_N3), 1.15 * _distances(dark_N3))
@@ -83,7 +84,7 @@ def palette(num_experts: int) -> Palette:
 
 
 def _candidates() -> tuple[Array, Array]:
-    """Linear RGB of every hue at every level, light and dark, clipped to what a screen shows."""
+    """Each hue at each level as linear RGB, for a light and a dark page, clipped to 0..1."""
     hue_H = np.deg2rad(_FIRST_HUE + np.arange(_HUES) * 360.0 / _HUES)
     light, dark = [], []
     for (lightness, chroma), (dark_lightness, dark_chroma) in _LEVELS:
@@ -105,7 +106,7 @@ def _oklab(rgb_N3: Array) -> Array:
 
 
 def _distances(rgb_N3: Array) -> Array:
-    """Each pair's least distance to normal, deuteranope and protanope eyes."""
+    """The smallest distance of each pair in normal, deuteranope and protanope vision."""
     views = [_between(_oklab(rgb_N3))]
     for matrix in (_DEUTERANOPIA, _PROTANOPIA):
         seen_N3 = np.clip(rgb_N3 @ matrix.T, 0.0, 1.0)
@@ -118,7 +119,7 @@ def _between(lab_N3: Array) -> Array:
 
 
 def _farthest_first(distance_NN: Array, count: int) -> list[int]:
-    # The second level looks best, and most reports show few experts.
+    # The first colour is of the second level, which looks best; most reports have few experts.
     order = [_HUES]
     nearest_N = distance_NN[order[0]].copy()
     while len(order) < count:
@@ -128,7 +129,10 @@ def _farthest_first(distance_NN: Array, count: int) -> list[int]:
 
 
 def _exchanged(distance_NN: Array, order: list[int]) -> list[int]:
-    """Replace one of the two closest by the candidate farthest from the rest, while that helps."""
+    """Replace one of the two closest colours by the candidate that is farthest from the others.
+
+    This is repeated while it increases the smallest distance.
+    """
     order = list(order)
     for _ in range(_MOST_EXCHANGES if len(order) > 1 else 0):
         among = distance_NN[np.ix_(order, order)] + np.diag(np.full(len(order), np.inf))

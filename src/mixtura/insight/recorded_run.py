@@ -1,4 +1,4 @@
-"""The files of a run's folder that a report reads: its recipe and its logs."""
+"""Reads the files of a run's folder that a report needs: its recipe and its logs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ TWIN = "dense"
 
 
 class _Section(Config):
-    """The section of a recipe with the model's kind and shape."""
+    """The section `model` of a recipe."""
 
     model: ModelConfig
 
@@ -38,12 +38,13 @@ class RecordedRun:
     corpus: str | None
     """digest of the corpus that the run was trained on"""
     recent_max_over_mean: tuple[float, ...] | None
-    """by MoE layer, over the last 100 steps; None before the run is complete"""
+    """for each MoE layer, the busiest expert's load over the mean load, in the last 100 steps; None
+    before the run is complete"""
     curves: Curves
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises CheckpointError where there is no run, DataError where a log is damaged."""
+        """Read a run. Raises CheckpointError if there is no run, DataError for a damaged log."""
         with reading(folder):
             return cls._read(folder)
 
@@ -105,7 +106,7 @@ def _recent(folder: Path) -> tuple[float, ...] | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty without the file. Raises CheckpointError."""
+    """The object in a JSON file, empty if there is no file. Raises CheckpointError for damage."""
     try:
         return read_object(path, CheckpointError)
     except FileNotFoundError:
@@ -113,7 +114,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def find_twin(run: RecordedRun) -> Path | None:
-    """The folder `dense` beside an MoE's run, if that holds a run on the same corpus."""
+    """The folder `dense` beside an MoE's run, if it holds a run on the same corpus, else None."""
     beside = run.folder.resolve().parent / TWIN
     if not run.moe_layers or what_is(beside) != "run":
         return None

@@ -1,4 +1,4 @@
-"""A run as one self-contained HTML page."""
+"""Writes a report about a run as one self-contained HTML page."""
 
 from collections.abc import Callable
 from importlib.metadata import version
@@ -26,15 +26,15 @@ def write_report(
     subject: Callable[[Path], Subject],
     progress: Progress = silent,
 ) -> Path:
-    """Write the page about the run in folder `run` to the file `out`; gives `out`.
+    """Write the page about the run in folder `run` to the file `out`, and return `out`.
 
-    `twin` is the dense twin's folder. None means the folder `dense` beside `run`, if it holds a run
-    on the same corpus. `subject` opens an MoE's newest checkpoint and its corpus, and `progress`
-    follows the reading of the text; a dense run uses neither. A run in progress is shown up to its
-    last log line. Raises CheckpointError where the run or its checkpoint is missing, DataError for
-    a damaged log or a twin on other text, StorageError where the disk refuses.
+    `twin` is the dense twin's folder. None selects the folder `dense` beside `run`, if it holds a
+    run on the same corpus. For a run with MoE layers, `subject` opens its newest checkpoint and its
+    corpus, and `progress` is called while the model reads text. A run in progress is shown up to
+    its last log line. Raises CheckpointError if the run or its checkpoint is missing, DataError for
+    a damaged log or a twin on other text, and StorageError if `out` cannot be written.
     """
-    # A run of an earlier version, or a damaged one, may fail in a place without a check.
+    # A damaged run, or a run of an earlier version, may raise errors for which there is no check.
     with reading(run):
         data = report_data(run, twin, subject, progress)
     experts = data["text"]["experts"] if data["text"] else 0
@@ -102,7 +102,10 @@ def _described(model: ModelConfig) -> list[str]:
 
 
 def _experts(model: ModelConfig) -> list[str]:
-    """The number of experts, and of layers with experts; a pyramid has several numbers."""
+    """Words for the number of experts and for the layers that have them.
+
+    In a pyramid, layers have different numbers of experts.
+    """
     if model.moe is None:
         return ["dense"]
     counts = sorted({shape.num_experts for shape in model.moe_shapes.values()})

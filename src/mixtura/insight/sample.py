@@ -1,6 +1,7 @@
-"""Routing of held-out text: the model is run over windows, and its choices become arrays.
+"""Runs a model over windows of held-out text, and collects its routing as arrays.
 
-W windows of S tokens, T = W*S tokens, K choices per token, E experts, P probabilities kept.
+S tokens of a window, T tokens of all windows, K choices per token, E experts, N routed rows,
+B sequences, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -26,13 +27,13 @@ class Choices:
     """the layer's number in the model"""
     num_experts: int
     chosen_TK: NDArray[np.int64]
-    """chosen experts, first choice first; -1 where a token has fewer"""
+    """chosen experts in the order of choice; -1 if a token has fewer than K choices"""
     computed_TK: NDArray[np.int64]
-    """experts that computed the rows; -1 for a dropped row, or where a token has fewer"""
+    """experts that computed the rows; -1 for a dropped row, or if a token has fewer choices"""
     weight_TK: NDArray[np.float32]
     """combine weights; 0 for a dropped row"""
     probs_TE: NDArray[np.float32] | None
-    """the router's probabilities; None where they are left out, or the router has none"""
+    """the router's probabilities; None if they are left out, or the router has none"""
 
     @property
     def first_T(self) -> NDArray[np.int64]:
@@ -42,7 +43,7 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """T tokens, what each cost to predict, and their routing."""
+    """T tokens, the bits that each costs to predict, and their routing."""
 
     tokens_T: NDArray[np.int64]
     bits_T: NDArray[np.float32]
@@ -62,9 +63,10 @@ def read(
 ) -> Reading:
     """Run the decoder over `tokens_T` in windows of `window` tokens; the last may be shorter.
 
-    Windows begin every `stride` tokens, by default where the previous window ended, as in
-    evaluation. A token in several windows is taken from the first, in which most tokens precede it.
-    Without `probs` each layer's probs_TE, by far the largest part, is left out.
+    A window begins every `stride` tokens. The default is `window`, so that windows do not overlap,
+    as in evaluation. The results of a token in several windows come from the first of them, in
+    which the most tokens precede it. Without `probs`, probs_TE is left out; it is by far the
+    largest array of a layer.
     """
     tokens_T = np.asarray(tokens_T, np.int64)
     was_training = decoder.training
@@ -90,7 +92,7 @@ def read(
 
 
 class _Span(NamedTuple):
-    """A window, and the first of its tokens that no earlier window covers."""
+    """A window from `start` to `end`; `new` is its first token that no earlier window covers."""
 
     start: int
     new: int
@@ -109,7 +111,7 @@ def _spans(length: int, window: int, stride: int) -> Iterator[_Span]:
 def _read_span(
     decoder: LanguageModel, tokens_T: NDArray[np.int64], span: _Span, probs: bool
 ) -> tuple[NDArray[np.float32], dict[int, LayerRows]]:
-    """bits_S of the span's new tokens, and their rows by layer."""
+    """bits_S of the window's new tokens, and the routed rows of these tokens by layer."""
     tokens_S = tokens_T[span.start : span.end]
     tokens_BS = torch.from_numpy(tokens_S)[None].to(decoder.device)
     output: DecoderOutput = decoder(tokens_BS)
@@ -128,7 +130,7 @@ def _read_span(
 
 
 def choices_of(rows: LayerRows, layer: int, num_experts: int) -> Choices:
-    """A layer's rows by token and rank of choice; K is the largest number of choices of a token."""
+    """Arrange a layer's rows by token and rank of choice; K is the most choices of any token."""
     width = int(rows.count_T.max(initial=1))
     return Choices(
         layer=layer,
@@ -147,7 +149,7 @@ def spread_windows(length: int, window: int, most: int) -> list[int]:
 
 
 def token_texts(tokenizer: Tokenizer, tokens: NDArray[np.integer]) -> list[str]:
-    """The text that each token completes; "" for one that leaves a character unfinished."""
+    """The text that each token completes; "" for a token that leaves a character unfinished."""
     stream = tokenizer.stream()
     shown = [stream.push(int(token)) for token in tokens]
     if shown:

@@ -1,6 +1,6 @@
-"""The experts that a domain and a token go to: counts of first choices, and their statistics.
+"""Counts experts' first choices by domain and by token, and computes statistics of the counts.
 
-L MoE layers, D domains, E experts, T tokens.
+D domains, E experts, T tokens, V different tokens.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
 
-# A rarer token says little about an expert.
+# A token that occurs fewer times than this is not characteristic of an expert.
 _SEEN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Specialisation:
-    """One layer: how often each expert is the first choice of a domain's tokens."""
+    """For one layer, how often each expert is the first choice of a domain's tokens."""
 
     counts_DE: Counts
 
@@ -33,7 +33,7 @@ class Specialisation:
 
     @property
     def lift_DE(self) -> Shares:
-        """share_DE over share_E: 1 where the domain makes no difference, NaN where undefined."""
+        """share_DE over share_E: 1 if the domain makes no difference, NaN for 0 / 0."""
         return _divided(self.share_DE, self.share_E)
 
     @property
@@ -55,7 +55,7 @@ class Specialisation:
 def specialisation(
     domains_T: NDArray[np.integer], first_T: NDArray[np.integer], domains: int, num_experts: int
 ) -> Specialisation:
-    """Count first choices by domain; a token without an expert (-1) is left out."""
+    """Count first choices by domain; tokens without an expert (-1) are left out."""
     has = first_T >= 0
     pair_T = domains_T[has].astype(np.int64) * num_experts + first_T[has]
     counts = np.bincount(pair_T, minlength=domains * num_experts)
@@ -67,9 +67,9 @@ def telling_tokens(
 ) -> list[list[int]]:
     """For each expert its most characteristic tokens, the most characteristic first.
 
-    Ranked by n log(n / n_even), each token's part of the mutual information of token and expert:
-    n tokens went to the expert, and n_even would if the token made no difference. Only tokens with
-    n > n_even count, and only those that occur five times or more.
+    A token that chose the expert n times is ranked by n log(n / n_even), its part of the mutual
+    information of token and expert. If choices did not depend on the token, n would be n_even. Only
+    tokens with n > n_even that occur five times or more are ranked.
     """
     has = first_T >= 0
     kinds, kind_T = np.unique(tokens_T[has], return_inverse=True)

@@ -1,6 +1,6 @@
-"""Sample texts and their routing, as plain data for the page.
+"""Selects texts, and gives them and their routing as plain data for the page.
 
-T tokens, K choices per token, E experts, P probabilities kept, L MoE layers.
+T tokens, K choices per token, E experts, P probabilities kept, D domains.
 """
 
 import base64
@@ -21,11 +21,11 @@ Tree = dict[str, Any]
 _TEXTS = 4
 _TEXT_TOKENS = 1024
 _STUDIED_TOKENS = 2**15
-# The page states the probabilities of further experts as one sum.
+# The most probabilities of a token in the page, which states the others as one sum.
 _KEPT = 16
 _TELLING = 6
 _FEW = 20
-# Places that are compared for each text, and the most tokens to the beginning of a line.
+# The number of places from which texts are selected, and the most tokens to the next line.
 _CANDIDATES = 24
 _LINE = 400
 
@@ -40,7 +40,10 @@ class Subject:
 
 
 def texts(subject: Subject, length: int, progress: Progress) -> tuple[Tree, Tree]:
-    """`text` and `domains` of the page; windows have `length` tokens, as in training."""
+    """The values of the page's keys `text` and `domains`.
+
+    The model reads windows of `length` tokens, as in training.
+    """
     corpus, decoder = subject.corpus, subject.decoder
     window = min(length, decoder.config.context, max(2, len(corpus.heldout)))
     starts = _chosen_starts(corpus, max(window, _TEXT_TOKENS // window * window))
@@ -58,13 +61,16 @@ def texts(subject: Subject, length: int, progress: Progress) -> tuple[Tree, Tree
 
 
 def _studied(heldout: TokenFile, window: int) -> NDArray[np.int64]:
-    """The tokens of windows that are spread over the held-out text, as indices."""
+    """The indices of tokens in windows that are spread evenly over the held-out text."""
     starts = spread_windows(len(heldout), window, max(1, _STUDIED_TOKENS // window))
     return np.concatenate([np.arange(s, min(s + window, len(heldout))) for s in starts])
 
 
 def _chosen_starts(corpus: Corpus, length: int) -> list[int]:
-    """First tokens of the texts with the most even mixture of domains, in the corpus's order."""
+    """The indices of the texts' first tokens, in the corpus's order.
+
+    Texts with the most even mixture of domains are selected.
+    """
     starts = spread_windows(len(corpus.heldout), length, _CANDIDATES)
     starts = [_line_start(corpus, start) for start in starts]
     mixed = sorted(starts, key=lambda s: -_mixture(corpus.heldout.domains[s : s + length]))
@@ -78,7 +84,7 @@ def _mixture(domains_T: NDArray[np.uint8]) -> float:
 
 
 def _line_start(corpus: Corpus, start: int) -> int:
-    """The first token after a line break or a document's end near `start`; else `start`."""
+    """The index after the next line break or document's end; `start` if none is near."""
     if start == 0:
         return 0
     tokenizer = corpus.tokenizer
@@ -102,7 +108,7 @@ def _text(subject: Subject, start: int, window: int) -> _Text:
     place = slice(start, start + max(window, _TEXT_TOKENS // window * window))
     tokens_T = np.asarray(heldout.tokens[place], np.int64)
     return _Text(
-        # Windows overlap by half, so that no context begins anew in the middle of a text.
+        # Windows overlap by half, so that tokens within a text have half a window as context.
         reading=read(subject.decoder, tokens_T, window, max(1, window // 2)),
         token_texts=token_texts(tokenizer, tokens_T),
         domains_T=np.asarray(heldout.domains[place]),
@@ -121,7 +127,7 @@ def _text_tree(shown: list[_Text], found: list[Specialisation]) -> Tree:
         "experts": num_experts,
         "kept": kept,
         "choices": choices,
-        # Edges are shown between parts of words; between single letters they would be too many.
+        # The page shows edges between tokens, but not if most tokens are single letters.
         "whole": characters > 1.5 * tokens,
         "first_layer": int(np.argmax([layer.information for layer in found])),
         "texts": [
@@ -139,9 +145,12 @@ def _text_tree(shown: list[_Text], found: list[Specialisation]) -> Tree:
 
 
 def packed(choices: Choices, width: int, kept: int) -> Tree:
-    """A layer's choices as little-endian arrays in base64, with `width` choices and `kept`
-    probabilities a token. Probabilities are in 65535ths; expert -1 fills up a layer with fewer
-    experts. `computed` is left out where every chosen expert computed its row."""
+    """A layer's choices as little-endian arrays in base64.
+
+    Each token has `width` choices and `kept` probabilities, in units of 1/65535. If a layer has
+    fewer, the array is filled with the expert -1. `computed` is left out if every chosen expert
+    computed its row.
+    """
     spare = ((0, 0), (0, width - choices.chosen_TK.shape[1]))
     tree = {
         "chosen": _base64(np.pad(choices.chosen_TK, spare, constant_values=ABSENT), "<i2"),
@@ -172,7 +181,7 @@ def _domain_tree(
     return {
         "names": list(subject.corpus.domains),
         "tokens": tokens_D.tolist(),
-        # With fewer than twenty tokens an expert, shares are mostly chance.
+        # A domain with fewer than 20 tokens per expert has shares that are mostly chance.
         "few": (tokens_D < _FEW * max(one.counts_DE.shape[1] for one in found)).tolist(),
         "entropy": found[0].domain_entropy,
         "layers": [

@@ -1,4 +1,5 @@
-// The coloured text, the tip over a token, the table of experts, and the matrices.
+// Draws the coloured text, the tip over a token, the table of experts, and for each layer a matrix
+// of domains by experts.
 
 // ---- arrays from Python: little-endian, in base64
 
@@ -7,7 +8,7 @@ function unpacked(text, Kind) {
   return new Kind(bytes.buffer);
 }
 
-/** One layer's choices for one text; unpacked at their first use. */
+/** The choices of one layer for one text, which are unpacked at their first use. */
 function choicesOf(text, layer) {
   const packed = text.layers[layer];
   packed.open ??= {
@@ -71,7 +72,7 @@ function nameOf(text, index) {
   return whole ? `part of ${visible(whole)}` : "part of a character";
 }
 
-/** Rows of the tip: an expert, the router's probability, and the weight of a chosen expert. */
+/** Rows of the tip: an expert, the router's probability of it, and its weight if it was chosen. */
 function tipRows(choices, index) {
   const K = D.text.choices, P = D.text.kept, rows = new Map();
   for (let p = 0; choices.likely && p < P; p++) {
@@ -163,7 +164,10 @@ function watchTokens() {
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
-/** Shares of a layer's first choices: by domain, over all, and how far a domain is from all. */
+/**
+ * Each expert's share of a layer's first choices, in each domain (`share`) and in all domains
+ * (`overall`), and the ratio of these two shares (`lift`).
+ */
 function sharesOf(layer) {
   const { counts } = D.domains.layers[layer];
   const totals = counts.map(sum), all = sum(totals);
@@ -173,7 +177,7 @@ function sharesOf(layer) {
   return { overall, share, lift };
 }
 
-/** Experts sorted by the domain of their highest lift, then by that lift. */
+/** Experts sorted by the domain in which their lift is highest, then by this lift. */
 function byDomain({ lift, overall }) {
   const known = domainsRead().filter((d) => !D.domains.few[d]);
   const best = overall.map((_, e) => known.reduce((top, d) => ((lift[d][e] ?? 0) > (lift[top][e] ?? 0) ? d : top), known[0] ?? 0));
@@ -186,7 +190,7 @@ function ordered(shares) {
   return state.order === "load" ? experts.sort((a, b) => shares.overall[b] - shares.overall[a]) : byDomain(shares);
 }
 
-/** A cell's title; a domain of few tokens gets words and no colour. */
+/** The title of a cell; for a domain with few tokens, which has no colour, it states how many. */
 function cellTitle(shares, expert, d) {
   const share = shares.share[d][expert], lift = shares.lift[d][expert];
   const few = D.domains.few[d] ? `, of only ${D.domains.tokens[d]} tokens` : "";
@@ -264,7 +268,7 @@ function choose(what, value) {
   document.querySelector(`input[name=${what}][value="${value}"]`).checked = true;
   hideTip();
   if (what === "text") state.at = null;
-  // Layers may differ in how many experts they hold.
+  // Layers may have different numbers of experts.
   if (what === "layer" && state.only >= D.domains.layers[value].counts[0].length) state.only = null;
   if (what !== "order") drawTokens();
   drawExperts();

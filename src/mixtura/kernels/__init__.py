@@ -1,1 +1,4 @@
-"""Kernels: functions from tensors to tensors; each fast one has a naive twin of a few lines."""
+"""Kernels: functions from tensors to tensors.
+
+Each fast kernel has a naive twin, a slow function of a few lines that computes the same.
+"""

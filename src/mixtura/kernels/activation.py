@@ -1,6 +1,6 @@
-"""Activations of expert and dense FFNs, forward and backward.
+"""Activations of expert and dense FFNs, with their gradients.
 
-N rows, F hidden width, H = 2F rows of gate then up where gated, F where not.
+N rows, F hidden width, H inputs of the activation: 2F if it is gated (gate, then up), else F.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mixtura.shapes.activations import ACTIVATIONS, Activation
 
-# gpt-oss's constants: the steepness of its gate, and the bound to which gate and up are clipped.
+# Constants of gpt-oss: the factor inside the gate's sigmoid, and the bound to which gate and up are
+# clipped.
 STEEPNESS, LIMIT = 1.702, 7.0
 
 Forward = Callable[[Tensor], Tensor]
@@ -20,19 +21,20 @@ Backward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class ActivationFunction(NamedTuple):
-    """The function between an FFN's two products."""
+    """The function between the two matrix products of an FFN."""
 
     forward: Forward
-    """a_NF from h_NH"""
+    """computes a_NF from h_NH"""
     backward: Backward
-    """(a_NF, grad_h_NH) from h_NH and the gradient of a"""
+    """computes (a_NF, grad_h_NH) from h_NH and the gradient of a"""
 
 
 def activate(h_NH: Tensor, activation: Activation) -> Tensor:
-    """act(gate) * up, or act(h); by autograd.
+    """act(gate) * up for a gated activation, else act(h). The gradient is computed by autograd.
 
-    GELU is exact, by erf, and `geglu_tanh` is its approximation by tanh. `swiglu_clamped` is
-    gpt-oss's: gate at most 7, up in -7..7, gate sigmoid(1.702 gate) (up + 1).
+    GELU is exact (by erf), except in `geglu_tanh`, which approximates it by tanh. `swiglu_clamped`
+    is gpt-oss's activation: gate is clipped to at most 7 and up to -7..7, and the result is gate *
+    sigmoid(1.702 gate) * (up + 1).
     """
     return _FUNCTIONS[activation].forward(h_NH)
 
@@ -40,19 +42,22 @@ def activate(h_NH: Tensor, activation: Activation) -> Tensor:
 def activate_backward(
     h_NH: Tensor, grad_a_NF: Tensor, activation: Activation
 ) -> tuple[Tensor, Tensor]:
-    """(a_NF, grad_h_NH) from h and the gradient of a; recomputes a, which was not kept."""
+    """(a_NF, grad_h_NH) from h and the gradient of a.
+
+    a is computed again, because the forward pass does not keep it.
+    """
     return _FUNCTIONS[activation].backward(h_NH, grad_a_NF)
 
 
 def register_activation(
     name: str, forward: Forward, *, gated: bool, backward: Backward | None = None
 ) -> None:
-    """Let configs name an activation of another package.
+    """Add an activation under a name that configs can use.
 
-    `forward` gives a_NF from h_NH, whose last dim is gate and then up if `gated`. Without a
-    `backward` (see `ActivationFunction`) autograd computes it. The compiled kernels have only
-    Mixtura's own activations: PyTorch computes packed experts with another one from unpacked
-    weights. Raises ValueError for a name in use.
+    `forward` computes a_NF from h_NH; if `gated`, the last dim of h_NH is the gate and then up. For
+    `backward` see `ActivationFunction`; if it is None, autograd computes the gradient. The compiled
+    kernels support only Mixtura's own activations, so packed experts with any other activation are
+    computed by PyTorch from unpacked weights. Raises ValueError for a name in use.
     """
     ACTIVATIONS.add(name, gated)
 
@@ -67,7 +72,7 @@ def register_activation(
 
 
 def _gated(act: Forward, act_backward: Callable[[Tensor, Tensor], Tensor]) -> ActivationFunction:
-    """act(gate) * up."""
+    """The activation act(gate) * up."""
 
     def forward(h_NH: Tensor) -> Tensor:
         gate_NF, up_NF = h_NH.chunk(2, -1)
@@ -86,7 +91,7 @@ def _gated(act: Forward, act_backward: Callable[[Tensor, Tensor], Tensor]) -> Ac
 
 
 def _plain(act: Forward, act_backward: Callable[[Tensor, Tensor], Tensor]) -> ActivationFunction:
-    """act(h)."""
+    """The activation act(h)."""
     return ActivationFunction(act, lambda h_NH, grad: (act(h_NH), act_backward(grad, h_NH)))
 
 

@@ -1,7 +1,8 @@
-"""The balanced assignment: one expert a token, as many tokens an expert, the best total score.
+"""The balanced assignment: equally many tokens for every expert, and the best total score.
 
-T tokens, E experts. Each expert gets q = T // E tokens, and r = T - q*E of them one more.
-U tokens that bid, F experts that get bids, C = q + 1 places at an expert, the last an extra one.
+Each token gets one expert. T tokens, E experts. Each expert gets q = T // E tokens, and r = T - q*E
+experts get one token more: an expert has C = q + 1 places, and r experts may use their last place,
+the extra place. U tokens that bid, F experts that get bids.
 """
 
 from dataclasses import dataclass
@@ -9,15 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The factor by which epsilon falls from one auction to the next.
+# Epsilon is divided by this factor from one auction to the next.
 SHARPER = 5.0
 
 
 def balanced_assignment_naive(score_TE: Tensor) -> Tensor:
-    """expert_T, the exact optimum; the twin of `balanced_assignment`.
+    """expert_T of the exact optimum; the naive twin of `balanced_assignment`.
 
-    Token after token takes the best path to an expert with room; along it each expert gets a token
-    and moves one on (successive shortest paths). The work grows with T^2 E.
+    The method is successive shortest paths: tokens are assigned one after another. Each takes the
+    best path to an expert with room, and every expert on the path passes one of its tokens to the
+    next. The time grows with T^2 E.
     """
     num_tokens, num_experts = score_TE.shape
     least, extras = divmod(num_tokens, num_experts)
@@ -28,7 +30,8 @@ def balanced_assignment_naive(score_TE: Tensor) -> Tensor:
         taken = int((load_E > least).sum())
         gain_EE, mover_EE = _moves(score_TE[:token], expert_T[:token], num_experts)
         if taken == extras:
-            # An expert may give its extra place to another one, and then moves a token on itself.
+            # An expert without an extra place may take over the extra place of another expert,
+            # which must then pass one of its tokens on.
             swap_EE = (load_E == least)[:, None] & (load_E > least) & (gain_EE < 0)
             gain_EE[swap_EE], mover_EE[swap_EE] = 0.0, -1
         total_E, via_E = score_TE[token].clone(), torch.full((num_experts,), -1)
@@ -48,7 +51,7 @@ def balanced_assignment_naive(score_TE: Tensor) -> Tensor:
 
 
 def _moves(score_TE: Tensor, expert_T: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """The gain of the best move of a token from expert i to j, and the token that moves."""
+    """The best gain of moving one token from expert i to expert j, and the token to move."""
     gain_EE = score_TE.new_full((num_experts, num_experts), -torch.inf)
     mover_EE = torch.full((num_experts, num_experts), -1)
     for expert in expert_T.unique().tolist():
@@ -59,13 +62,15 @@ def _moves(score_TE: Tensor, expert_T: Tensor, num_experts: int) -> tuple[Tensor
 
 
 def balanced_assignment(score_TE: Tensor, epsilon: float = 0.01) -> Tensor:
-    """expert_T: its total score is at most T * epsilon * (largest - smallest score) below the best.
+    """expert_T, whose total score is at most T * epsilon * (range of scores) below the optimum.
 
-    Bertsekas' auction, with experts as groups of equal places. Every token without a place bids for
-    its best expert: the difference to its second-best one, plus epsilon. An expert keeps its
-    highest bids, and the r extra places go to the highest bids that would fill them. All bids of a
-    round are made at once, and prices are found with a large epsilon first, then with smaller ones.
-    Each round synchronises with the device. Scores that are not finite count as 0.
+    The range is the largest minus the smallest score. The method is Bertsekas' auction, in which
+    each expert is a group of equal places with a common price. In each round all tokens without a
+    place bid for their best expert, in score minus price. A bid is the price, plus the lead over
+    the second-best expert, plus epsilon. An expert keeps its highest bids, and the r extra places
+    go to the highest bids for an extra place. Prices are found with a large epsilon first, and are
+    the start of auctions with smaller ones. Each round waits for the device. Scores that are not
+    finite count as 0.
     """
     num_tokens, num_experts = score_TE.shape
     if num_experts == 1 or num_tokens == 0:
@@ -89,17 +94,19 @@ def _finite(score_TE: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class _Places:
-    """The tokens in each expert's places and their bids, the highest bid first."""
+    """Each expert's places: the tokens in them and their bids, the highest bid first."""
 
     bid_EC: Tensor
-    """the bid to exceed; -inf where an expert has no extra place"""
+    """the bid in each place, which a new bid must exceed; -inf for an extra place that the expert
+    may not use"""
     token_EC: Tensor
     """-1 for a place without a token"""
     extras: int
+    """r, the number of extra places that may be used"""
 
     @classmethod
     def empty(cls, price_E: Tensor, num_tokens: int) -> "_Places":
-        """Every place is free, at its expert's price."""
+        """Free places, each with its expert's price as the bid to exceed."""
         least, extras = divmod(num_tokens, len(price_E))
         bid_EC = price_E[:, None].repeat(1, least + 1)
         token_EC = torch.full_like(bid_EC, -1, dtype=torch.int64)
@@ -108,7 +115,11 @@ class _Places:
         return places
 
     def price_E(self) -> Tensor:
-        """The least bid to exceed: in an expert's own places, or for an extra one."""
+        """The lowest bid that a new bid for each expert must exceed.
+
+        An expert without an extra place may exceed the lowest of its own bids, or the lowest of all
+        bids in extra places.
+        """
         extra_E = self.bid_EC[:, -1]
         open_E = extra_E > -torch.inf
         dearer = torch.full_like(extra_E, torch.inf)
@@ -117,7 +128,7 @@ class _Places:
         return torch.where(open_E, extra_E, torch.minimum(last_E, lowest))
 
     def take(self, expert_U: Tensor, bid_U: Tensor, token_U: Tensor) -> Tensor:
-        """Place these bids; returns the tokens that are left without a place."""
+        """Enter the bids of these tokens; return the tokens that have no place then."""
         expert_F, index_U = expert_U.unique(return_inverse=True)
         rank_U = _rank_among_equals(index_U)
         size = (len(expert_F), int(rank_U.max()) + 1)
@@ -133,7 +144,7 @@ class _Places:
         return left[left >= 0]
 
     def close_extras(self) -> Tensor:
-        """Keep the extra places of the highest bids; returns the tokens of the others."""
+        """Keep the r extra places of the highest bids; return the tokens of other extra places."""
         closed_X = self.bid_EC[:, -1].argsort(descending=True)[self.extras :]
         token_X = self.token_EC[closed_X, -1]
         self.bid_EC[closed_X, -1], self.token_EC[closed_X, -1] = -torch.inf, -1
@@ -142,13 +153,13 @@ class _Places:
     def expert_of_tokens(self, num_tokens: int) -> Tensor:
         expert_EC = torch.arange(len(self.token_EC), device=self.token_EC.device)[:, None]
         expert_EC = expert_EC.expand_as(self.token_EC)
-        # Closed extra places hold token -1, for which there is one entry more.
+        # A place without a token has token -1, which writes into an additional last entry.
         expert_T = self.token_EC.new_empty(num_tokens + 1)
         return expert_T.index_put((self.token_EC,), expert_EC)[:-1]
 
 
 def _auction(score_TE: Tensor, places: _Places, epsilon: float) -> None:
-    """Bid until every token has a place."""
+    """Repeat rounds of bids until every token has a place."""
     token_U = torch.arange(len(score_TE), device=score_TE.device)
     while len(token_U):
         price_E = places.price_E()
@@ -159,7 +170,7 @@ def _auction(score_TE: Tensor, places: _Places, epsilon: float) -> None:
 
 
 def _rank_among_equals(of_U: Tensor) -> Tensor:
-    """rank_U: how many earlier entries are equal."""
+    """rank_U: the number of earlier entries with the same value."""
     sorted_U, order_U = of_U.sort(stable=True)
     place_U = torch.arange(len(of_U), device=of_U.device)
     rank_U = place_U - torch.searchsorted(sorted_U, sorted_U)

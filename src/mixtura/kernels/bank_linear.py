@@ -1,6 +1,7 @@
-"""One of many small gates for each row: logits_R = weight[bank_R] x_R.
+"""A product with one of many small gates for each row: logits_R = weight[bank_R] x_R.
 
-T tokens, D width, R rows: T*C, row r being of token r // C. G banks, E outputs of each.
+A bank is one of the gates. T tokens, D width, R = T*C rows, of which row r is token r // C, G
+banks, E outputs of each bank.
 """
 
 import torch
@@ -12,15 +13,16 @@ from mixtura.kernels.experts_ffn import SegmentProducts, ragged_takes
 
 
 def bank_linear_naive(x_TD: Tensor, weight_GED: Tensor, bank_R: Tensor) -> Tensor:
-    """logits_RE; the reference for `bank_linear`, with a copy of the weights for every row."""
+    """logits_RE; the naive twin of `bank_linear`, which copies the weights for every row."""
     x_RD = x_TD.repeat_interleave(_copies(x_TD, bank_R), 0)
     return torch.einsum("rd,red->re", x_RD, weight_GED[bank_R])
 
 
 def bank_linear(x_TD: Tensor, weight_GED: Tensor, bank_R: Tensor) -> Tensor:
-    """As the naive twin, bank by bank over rows sorted by bank; outside any autocast.
+    """logits_RE as the naive twin, computed bank by bank over rows sorted by bank.
 
-    Waits for the device once, to read the counts of rows.
+    Autocast has no effect. The number of rows of each bank is read once, which waits for the
+    device.
     """
     return _BankLinear.apply(x_TD, weight_GED, bank_R)
 

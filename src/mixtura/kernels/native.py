@@ -1,4 +1,4 @@
-"""Compiled code: the CPU kernels, if this installation has them, and C functions of torch."""
+"""Access to compiled code: Mixtura's CPU kernels, and C functions in torch's libraries."""
 
 import ctypes
 import importlib
@@ -19,25 +19,27 @@ InstructionSet = Literal["auto", "plain", "avx2", "avx512", "amx"]
 _NUMBERS: dict[InstructionSet, int] = {"plain": 0, "avx2": 1, "avx512": 2, "amx": 3}
 
 LIBRARY = Library("mixtura", "FRAGMENT")
-"""the library of our ops; wrappers of `custom_op` cost more than a small product"""
+"""the library of Mixtura's torch ops; a wrapper of `torch.library.custom_op` would take longer than
+a small matrix product"""
 
-# torch's OpenMP runtime, as GNU and LLVM both export it: a parallel region, a thread's number in
-# it, the number of threads, and the number that a region of torch's would have.
+# Functions of torch's OpenMP runtime, which GNU's and LLVM's runtimes both export: run a parallel
+# region, the number of a thread in the region, the number of the region's threads, and the default
+# number of threads.
 _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_get_max_threads")
 
 
 @cache
 def native() -> ModuleType | None:
-    """The kernels' module; see `compiled`."""
+    """The module of the compiled kernels, or None; see `compiled`."""
     return compiled("mixtura.kernels._native")
 
 
 def compiled(name: str) -> ModuleType | None:
-    """A compiled module; None where no compiler was found when Mixtura was installed.
+    """A compiled module; None if no compiler was found when Mixtura was installed.
 
-    Its number of threads is MIXTURA_THREADS, by default torch's number when this is called; it uses
-    torch's own threads as long as torch has as many. Raises ConfigError for a MIXTURA_THREADS that
-    is no such number.
+    The module uses MIXTURA_THREADS threads, by default as many as torch uses at this call. It runs
+    in torch's own threads as long as torch uses the same number. Raises ConfigError if
+    MIXTURA_THREADS is not a whole number of 1 or more.
     """
     try:
         module = importlib.import_module(name)
@@ -63,9 +65,9 @@ def _threads_setting() -> int | None:
 
 
 def set_threads(threads: int, module: ModuleType | None = None) -> None:
-    """Set the number of threads of a compiled module, by default of the kernels.
+    """Set the number of threads of a compiled module, by default of the kernels' module.
 
-    Raises ConfigError below 1.
+    Raises ConfigError for a number below 1.
     """
     if threads < 1:
         raise ConfigError(f"threads={threads} must be 1 or more; leave it out for every core")
@@ -76,20 +78,26 @@ def set_threads(threads: int, module: ModuleType | None = None) -> None:
 
 @cache
 def instruction_sets() -> tuple[InstructionSet, ...]:
-    """The sets that the kernels can use here, the fastest last; empty without kernels."""
+    """The instruction sets that the kernels can use on this machine, the fastest last.
+
+    It is empty without compiled kernels.
+    """
     module = native()
     found = [] if module is None else module.instruction_sets()
     return tuple(known for known in _NUMBERS if known in found)
 
 
 def number_of(name: InstructionSet = "auto") -> int:
-    """The module's number of a set. Needs the module; raises ConfigError for a missing set."""
+    """The number that the kernels' module gives to an instruction set; `auto` is the fastest set.
+
+    The module must exist. Raises ConfigError for a set that this machine does not offer.
+    """
     check_offered(name)
     return _NUMBERS[instruction_sets()[-1] if name == "auto" else name]
 
 
 def check_offered(name: InstructionSet) -> None:
-    """Raises ConfigError for a set that is missing here; `auto` never is."""
+    """Raises ConfigError for a set that this machine does not offer; `auto` is always offered."""
     offered = instruction_sets()
     if name != "auto" and name not in offered:
         raise ConfigError(
@@ -100,7 +108,7 @@ def check_offered(name: InstructionSet) -> None:
 
 @cache
 def warn_once_if_missing() -> None:
-    """Warn once that PyTorch replaces the kernels."""
+    """Log a warning, only once, if PyTorch computes because the kernels are missing."""
     if native() is None:
         logging.getLogger("mixtura").warning(
             "mixtura has no compiled kernels here (no C++ compiler was found when it was "
@@ -113,11 +121,12 @@ def warn_once_if_missing() -> None:
 def torch_function(name: str, arguments: tuple[Any, ...]) -> Callable[..., None] | None:
     """A C function that torch's libraries, such as MKL and OpenMP, export without a Python API.
 
-    `arguments` are its ctypes. None where torch has no such function.
+    `arguments` are the ctypes of the function's arguments. The result is None if torch's libraries
+    have no such function.
     """
     for library in sorted(Path(torch.__file__).with_name("lib").glob("libtorch_cpu*")):
         try:
-            # Libraries that this one was linked with are searched too.
+            # This also searches the libraries with which libtorch_cpu is linked.
             function = getattr(ctypes.CDLL(str(library)), name)
         except (AttributeError, OSError):
             continue
@@ -127,6 +136,6 @@ def torch_function(name: str, arguments: tuple[Any, ...]) -> Callable[..., None]
 
 
 def address_of(name: str) -> int | None:
-    """The address of the C function, for native code to call."""
+    """The address of a C function in torch's libraries, for native code; None if there is none."""
     function: Any = torch_function(name, ())
     return None if function is None else ctypes.cast(function, ctypes.c_void_p).value

@@ -1,6 +1,7 @@
-"""Sorts rows by expert, and sums each token's results.
+"""Dispatch and combine: sort rows by expert, and sum the expert outputs of each token.
 
-T tokens, D width, E experts, K rows per token, N = T*K routed rows, M rows in sorted order.
+A routed row is one token sent to one expert. A segment is the sorted rows of one expert. T tokens,
+D width, E experts, K rows per token, N routed rows (T*K if all tokens have K rows), M sorted rows.
 """
 
 from dataclasses import dataclass
@@ -13,19 +14,21 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """How many padding rows an expert's segment has; they do not affect results.
+    """The number of padding rows in each expert's segment. Padding does not affect results.
 
-    Kernels that are made for each new number of rows (oneDNN's bf16 products) then meet few
-    numbers, and segments of equal length can be multiplied as one batch.
+    Padded segments have few different lengths. This helps libraries that build a kernel for each
+    new number of rows, as oneDNN does for bf16 products. Segments of equal length can also be
+    multiplied as one batch.
     """
 
     multiple: int = 1
-    """each segment is rounded up to a multiple of this"""
+    """the length of each segment is rounded up to a multiple of this number"""
     even_within: float = 0.0
-    """all segments get the longest's length if rows grow by at most this factor"""
+    """all segments get the longest segment's length if that multiplies the number of rows by at
+    most this factor"""
 
     def segments(self, count_E: Tensor) -> Tensor:
-        """Rows of each expert's segment, from the number of its own rows; CPU tensors."""
+        """The length of each expert's segment, from the number of its routed rows; CPU tensors."""
         segment_E = (count_E + self.multiple - 1) // self.multiple * self.multiple
         longest = segment_E.max()
         if len(segment_E) * longest <= self.even_within * count_E.sum():
@@ -38,35 +41,37 @@ COMPACT = Padding()
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Rows sorted by expert, stably, in one segment an expert; rows of no expert (E) come last.
+    """The order of rows after a stable sort by expert. Rows without an expert (number E) come last.
 
-    M rows in the sorted order: N, and the padding of segments. A padding row is a copy of token 0
-    with weight 0, so it adds nothing to any result or gradient if token 0 is finite; NaN or inf in
-    token 0 spreads to the weight gradients of every expert with such a row.
+    The M sorted rows are the N routed rows and the padding rows of segments. A padding row is a
+    copy of token 0 with weight 0. If token 0 is finite, padding adds nothing to results and
+    gradients. NaN or inf in token 0 reaches the weight gradients of every expert that has padding
+    rows.
     """
 
     token_M: Tensor
-    """sorted row -> token; 0 for a padding row"""
+    """the token of each sorted row; 0 for a padding row"""
     row_M: Tensor
-    """sorted row -> row as routed; N for a padding row"""
+    """the routed row of each sorted row; N for a padding row"""
     place_TK: Tensor | None
-    """token and choice -> sorted row; None unless rows are K a token, in order"""
+    """the sorted row of each token's choices; None unless the routed rows are K for each token, in
+    order"""
     segment_E: Tensor
-    """rows of each expert's segment, int64"""
+    """the length of each expert's segment, int64"""
     bags: "Bags | None" = None
-    """each token's rows, where `place_TK` is None"""
+    """each token's rows if `place_TK` is None, else None"""
 
 
 @dataclass(frozen=True, slots=True)
 class Bags:
-    """The rows of each token in turn, where tokens have different numbers of rows."""
+    """Routed rows sorted by token, for tokens with different numbers of rows."""
 
     row_N: Tensor
-    """place in this order -> row as routed"""
+    """the routed row at each place of this order"""
     place_N: Tensor
-    """place in this order -> sorted row"""
+    """the sorted row, in `Order`, at each place of this order"""
     offset_T: Tensor
-    """place of each token's first row in this order"""
+    """the place of each token's first row in this order"""
 
 
 def order_by_expert(
@@ -77,14 +82,14 @@ def order_by_expert(
     padding: Padding = COMPACT,
     num_tokens: int | None = None,
 ) -> Order:
-    """Sort rows by expert.
+    """The order of rows sorted by expert.
 
-    With `top_k`, row n belongs to token n // top_k; else rows come in any order. Without `top_k`,
-    `num_tokens` counts the tokens to sum rows into. Padding reads the counts,
-    which would synchronise with a GPU: leave it out there.
+    With `top_k`, row n must be of token n // top_k. Without `top_k`, rows may be in any order, and
+    `num_tokens` is needed. Padding reads the number of rows of each expert, which would wait for a
+    GPU; leave `padding` out on a GPU.
     """
     sorted_N, row_N = expert_N.sort(stable=True)
-    # Rows of no expert fall into the extra bin.
+    # Rows without an expert are counted in an additional last bin.
     count_E = expert_N.new_zeros(num_experts + 1)
     count_E = count_E.scatter_add_(0, expert_N, torch.ones_like(expert_N))[:-1]
     place_N = torch.arange(len(row_N), device=row_N.device)
@@ -105,8 +110,9 @@ def _bags(token_N: Tensor, place_N: Tensor, num_tokens: int) -> Bags:
 
 
 def _pad(order: Order, expert_N: Tensor, segment_E: Tensor) -> Order:
-    """Lengthen the segments of a compact order to `segment_E`; `expert_N` is sorted."""
-    # A row moves by the padding of the segments before its own, a row of no expert by all of it.
+    """Lengthen the segments of an unpadded order to `segment_E`; `expert_N` must be sorted."""
+    # A row moves by the number of padding rows in the segments before its own. A row without an
+    # expert moves by the number of all padding rows.
     moved_E1 = F.pad((segment_E - order.segment_E).cumsum(0), (1, 0))
     rows = len(expert_N)
     padded = rows + int(moved_E1[-1])
@@ -125,26 +131,30 @@ def _moved(bags: Bags, place_N: Tensor) -> Bags:
 
 
 def permute_naive(x_TD: Tensor, order: Order) -> Tensor:
-    """x_MD in sorted order; the twin of `permute`."""
+    """x_MD: the tokens' rows in sorted order; the naive twin of `permute`."""
     return x_TD[order.token_M]
 
 
 def combine_naive(y_MD: Tensor, weight_N: Tensor, order: Order, num_tokens: int) -> Tensor:
-    """out_TD = sum over a token's rows of weight * y; the twin of `combine`.
+    """out_TD: the sum of weight * y over each token's rows; the naive twin of `combine`.
 
-    `y_MD` is in sorted order, `weight_N` as routed; a row of no expert has a finite y and weight 0.
+    `y_MD` is in sorted order, and `weight_N` in the order of routed rows. For a row without an
+    expert y must be finite and the weight 0.
     """
     weighted_MD = y_MD * _with_zero(weight_N)[order.row_M, None].to(y_MD.dtype)
     return y_MD.new_zeros(num_tokens, y_MD.shape[1]).index_add(0, order.token_M, weighted_MD)
 
 
 def _with_zero(weight_N: Tensor) -> Tensor:
-    """The weights, and a 0 for padding rows."""
+    """The weights, followed by a 0 that is the weight of padding rows."""
     return torch.cat([weight_N, weight_N.new_zeros(1)])
 
 
 def permute(x_TD: Tensor, order: Order) -> Tensor:
-    """x_MD in sorted order. Its backward gathers and adds, so it is deterministic and parallel."""
+    """x_MD: the tokens' rows in sorted order.
+
+    The backward pass gathers rows and adds them, so it is deterministic and parallel.
+    """
     if order.bags is not None:
         return _Permute.apply(x_TD, order.token_M, order.bags.place_N, order.bags.offset_T)
     return _Permute.apply(x_TD, order.token_M, order.place_TK, None)
@@ -153,10 +163,10 @@ def permute(x_TD: Tensor, order: Order) -> Tensor:
 def combine(
     y_MD: Tensor, weight_N: Tensor, order: Order, product_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """As `combine_naive`, in one pass over the rows, without a weighted copy of them.
+    """out_TD as `combine_naive`, in one pass over the rows, without a weighted copy of the rows.
 
-    With a `product_dtype`, and an order with `top_k`, each weighted row is rounded to it before the
-    sum, as transformers does; that takes three passes and a copy.
+    With a `product_dtype`, and in an order with `place_TK`, each weighted row is rounded to this
+    dtype before the sum, as in transformers. This takes three passes and a copy of the rows.
     """
     if product_dtype is not None and order.place_TK is not None:
         weight_TK = weight_N.view_as(order.place_TK).to(product_dtype)
@@ -174,7 +184,10 @@ def combine(
 def _gather_add(
     place: Tensor, rows_MD: Tensor, offset_T: Tensor | None, weight: Tensor | None = None
 ) -> Tensor:
-    """out_TD: the sum of each token's rows; `place` and `weight` are (T, K), or (N,) and ragged."""
+    """out_TD: the weighted sum of each token's rows.
+
+    `place` and `weight` are (T, K), or (N,) with the start of each token's rows in `offset_T`.
+    """
     # embedding_bag is the one torch op that gathers, weighs and adds in a single pass.
     return F.embedding_bag(place, rows_MD, offset_T, mode="sum", per_sample_weights=weight)
 
@@ -213,6 +226,6 @@ class _Combine(torch.autograd.Function):
         y_MD, weight, token_M, place = ctx.saved_tensors
         grad_MD = grad_TD.index_select(0, token_M)
         grad_weight = torch.linalg.vecdot(y_MD, grad_MD)[place]
-        # Padding rows keep the weight 0.
+        # Padding rows are not in `place`, so their weight stays 0.
         weight_M = weight.new_zeros(len(y_MD)).scatter_(0, place.view(-1), weight.reshape(-1))
         return grad_MD.mul_(weight_M[:, None]), grad_weight, None, None, None

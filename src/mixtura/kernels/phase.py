@@ -1,4 +1,4 @@
-"""Prefill, decode or verify: the phase fixes the order in which kernels sum."""
+"""The phase of generation, which sets how packed modules round and the order of kernels' sums."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,22 +6,23 @@ from contextvars import ContextVar
 from typing import Literal
 
 Phase = Literal["prefill", "decode", "verify"]
-"""a prompt's many rows; one row of each sequence; or several rows of a sequence in the arithmetic
-of decode, whose results equal those of as many steps of decode bit for bit"""
-# The numbers of phases in native/packed/products.h.
+"""`prefill` reads the many rows of a prompt; `decode` reads one row of each sequence; `verify`
+reads several rows of a sequence in the arithmetic of decode, so that the results equal those of as
+many decode steps bit for bit"""
+# The number of each phase in native/packed/products.h.
 PHASES: dict[Phase, int] = {"decode": 0, "prefill": 1, "verify": 2}
 
 _phase: ContextVar[Phase] = ContextVar("phase", default="prefill")
 
 
 def current_phase() -> Phase:
-    """The phase in which packed modules round activations now."""
+    """The phase in which packed modules compute now."""
     return _phase.get()
 
 
 @contextmanager
 def in_phase(phase: Phase) -> Iterator[None]:
-    """Inside the block packed modules compute as in that phase."""
+    """A context manager: packed modules inside the block compute in this phase."""
     token = _phase.set(phase)
     try:
         yield
@@ -30,5 +31,8 @@ def in_phase(phase: Phase) -> Iterator[None]:
 
 
 def decoding() -> AbstractContextManager[None]:
-    """The phase in which each row is the next token of its own sequence."""
+    """A context manager for the phase `decode`.
+
+    Each row is then the next token of its own sequence.
+    """
     return in_phase("decode")

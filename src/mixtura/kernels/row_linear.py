@@ -1,8 +1,8 @@
-"""Products whose rows do not depend on the number of rows.
+"""Matrix products in which the result of a row does not depend on the number of rows.
 
-A BLAS sums in another order for one row than for many. Within `rows_alone()` rows are multiplied in
-blocks of one size, the last padded with zeros, so that each row is always summed in one order.
-T rows, D inputs, N outputs, A heads.
+A BLAS sums in a different order for one row than for many rows. Within `rows_alone()`, rows are
+therefore multiplied in blocks of equal size, the last block padded with zeros, so that every row is
+summed in the same order. T rows, D inputs, N outputs, A heads.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ _ALONE = ContextVar("rows_alone", default=False)
 
 @contextmanager
 def rows_alone() -> Iterator[None]:
-    """Inside the block a row's product does not depend on the other rows."""
+    """A context manager: inside the block a row's product does not depend on the other rows."""
     token = _ALONE.set(True)
     try:
         yield
@@ -33,12 +33,16 @@ def row_linear(x_TD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) ->
 
 
 def row_sigmoid(x_TN: Tensor) -> Tensor:
-    """Of each number; torch's vector loop and its remainder differ in the last bit."""
+    """The sigmoid of each number.
+
+    Blocks are used here too: torch's vector loop and its loop for the remaining numbers differ in
+    the last bit.
+    """
     return _in_blocks(x_TN, torch.sigmoid)
 
 
 def row_linear_of_heads(x_TAD: Tensor, weight_AND: Tensor) -> Tensor:
-    """x W^T for each head by itself, (T, A, N)."""
+    """x W^T for each head separately, (T, A, N)."""
 
     def product(block_TAD: Tensor) -> Tensor:
         return torch.bmm(block_TAD.transpose(0, 1), weight_AND.mT).transpose(0, 1)
@@ -47,6 +51,7 @@ def row_linear_of_heads(x_TAD: Tensor, weight_AND: Tensor) -> Tensor:
 
 
 def _in_blocks(x_T: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """`product` of the rows, in blocks of equal size within `rows_alone()`."""
     rows = len(x_T)
     if not _ALONE.get() or rows == 0:
         return product(x_T)

@@ -3,19 +3,22 @@
 import torch
 from torch import Tensor
 
-# With more passes than this torch.topk is faster on a CPU (docs/decisions/0004).
+# For a larger top_k, torch.topk is faster on a CPU than passes of argmax (docs/decisions/0004).
 MOST_PASSES = 4
 
 
 def topk_naive(score_TE: Tensor, top_k: int) -> Tensor:
-    """chosen_TK, the best first; the twin of `topk`. Of equal scores either may be chosen."""
+    """chosen_TK: each token's K best experts, the best first; the naive twin of `topk`.
+
+    Experts of equal score may be chosen in any order.
+    """
     return score_TE.topk(top_k).indices
 
 
 def topk(score_TE: Tensor, top_k: int) -> Tensor:
-    """As the naive twin, by `top_k` passes of max where that is faster: few experts, on a CPU.
+    """chosen_TK, as the naive twin. On a CPU a small `top_k` is computed by passes of argmax.
 
-    Scores should be above -inf: where all remaining ones are -inf, an expert may be chosen twice.
+    Each token needs at least K scores above -inf; otherwise an expert may be chosen twice.
     """
     if score_TE.device.type != "cpu" or top_k > MOST_PASSES:
         return topk_naive(score_TE, top_k)

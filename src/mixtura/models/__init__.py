@@ -1,4 +1,4 @@
-"""Language models and their parts: one decoder, and in `historic` the early systems."""
+"""Language models and their parts: the decoder, and the early systems in `historic`."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -12,7 +12,7 @@ from mixtura.models.state import State
 
 
 def _kind(tree: object) -> str | None:
-    """A model that names no kind is a decoder."""
+    """The kind of a config; a config without a kind describes a decoder."""
     match tree:
         case Mapping():
             return tree.get("kind", "decoder")

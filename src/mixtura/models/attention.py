@@ -1,22 +1,22 @@
-"""Grouped-query attention with rotary positions and a key-value cache.
+"""Grouped-query attention with RoPE and a KV cache.
 
-B sequences, S new positions, L positions in all, D width, A heads, G key-value heads, H = A + G,
-C head dim, P = C/2 pairs.
+B sequences, S new positions, L positions in all, M = L + 1, D width, A query heads, G key-value
+heads, H = A + G, C head dim.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixtura.models.attention_mask import AttentionMask
 from mixtura.models.norms import build_norm
 from mixtura.models.rotary import Rotary, rotate
-from mixtura.models.sight import Sight
 from mixtura.models.state import Keep
 from mixtura.shapes import AttentionShape, NormShape
 
 
 class Attention(nn.Module):
-    """Causal self-attention; a subclass may attend otherwise."""
+    """Causal grouped-query self-attention; a subclass may override `attend`."""
 
     def __init__(self, width: int, shape: AttentionShape, norm: NormShape | None = None) -> None:
         super().__init__()
@@ -32,21 +32,26 @@ class Attention(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x_BSD: Tensor, rope: Rotary, sight: Sight, keep: Keep | None) -> Tensor:
-        """`rope` holds the angles of these S positions, `sight` which of all they see."""
+    def forward(
+        self, x_BSD: Tensor, rope: Rotary, mask: AttentionMask, keep: Keep | None
+    ) -> Tensor:
+        """out_BSD; `rope` has the angles of the S new positions, `mask` their attention mask.
+
+        `keep` stores the new keys and values and returns those of all positions; None: no cache.
+        """
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
         qk_BSHC, v_BSGC = self.project(x_BSD)
-        # Queries and keys turn together: half the calls.
+        # One call rotates queries and keys together, which halves the number of calls.
         qk_BSHC = rotate(qk_BSHC, rope)
         q_BASC, k_BGSC = (part.transpose(1, 2) for part in qk_BSHC.split([heads, kv_heads], 2))
         k_BGLC, v_BGLC = k_BGSC, v_BSGC.transpose(1, 2)
         if keep is not None:
             k_BGLC, v_BGLC = keep(k_BGLC, v_BGLC)
-        out_BASC = self.attend(q_BASC, k_BGLC, v_BGLC, sight)
+        out_BASC = self.attend(q_BASC, k_BGLC, v_BGLC, mask)
         return self.out(out_BASC.transpose(1, 2).flatten(2))
 
     def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """(qk_BSHC, v_BSGC), normed and clipped."""
+        """(qk_BSHC, v_BSGC), with norms and clipping where the shape has them; before RoPE."""
         shape, head = self.shape, (-1, self.shape.head_dim)
         if shape.norm is None:
             qkv_BSHC = self.qkv(x_BSD).unflatten(-1, head)
@@ -63,38 +68,39 @@ class Attention(nn.Module):
             q, k, v = (part.clamp(-shape.clip, shape.clip) for part in (q, k, v))
         return torch.cat([q, k], 2), v
 
-    def attend(self, q_BASC: Tensor, k_BGLC: Tensor, v_BGLC: Tensor, sight: Sight) -> Tensor:
-        """out_BASC"""
+    def attend(self, q_BASC: Tensor, k_BGLC: Tensor, v_BGLC: Tensor, mask: AttentionMask) -> Tensor:
+        """out_BASC, for each query head the weighted sum of values."""
         return F.scaled_dot_product_attention(
             q_BASC,
             k_BGLC,
             v_BGLC,
-            attn_mask=sight.mask,
-            is_causal=sight.causal,
+            attn_mask=mask.mask,
+            is_causal=mask.causal,
             scale=self.shape.scale,
             enable_gqa=self.shape.heads != self.shape.kv_heads,
         )
 
 
 class SinkAttention(Attention):
-    """Each head has a logit more in its softmax, learned and without a value (gpt-oss)."""
+    """Each head's softmax has one logit more, the sink: learned, and without a value (gpt-oss)."""
 
     def __init__(self, width: int, shape: AttentionShape, norm: NormShape | None = None) -> None:
         super().__init__(width, shape, norm)
         self.sinks = nn.Parameter(torch.zeros(shape.heads))
 
-    def attend(self, q_BASC: Tensor, k_BGLC: Tensor, v_BGLC: Tensor, sight: Sight) -> Tensor:
+    def attend(self, q_BASC: Tensor, k_BGLC: Tensor, v_BGLC: Tensor, mask: AttentionMask) -> Tensor:
         scale = self.shape.scale or self.shape.head_dim**-0.5
         copies = self.shape.heads // self.shape.kv_heads
         k_BALC, v_BALC = (part.repeat_interleave(copies, 1) for part in (k_BGLC, v_BGLC))
         score_BASL = q_BASC @ k_BALC.mT
-        # Evaluation in bf16 rounds scores and shares, as transformers does.
+        # In evaluation, scores and probabilities of a bf16 model are rounded to bf16, as in
+        # transformers.
         score_BASL = (score_BASL.float() if self.training else score_BASL) * scale
-        seen = sight.full(q_BASC.shape[2], k_BGLC.shape[2], q_BASC.device)
+        seen = mask.full(q_BASC.shape[2], k_BGLC.shape[2], q_BASC.device)
         score_BASL = score_BASL.masked_fill(~seen, float("-inf"))
         sink_BAS1 = self.sinks.to(score_BASL).view(1, -1, 1, 1).expand(*score_BASL.shape[:3], 1)
         logits_BASM = torch.cat([score_BASL, sink_BAS1], -1)
-        # The largest is taken off first, since bf16 keeps more of what is near 0.
+        # The largest logit is subtracted first, because bf16 is more precise near 0.
         logits_BASM = logits_BASM - logits_BASM.detach().amax(-1, keepdim=True)
         return logits_BASM.softmax(-1)[..., :-1].to(v_BALC.dtype) @ v_BALC
 
@@ -102,6 +108,6 @@ class SinkAttention(Attention):
 def _norms(sizes: tuple[int, int] | None, norm: NormShape) -> tuple[nn.Module, nn.Module]:
     if sizes is None:
         return nn.Identity(), nn.Identity()
-    # The norm of a head is RMS in every family, whatever the blocks have.
+    # Queries and keys have RMS norms in every family, even if the blocks have layer norms.
     rms = NormShape(epsilon=norm.epsilon, unit_offset=norm.unit_offset)
     return build_norm(sizes[0], rms), build_norm(sizes[1], rms)

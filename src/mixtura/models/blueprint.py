@@ -1,4 +1,4 @@
-"""A model without its weights: no memory, no random draws, for what is filled at once."""
+"""Builds a model without memory for its weights, which are filled in directly afterwards."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_DRAWS = frozenset(
+_INITIALISERS = frozenset(
     {
         nn.init.normal_,
         nn.init.uniform_,
@@ -22,8 +22,8 @@ _DRAWS = frozenset(
 )
 
 
-class _NoDraws(TorchFunctionMode):
-    """On meta a draw gives nothing, and costs the import of torch's whole compiler."""
+class _NoInitialisation(TorchFunctionMode):
+    """Skips initialisation, which has no effect on meta but imports torch's whole compiler."""
 
     def __torch_function__(
         self,
@@ -32,13 +32,13 @@ class _NoDraws(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func in _DRAWS:
+        if func in _INITIALISERS:
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """What is built inside has its parameters on the meta device, as drawn as they will ever be."""
-    with torch.device("meta"), _NoDraws():
+    """Modules that are built inside have their parameters on the meta device, uninitialised."""
+    with torch.device("meta"), _NoInitialisation():
         yield

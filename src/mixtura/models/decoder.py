@@ -1,6 +1,6 @@
-"""The decoder: pre-norm blocks of attention and an FFN that is dense or an MoE.
+"""The decoder: pre-norm blocks of attention and an FFN, which is dense or an MoE.
 
-B sequences, S positions, D width, V vocabulary.
+B sequences, S new positions, L positions in all, D width, N logit rows, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from mixtura.models.attention import Attention, SinkAttention
+from mixtura.models.attention_mask import AttentionMask, attention_mask
 from mixtura.models.language_model import DecoderOutput, LanguageModel
 from mixtura.models.latent_attention import LatentAttention
 from mixtura.models.norms import build_norm
 from mixtura.models.rotary import Rotary, rotary
-from mixtura.models.sight import Sight, sight
 from mixtura.models.state import Keep, State
 from mixtura.moe import MoE, MoEConfig, MoEOutput
 from mixtura.moe.capacity import Dropless
@@ -26,7 +26,7 @@ from mixtura.shapes import AttentionShape, DecoderShape
 
 
 class DecoderConfig(DecoderShape):
-    """A decoder: its shape, and for MoE layers how they route, balance and compute."""
+    """The shape of a decoder, and how its MoE layers route, balance and compute."""
 
     kind: Literal["decoder"] = "decoder"
     moe: MoEConfig | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -56,14 +56,15 @@ def build_attention(config: DecoderConfig) -> nn.Module:
             return LatentAttention(config.width, shape)
 
 
-Part = Callable[[Tensor], Tensor]
-"""A mixer or an FFN as a block runs it: normed rows in, what is added to the stream out."""
+Branch = Callable[[Tensor], Tensor]
+"""Attention or an FFN: a function of normed rows, whose result is added to the residual stream."""
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x)); what is added may be normed, and scaled.
+    """x + attention(norm(x)), then x + ffn(norm(x)).
 
-    That order stands in `run` alone; the native program (native/decoder) is its twin.
+    A branch's result may be normed and scaled before it is added. This order is written only in
+    `run` and in the native program (native/decoder).
     """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
@@ -86,7 +87,7 @@ class Block(nn.Module):
         self,
         x_BSD: Tensor,
         rope: Rotary,
-        seen: Sight,
+        seen: AttentionMask,
         ids_BS: Tensor,
         valid_BS: Tensor | None,
         keep: Keep | None,
@@ -99,7 +100,7 @@ class Block(nn.Module):
         def feed(normed_BSD: Tensor) -> Tensor:
             if not isinstance(self.ffn, MoE):
                 return self.ffn(normed_BSD)
-            # Generation is dropless: one new token must not depend on how many came with it.
+            # Generation is dropless: a token must not depend on the number of tokens in its pass.
             capacity = None if keep is None else Dropless()
             outputs.append(self.ffn(normed_BSD, valid_BS, capacity, ids_BS))
             return outputs[0].hidden
@@ -107,26 +108,28 @@ class Block(nn.Module):
         x_BSD = self.run(x_BSD, mix, feed)
         return x_BSD, outputs[0] if outputs else None
 
-    def run(self, x: Tensor, mix: Part, feed: Part, asked_N: Tensor | None = None) -> Tensor:
-        """The residual stream after the block: the one order of norms, mixer and FFN.
+    def run(
+        self, x: Tensor, mix: Branch, feed: Branch, logit_row_N: Tensor | None = None
+    ) -> Tensor:
+        """The residual stream after the block.
 
-        `mix` turns normed positions into what attention adds, and `feed` into what the FFN adds.
-        Where `asked_N` numbers some of the rows, `mix` gives those alone, and no other goes on.
+        `mix` computes attention from normed rows, and `feed` the FFN. With `logit_row_N`, `mix`
+        returns the rows of these numbers alone, and only they go through the FFN.
         """
         mixed = self.attention_post_norm(mix(self.attention_norm(x)))
-        x = self.added(x if asked_N is None else x[asked_N], mixed)
+        x = self.added(x if logit_row_N is None else x[logit_row_N], mixed)
         return self.added(x, self.ffn_post_norm(feed(self.ffn_norm(x))))
 
     def added(self, x_BSD: Tensor, branch_BSD: Tensor) -> Tensor:
-        """The residual stream, once a branch has written to it."""
+        """The residual stream after a branch is scaled and added."""
         return x_BSD + (branch_BSD if self.scale == 1 else branch_BSD * self.scale)
 
 
 class Decoder(LanguageModel):
-    """A decoder-only transformer; dense where the config holds no MoE."""
+    """A decoder-only transformer; its FFNs are dense where the config has no MoE."""
 
-    turns_in_fp32: bool = False
-    """whether evaluation in bf16 turns queries and keys in fp32, as some families do"""
+    rotates_in_fp32: bool = False
+    """whether a bf16 model rotates queries and keys in fp32 in evaluation, as some families do"""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -142,7 +145,7 @@ class Decoder(LanguageModel):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Branches that write to the residual stream start smaller, by 1/sqrt(2 layers)."""
+        """Matrices whose output enters the residual stream begin smaller, by 1/sqrt(2 layers)."""
         nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
         if self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
@@ -157,25 +160,25 @@ class Decoder(LanguageModel):
     def forward(
         self, tokens_BS: Tensor, valid_BS: Tensor | None = None, state: State | None = None
     ) -> DecoderOutput:
-        """Logits of the next token at each position.
+        """Logits of the next token at each position of `tokens_BS`.
 
-        `valid_BS` is False for padding, which may stand anywhere: no token sees it, and no router
-        counts it. With a state the tokens continue what it holds, padding included; where they
-        pass LongRoPE's original context, all that it holds is read again, and `layers` are of all.
-        Raises ConfigError past the context.
+        `valid_BS` is False for padding, which may be anywhere: no token attends to padding, and no
+        router counts it. With a `state` the tokens continue its sequences. Where they grow past
+        LongRoPE's original context, the whole sequences are read again, and `layers` of the output
+        covers all their positions. Raises ConfigError past the context.
         """
-        batch, asked = tokens_BS.shape
-        self.check_length(asked if state is None else state.length + asked)
+        batch, given = tokens_BS.shape
+        self.check_length(given if state is None else state.length + given)
         start = 0
         if state is not None:
-            state.check_room(asked)
+            state.check_room(given)
             tokens_BS, valid_BS, start = state.to_read(tokens_BS, valid_BS)
         new, valid_BL = tokens_BS.shape[1], valid_BS
         if state is not None:
             valid_BL = state.remember(valid_BS, start, batch, new)
         positions_S = torch.arange(start, start + new, device=tokens_BS.device)
         seen = {
-            window: sight(new, start + new, tokens_BS.device, window, valid_BL)
+            window: attention_mask(new, start + new, tokens_BS.device, window, valid_BL)
             for window in set(self._windows)
         }
         x_BSD = self.embed(tokens_BS)
@@ -188,21 +191,21 @@ class Decoder(LanguageModel):
             layers.append(output)
         if state is not None:
             state.end_pass(start + new)
-        return DecoderOutput(self.logits(x_BSD[:, new - asked :]), tuple(layers))
+        return DecoderOutput(self.logits(x_BSD[:, new - given :]), tuple(layers))
 
     def embed(self, tokens_BS: Tensor) -> Tensor:
-        """What the first block reads."""
+        """The input of the first block, x_BSD."""
         if self.embedding is None:
             x_BSD = F.embedding(tokens_BS, self.head.weight)
         else:
             x_BSD = self.embedding(tokens_BS)
         if self.config.multipliers.embedding == 1:
             return x_BSD
-        # Rounded to the model's dtype, as the families that scale do.
+        # The factor is rounded to the model's dtype, as in the families that scale embeddings.
         return x_BSD * torch.tensor(self.config.multipliers.embedding, dtype=x_BSD.dtype)
 
     def logits(self, x_BSD: Tensor) -> Tensor:
-        """What the last block gave, as logits_BSV."""
+        """logits_BSV from the output of the last block."""
         logits_BSV = self.head(self.norm(x_BSD))
         scale = self.config.multipliers.logits
         return logits_BSV if scale == 1 else logits_BSV * scale
@@ -213,11 +216,12 @@ class Decoder(LanguageModel):
             rope = rotary(positions_S, heads.rope_dim, local_base)
         else:
             rope = rotary(positions_S, heads.rope_dim, heads.rope_base, heads.rope_scaling)
-        return rope.to(self.turning_dtype(dtype))
+        return rope.to(self.rope_dtype(dtype))
 
-    def turning_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """What queries and keys of `dtype` are turned in.
+    def rope_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which queries and keys of `dtype` are rotated.
 
-        A model that is all bf16 answers as transformers has it; training turns in fp32.
+        Training rotates in fp32. Evaluation rotates in `dtype`, as transformers does, unless
+        `rotates_in_fp32` is set.
         """
-        return torch.float32 if self.training or self.turns_in_fp32 else dtype
+        return torch.float32 if self.training or self.rotates_in_fp32 else dtype

@@ -1,4 +1,4 @@
-"""The interface of a model to training, reports and loading: tokens in, a DecoderOutput out.
+"""The interface that training, reports and loading use: tokens in, a DecoderOutput out.
 
 B sequences, S positions, V vocabulary.
 """
@@ -17,11 +17,11 @@ from mixtura.shapes import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class DecoderOutput:
-    """What a language model gives back."""
+    """The result of a language model's forward pass."""
 
     logits_BSV: Tensor
     layers: tuple[MoEOutput | None, ...]
-    """each layer's MoE; None for a layer without one"""
+    """the output of each layer's MoE; None for a layer without an MoE"""
 
     @property
     def moe(self) -> list[MoEOutput]:
@@ -29,7 +29,7 @@ class DecoderOutput:
 
     @property
     def losses(self) -> Mapping[str, Tensor]:
-        """Balancing losses by name, weighted, averaged over MoE layers; empty outside training."""
+        """Balance losses by name, weighted and averaged over MoE layers; empty in evaluation."""
         names = {name: None for layer in self.moe for name in layer.losses}
         return {
             name: torch.stack([layer.losses[name] for layer in self.moe]).mean() for name in names
@@ -37,14 +37,14 @@ class DecoderOutput:
 
     @property
     def balance_loss(self) -> Tensor:
-        """The sum of `losses`, to add to the task's loss; 0 for a dense model."""
+        """The sum of `losses`, to be added to the task's loss; 0 for a dense model."""
         return sum(self.losses.values(), self.logits_BSV.new_zeros((), dtype=torch.float32))
 
 
 class LanguageModel(nn.Module, ABC):
-    """A model that reads tokens from left to right and predicts the next one at each.
+    """A model that reads tokens from left to right and predicts the next token at each position.
 
-    Its parameters are those of `config.weights()`, by name and shape.
+    Its parameters have the names and the shapes of `config.weights()`.
     """
 
     config: ModelShape
@@ -52,15 +52,21 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens_BS: Tensor, valid_BS: Tensor | None = None) -> DecoderOutput:
-        """Logits of the next token at each position; `valid_BS` is False for padding at the end."""
+        """Logits of the next token at each position.
+
+        `valid_BS` is False for padding, which comes after the tokens of a sequence.
+        """
 
     @property
     def device(self) -> torch.device:
-        """Where tokens must be: with the parameters, which even a packed model has in its norms."""
+        """The device of the parameters, where tokens must be too.
+
+        Even a packed model has parameters: those of its norms.
+        """
         return next(self.parameters()).device
 
     def check_length(self, length: int) -> None:
-        """Raises ConfigError where a sequence is longer than the model's context."""
+        """Raises ConfigError for a sequence of `length` tokens past the model's context."""
         if length > self.config.context:
             raise ConfigError(
                 f"a sequence of {length} tokens exceeds the model's context of "
@@ -70,7 +76,7 @@ class LanguageModel(nn.Module, ABC):
 
 def check_padding(valid_BS: Tensor) -> None:
     """Raises ConfigError for padding before a token, which a model would read as text."""
-    # This check waits for a GPU once a pass, and only where padding is given.
+    # `any()` waits for the GPU. It costs one wait a pass, and only where `valid_BS` is given.
     left_B = (valid_BS[..., 1:] > valid_BS[..., :-1]).any(-1)
     if left_B.any():
         raise ConfigError(

@@ -1,9 +1,10 @@
-"""LongRoPE in a state of many sequences: whose keys were turned by which factors.
+"""LongRoPE in a state of many sequences: which factors rotated the keys of each slot.
 
-A text beyond the original context turns all its keys by other factors than a shorter one, so when
-it comes to pass that length, what the cache holds of it has to be read again.
+LongRoPE rotates all keys of a text with its long factors if the text is longer than the original
+context, else with its short factors. So a text that grows past the original context has to be read
+again from its beginning.
 
-R rows, N new positions of each slot, L positions of a slot.
+R rows of a step, S slots, N new positions of each slot, L positions of a slot.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from mixtura.errors import ConfigError
 
 
 class LongTexts:
-    """The text in each slot: its tokens, and how its keys were turned."""
+    """The tokens in each slot, and the factors that rotated the slot's keys."""
 
     def __init__(
         self, original_context: int, slots: int, context: int, device: torch.device | None = None
@@ -24,11 +25,14 @@ class LongTexts:
         self.token_SL = torch.zeros(slots, context, dtype=torch.int64, device=device)
         self._long_S = torch.zeros(slots, dtype=torch.bool, device=device)
         self._expected = [0] * slots
-        # Slots that hold keys of both kinds, since an interruption ended the reading.
+        # Slots with keys of both factors, because an interruption ended a second reading.
         self._mixed: set[int] = set()
 
     def to_read_whole(self, token_SN: Tensor, start: int) -> bool:
-        """Before a pass over all slots at once: whether it has to begin at the first position."""
+        """Whether a pass over all slots has to read all positions again, not `token_SN` alone.
+
+        `token_SN` are the new tokens, from position `start` on. Call this before the pass.
+        """
         end = start + token_SN.shape[1]
         self.token_SL[:, start:end] = token_SN
         long = end > self._original
@@ -38,21 +42,24 @@ class LongTexts:
         return anew
 
     def end_pass(self) -> None:
-        """Every layer holds the keys of the pass."""
+        """Call this once every layer has the keys of the pass."""
         self._mixed.clear()
 
     def expect(self, slot: int, length: int) -> None:
-        """A text that will have `length` tokens at least is turned so from its beginning."""
+        """Announce that the text in this slot will have at least `length` tokens.
+
+        A text that will be long then uses the long factors from its beginning.
+        """
         self._expected[slot] = length
 
     def check_one_kind(self, slot_R: Tensor, position_R: Tensor) -> None:
-        """Raises ConfigError where rows of one slot come to pass the original context midway.
+        """Raises ConfigError where rows of a slot begin within the original context and pass it.
 
-        Step by step, the first of them would be turned by other factors than the last.
+        Row after row, decode would rotate the first rows with other factors than the last rows.
         """
         for slot, (start, end) in _spans(slot_R, position_R).items():
-            known_long = self._expected[slot] > self._original
-            if not known_long and start < self._original < end:
+            expected_long = self._expected[slot] > self._original
+            if not expected_long and start < self._original < end:
                 raise ConfigError(
                     f"the rows to verify of slot {slot} pass LongRoPE's original context of "
                     f"{self._original} positions midway; verify up to there, and then the rest"
@@ -61,9 +68,9 @@ class LongTexts:
     def to_read_again(
         self, token_R: Tensor, slot_R: Tensor, position_R: Tensor
     ) -> Iterator[tuple[int, Tensor]]:
-        """Before these rows: the slots whose keys must be turned anew, and their tokens_L so far.
+        """The slots that have to be read again before these rows, each with its tokens_L so far.
 
-        A slot counts as read once the next one is asked for.
+        The caller reads a slot again before it takes the next slot from the iterator.
         """
         self.token_SL[slot_R, position_R] = token_R
         for slot, (start, end) in _spans(slot_R, position_R).items():
@@ -76,12 +83,12 @@ class LongTexts:
             self._mixed.discard(slot)
 
     def angle(self, slot_R: Tensor, position_R: Tensor) -> Tensor:
-        """angle_R: rows of `AngleTables`."""
+        """angle_R: for each row, the number of a row of `RopeTables`."""
         return position_R + self._long_S[slot_R] * self._context
 
 
 def _spans(slot_R: Tensor, position_R: Tensor) -> dict[int, tuple[int, int]]:
-    """For each slot its first position among the rows, and the one after its last."""
+    """For each slot the first position among the rows, and the position after the last."""
     spans: dict[int, tuple[int, int]] = {}
     for slot, position in zip(slot_R.tolist(), position_R.tolist(), strict=True):
         start, end = spans.get(slot, (position, position + 1))

@@ -1,4 +1,4 @@
-"""The norms of a decoder, as its shape names them."""
+"""The norm layers of a decoder."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from mixtura.shapes import NormShape
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) weight. In bf16 and fp16 x / rms(x) is rounded first, as transformers does it."""
+    """x / rms(x) * weight. In bf16 and fp16 the quotient is rounded first, as in transformers."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.itemsize >= 4 or x.dtype != self.weight.dtype:
@@ -18,7 +18,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class UnitOffsetRMSNorm(nn.Module):
-    """x / rms(x) (1 + weight), in fp32 (Gemma); keeps the dtype."""
+    """x / rms(x) * (1 + weight), computed in fp32 (Gemma); the result has the dtype of x."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class UnitOffsetRMSNorm(nn.Module):
 
 
 def build_norm(width: int, shape: NormShape) -> nn.Module:
-    """A norm over the last dim."""
+    """The norm over the last dim that `shape` describes."""
     if shape.unit_offset:
         return UnitOffsetRMSNorm(width, shape.epsilon)
     if shape.kind == "layer":

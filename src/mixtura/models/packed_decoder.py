@@ -1,4 +1,4 @@
-"""A decoder that computes from a packed file; and whether file and model belong together."""
+"""A decoder that computes from a packed file, and checks that the file fits the decoder."""
 
 from mixtura.models.blueprint import without_weights
 from mixtura.models.decoder import Decoder, DecoderConfig
@@ -9,9 +9,10 @@ from mixtura.packed.modules import PackedEmbedding, PackedLinear
 
 
 def packed_blueprint(file: PackedFile) -> Decoder:
-    """The decoder that the header describes, without weights; the file holds all of them.
+    """The decoder that the file's header describes, without weights.
 
-    Raises ConfigError or CheckpointError, by name, where header and tensors do not belong together.
+    Raises ConfigError or CheckpointError, which names the tensor or the setting, where the file's
+    tensors are not all the tensors of that decoder.
     """
     check_layers(file)
     config = DecoderConfig.parse(file.header.config, f"{file.path}: config")
@@ -23,15 +24,15 @@ def packed_blueprint(file: PackedFile) -> Decoder:
 
 
 def packed_decoder(file: PackedFile) -> Decoder:
-    """In eval mode, its residual stream in fp32; the file stays mapped as long as it lives.
+    """The decoder of a packed file, in eval mode, with a residual stream in fp32.
 
-    Raises ConfigError or CheckpointError where header and tensors do not belong together.
+    The file stays mapped as long as the decoder exists. Raises as `packed_blueprint`.
     """
     decoder = packed_blueprint(file)
     install(decoder, file)
     head = decoder.head
     if decoder.embedding is None and isinstance(head, PackedLinear):
-        # A tied head is the table too.
+        # A tied head is the embedding's table too.
         decoder.embedding = PackedEmbedding(
             head.tiles, head.out_features, head.in_features, head.bits
         )

@@ -1,4 +1,4 @@
-"""Gates keep their precision: a rounded logit may choose another expert."""
+"""Gates keep their precision, because a rounded logit may choose another expert."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from mixtura.moe.routers import Router
 
 
 def gate_names(model: nn.Module) -> frozenset[str]:
-    """The parameters of its routers, which no dtype that a user names rounds."""
+    """The names of the routers' parameters, which a user's `dtype` does not round."""
     return frozenset(
         f"{name}.{own}"
         for name, module in model.named_modules()
@@ -17,7 +17,10 @@ def gate_names(model: nn.Module) -> frozenset[str]:
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters to `dtype`, gates to the narrowest one that also holds what they are in."""
+    """Convert parameters to `dtype`.
+
+    A gate gets the promoted type of its own dtype and `dtype`, so that it is never rounded.
+    """
     gates = gate_names(model)
     for name, parameter in model.named_parameters():
         own = torch.promote_types(parameter.dtype, dtype) if name in gates else dtype

@@ -1,6 +1,6 @@
-"""Rotary positions (RoPE, arXiv 2104.09864).
+"""Rotary position embedding (RoPE, arXiv 2104.09864).
 
-B sequences, S positions, H heads, C head dim, P = C/2 pairs.
+B sequences, S positions, H heads, C rotated dims of a head, P = C/2 pairs.
 """
 
 import math
@@ -21,9 +21,9 @@ from mixtura.shapes.rope import (
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """Angles of S positions: cosines over the whole head, sines over half of it, fp32.
+    """Cosines and sines of the angles of S positions; the cosine of pair p is in dims p and P + p.
 
-    What is turned by angles of a lower dtype turns in that dtype.
+    They are computed in fp32. If `to` rounds them to bf16, bf16 queries and keys rotate in bf16.
     """
 
     cos_SC: Tensor
@@ -38,7 +38,7 @@ def rotary(
 ) -> Rotary:
     """The angle of pair i is position * frequency_i; see `frequencies`.
 
-    LongRoPE counts its long factors once the last position lies beyond the original context.
+    LongRoPE uses its long factors if the last position is past the original context.
     """
     beyond = (
         isinstance(scaling, LongRopeScaling)
@@ -56,7 +56,7 @@ def angles(
     *,
     beyond: bool = False,
 ) -> Rotary:
-    """As `rotary`, for positions of a sequence that is `beyond` LongRoPE's original context."""
+    """As `rotary`, but `beyond` states whether the sequence is past LongRoPE's original context."""
     frequency_P, amplitude = frequencies(head_dim, base, scaling, beyond=beyond)
     angle_SP = positions_S[:, None].float() * frequency_P.to(positions_S.device)
     return Rotary(angle_SP.cos().repeat(1, 2) * amplitude, angle_SP.sin() * amplitude)
@@ -65,12 +65,14 @@ def angles(
 def frequencies(
     head_dim: int, base: float, scaling: RopeScaling | None = None, *, beyond: bool = False
 ) -> tuple[Tensor, float]:
-    """(frequency_P, amplitude): base^(-2i/C) radians a position (RoPE, arXiv 2104.09864), scaled.
+    """(frequency_P, amplitude): frequency_i is base^(-2i/C) radians a position, before scaling.
 
-    `beyond` says that a sequence is longer than the original context (LongRoPE alone asks).
+    `beyond` selects LongRoPE's long factors, for a sequence past the original context. `amplitude`
+    multiplies cosines and sines.
     """
     pair_P = torch.arange(0, head_dim, 2, dtype=torch.float32)
-    # In the order of transformers: a last bit here is another bf16 cosine at some positions.
+    # The order of operations is that of transformers. With another order the last bit of a
+    # frequency changes, and at some positions a cosine in bf16.
     wave_P = base ** (pair_P / head_dim)
     plain_P = 1 / wave_P
     match scaling:
@@ -79,9 +81,9 @@ def frequencies(
         case LinearScaling():
             return plain_P / scaling.factor, 1.0
         case Llama3Scaling():
-            turns_P = scaling.original_context * plain_P / (2 * math.pi)
+            rotations_P = scaling.original_context * plain_P / (2 * math.pi)
             span = scaling.high_factor - scaling.low_factor
-            kept_P = ((turns_P - scaling.low_factor) / span).clamp(0, 1)
+            kept_P = ((rotations_P - scaling.low_factor) / span).clamp(0, 1)
             return plain_P * (kept_P + (1 - kept_P) / scaling.factor), 1.0
         case YarnScaling():
             kept_P = _kept_by_yarn(head_dim, base, scaling)
@@ -94,31 +96,38 @@ def frequencies(
 
 
 def _kept_by_yarn(head_dim: int, base: float, scaling: YarnScaling) -> Tensor:
-    """1 for pairs that turn often over the original context, 0 for rare ones, a ramp between."""
+    """How much of its frequency a pair keeps; the rest is divided by the scaling factor.
 
-    def pair_that_turns(times: float) -> float:
+    1 for pairs that rotate often within the original context, 0 for pairs that rotate rarely, and a
+    ramp between.
+    """
+
+    def pair_that_rotates(times: float) -> float:
         wave = scaling.original_context / (times * 2 * math.pi)
         return head_dim * math.log(wave) / (2 * math.log(base))
 
-    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    low, high = pair_that_rotates(scaling.beta_fast), pair_that_rotates(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    # Where both ends meet, a step in place of the ramp.
+    # If both ends are equal, a tiny width makes the ramp a step and avoids a division by 0.
     width = high - low if high != low else 1e-3
     return 1 - ((torch.arange(head_dim // 2) - low) / width).clamp(0, 1)
 
 
 def rotate_naive(x_BSHC: Tensor, rope: Rotary) -> Tensor:
-    """Turn the pair (i, i + C/2) of each head by its angle, in fp32; keeps the dtype."""
+    """Rotate the pair (i, i + C/2) of each head by its angle, in fp32; keeps the dtype of x."""
     first, second = x_BSHC.float().chunk(2, -1)
     cos_SP, sin_SP = rope.cos_SC.chunk(2, -1)[0][:, None], rope.sin_SP[:, None]
-    turned = (first * cos_SP - second * sin_SP, second * cos_SP + first * sin_SP)
-    return torch.cat(turned, dim=-1).to(x_BSHC.dtype)
+    rotated = (first * cos_SP - second * sin_SP, second * cos_SP + first * sin_SP)
+    return torch.cat(rotated, dim=-1).to(x_BSHC.dtype)
 
 
 def rotate(x_BSHC: Tensor, rope: Rotary) -> Tensor:
-    """As `rotate_naive`, in three passes over memory each way; a turn's gradient turns back."""
+    """As `rotate_naive`, in three passes over memory, forward and backward.
+
+    The backward pass rotates the gradient by the opposite angle.
+    """
     return _Rotate.apply(x_BSHC, rope.cos_SC, rope.sin_SP)
 
 
@@ -126,24 +135,24 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_BSHC: Tensor, cos_SC: Tensor, sin_SP: Tensor) -> Tensor:
         ctx.save_for_backward(cos_SC, sin_SP)
-        return turn(x_BSHC, cos_SC, sin_SP)
+        return rotate_without_grad(x_BSHC, cos_SC, sin_SP)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_BSHC: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         cos_SC, sin_SP = ctx.saved_tensors
-        return turn(grad_BSHC, cos_SC, -sin_SP), None, None
+        return rotate_without_grad(grad_BSHC, cos_SC, -sin_SP), None, None
 
 
-def turn(x_BSHC: Tensor, cos_SC: Tensor, sin_SP: Tensor) -> Tensor:
-    """What `rotate` computes, without a way back."""
+def rotate_without_grad(x_BSHC: Tensor, cos_SC: Tensor, sin_SP: Tensor) -> Tensor:
+    """The result of `rotate`, without a backward pass."""
     wide = x_BSHC.to(torch.promote_types(x_BSHC.dtype, cos_SC.dtype))
     sin_S1P = sin_SP[:, None]
     out = wide * cos_SC[:, None]
     first, second = wide.chunk(2, -1)
     out_first, out_second = out.chunk(2, -1)
     if out.itemsize < 4:
-        # Each product is rounded by itself, as transformers does it.
+        # Each product is rounded before the sum, as in transformers.
         out_first.sub_(second * sin_S1P)
         out_second.add_(first * sin_S1P)
     else:

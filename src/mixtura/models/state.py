@@ -1,7 +1,9 @@
-"""What a decoder keeps of the sequences that it has read: the one state, for every way to read on.
+"""What a decoder keeps of the sequences that it has read: keys and values, in slots.
+
+The decoder's own passes and the engine's steps use the same state.
 
 B sequences, each in a slot, G key-value heads, L positions, S new positions, C key dim, V value
-dim; R rank of a latent, P dims of the key that goes with it.
+dim. Of latent attention: R rank of the latent, P dims of the rotated key.
 """
 
 from collections.abc import Callable
@@ -19,20 +21,22 @@ from mixtura.shapes.rope import LongRopeScaling
 from mixtura.shapes.storage.cache import KVDims
 
 Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Keeps what one pass adds to a layer, of all slots; gives all that the layer then holds."""
+"""Stores one layer's new keys and values, of all slots; returns those of all positions."""
 
 
 class LayerState(Protocol):
-    """What one layer keeps of every slot, whatever its kind."""
+    """What one layer keeps of every slot; each kind of layer implements it."""
 
     @property
     def bytes(self) -> int: ...
 
     def snapshot(self, slot: int) -> Tensor | None:
-        """What a later pass overwrites, copied; None where a length says all."""
+        """A copy of the data that a later pass overwrites; None where there is no such data."""
         ...
 
-    def rewind(self, slot: int, kept: Tensor | None) -> None: ...
+    def rewind(self, slot: int, kept: Tensor | None) -> None:
+        """Restore a slot from what `snapshot` returned."""
+        ...
 
 
 class KVLayer(LayerState):
@@ -50,13 +54,13 @@ class KVLayer(LayerState):
         return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
     def snapshot(self, slot: int) -> None:
-        """Nothing: what lies behind a length is forgotten when it is written anew."""
+        """No copy: a later pass leaves the positions before a length unchanged."""
 
     def rewind(self, slot: int, kept: Tensor | None) -> None:
-        """Nothing, as `snapshot`."""
+        """Nothing to restore; see `snapshot`."""
 
     def extend(self, start: int, k_BGSC: Tensor, v_BGSV: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Keep S positions from `start` on; gives all positions so far, as views."""
+        """Store S positions from `start` on; returns views of all positions so far."""
         keys, values = self.kv.keys, self.kv.values
         end = self._end(start, k_BGSC, k_BGSC.shape[2])
         keys[:, :, start:end] = k_BGSC
@@ -70,10 +74,10 @@ class KVLayer(LayerState):
 
 
 class LatentLayer(KVLayer):
-    """Latents and turned keys of one layer, side by side: keys (B, 1, capacity, R + P)."""
+    """Latents and rotated keys of one layer, side by side: keys (B, 1, capacity, R + P)."""
 
     def extend(self, start: int, latent_BSR: Tensor, key_BSP: Tensor, /) -> tuple[Tensor, Tensor]:
-        """As `KVLayer.extend`; gives latents and turned keys."""
+        """As `KVLayer.extend`, for latents and rotated keys."""
         rank = latent_BSR.shape[2]
         end = self._end(start, latent_BSR, latent_BSR.shape[1])
         kept_BLC = self.kv.keys[:, 0]
@@ -84,7 +88,7 @@ class LatentLayer(KVLayer):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A place in the text of one slot, to go back to."""
+    """A place in the text of one slot, to which `State.rewind` goes back."""
 
     slot: int
     length: int
@@ -92,10 +96,10 @@ class Snapshot:
 
 
 class State:
-    """A layer's state for each layer, with a slot for each sequence of at most `capacity`.
+    """The state of every layer, with `slots` sequences of at most `capacity` positions each.
 
-    Passes over all slots at once (`Decoder.forward`) go on at `length`, padding included. Steps of
-    an engine say the slot and position of each row instead, and leave `length` alone.
+    Passes over all slots at once (`Decoder.forward`) continue at `length`, which counts padding.
+    Steps of the engine give the slot and the position of each row, and do not use `length`.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class State:
     ) -> None:
         self.layers, self.slots, self.capacity = layers, slots, capacity
         self.texts = texts
-        """under LongRoPE alone: the tokens of each slot, whose keys may have to be turned anew"""
+        """under LongRoPE the tokens of each slot, since its keys may have to be computed again"""
         self.length = 0
         self._valid: Tensor | None = None
 
@@ -116,7 +120,7 @@ class State:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> Self:
-        """Allocated at once; memory is touched as positions are filled."""
+        """A new state. Its memory is reserved at once, and used as positions are filled."""
         dims = KVDims.of(shape)
         sizes = (slots, dims.kv_heads, capacity, dims.key_dim, dims.value_dim)
         kind = LatentLayer if dims.values_in_keys else KVLayer
@@ -135,21 +139,21 @@ class State:
 
     @property
     def bytes(self) -> int:
-        """Of the layers; LongRoPE's tokens are beside them."""
+        """Bytes of all layers, without the tokens of LongRoPE."""
         return sum(layer.bytes for layer in self.layers)
 
     def snapshot(self, slot: int, length: int) -> Snapshot:
-        """The place after `length` tokens of a slot, which holds as long as they are kept."""
+        """The place after the first `length` tokens of a slot, valid until one of them changes."""
         return Snapshot(slot, length, tuple(layer.snapshot(slot) for layer in self.layers))
 
     def rewind(self, snapshot: Snapshot) -> int:
-        """Forget what came since; gives the length, at which the sequence goes on."""
+        """Go back to a snapshot; returns its length, where the sequence goes on."""
         for layer, kept in zip(self.layers, snapshot.layers, strict=True):
             layer.rewind(snapshot.slot, kept)
         return snapshot.length
 
     def check_room(self, new: int) -> None:
-        """Raises ConfigError where a pass of so many positions would not fit."""
+        """Raises ConfigError where a pass of `new` positions exceeds the capacity."""
         if self.length + new > self.capacity:
             raise ConfigError(
                 f"{self.length + new} positions exceed the cache's {self.capacity}; "
@@ -159,11 +163,12 @@ class State:
     def to_read(
         self, tokens_BS: Tensor, valid_BS: Tensor | None
     ) -> tuple[Tensor, Tensor | None, int]:
-        """The tokens of a pass, which of them are no padding, and where they begin.
+        """(tokens, valid, start): the tokens that a pass reads, False for padding, first position.
 
-        These tokens, as a rule. All since the beginning where keys held were turned by LongRoPE's
-        other factors. Call `end_pass` once every layer has read them: until then, and after an
-        interruption, `length` is what it was.
+        Usually these are the given tokens, from `length` on. Where LongRoPE needs other factors
+        than the cached keys have, they are all tokens from position 0 on. Call `end_pass` once
+        every layer has read them. Until then `length` is unchanged, so an interrupted pass can be
+        repeated.
         """
         if self.texts is None or not self.texts.to_read_whole(tokens_BS, self.length):
             return tokens_BS, valid_BS, self.length
@@ -172,21 +177,21 @@ class State:
         return self.texts.token_SL[:, : self.length + new], valid_BL, 0
 
     def remember(self, valid_BS: Tensor | None, start: int, batch: int, new: int) -> Tensor | None:
-        """Note which of the `new` positions from `start` on are no padding.
+        """Store which of the `new` positions from `start` on are padding.
 
-        Gives valid_BL of all positions then, or None where none is padding.
+        Returns valid_BL of all positions, or None if there has been no `valid_BS` so far.
         """
         if self._valid is None:
             if valid_BS is None:
                 return None
             self._valid = torch.ones(batch, self.capacity, dtype=torch.bool, device=valid_BS.device)
         end = start + new
-        # What an earlier, longer text left here is not this one's.
+        # This overwrites the values of an earlier text at these positions.
         self._valid[:, start:end] = True if valid_BS is None else valid_BS
         return self._valid[:, :end]
 
     def end_pass(self, length: int) -> None:
-        """Every layer holds `length` positions."""
+        """Call this once every layer has `length` positions."""
         self.length = length
         if self.texts is not None:
             self.texts.end_pass()

@@ -1,4 +1,4 @@
-"""Mixture-of-Experts layers: routing, routers, capacity, balance, experts, load."""
+"""Mixture-of-Experts layers: routers, routing, capacity, experts, load and balancing losses."""
 
 from mixtura.moe.backends import register_backend
 from mixtura.moe.balance import BalanceConfig

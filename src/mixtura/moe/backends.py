@@ -1,7 +1,7 @@
-"""Ways to compute routed experts from plain weights, by name; another package may register one.
+"""Backends: named ways to compute routed experts from plain weights.
 
-T tokens, D width, M rows sorted by expert, E experts, F expert width, H rows of w_in: 2F (gate,
-then up) or F.
+Other packages may register more backends. T tokens, D width, M rows sorted by expert, E experts, F
+expert width, H rows of w_in: 2F if the activation is gated (rows of the gate, then of up), else F.
 """
 
 from dataclasses import dataclass
@@ -26,15 +26,16 @@ from mixtura.moe.routing import Routing
 from mixtura.registry import Registry
 from mixtura.shapes import Activation
 
-# Segments are padded to multiples of this. In bf16 oneDNN makes a kernel for each new number of
-# rows, which costs several times the product.
+# The number of rows of each expert is padded to a multiple of this number. In bf16 oneDNN builds a
+# kernel for each new number of rows, which takes several times as long as the product.
 ROW_MULTIPLE = {torch.bfloat16: 32, torch.float16: 32}
+# All experts are padded to equally many rows if that makes at most 1.5 times as many rows in all.
 EVEN_WITHIN = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertBank:
-    """The weights of a layer's experts, in the dtype of their products."""
+    """The weights of a layer's experts, in the dtype in which they are multiplied."""
 
     w_in: Tensor
     """(E, H, D)"""
@@ -45,25 +46,26 @@ class ExpertBank:
 
 
 class Backend(Protocol):
-    """One way to compute E FFNs for their rows."""
+    """One way to compute a layer's E experts for the rows of a routing."""
 
     def __call__(self, x_TD: Tensor, routing: Routing, bank: ExpertBank) -> Tensor:
-        """out_TD, as `RoutedExperts` defines it, in the dtype of `bank`; differentiable."""
+        """out_TD as `RoutedExperts` defines it, in the dtype of `bank`; differentiable."""
         ...
 
     def products(
         self, dtype: torch.dtype, device: torch.device, width: int, expert_width: int
     ) -> str:
-        """The name of the products that it uses there, for a run's environment.json.
+        """The name of the matrix products that the backend uses for this dtype, device and widths.
 
-        Raises ConfigError where it does not support that dtype or these widths.
+        A run records the name in its environment.json. Raises ConfigError if the backend does not
+        support the dtype, the device or the widths.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NaiveBackend:
-    """One product after another, with `experts_ffn_naive`: the twin of all other backends."""
+    """The naive twin of all other backends: computes expert by expert, with `experts_ffn_naive`."""
 
     def __call__(self, x_TD: Tensor, routing: Routing, bank: ExpertBank) -> Tensor:
         def compute(x_MD: Tensor, segment_E: Tensor) -> Tensor:
@@ -81,7 +83,10 @@ class NaiveBackend:
 
 @dataclass(frozen=True, slots=True)
 class TorchBackend:
-    """PyTorch's products: the named ones, or the fastest for dtype, device and widths."""
+    """Computes with one kind of PyTorch's matrix products.
+
+    `named` is the kind; if it is None, the fastest kind for the dtype, device and widths is used.
+    """
 
     named: Products | None = None
 
@@ -127,7 +132,7 @@ for _name, _backend in (
 
 
 def register_backend(name: str, backend: Backend) -> None:
-    """Let configs name a backend of another package. Raises ValueError for a name in use."""
+    """Add a backend under a name that configs can use. Raises ValueError for a name in use."""
     BACKENDS.add(name, backend)
 
 
@@ -137,23 +142,24 @@ def _known(name: str) -> str:
 
 
 BackendName = Annotated[str, AfterValidator(_known)]
-"""a name in `BACKENDS`; `auto` is `torch`, and no other backend replaces the named one"""
+"""a name in `BACKENDS`; `auto` is the same as `torch`, and a named backend is never replaced by
+another"""
 
 
 def best_products(dtype: torch.dtype, device: torch.device, *widths: int) -> Products:
-    """The rule of docs/decisions/0004, for rows of `widths`."""
+    """The fastest products for rows of `widths`, by the rule of docs/decisions/0004."""
     if device.type == "cpu" and dtype in ROW_MULTIPLE:
         return "batched"
     return unpadded_products(dtype, device, *widths)
 
 
 def unpadded_products(dtype: torch.dtype, device: torch.device, *widths: int) -> Products:
-    """The part of the rule for segments without padding."""
+    """The fastest products for segments without padding, by the rule of docs/decisions/0004."""
     if ragged_takes(dtype, device):
         return "ragged"
     return "grouped" if grouped_mm_takes(dtype, *widths) else "loop"
 
 
 def padding_of(products: Products, dtype: torch.dtype) -> Padding:
-    """Only batched products need padded segments."""
+    """The padding of experts' segments for these products; only batched products need padding."""
     return Padding(ROW_MULTIPLE.get(dtype, 8), EVEN_WITHIN) if products == "batched" else COMPACT

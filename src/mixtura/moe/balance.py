@@ -1,4 +1,4 @@
-"""Balancing: the weights of the losses, and one layer's load over an optimizer step.
+"""The weights of a layer's balancing losses, and the layer's load over an optimizer step.
 
 E experts.
 """
@@ -23,11 +23,13 @@ LossWeight = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
 class BalanceConfig(Config):
     """Weights of the balancing losses, and the rate of bias balancing.
 
-    A weight is by default that of the router's paper: for a softmax router Switch's alpha of 0.01
-    (arXiv 2101.03961) and ST-MoE's c_z of 0.001 (2202.08906). A weight for a loss that the router
-    cannot serve is refused. `choices` selects the rows that `loss` counts, by default the router's
-    own: GShard counts first choices. `bias_rate` is DeepSeek-V3's gamma (2412.19437) and changes a
-    choosing bias.
+    If a weight is None, the router's default is used, which is that of the router's paper. For
+    example, a softmax router has Switch's alpha of 0.01 as `loss` (arXiv 2101.03961) and ST-MoE's
+    c_z of 0.001 as `z_loss` (arXiv 2202.08906). A weight above 0 is refused for a loss that the
+    router cannot serve. `choices` selects the rows that the balance loss counts: all rows, or each
+    token's first choice. By default all rows count, but GShard counts first choices. `bias_rate` is
+    the amount by which a choosing bias changes in each optimizer step, the gamma of DeepSeek-V3
+    (arXiv 2412.19437).
     """
 
     loss: LossWeight = None
@@ -44,7 +46,11 @@ class BalanceConfig(Config):
     bias_rate: float = Field(default=0.001, ge=0, allow_inf_nan=False)
 
     def weights_for(self, router: RouterSpec) -> dict[LossName, float]:
-        """The weight of each loss above 0. Raises ValueError for one that `router` cannot serve."""
+        """The weight of each loss whose weight is above 0.
+
+        Raises ValueError for a loss that `router` cannot serve, and for the communication loss
+        under scope `global_batch`.
+        """
         weights: dict[LossName, float] = {}
         known = router.served()
         for name, loss in LOSSES.items():
@@ -68,7 +74,10 @@ class BalanceConfig(Config):
         return weights
 
     def choices_for(self, router: RouterSpec) -> CountedChoices:
-        """The choices that the balance loss counts. Raises ValueError where the scope cannot."""
+        """The choices that the balance loss counts.
+
+        Raises ValueError for first choices under scope `global_batch`.
+        """
         choices = router.loss_choices if self.choices is None else self.choices
         if choices == "first" and self.scope == "global_batch":
             raise ValueError(
@@ -80,9 +89,9 @@ class BalanceConfig(Config):
 
 
 class Balancer:
-    """One layer's weighted losses, and its load since the last optimizer step.
+    """The weighted losses of one layer, and the layer's load since the last optimizer step.
 
-    `ranks` sums a local load into the global load.
+    `ranks` sums the loads of all ranks.
     """
 
     def __init__(
@@ -102,19 +111,26 @@ class Balancer:
 
     @property
     def step_load_E(self) -> Tensor | None:
-        """Local load of the optimizer step so far, int64; None before its first forward pass."""
+        """This rank's load in the current optimizer step so far, int64.
+
+        It is None before the first forward pass of the step.
+        """
         if self._earlier_E is None or self._current_E is None:
             return self._current_E if self._earlier_E is None else self._earlier_E
         return self._earlier_E + self._current_E
 
     def observe(self, routing: Routing) -> None:
-        """Record a micro-step's load. A recomputed pass (checkpointing) changes nothing."""
+        """Record the load of a forward pass.
+
+        If activation checkpointing repeats the pass, the load is recorded again, but not added
+        twice.
+        """
         self._current_E = load(routing)
 
     def losses(self, routing: Routing) -> dict[str, Tensor]:
         """The layer's losses by name, each times its weight; call `observe` first.
 
-        Late losses are not among them.
+        Late losses, which need the model's output, are not included.
         """
         weighed = [(LOSSES[name], weight) for name, weight in self.weights.items()]
         now = [(loss, weight) for loss, weight in weighed if not loss.is_late]
@@ -124,23 +140,27 @@ class Balancer:
         return {loss.name: weight * loss.of(routing, given) for loss, weight in now}
 
     def _global_load(self) -> Tensor | None:
-        """load_E of the optimizer step so far over all ranks; None unless the scope needs it."""
+        """load_E of the optimizer step so far, summed over all ranks.
+
+        It is None if the scope is not `global_batch`.
+        """
         if self.config.scope != "global_batch":
             return None
         load_E = self.step_load_E
         assert load_E is not None, "observe the routing first"
-        # A copy, since the local load is added to later.
+        # A copy is summed, because `sum` may overwrite its argument and the local load is still
+        # needed.
         return self.ranks.sum(load_E.clone())
 
     def end_micro_step(self) -> None:
-        """End a micro-step, so that the next forward pass adds to its load."""
+        """End a micro-step: the next forward pass adds its load to the load so far."""
         self._earlier_E, self._current_E = self.step_load_E, None
 
     def end_step(self, device: torch.device) -> Tensor:
-        """End an optimizer step: returns its load over all ranks, and resets the count."""
+        """End an optimizer step: return its load, summed over all ranks, and reset the load."""
         load_E = self.step_load_E
         if load_E is None:
-            # A rank without tokens sums zeros, or the other ranks would wait for ever.
+            # A rank without tokens sums zeros, because `sum` waits until every rank has called it.
             load_E = torch.zeros(self.num_experts, dtype=torch.int64, device=device)
         self._earlier_E = self._current_E = None
         return self.ranks.sum(load_E)

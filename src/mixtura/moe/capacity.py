@@ -1,13 +1,16 @@
-"""How many rows an expert computes, and what becomes of the others.
+"""Capacity policies: how many rows an expert computes, and what becomes of the rows beyond.
 
-T tokens, E experts, K experts per token, B sequences of S tokens, N = T*K rows.
+An expert's capacity is ceil(factor * rows / E). Each token except padding counts as K rows. An
+unused row takes no room at an expert. The scope decides which rows are counted together, and which
+rows an expert admits first:
 
-An expert's capacity is ceil(factor * rows / E). Under scope `sequence`, the default, rows are
-counted in each sequence by itself and admitted by token, then by choice. Capacity then depends
-neither on ranks nor on other sequences in the batch, and no later token displaces an earlier one.
-Under scope `group` rows are counted over all local tokens, and first choices come before second
-ones, as in GShard (arXiv 2006.16668, algorithm 1) and Switch. Every token except padding counts K
-rows; unused rows take no room.
+- `sequence` (the default): each sequence is counted by itself. Rows are admitted by token, then by
+  choice. The result depends neither on the number of ranks nor on other sequences in the batch, and
+  no later token displaces an earlier token.
+- `group`: all tokens of this rank are counted together. All first choices are admitted before all
+  second choices, as in GShard (arXiv 2006.16668, algorithm 1) and Switch.
+
+T tokens, E experts, K experts per token, N = T*K rows, B sequences of S tokens, G groups of tokens.
 """
 
 from dataclasses import dataclass
@@ -28,12 +31,13 @@ class Candidates:
     """The chosen experts of T tokens, before capacity."""
 
     chosen_TK: Tensor
-    """best first; E for an unused row"""
+    """each token's experts, the best first; E for an unused row"""
     num_experts: int
     num_sequences: int = 1
     valid_T: Tensor | None = None
     ranking_TE: Tensor | None = None
-    """orders the experts for each token, the best highest; -inf for experts that it may not have"""
+    """each token's preference for each expert, higher is better; -inf for an expert that the token
+    must not have"""
 
     @property
     def expert_TK(self) -> Tensor:
@@ -50,19 +54,23 @@ class Admission:
     expert_TK: Tensor
     """E for a row that no expert computes"""
     wave_TK: Tensor | None = None
-    """the pass that computes each row; None for a single pass"""
+    """the pass that computes each row, from 0; None for a single pass"""
     moved: bool = False
-    """whether a row may have another expert than its chosen one"""
+    """whether a row may have another expert than its chosen expert"""
 
 
 class Capacity(Protocol):
-    """A capacity rule for token choice."""
+    """A capacity rule for routers whose tokens choose experts."""
 
     def admit(self, candidates: Candidates) -> Admission: ...
 
 
 class CapacityConfig(Config):
-    """`dropless`; `drop`; `reroute` to the next-best expert; `wave`, in a further pass."""
+    """The policy for rows beyond an expert's capacity, with the capacity factor and the scope.
+
+    `dropless` has no capacity. `drop` drops the rows beyond, `reroute` moves them to the token's
+    next-best expert, and `wave` computes them in a further pass.
+    """
 
     policy: Policy = "dropless"
     factor: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -83,7 +91,8 @@ class CapacityConfig(Config):
         return self
 
     def build(self) -> Capacity:
-        # 1.25: the middle of Switch's sweep over 1.0, 1.25 and 2.0 (arXiv 2101.03961, table 1).
+        # 1.25 is the middle value of Switch's comparison of 1.0, 1.25 and 2.0 (arXiv 2101.03961,
+        # table 1).
         factor = 1.25 if self.factor is None else self.factor
         match self.policy:
             case "dropless":
@@ -98,7 +107,7 @@ class CapacityConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Dropless:
-    """Every row is computed by the expert that it chose."""
+    """There is no capacity: every row is computed by its chosen expert."""
 
     def admit(self, candidates: Candidates) -> Admission:
         return Admission(candidates.expert_TK)
@@ -121,8 +130,8 @@ class Drop:
 class Wave:
     """A row beyond its expert's capacity is computed in a further pass; no row is dropped.
 
-    The result is that of `Dropless`, whose buffers are as large as the busiest expert's load; here
-    no pass has more rows of an expert than its capacity.
+    The result equals that of `Dropless`, but needs smaller buffers. A pass has at most `capacity`
+    rows of an expert, while the single pass of `Dropless` has all rows of the busiest expert.
     """
 
     factor: float
@@ -132,7 +141,7 @@ class Wave:
         place_TK, capacity_T1 = _places(candidates, self.factor, self.scope)
         expert_TK = candidates.expert_TK
         wave_TK = place_TK // capacity_T1.clamp(min=1)
-        # Unused rows need no pass of their own.
+        # An unused row is put into pass 0, so that it does not add a pass.
         return Admission(expert_TK, wave_TK.masked_fill(expert_TK == candidates.num_experts, 0))
 
 
@@ -140,27 +149,30 @@ class Wave:
 class Reroute:
     """A row beyond its expert's capacity goes to the token's next-best expert with room.
 
-    It is dropped only if no expert has room: token after token gets the best K experts that still
-    have room. This serial rule is a stable matching in which all experts rank tokens by position,
-    so deferred acceptance reaches it in parallel: every token proposes to its best K experts that
-    have not refused it, and every expert keeps the earliest tokens, until none is refused. Each
-    round synchronises with the device once.
+    The rule is serial: token after token gets its best K experts that still have room. A row is
+    dropped only if no expert has room. The result is a stable matching in which every expert
+    prefers earlier tokens, so deferred acceptance computes it in parallel: in each round every
+    token proposes to its best K experts that have not refused it, and every expert refuses all but
+    the earliest tokens. The rounds end when no expert refuses a token. Each round waits for the
+    device once.
     """
 
     factor: float
 
     def admit(self, candidates: Candidates) -> Admission:
-        """R = E ranks of experts for a token."""
+        """In the names, dim R is an expert's rank for a token: 0 is the token's best expert."""
         chosen_TK, ranking_TE = candidates.chosen_TK, candidates.ranking_TE
         assert ranking_TE is not None, "rerouting needs a ranking of all experts"
         num_tokens, num_experts = ranking_TE.shape
         capacity_B = group_capacity(self.factor, candidates, candidates.num_sequences)
-        # Chosen experts rank first, and ties are broken once, here. If each round broke them anew,
-        # a token could leave an expert that it held and leave room unused.
+        # Chosen experts rank first. Ties are broken once, before the rounds: if each round broke
+        # ties anew, a token could leave an expert that holds it, and that expert's room would stay
+        # unused.
         priority_TE = _with_extra(ranking_TE).scatter(1, chosen_TK, torch.inf)[:, :-1]
         best_first_TE = priority_TE.argsort(dim=-1, descending=True, stable=True)
         rank_TE = best_first_TE.argsort(dim=-1)
-        # By rank: column 0 is the token's best expert. A cumulative sum replaces a top-k a round.
+        # The columns are ranks, so a cumulative sum finds a token's best K allowed experts in each
+        # round, and no round needs a top-k.
         allowed_TR = priority_TE.gather(1, best_first_TE) > -torch.inf
         count_T1 = (candidates.expert_TK < num_experts).sum(1, keepdim=True)
         while True:
@@ -175,7 +187,11 @@ class Reroute:
 
 
 def _to_rows(held_TE: Tensor, rank_TE: Tensor, chosen_TK: Tensor) -> Tensor:
-    """Rows keep chosen experts that are held; other rows get the token's other held experts."""
+    """Distribute the experts that hold a token, at most K, over the token's K rows.
+
+    A row keeps its chosen expert if that expert holds the token. The other rows get the token's
+    other held experts, the best first; E if there are no more.
+    """
     num_experts, top_k = held_TE.shape[1], chosen_TK.shape[1]
     held_TE = _with_extra(held_TE)
     kept_TK = held_TE.gather(1, chosen_TK)
@@ -189,14 +205,15 @@ def _to_rows(held_TE: Tensor, rank_TE: Tensor, chosen_TK: Tensor) -> Tensor:
 
 
 def _with_extra(of_TE: Tensor) -> Tensor:
-    """Add a last column of zeros, for unused rows."""
+    """Append a column of zeros, which the expert number E of unused rows selects."""
     return torch.nn.functional.pad(of_TE.detach(), (0, 1))
 
 
 def _places(candidates: Candidates, factor: float, scope: CapacityScope) -> tuple[Tensor, Tensor]:
-    """place_TK, the number of earlier rows of the same expert; and the capacity, to compare.
+    """(place, capacity): the number of earlier rows of a row's expert, and the expert's capacity.
 
-    The capacity has one row for each token, or one for all.
+    A row is beyond the capacity if place >= capacity. The place is (T, K). The capacity is (T, 1),
+    or (1, 1) under scope `group`.
     """
     expert_TK, num_experts = candidates.expert_TK, candidates.num_experts
     num_tokens, top_k = expert_TK.shape
@@ -212,19 +229,20 @@ def _places(candidates: Candidates, factor: float, scope: CapacityScope) -> tupl
 
 def group_capacity(factor: float, candidates: Candidates, groups: int) -> Tensor:
     """capacity_G = ceil(factor * rows / E), int64, for G groups of consecutive tokens."""
-    # K rows a token even if some are unused, so that later tokens' choices do not change it.
+    # Unused rows are counted too. Otherwise the capacity would depend on the choices of later
+    # tokens.
     num_tokens, top_k = candidates.chosen_TK.shape
     if candidates.valid_T is None:
         rows_G = candidates.chosen_TK.new_full((groups,), num_tokens // groups * top_k)
     else:
         rows_G = candidates.valid_T.view(groups, -1).sum(1) * top_k
-    # 1.1 * 50 is 55.00000000000001 in float64, which the ceiling must not round up to 56.
+    # In float64 1.1 * 50 is 55.00000000000001; without the 1e-9 the capacity would be 56, not 55.
     exact_G = rows_G.double() * factor / candidates.num_experts
     return (exact_G - 1e-9).ceil().long()
 
 
 def places(expert_GN: Tensor, num_experts: int) -> Tensor:
-    """place_GN: how many earlier rows of the same group have the same expert."""
+    """place_GN: the number of earlier rows in the same group that have the same expert."""
     groups, rows = expert_GN.shape
     group_G1 = torch.arange(groups, device=expert_GN.device)[:, None]
     key_N = (expert_GN + group_G1 * (num_experts + 1)).view(-1)

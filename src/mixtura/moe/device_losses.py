@@ -1,6 +1,7 @@
-"""Balance between devices, each of which holds one group of consecutive experts.
+"""Losses that balance the work of devices; a device has one group of consecutive experts.
 
-T tokens, E experts, N routed rows, G groups of experts, B sequences (or 1: all tokens as one).
+T tokens, E experts, K experts per token, N routed rows, G groups of experts. B parts of the tokens:
+each sequence is a part, or all tokens are one part.
 """
 
 import torch
@@ -13,22 +14,25 @@ from mixtura.moe.shares import LossScope, group_shares_of, token_parts
 def device_balance_loss(
     routing: Routing, scope: LossScope = "sequence", step_load_E: Tensor | None = None
 ) -> Tensor:
-    """sum_i f'_i P'_i over devices (DeepSeek-V2, arXiv 2405.04434, eq. 26-28); 1 at even load.
+    """sum_i f'_i P'_i over devices i (DeepSeek-V2, arXiv 2405.04434, eq. 26-28); 1 at even load.
 
-    f'_i: mean over the device's experts of E/(K T) times the rows that chose each; P'_i: the sum of
-    their mean probabilities. So f'_i is G times the device's share of the rows. A busy expert and
-    an idle one on the same device cost nothing. Under a hierarchical router P'_i is the outermost
-    gate's mean probability of group i.
+    f'_i is the mean over device i's experts of E/(K T) times the number of rows that chose the
+    expert; this equals G times the device's share of all rows. P'_i is the sum of the mean
+    probabilities of the device's experts; under a hierarchical router it is the outermost gate's
+    mean probability of group i. A busy and an idle expert on the same device do not increase the
+    loss.
     """
     return group_shares_of(routing, scope, step_load_E).loss()
 
 
 def communication_loss(routing: Routing, scope: LossScope = "sequence") -> Tensor:
-    """sum_i f''_i P''_i over devices (DeepSeek-V2, arXiv 2405.04434, eq. 29-31).
+    """sum_i f''_i P''_i over devices i (DeepSeek-V2, arXiv 2405.04434, eq. 29-31).
 
-    f''_i: G/(M T) times the tokens sent to device i, with M (`groups_kept`) the most devices that a
-    token may reach; P''_i: as P'_i above. A token counts once, however many of the device's experts
-    it chose. The loss is 1 where each token reaches M devices, and each device equally many tokens.
+    f''_i is G/(M T) times the number of tokens that are sent to device i, where M is `groups_kept`,
+    the largest number of devices of a token. A token counts once, however many of the device's
+    experts it chose. P''_i is the sum of the mean probabilities of the device's experts, as in
+    `device_balance_loss`. The loss is 1 if each token is sent to M devices and each device receives
+    equally many tokens.
     """
     prob_BG = group_shares_of(routing, scope).prob_BC
     share_BG = _sent_share(routing, token_parts(routing, scope), prob_BG.dtype)
@@ -36,12 +40,12 @@ def communication_loss(routing: Routing, scope: LossScope = "sequence") -> Tenso
 
 
 def _sent_share(routing: Routing, parts: int, dtype: torch.dtype) -> Tensor:
-    """share_BG: of each part's tokens, the share that chose an expert of each group.
+    """share_BG: the share of a part's tokens that chose at least one expert of a group.
 
-    It is M/G, the share at even load, for a part without tokens.
+    For a part without tokens the share is groups_kept / G, as at even load.
     """
     num_groups, num_tokens = routing.num_groups, routing.num_tokens
-    # One bin more: an unused row has expert num_experts, in the group after the last.
+    # An unused row has the expert number num_experts, which belongs to an additional last group.
     bins = num_groups + 1
     group_N = routing.chosen_N // (routing.num_experts // num_groups)
     sent = group_N.new_zeros(num_tokens * bins)

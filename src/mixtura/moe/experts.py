@@ -1,6 +1,7 @@
-"""The experts of one layer, and dense FFNs of the same layout.
+"""The experts of an MoE layer, and a dense FFN with the same layout of weights.
 
-T tokens, D width, E experts, F expert width, H rows of w_in: 2F (gate, then up) or F.
+T tokens, D width, E experts, F expert width, H rows of w_in: 2F if the activation is gated (rows of
+the gate, then of up), else F.
 """
 
 import torch
@@ -15,7 +16,11 @@ from mixtura.shapes.activations import is_gated
 
 
 class Experts(nn.Module):
-    """E FFNs on one device; see `RoutedExperts`. No other backend replaces the named one."""
+    """The FFNs of a layer's E experts on one device; an implementation of `RoutedExperts`.
+
+    `backend` is a name in `BACKENDS`. If that backend cannot compute the input, it raises an error;
+    no other backend replaces it.
+    """
 
     def __init__(
         self,
@@ -40,7 +45,7 @@ class Experts(nn.Module):
         nn.init.normal_(self.w_out, std=expert_width**-0.5)
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """out_TD, in the dtype of the products."""
+        """out_TD: the weighted sum of each token's experts, in the dtype of `compute_dtype`."""
         dtype = compute_dtype(x_TD)
         biases = None
         if self.b_in is not None and self.b_out is not None:
@@ -49,12 +54,15 @@ class Experts(nn.Module):
         return self._compute(x_TD.to(dtype), routing, bank)
 
     def products_for(self, dtype: torch.dtype, device: torch.device) -> str:
-        """The name of the products that the backend uses. Raises ConfigError where it has none."""
+        """The name of the matrix products that the backend uses for this dtype and device.
+
+        Raises ConfigError if the backend has no products for them.
+        """
         return self._compute.products(dtype, device, *self.w_out.shape[1:])
 
 
 class DenseFFN(nn.Module):
-    """One FFN with the experts' layout of weights: for dense layers, shared experts, residuals."""
+    """One FFN with an expert's layout of weights: a dense layer, shared expert or residual."""
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
@@ -72,7 +80,7 @@ class DenseFFN(nn.Module):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products: autocast's where it is enabled, else the input's."""
+    """The dtype of matrix products: autocast's if that is enabled, else x's; float64 is kept."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)

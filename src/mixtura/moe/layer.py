@@ -1,6 +1,6 @@
 """The MoE layer, for Mixtura's decoder and for any other PyTorch module.
 
-B sequences, S tokens each, T = B*S tokens, D width.
+B sequences of S tokens, T = B*S tokens, D width, E experts, V tokens of the vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +26,7 @@ from mixtura.shapes import MoEShape, Saved
 
 
 class MoEConfig(MoEShape):
-    """An MoE layer: its shape, and how it routes, balances and computes."""
+    """The config of an MoE layer: shape, router, capacity policy, balancing losses and backend."""
 
     router: AnyRouter = SoftmaxTopKConfig()
     capacity: CapacityConfig = CapacityConfig()
@@ -52,17 +52,18 @@ class MoEConfig(MoEShape):
         return self
 
     def check_gradient(self) -> None:
-        """Raises ConfigError for a router that would get no gradient from the task."""
+        """Raises ConfigError if the task's loss would give the router no gradient."""
         try:
             self.router.check_gradient(self.num_experts, self.top_k)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
     def of_language_model(self, vocabulary: int) -> Self:
-        """This layer in a causal model with that many tokens.
+        """The config for a causal language model with `vocabulary` different tokens.
 
         Raises ValueError for a router whose choices depend on later tokens, unless its config
-        accepts that, and for a router made for fewer tokens.
+        accepts that. Raises it also for a hash router whose table has fewer rows than the
+        vocabulary.
         """
         if self.router.leaks:
             raise ValueError(
@@ -74,11 +75,12 @@ class MoEConfig(MoEShape):
         return self if router is self.router else self.model_copy(update={"router": router})
 
     def check_training(self) -> None:
-        """To be called before a causal model with this layer is trained.
+        """Raises ConfigError if a causal language model with this layer must not be trained.
 
-        Raises ConfigError for a router whose choices depend on later tokens in training, unless its
-        config accepts that, and for a router that would get no gradient from the task. Such a model
-        may still be evaluated, where it may be causal and needs no gradient.
+        This is so if the task's loss would give the router no gradient. It is also so if the
+        router's choices in training depend on later tokens, unless its config accepts that. The
+        model may still be evaluated: evaluation needs no gradient, and the router may be causal in
+        evaluation.
         """
         self.check_gradient()
         if self.router.leaks_in_training:
@@ -100,32 +102,33 @@ class MoEOutput:
     """The output of an MoE layer."""
 
     hidden: Tensor
-    """of the input's shape"""
+    """the layer's output, of the input's shape"""
     routing: Routing
     losses: Mapping[str, Tensor]
-    """this layer's balancing losses by name, weighted; empty outside training"""
+    """this layer's balancing losses by name, each times its weight; empty outside training"""
     late_loss: Callable[[Tensor], Tensor] | None = None
-    """a weighted loss, as a function of each token's cross-entropy, nats_T; see `late_losses`"""
+    """a weighted loss as a function of each token's cross-entropy in nats, (T,); None for a router
+    without such a loss; see `late_losses`"""
 
     @property
     def loss(self) -> Tensor:
-        """The sum of the losses, to add to the task's loss; 0 outside training."""
+        """The sum of `losses`, to be added to the task's loss; 0 outside training."""
         return sum(self.losses.values(), self.hidden.new_zeros((), dtype=torch.float32))
 
 
 class RowLinear(nn.Linear):
-    """A linear layer whose rows do not depend on their number within `rows_alone()`."""
+    """A linear layer whose result for a row within `rows_alone()` depends only on that row."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, as torch has it
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, the name in torch
         return row_linear(input, self.weight)
 
 
 class MoE(nn.Module):
-    """Router, experts, shared experts and residual branch.
+    """An MoE layer: a router, routed experts, shared experts and a residual branch.
 
-    out = sum_k weight_k expert_k(x) + shared(x), and with a residual branch
-    out = c_0 (that) + c_1 residual(x), c = softmax(W x). Call `mixtura.moe.end_step(model)` after
-    each optimizer step, or choosing biases and thresholds never change.
+    The output is y = sum_k weight_k expert_k(x) + shared(x). With a residual branch it is c_0 y +
+    c_1 residual(x), where c = softmax(W x). Call `mixtura.moe.end_step(model)` after each optimizer
+    step; without the call, choosing biases and thresholds never change.
     """
 
     def __init__(self, width: int, config: MoEConfig) -> None:
@@ -161,11 +164,12 @@ class MoE(nn.Module):
         capacity: Capacity | None = None,
         ids: Tensor | None = None,
     ) -> MoEOutput:
-        """x (B, S, D), or (T, D) as one sequence; `valid` (B, S) or (T,), False for padding.
+        """Compute the layer for x of shape (B, S, D), or (T, D) as one sequence.
 
-        `capacity` replaces the configured rule (`Dropless()` for generation). `ids` are token ids
-        of the shape of `valid`; only hash routers read them. Raises ValueError for an `x` of other
-        dims, for a `valid` that is not bool, and for a `valid` or `ids` of another shape.
+        `valid`, of shape (B, S) or (T,), is False for padding. `capacity` replaces the configured
+        capacity rule; generation passes `Dropless()`. `ids` are the token ids, in the shape of
+        `valid`; only hash routers read them. Raises ValueError if x has other dims, if `valid` is
+        not bool, and if `valid` or `ids` has another shape.
         """
         if x.dim() not in (2, 3):
             raise ValueError(
@@ -183,12 +187,14 @@ class MoE(nn.Module):
         tokens = Tokens(
             x_TD,
             None if valid is None else valid.reshape(-1),
-            # An empty batch counts as one sequence without tokens, so that no size is 0/0.
+            # An empty batch counts as one sequence without tokens, since nothing can be divided by
+            # 0 sequences.
             max(x.shape[0], 1) if x.dim() == 3 else 1,
             None if ids is None else ids.reshape(-1),
         )
         routing: Routing = self.router(tokens, capacity)
-        # Cast before rows are copied, which halves their bytes in bf16; the router had full `x`.
+        # The experts copy rows of x, and a cast to bf16 before that halves the bytes. The router
+        # has already read x in full precision.
         x_TD = x_TD.to(compute_dtype(x_TD))
         out_TD = self.experts(x_TD, routing)
         if self.shared is not None:
@@ -215,10 +221,10 @@ class MoE(nn.Module):
 def late_losses(
     outputs: Iterable[MoEOutput | None], nats_T: Tensor
 ) -> tuple[MoEOutput | None, ...]:
-    """The outputs of a model's layers, with the losses that need the model's last layer.
+    """The outputs of a model's layers, with the losses that depend on the model's final loss.
 
-    `nats_T` is each token's cross-entropy. A `reinforce` router has such a loss, under the name
-    `policy`; other routers have none.
+    `nats_T` is each token's cross-entropy in nats. Only `reinforce` routers have a loss that
+    depends on it; this loss is added to the layer's `losses` under the name `policy`.
     """
     return tuple(
         output
@@ -234,15 +240,19 @@ def moe_layers(model: nn.Module) -> list[MoE]:
 
 
 def end_micro_step(model: nn.Module) -> None:
-    """Call after each backward pass under gradient accumulation, so that loads add up."""
+    """End a micro-step. Under gradient accumulation, call this after each backward pass.
+
+    The next forward pass then adds its load to the load so far; without the call it would replace
+    the last load.
+    """
     for layer in moe_layers(model):
         layer.balancer.end_micro_step()
 
 
 def end_step(model: nn.Module) -> list[Tensor]:
-    """Call after each optimizer step: updates choosing biases and thresholds, resets the load.
+    """Update choosing biases and thresholds, and reset the load. Call it after each optimizer step.
 
-    Returns each layer's load_E of the step over all ranks; zeros where no rank had a token.
+    Returns each layer's load_E of the step, summed over all ranks; zeros if no rank had a token.
     """
     layers = moe_layers(model)
     loads = [layer.balancer.end_step(layer.experts.w_in.device) for layer in layers]
@@ -253,20 +263,24 @@ def end_step(model: nn.Module) -> list[Tensor]:
 
 
 def spread_over(model: nn.Module, ranks: Ranks) -> None:
-    """Sum every MoE layer's loads, and its router's statistics, over these ranks."""
+    """Make every MoE layer sum its loads, and its router's statistics, over these ranks."""
     for layer in moe_layers(model):
         layer.balancer.ranks = ranks
 
 
 def needs_token_counts(model: nn.Module) -> bool:
-    """Whether a layer's router needs the frequency of each token, as a balanced hash does."""
+    """Whether the router of any layer needs the counts of each token in training.
+
+    Hash routers with a balanced table need these counts.
+    """
     return any(layer.router.needs_token_counts for layer in moe_layers(model))
 
 
 def set_token_counts(model: nn.Module, counts_V: Tensor) -> None:
-    """Give the routers that need them the counts of each token of the vocabulary in training.
+    """Set how often each token of the vocabulary occurs in training, for the routers that need it.
 
-    Raises ConfigError where no router needs them, and for counts of another vocabulary.
+    Raises ConfigError if no router needs the counts, and if they do not fit the router's
+    vocabulary.
     """
     if not needs_token_counts(model):
         raise ConfigError(

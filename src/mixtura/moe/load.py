@@ -1,7 +1,7 @@
-"""Load statistics, as plain functions of Routing and of its load.
+"""Statistics of the load, as functions of a `Routing` or of the load itself.
 
-E experts, L layers, N routed rows, T tokens. All read `chosen_N`, the experts before capacity, and
-skip padding, except `dropped_share` and `computed_load`, which read `expert_N`.
+`computed_load` and `dropped_share` use `expert_N`, the experts that compute rows. All other
+functions count the experts before capacity, `chosen_N`, without padding. E experts, N routed rows.
 """
 
 import torch
@@ -9,33 +9,34 @@ from torch import Tensor
 
 from mixtura.moe.routing import Routing
 
-# Optimizer steps that alarms cover.
+# Alarms are computed from the load of this number of optimizer steps.
 WINDOW = 100
 STARVING_SHARE = 0.1
 COLLAPSED_SHARE = 0.9
 
 
 def load(routing: Routing) -> Tensor:
-    """load_E: rows that chose each expert, before capacity; int64."""
+    """load_E: the number of rows that chose each expert, before capacity; int64."""
     return _count(routing.chosen_N, routing.valid_N, routing.num_experts)
 
 
 def computed_load(routing: Routing) -> Tensor:
-    """load_E: rows that each expert computes, after capacity; int64."""
+    """load_E: the number of rows that each expert computes, after capacity; int64."""
     return _count(routing.expert_N, None, routing.num_experts)
 
 
 def _count(expert_N: Tensor, valid_N: Tensor | None, num_experts: int) -> Tensor:
     one_N = torch.ones_like(expert_N) if valid_N is None else valid_N.to(expert_N.dtype)
-    # Rows without an expert, dropped or unused, have expert num_experts: the extra bin.
+    # Dropped and unused rows have the expert number num_experts; the last bin counts them and is
+    # removed.
     return expert_N.new_zeros(num_experts + 1).scatter_add_(0, expert_N, one_N)[:-1]
 
 
 def importance(routing: Routing) -> Tensor:
-    """importance_E: the combine weights summed over tokens, differentiable.
+    """importance_E: the sum of the combine weights of each expert's rows, differentiable.
 
-    Importance(X) of Shazeer 2017 (arXiv 1701.06538, eq. 6), over the chosen experts with their
-    weights before capacity; padding is not counted.
+    This is Importance(X) of Shazeer 2017 (arXiv 1701.06538, eq. 6). It uses each row's chosen
+    expert and the weights before capacity; padding is not counted.
     """
     gate_N = routing.terms.get("gate_N", routing.weight_N)
     if routing.valid_N is not None:
@@ -45,16 +46,20 @@ def importance(routing: Routing) -> Tensor:
 
 
 def max_over_mean(load_E: Tensor) -> Tensor:
-    """The largest load over the mean load, along the last dim; 1 is even, E is one busy expert.
+    """The largest load divided by the mean load, along the last dim.
 
-    A load without rows is even, here and below, and not 0/0: thresholds may refuse all tokens.
+    It is 1 at even load, and E if one expert has all rows. Without rows, which can occur in a
+    router with thresholds, it is 1 and not 0/0.
     """
     load_E = load_E.double()
     return torch.where(load_E.any(-1), load_E.amax(-1) / _mean(load_E), 1.0)
 
 
 def coefficient_of_variation(load_E: Tensor) -> Tensor:
-    """Standard deviation of load over its mean, along the last dim; 0 is even."""
+    """The load's standard deviation divided by its mean, along the last dim.
+
+    It is 0 at even load and without rows.
+    """
     load_E = load_E if load_E.is_floating_point() else load_E.double()
     return load_E.std(-1, correction=0) / _mean(load_E)
 
@@ -64,7 +69,10 @@ def _mean(load_E: Tensor) -> Tensor:
 
 
 def entropy(load_E: Tensor) -> Tensor:
-    """Entropy of the load's shares over log E, along the last dim: 1 is even, 0 is one expert."""
+    """The entropy of the experts' shares of the load divided by log E, along the last dim.
+
+    It is 1 at even load and without rows, and 0 if one of several experts has all rows.
+    """
     share_E = load_E.double() / load_E.sum(-1, keepdim=True).clamp(min=1)
     num_experts = load_E.shape[-1]
     if num_experts == 1:
@@ -74,23 +82,27 @@ def entropy(load_E: Tensor) -> Tensor:
 
 
 def dropped_share(routing: Routing) -> Tensor:
-    """Share of rows with a chosen expert that no expert computed, in 0..1; 0 without such rows."""
+    """The share of dropped rows among all rows with a chosen expert, in 0..1.
+
+    It is 0 if no row has a chosen expert.
+    """
     return routing.dropped_N.sum() / routing.has_choice_N.sum().clamp(min=1)
 
 
 def starving(load_E: Tensor) -> Tensor:
-    """True for an expert under a tenth of its even share; `load_E` is that of 100 steps.
+    """True for an expert whose load is below a tenth of the mean load, or 0.
 
-    True for all experts where no token chose any.
+    `load_E` must be the load of `WINDOW` steps. Without rows the result is True for all experts.
     """
     under_E = load_E < STARVING_SHARE * load_E.double().mean(-1, keepdim=True)
     return under_E | (load_E == 0)
 
 
 def collapsed(load_E: Tensor, top_k: int) -> Tensor:
-    """True for a layer whose busiest `top_k` experts were chosen by over 90% of its rows.
+    """True for a layer whose busiest `top_k` experts were chosen by more than 90% of its rows.
 
-    A layer with at most `top_k` / 0.9 experts never counts as collapsed, since it has no choice.
+    A layer with at most top_k / 0.9 experts never counts as collapsed: its busiest `top_k` experts
+    have at least 90% of the rows even at even load.
     """
     num_experts = load_E.shape[-1]
     busiest = load_E.topk(min(top_k, num_experts)).values.sum(-1)

@@ -1,4 +1,4 @@
-"""Losses of one layer, each a plain function of Routing, and the table of them.
+"""The balancing losses of one layer as functions of `Routing`, and the table of these losses.
 
 T tokens, E experts, N routed rows.
 """
@@ -27,19 +27,23 @@ def balance_loss(
     step_load_E: Tensor | None = None,
     choices: CountedChoices = "all",
 ) -> Tensor:
-    """E * sum_e f_e * P_e (Switch, arXiv 2101.03961, eq. 4); 1 at even load for every E and k.
+    """E * sum_e f_e * P_e (Switch, arXiv 2101.03961, eq. 4); 1 at even load for every E and top_k.
 
-    f: share of the rows that chose e, before capacity; P: mean router probability; padding is not
-    counted. `sequence` averages over sequences, of which one of padding alone counts as even, so
-    the loss is the same on any number of ranks. `micro_batch` depends on the number of ranks by
-    definition. `global_batch` takes f from `step_load_E`, the load of the optimizer step so far,
-    summed over ranks.
+    f_e is the share of the rows that chose expert e, before capacity. P_e is the mean of the
+    router's probabilities for expert e. Padding is not counted.
 
-    A hierarchical router has such a loss for each level, and their mean is its loss: one over
-    groups, and one in each group over its experts, weighted by the group's rows. A level whose
-    gates have one choice does not count.
+    Scope `sequence` averages the losses of all sequences. A sequence of padding alone has the loss
+    1, so the result does not depend on the number of ranks. Scope `micro_batch` computes one loss
+    over the tokens of this rank's forward pass, so its result does depend on the number of ranks.
+    Scope `global_batch` takes f from `step_load_E`, the load of the optimizer step so far, summed
+    over ranks.
 
-    `choices` "first" counts only each token's first choice, as GShard does.
+    A hierarchical router has one loss for each level, and the result is the mean of these losses.
+    The outermost level's loss is over groups of experts. An inner level's loss is the mean of the
+    losses of its gates, weighted by the rows of each gate. Levels whose gates have only one choice
+    are left out.
+
+    `choices="first"` counts only each token's first choice, as GShard does.
     """
     counted = first_choices(routing) if choices == "first" else routing
     levels = shares_of(counted, scope, step_load_E)
@@ -54,39 +58,47 @@ def z_loss(routing: Routing) -> Tensor:
 
 
 def importance_loss(routing: Routing) -> Tensor:
-    """CV(Importance(X))^2 (Shazeer 2017, arXiv 1701.06538, eq. 7); 0 at even importance."""
+    """CV(Importance(X))^2 (Shazeer 2017, arXiv 1701.06538, eq. 7); 0 at even importance.
+
+    CV is the coefficient of variation over experts.
+    """
     return _squared_variation(importance(routing))
 
 
 def load_loss(routing: Routing) -> Tensor:
-    """CV(Load(X))^2 of the smooth load (Shazeer 2017, arXiv 1701.06538, eq. 11); 0 when even."""
+    """CV(Load(X))^2 of the smooth load (Shazeer 2017, arXiv 1701.06538, eq. 11); 0 at even load.
+
+    CV is the coefficient of variation over experts.
+    """
     return _squared_variation(routing.terms["load_E"])
 
 
 def _squared_variation(of_E: Tensor) -> Tensor:
-    """CV^2, the variance over the squared mean; 0, not 0/0, without tokens."""
+    """CV^2, the variance divided by the squared mean; without tokens it is 0 and not 0/0."""
     return of_E.var(correction=0) / of_E.mean().square().clamp(min=torch.finfo(of_E.dtype).tiny)
 
 
 def entropy_loss(routing: Routing) -> Tensor:
-    """mean_t of the entropy of token t's probabilities, in nats; padding is not counted.
+    """The entropy of a token's probabilities in nats, averaged over tokens; padding is not counted.
 
-    The dynamic loss of "Harder Tasks Need More Experts" (arXiv 2403.07652): without it a top-p
-    router learns even probabilities, and chooses all experts. It is 0 for a probability of 1, and
-    ln E at even probabilities.
+    This is the dynamic loss of "Harder Tasks Need More Experts" (arXiv 2403.07652). Without it a
+    top-p router learns even probabilities, and then chooses all experts. The entropy of a token is
+    0 if one expert has the probability 1, and ln E if all experts have the same probability.
     """
     assert routing.probs_TE is not None, "this router gives no probabilities"
     probs_TE = routing.probs_TE
-    # p ln p has no slope at p = 0, which a small probability may become in fp32.
+    # In fp32 a small probability may become 0, where p ln p has no finite gradient.
     log_TE = probs_TE.clamp(min=torch.finfo(probs_TE.dtype).tiny).log()
     return mean_over_tokens(-(probs_TE * log_TE).sum(-1), routing.valid_T)
 
 
 def threshold_loss(routing: Routing) -> Tensor:
-    """sum_i (M_threshold - M_batchwise)(X_ji - T_i), mean over tokens j, padding not counted.
+    """The mean over tokens j of sum_i (M_threshold - M_batchwise)_ji (X_ji - T_i), without padding.
 
-    L_batchwise of Shazeer 2017 (arXiv 1701.06538, appendix F), where it is a sum over j. It trains
-    only the thresholds T: X, the gate's probabilities, is a constant here.
+    X_ji is the gate's probability of expert i, and T_i the expert's threshold. M_threshold is 1
+    where X_ji > T_i, else 0. M_batchwise is 1 where expert i took token j in this batch, else 0.
+    This is L_batchwise of Shazeer 2017 (arXiv 1701.06538, appendix F), which has a sum over j and
+    not a mean. The loss trains only the thresholds T; X is treated as a constant.
     """
     assert routing.probs_TE is not None, "this router gives no probabilities"
     probs_TE, threshold_E = routing.probs_TE.detach(), routing.terms["threshold_E"]
@@ -96,15 +108,15 @@ def threshold_loss(routing: Routing) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A row of `LOSSES`."""
+    """One entry of the table `LOSSES`."""
 
     name: LossName
-    """in logs, and in a router's `losses`"""
+    """the loss's name in logs and in a router's `losses`"""
     function: Callable[..., Tensor]
-    """called with a Routing and the values of `needs`"""
+    """computes the loss; its arguments are a Routing and the values of `needs`"""
     needs: tuple[Need, ...] = ()
     key: str = ""
-    """the weight's key in `BalanceConfig`, where it is not the name"""
+    """the key of the loss's weight in `BalanceConfig`; empty if the key is `name`"""
 
     @property
     def weight_key(self) -> str:
@@ -112,7 +124,7 @@ class Loss:
 
     @property
     def is_late(self) -> bool:
-        """Whether it needs the model's output; see `late_losses`."""
+        """Whether the loss needs the model's output; see `late_losses`."""
         return "reward_T" in self.needs
 
     def of(self, routing: Routing, given: Mapping[Need, object]) -> Tensor:

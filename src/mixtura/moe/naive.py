@@ -1,8 +1,9 @@
 """A whole Mixture-of-Experts layer in forty lines. Read this file first.
 
-It is the layer of Mixtral (arXiv 2401.04088) under Switch's balance loss (2101.03961, eq. 4), one
-token and one expert at a time. `MoE` computes the same numbers in large products, and adds other
-routers, capacity, shared experts and more losses.
+The layer is that of Mixtral (arXiv 2401.04088), with the balance loss of Switch (arXiv 2101.03961,
+eq. 4). The code computes one token and one expert at a time. `MoE` computes the same numbers in
+large matrix products, and adds other routers, capacity, shared experts and more losses.
+
 T tokens, D model width, E experts, K experts per token, F expert width.
 """
 
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 
 
 class NaiveMoE(nn.Module):
-    """K of E experts for each token, chosen and weighted by a linear gate."""
+    """An MoE layer: a linear gate chooses K of E experts for each token, and weighs them."""
 
     def __init__(self, width: int, num_experts: int, top_k: int, expert_width: int) -> None:
         super().__init__()
         self.top_k = top_k
         self.gate_ED = nn.Parameter(torch.randn(num_experts, width) / width**0.5)
-        # SwiGLU's two matrices on the input side, one above the other.
+        # Each expert's matrix has the F rows of W_gate, then the F rows of W_up.
         self.w_in_EHD = nn.Parameter(torch.randn(num_experts, 2 * expert_width, width) / width**0.5)
         self.w_out_EDF = nn.Parameter(
             torch.randn(num_experts, width, expert_width) / expert_width**0.5
@@ -34,13 +35,14 @@ class NaiveMoE(nn.Module):
         num_experts = self.gate_ED.shape[0]
         probs_TE = (x_TD @ self.gate_ED.T).softmax(-1)
         best_TK = probs_TE.topk(self.top_k)
-        # A token's weights sum to 1, even where its probabilities are small.
+        # Dividing by the sum makes a token's K weights sum to 1.
         weight_TK = best_TK.values / best_TK.values.sum(-1, keepdim=True)
         out_TD = torch.zeros_like(x_TD)
         for token, x_D in enumerate(x_TD):
             for weight, chosen in zip(weight_TK[token], best_TK.indices[token], strict=True):
                 out_TD[token] += weight * self.expert(int(chosen), x_D)
-        # f_e: the share of choices that went to expert e. P_e: its mean probability.
+        # share_E is f_e of eq. 4: the share of all choices that are expert e. P_e is the mean
+        # probability of expert e over the tokens.
         share_E = (
             best_TK.indices.flatten().bincount(minlength=num_experts) / best_TK.indices.numel()
         )

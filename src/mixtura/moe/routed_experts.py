@@ -1,6 +1,6 @@
-"""Routed experts: from tokens and their routing to each token's weighted sum of expert outputs.
+"""Routed experts: dispatch tokens to experts, compute the experts, and combine their outputs.
 
-T tokens, D width, N routed rows, M rows sorted by expert, with padding, E experts.
+T tokens, D width, E experts, N routed rows, M rows sorted by expert, padding rows included.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,17 @@ from mixtura.moe.routing import Routing
 
 
 class RoutedExperts(Protocol):
-    """The experts of one layer, on any device.
+    """The interface of one layer's experts.
 
-    `Experts` computes on one device, and `PackedExperts` from packed weights. Expert parallelism
-    would have an all-to-all inside.
+    `Experts` computes them from plain weights on one device, and `PackedExperts` from packed
+    weights. An implementation for expert parallelism would contain an all-to-all.
     """
 
     def __call__(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """out_TD: the weighted sum of each token's experts; 0 for a token without a computed row.
+        """out_TD: the weighted sum of each token's experts; 0 for a token that no expert computes.
 
-        `routing.expert_N` is the expert that computes a row, and `routing.weight_N` its weight.
+        Expert `routing.expert_N[n]` computes row n, and `routing.weight_N[n]` is the row's weight
+        in the sum.
         """
         ...
 
@@ -35,12 +36,14 @@ def routed_by_segments(
     padding: Padding,
     compute: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """out_TD by an FFN over rows sorted by expert.
+    """out_TD: sort rows by expert, call `compute` on the sorted rows, and combine the results.
 
-    `compute(x_MD, segment_E)` returns y_MD; `segment_E` are the rows of each expert in turn, with
-    `padding`, and rows after them give 0. Under a capacity rule with waves it is called once a
-    wave, so that no call has more rows of an expert than its capacity; the number of waves is read
-    from the device, once.
+    `compute(x_MD, segment_E)` must return y_MD. The first segment_E[0] rows of x_MD belong to
+    expert 0, the next segment_E[1] rows to expert 1, and so on; segments include their padding
+    rows. Rows after the last segment must give 0. Under the capacity policy `wave`, `compute` is
+    called once for each wave, so that no call has more rows of an expert than the expert's
+    capacity. In that case the number of waves is read from the device, which waits for the device
+    once.
     """
     num_tokens = x_TD.shape[0]
     if routing.wave_N is None:

@@ -1,6 +1,7 @@
-"""`Routing`, the one value that a router returns for its tokens.
+"""`Routing`, the value that a router returns for its tokens.
 
-T tokens, E experts, K experts per token, N routed rows, B sequences of S tokens each.
+A routed row is one token sent to one expert. T tokens, E experts, K experts per token, N routed
+rows. In `Level`: R rows of a level, S choices of a gate.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,72 +14,78 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of a hierarchical router: gates side by side, each over S choices.
+    """One level of a hierarchical router: one or more gates, each of which has S choices.
 
-    R rows, each of one gate: at the second level a token has a row for each group that it is sent
-    to. Choice s of gate g has number g * S + s in the level. Every choice stands for equally many
-    consecutive experts.
+    At the last level a choice is an expert; at the levels before, a choice is a group of
+    consecutive experts. All choices of a level have equally many experts. Choice s of gate g has
+    number g * S + s in the level. A row of the level is one token at one gate: at the second level
+    a token has a row for each group that it is sent to.
     """
 
     token_R: Tensor
-    """row -> token, int64"""
+    """the token of each row, int64"""
     bank_R: Tensor | None
-    """row -> its gate; None where there is one gate"""
+    """the gate of each row; None if the level has one gate"""
     probs_RS: Tensor
-    """row -> the gate's probabilities, which sum to 1"""
+    """the probabilities of each row's gate; a row sums to 1"""
     banks: int = 1
     """number of gates"""
     used_R: Tensor | None = None
-    """False where the token abandoned the gate's group; None where no token did"""
+    """False for a row whose token abandoned the gate's group; None if no token abandoned a group"""
 
 
 rules_are_checked = False
-"""Whether a Routing checks its rules when it is made, which syncs the device; tests set it."""
+"""whether a new Routing checks its rules, which waits for the device; the tests set this to True"""
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """A router's decision for T tokens, as N rows: T*K for token choice, E*C for expert choice.
+    """A router's decision for T tokens, as N routed rows.
 
-    Load, balance losses, bias updates and alarms read `chosen_N`, the router's own choice: after
-    rerouting, a collapsed router would look even. Drops and work per device read `expert_N`.
+    N is T*K if tokens choose experts, and E*C if each of E experts chooses C tokens. Load, balance
+    losses, bias updates and alarms are computed from `chosen_N`, the router's own choice: after
+    rerouting, `expert_N` looks even for a collapsed router too. Dropped rows and the work of each
+    device are computed from `expert_N`.
     """
 
     token_N: Tensor
-    """row -> token, int64"""
+    """the token of each row, int64"""
     choice_N: Tensor
-    """row -> rank of the choice; 0 is the token's first expert"""
+    """the rank of a row's expert among its token's experts; 0 is the token's first expert"""
     chosen_N: Tensor
-    """row -> the chosen expert, before capacity; num_experts for an unused row"""
+    """the expert that the router chose for each row, before capacity; num_experts for an unused
+    row"""
     expert_N: Tensor
-    """row -> the expert that computes it; num_experts where none does, and for padding"""
+    """the expert that computes each row; num_experts if no expert does, and for padding"""
     weight_N: Tensor
-    """row -> combine weight, differentiable; 0 for a row that no expert computes"""
+    """the combine weight of each row, differentiable; 0 if no expert computes the row"""
     logits_TE: Tensor | None
-    """before any activation (the z-loss needs them); None for hash and hierarchical routers"""
+    """the gate's outputs before any activation, for the z-loss; None for hash and hierarchical
+    routers"""
     probs_TE: Tensor | None
-    """the router's probabilities; each row sums to 1; None as for logits"""
+    """the router's probabilities, which sum to 1 for each token; None if `logits_TE` is None"""
     valid_T: Tensor | None
-    """False for padding; None where there is none"""
+    """False for padding; None if there is no padding"""
     num_experts: int
     num_sequences: int = 1
     """the T tokens are this many sequences of equal length, one after another"""
     top_k: int | None = None
-    """K where row n is choice n % K of token n // K; None where rows come in another order"""
+    """K if row n is choice n % K of token n // K; None if the rows are in another order"""
     wave_N: Tensor | None = None
-    """row -> the pass in which its expert computes it; None for a single pass"""
+    """the pass in which each row is computed, from 0; None if there is a single pass"""
     product_dtype: torch.dtype | None = None
-    """the dtype to which each weight times its expert's output is rounded before a token's sum, as
-    transformers does in bf16; None where only the sum is rounded"""
+    """the dtype to which each weighted expert output is rounded before a token's outputs are
+    summed, as in transformers in bf16; None if only the sum is rounded"""
     num_groups: int = 1
-    """groups of equally many consecutive experts, each of which may stand for a device"""
+    """the number of groups of consecutive experts, all of one size; a group may be one device's
+    experts"""
     groups_kept: int = 1
     """the largest number of groups in which a token has experts"""
     terms: Mapping[str, Tensor] = field(default_factory=dict)
-    """a router's own quantities: `gate_N`, weights before capacity, where they differ; `load_E`,
-    smooth load; others by name"""
+    """a router's own quantities by name, such as `gate_N`, the combine weights before capacity, and
+    `load_E`, the smooth load of Shazeer 2017 (arXiv 1701.06538)"""
     levels: tuple[Level, ...] = ()
-    """of a hierarchical router, the outermost first; empty where `probs_TE` covers all"""
+    """the levels of a hierarchical router, the outermost first; empty for other routers"""
 
     def __post_init__(self) -> None:
         if rules_are_checked:
@@ -98,10 +105,11 @@ class Routing:
         valid_T: Tensor | None = None,
         num_sequences: int = 1,
     ) -> Self:
-        """Token choice in one line: each token's K experts, best first, and their weights.
+        """Build the routing of a router whose tokens choose experts.
 
-        `chosen_TK` is E for an unused row. No expert computes a row of padding, nor a row that is
-        True in `dropped_TK`; their weights become 0.
+        `chosen_TK` lists each token's experts, the best first; an unused row has the number E. No
+        expert computes a row of padding, or a row that is True in `dropped_TK`: the weights of
+        these rows become 0.
         """
         unused = chosen_TK == num_experts
         unused = unused if dropped_TK is None else unused | dropped_TK
@@ -131,33 +139,36 @@ class Routing:
 
     @property
     def sequence_N(self) -> Tensor:
-        """row -> sequence"""
+        """The sequence of each row."""
         return self.token_N // (self.num_tokens // self.num_sequences)
 
     @property
     def valid_N(self) -> Tensor | None:
-        """row -> False where its token is padding; None where there is no padding"""
+        """False for a row whose token is padding; None if there is no padding."""
         return None if self.valid_T is None else self.valid_T[self.token_N]
 
     @property
     def has_choice_N(self) -> Tensor:
-        """row -> True where it has a chosen expert and its token is no padding"""
+        """True for a row that has a chosen expert and whose token is not padding."""
         has_choice_N = self.chosen_N < self.num_experts
         return has_choice_N if self.valid_N is None else has_choice_N & self.valid_N
 
     @property
     def dropped_N(self) -> Tensor:
-        """row -> True where it has a chosen expert, and no expert computes it"""
+        """True for a row that has a chosen expert but that no expert computes."""
         return (self.expert_N == self.num_experts) & self.has_choice_N
 
 
 def broken_rule(routing: Routing) -> str | None:
-    """The first rule of `Routing` that this routing breaks; None where it keeps all."""
+    """The first rule of a `Routing` that `routing` breaks; None if it breaks no rule."""
     return next((rule for rule, kept in _rules(routing) if not kept), None)
 
 
 def _rules(routing: Routing) -> Iterator[tuple[str, bool]]:
-    """Each rule, and whether it is kept; a later rule may need those before it."""
+    """Each rule and whether `routing` keeps it.
+
+    Some rules can be checked only if the rules before them are kept.
+    """
     experts, rows = routing.num_experts, len(routing.token_N)
     of_rows = (routing.choice_N, routing.chosen_N, routing.expert_N, routing.weight_N)
     yield "every tensor of rows has N entries", all(of_N.shape == (rows,) for of_N in of_rows)
@@ -175,7 +186,7 @@ def _rules(routing: Routing) -> Iterator[tuple[str, bool]]:
     yield "sequences are of equal length", routing.num_tokens % routing.num_sequences == 0
     if routing.probs_TE is not None:
         sum_T = routing.probs_TE.detach().float().sum(-1)
-        # Values that are not finite are left to the trainer, which names their source.
+        # NaN keeps this rule, because the trainer reports NaN and names its source.
         yield "each token's probabilities sum to 1", not bool(((sum_T - 1).abs() >= 1e-2).any())
 
 
@@ -184,7 +195,10 @@ def _within(of_N: Tensor, last: int) -> bool:
 
 
 def first_choices(routing: Routing) -> Routing:
-    """Only each token's first choice, as GShard's loss counts them; for token choice."""
+    """The routing with only each token's first choice, which is what GShard's balance loss counts.
+
+    The rows must be K for each token, in order.
+    """
     assert routing.top_k is not None, "rows are not K for each token, in order"
     every = slice(None, None, routing.top_k)
     return replace(
@@ -200,6 +214,6 @@ def first_choices(routing: Routing) -> Routing:
 
 
 def token_rows(num_tokens: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """token_N and choice_N of token choice: row n is choice n % top_k of token n // top_k."""
+    """(token_N, choice_N), where row n is choice n % top_k of token n // top_k."""
     row_N = torch.arange(num_tokens * top_k, device=device)
     return row_N // top_k, row_N % top_k

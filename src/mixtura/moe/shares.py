@@ -1,8 +1,11 @@
-"""The parts of balance losses: shares of load and mean probabilities.
+"""The two factors of a balance loss: shares of the load, and mean probabilities.
 
-T tokens, E experts, N routed rows, B parts of the tokens: each sequence by itself, or all as one.
-C choices of one level of a router: the experts of a flat router; at the levels of a hierarchical
-one the groups, their groups, and at last the experts.
+Each part of the tokens has its own balance loss. A part is one sequence, or all tokens of a forward
+pass. A flat router has one level, whose choices are the experts. A hierarchical router has several
+levels: the choices of the last level are the experts, and those of other levels are groups.
+
+T tokens, E experts, N routed rows, B parts, C choices of one level, S choices of one gate, R rows
+of one level, G gates of one level or groups of experts.
 """
 
 from dataclasses import dataclass
@@ -19,35 +22,39 @@ LossScope = Literal["sequence", "micro_batch", "global_batch"]
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Each choice's share of the load at one level, and its mean probability."""
+    """The shares of the load and the mean probabilities of one level's choices, for each part."""
 
     size: int
     """S, the number of choices of one gate"""
     load_BC: Tensor
-    """choice c's share of the rows of its gate, before capacity"""
+    """the share of each choice in the rows of its gate, before capacity"""
     prob_BC: Tensor
-    """mean probability over the rows of the level, differentiable; sums to 1 over all C"""
+    """the mean probability of each choice over the level's rows, differentiable; sums to 1 over all
+    C"""
 
     def loss(self) -> Tensor:
-        """S * sum_c f_c * P_c, averaged over parts; 1 at even load.
+        """S * sum_c f_c * P_c, averaged over parts; f is `load_BC` and P is `prob_BC`.
 
-        For several gates it is the mean of their losses, weighted by the rows of each gate.
+        It is 1 at even load. For a level with several gates it equals the mean of the gates'
+        losses, weighted by the rows of each gate.
         """
         return (self.size * (self.load_BC * self.prob_BC).sum(-1)).mean()
 
 
 def token_parts(routing: Routing, scope: LossScope) -> int:
+    """The number of parts, B: the number of sequences under scope `sequence`, else 1."""
     return routing.num_sequences if scope == "sequence" else 1
 
 
 def shares_of(
     routing: Routing, scope: LossScope = "sequence", step_load_E: Tensor | None = None
 ) -> tuple[Shares, ...]:
-    """Shares at each level of the router, outermost first; padding is not counted.
+    """The shares of each level of the router, the outermost first; padding is not counted.
 
-    Over each sequence by itself, or over all local tokens. Under `global_batch` the load is
-    `step_load_E`, if given. A part without tokens and a gate without rows count as even, so that
-    the loss is 1 at even load, and its mean over sequences does not depend on their batches.
+    Under scope `sequence` each sequence is a part; otherwise all local tokens are one part. Under
+    `global_batch` the load is `step_load_E`, if that is given. A part without tokens gets even
+    shares, and so does a gate without rows: their loss is then 1, as at even load. So the mean loss
+    over sequences does not depend on how they are divided into batches.
     """
     parts = token_parts(routing, scope)
     if scope == "global_batch" and step_load_E is not None:
@@ -65,7 +72,10 @@ def shares_of(
 def group_shares_of(
     routing: Routing, scope: LossScope = "sequence", step_load_E: Tensor | None = None
 ) -> Shares:
-    """Shares of the router's groups of experts, each of which may stand for a device."""
+    """The shares of the router's groups of experts; a group may be one device's experts.
+
+    For a hierarchical router these are the shares of the outermost level.
+    """
     outermost = shares_of(routing, scope, step_load_E)[0]
     if routing.levels:
         return outermost
@@ -77,6 +87,7 @@ def group_shares_of(
 
 
 def _shares(load_BE: Tensor, prob_BC: Tensor, banks: int) -> Shares:
+    """The shares of a level with `banks` gates, from the load of the experts."""
     choices = prob_BC.shape[1]
     size = choices // banks
     load_BGS = load_BE.unflatten(1, (choices, -1)).sum(-1).unflatten(1, (banks, size))
@@ -84,19 +95,23 @@ def _shares(load_BE: Tensor, prob_BC: Tensor, banks: int) -> Shares:
 
 
 def _divided_or_even(of: Tensor) -> Tensor:
-    """`of` over its sum along the last dim; even where the sum is 0."""
+    """`of` divided by its sum along the last dim; equal shares if the sum is 0."""
     total = of.sum(-1, keepdim=True)
     return torch.where(total > 0, of / total.clamp(min=1), 1 / of.shape[-1])
 
 
 def _mean_or_even(sum_BC: Tensor, count_B1: Tensor | int) -> Tensor:
-    """P from summed probabilities; even, and without a gradient, where there are no rows."""
+    """The mean probabilities, from their sums and the number of rows of each part.
+
+    A part without rows gets equal probabilities, which have no gradient.
+    """
     if isinstance(count_B1, int):
         return sum_BC / count_B1 if count_B1 else torch.full_like(sum_BC, 1 / sum_BC.shape[1])
     return torch.where(count_B1 > 0, sum_BC / count_B1.clamp(min=1), 1 / sum_BC.shape[1])
 
 
 def _flat_probability(routing: Routing, parts: int) -> Tensor:
+    """prob_BE of a flat router. Here S is the number of tokens of a part."""
     assert routing.probs_TE is not None, "this router gives no probabilities"
     probs_BSE = routing.probs_TE.view(parts, -1, routing.num_experts)
     if routing.valid_T is None:
@@ -106,7 +121,10 @@ def _flat_probability(routing: Routing, parts: int) -> Tensor:
 
 
 def _level_probability(level: Level, routing: Routing, parts: int) -> Tensor:
-    """Sums each gate's rows apart, since a row has no probabilities of other gates."""
+    """prob_BC of one level of a hierarchical router.
+
+    A row has probabilities of its own gate only, so the rows of each gate are summed separately.
+    """
     token_R, probs_RS = level.token_R, level.probs_RS
     counts_R = torch.ones_like(token_R, dtype=torch.bool)
     if routing.valid_T is not None:
@@ -124,7 +142,7 @@ def _level_probability(level: Level, routing: Routing, parts: int) -> Tensor:
 def _load_by_part(routing: Routing, parts: int) -> Tensor:
     if parts == 1:
         return load(routing)[None]
-    # One bin more, for unused rows.
+    # Unused rows have the expert number E, and are counted in an additional last bin.
     bins = routing.num_experts + 1
     key_N = routing.sequence_N * bins + routing.chosen_N
     valid_N = routing.valid_N

@@ -1,4 +1,4 @@
-"""A router's input: the tokens of a batch, one after another.
+"""A router's input: the tokens of all sequences of a batch, one sequence after another.
 
 T tokens, D model width.
 """
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """T tokens, and all that a router may read of them."""
+    """T tokens, with everything that a router may read of them."""
 
     x_TD: Tensor
     valid_T: Tensor | None = None
-    """False for padding; None where there is none"""
+    """False for padding; None if there is no padding"""
     num_sequences: int = 1
     """the T tokens are this many sequences of equal length, one after another"""
     id_T: Tensor | None = None
@@ -22,7 +22,7 @@ class Tokens:
 
 
 def mean_over_tokens(of_T: Tensor, valid_T: Tensor | None) -> Tensor:
-    """The mean over tokens, differentiable; without padding, and 0 where there is no token."""
+    """The differentiable mean over all tokens except padding; 0 if there are no such tokens."""
     if valid_T is None:
         return of_T.sum() / max(len(of_T), 1)
     return (of_T * valid_T).sum() / valid_T.sum().clamp(min=1)

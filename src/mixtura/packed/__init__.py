@@ -1,4 +1,4 @@
-"""The quantised, mapped file format, and modules that compute from it."""
+"""Packed models: the mapped file of quantised weights, and modules that compute from it."""
 
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,6 @@ _HOMES = {
     "decoding": "mixtura.kernels.phase",
 }
 
-# Hidden from type checkers, which would accept any misspelt name.
+# Type checkers must not see `__getattr__`, which would make them accept any misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""A file of packed weights: mapped for reading, written tensor after tensor.
+"""Reads a file of packed weights through a memory map, and writes it tensor after tensor.
 
 E experts.
 """
@@ -20,20 +20,21 @@ from torch import Tensor
 from mixtura.integrity import Check, claim_of_bytes, named
 from mixtura.packed.header import PLAIN, Entry, Header, encoded, read_header
 
-# Parts that wait to be written: the memory that packing needs besides the part being made.
+# The largest number of parts that wait to be written. Packing needs memory for them, and for the
+# part that is being made.
 _WAITING = 2
 
 
 def pack_again() -> str:
-    """The remedy for a damaged file."""
+    """What a user can do about a damaged file; error messages end with it."""
     return "copy the file again, or pack the model again"
 
 
 class PackedFile:
-    """A packed model, mapped: its bytes are read when they are first used, and not copied.
+    """A mapped file of packed weights: bytes are read when they are first used, and are not copied.
 
-    Its tensors must not be written to. Raises CheckpointError for a file that is truncated or of a
-    newer version, and for a header that was altered.
+    The file's tensors must not be written to. Raises CheckpointError for a truncated file, for
+    another format version, and for a damaged header.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +49,11 @@ class PackedFile:
         return PLAIN[stored_as]
 
     def read(self, name: str) -> Tensor:
-        """A view of the file: plain numbers in their shape, flat tiles, or experts (E, stride)."""
+        """A view of one tensor of the file.
+
+        It is a plain tensor in its own shape, the flat tiles of a matrix, or experts of shape (E,
+        bytes of one expert).
+        """
         entry = self.entries[name]
         raw = self._data[entry.offset : entry.offset + entry.bytes]
         match entry.kind:
@@ -62,7 +67,11 @@ class PackedFile:
     def check(
         self, roles: Mapping[str, str] | None = None, remedy: Callable[[], str] = pack_again
     ) -> Check:
-        """A check of the whole file, not yet begun; `roles` has the model's tensors by name."""
+        """A check of all digests of the file, which the caller has to start.
+
+        `roles` gives the role of each of the model's tensors by name; messages contain the role.
+        `remedy` gives the end of an error message.
+        """
         known = roles or {}
         return Check(
             (
@@ -85,10 +94,11 @@ class PackedFile:
 
 
 class PackedWriter:
-    """Writes the tensors of a header, and computes their digests.
+    """Writes the tensors that a header lists, and computes their digests.
 
-    A thread writes and digests while the next part is made; at most two parts wait for it. An error
-    of the file system is raised by a later call, by `finish` at the latest.
+    A background thread writes one part and computes its digest while the caller makes the next
+    part. At most two parts wait for the thread. If writing fails, a later call raises the OSError,
+    at the latest `finish`.
     """
 
     def __init__(self, handle: BinaryIO, header: Header) -> None:
@@ -100,12 +110,12 @@ class PackedWriter:
 
     @property
     def bytes(self) -> int:
-        """Of the whole file."""
+        """The size of the whole file in bytes."""
         return self._begin + self._header.data_bytes
 
     @property
     def done(self) -> int:
-        """Bytes of the tensors written so far, and of the gaps between them."""
+        """The bytes of the file, header included, up to the end of the last tensor written."""
         given = len(self._given)
         if not given:
             return self._begin
@@ -114,7 +124,10 @@ class PackedWriter:
 
     @contextmanager
     def tensor(self) -> Iterator["TensorWriter"]:
-        """The next tensor of the header; the caller adds all of its bytes."""
+        """A context manager that writes the next tensor of the header.
+
+        The caller must add all bytes of the tensor inside the block.
+        """
         entry = self._header.tensors[len(self._given)]
         writer = TensorWriter(self._begin + entry.offset, self._hand_over)
         try:
@@ -127,7 +140,7 @@ class PackedWriter:
         self._given.append(writer)
 
     def finish(self) -> Header:
-        """Write the header, after every tensor."""
+        """Write the header, after all tensors; return the header with its digests."""
         assert len(self._given) == len(self._header.tensors), "every tensor is given"
         self._thread.shutdown()
         tensors = tuple(
@@ -139,7 +152,7 @@ class PackedWriter:
         assert len(whole) == self._begin, "digests are as long as their places"
         self._handle.seek(0)
         self._handle.write(whole)
-        # The last tensor may have no bytes; the file still reaches up to its place.
+        # If the last tensor has no bytes, the file must still reach up to its offset.
         self._handle.truncate(self.bytes)
         return header
 
@@ -168,18 +181,25 @@ class TensorWriter:
         return len(self._digests)
 
     def add(self, part: Tensor) -> None:
-        """`part` must not change afterwards. Raises OSError, if at all, for an earlier part."""
+        """Add the next part of the tensor; `part` must not change afterwards.
+
+        An OSError that this call raises is from writing an earlier part.
+        """
         raw = part.contiguous().flatten().view(torch.uint8)
         self._digests.append(self._hand_over(self._start + self.bytes, raw))
         self.bytes += prod(raw.shape)
 
     def digests(self) -> tuple[str, ...]:
-        """Waits until all is written. Raises OSError where a write failed."""
+        """Wait until all parts are written; return the digests. Raises OSError for a failed write.
+        """
         return tuple(digest.result() for digest in self._digests)
 
 
 def _mapped(path: Path) -> Tensor:
-    """Read-only: a writable map of a file larger than memory may be refused by the system."""
+    """The file's bytes, mapped read-only.
+
+    The operating system may refuse a writable map of a file that is larger than memory.
+    """
     with path.open("rb") as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     with warnings.catch_warnings():

@@ -1,3 +1,3 @@
-"""The file that every packed folder holds."""
+"""The name of the weight file in the folder of a packed model."""
 
 FILE = "model.mixtura"

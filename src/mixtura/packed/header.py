@@ -1,4 +1,7 @@
-"""A packed file's header: its prefix, its JSON, and where each tensor lies."""
+"""The header of a packed file: a binary prefix, and JSON that gives the place of each tensor.
+
+N output channels, K inputs, E experts, D width, F expert width.
+"""
 
 import hashlib
 import struct
@@ -27,7 +30,7 @@ from mixtura.shapes.storage.tiles import PAGE
 
 MAGIC, VERSION = b"MIXTURA\0", 1
 _PREFIX = struct.Struct("<8sIIQ")
-"""magic, version, 0, bytes of the JSON header"""
+"""magic, format version, 0, and the number of bytes of the JSON header"""
 _DIGEST_BYTES = 32
 
 PLAIN: dict[Format, torch.dtype] = {
@@ -40,17 +43,20 @@ PLAIN: dict[Format, torch.dtype] = {
 
 
 class Entry(Config):
-    """One tensor of the file: a packed module of ours, or a plain parameter or buffer."""
+    """The header's entry of one tensor of the file.
+
+    The tensor is a packed matrix, the packed FFNs of a layer, or a plain parameter or buffer.
+    """
 
     name: str
     format: Format
     shape: tuple[int, ...]
-    """of a matrix [N, K]; of FFNs [E, rows of w_in, D, F]"""
+    """[N, K] for a packed matrix; [E, rows of w_in, D, F] for FFNs; a plain tensor's own shape"""
     offset: int = Field(ge=0)
-    """bytes from the beginning of the data"""
+    """bytes from the start of the data to the tensor"""
     bytes: int = Field(ge=0)
     sha256: tuple[str, ...]
-    """one of all its bytes; for FFNs, one for each expert"""
+    """the digest of all of the tensor's bytes; for FFNs, the digest of each expert's bytes"""
 
     @property
     def kind(self) -> TensorKind:
@@ -58,7 +64,7 @@ class Entry(Config):
 
     @property
     def bits(self) -> Bits:
-        """Of a packed tensor."""
+        """The bits of a weight; only for packed tensors."""
         return bits_of(self.format)
 
     @property
@@ -68,15 +74,15 @@ class Entry(Config):
 
 
 class Header(Config):
-    """The JSON header."""
+    """The packed file's header, which is stored as JSON."""
 
     writer: str
     """the program that wrote the file, such as "mixtura 0.1.0" """
     family: str
-    """model_type of the packed model; "mixtura" for a run"""
+    """the model_type of the model that was packed; "mixtura" for a model from a run"""
     bits: Bits
     config: dict[str, Any]
-    """DecoderConfig.model_dump of the model"""
+    """the result of DecoderConfig.model_dump for the model"""
     tensors: tuple[Entry, ...]
     """in the order of the file"""
 
@@ -92,13 +98,16 @@ def placed(
     after: Entry | None,
     digests: int | None = None,
 ) -> Entry:
-    """A tensor after another one, at the next boundary; its digests are still zeros."""
+    """The entry of a tensor at the first aligned offset after the tensor `after`.
+
+    The entry has zeros as digests, because the tensor has not been written yet.
+    """
     end = 0 if after is None else after.offset + after.bytes
     return undigested(Placed.behind(end, name, stored_as, shape), digests)
 
 
 def undigested(one: Placed, digests: int | None = None) -> Entry:
-    """The entry of a tensor; its digests are still zeros."""
+    """The entry of a placed tensor that has not been written yet, with zeros as digests."""
     return Entry(
         name=one.name,
         format=one.format,
@@ -110,14 +119,17 @@ def undigested(one: Placed, digests: int | None = None) -> Entry:
 
 
 def encoded(header: Header) -> bytes:
-    """Prefix, JSON and its digest, padded to a page, where the data begins."""
+    """The bytes before the data: prefix, JSON and the JSON's digest, padded to whole pages."""
     text = header.model_dump_json().encode()
     whole = _PREFIX.pack(MAGIC, VERSION, 0, len(text)) + text + hashlib.sha256(text).digest()
     return whole + bytes(-len(whole) % PAGE)
 
 
 def read_header(path: Path) -> tuple[Header, int]:
-    """The header, and where data begins. Raises CheckpointError for an incomplete file."""
+    """The header, and the offset at which the data begins.
+
+    Raises CheckpointError if the file cannot be read, was truncated, or has a damaged header.
+    """
     try:
         with open_regular(path, CheckpointError) as opened:
             size = opened.seek(0, 2)
@@ -170,9 +182,11 @@ def _checked_length(path: Path, prefix: bytes, size: int) -> int:
 
 
 def _check_entries(path: Path, entries: Iterable[Entry]) -> None:
-    """Raises unless each tensor follows the last one, on its boundary, with its shape's bytes.
+    """Raises CheckpointError for an entry that does not follow the format.
 
-    The header's digest protects only from damage: a program may write a wrong header.
+    Each tensor must be at the first aligned offset after the tensor before it, and have as many
+    bytes as its shape needs. The header's digest does not ensure this, since a program may write a
+    wrong header with a correct digest.
     """
     end, names = 0, set[str]()
     for entry in entries:
@@ -189,6 +203,10 @@ def _check_entries(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def _stated(entry: Entry, end: int) -> Iterator[tuple[str, int, int]]:
+    """(name, value in the entry, value required by the format) for each rule of an entry.
+
+    `end` is the end of the tensor before.
+    """
     dims = {"tiles": 2, "experts": 4, "plain": len(entry.shape)}[entry.kind]
     yield "dims", len(entry.shape), dims
     yield "negative sizes", sum(size < 0 for size in entry.shape), 0

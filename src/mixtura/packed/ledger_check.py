@@ -1,7 +1,7 @@
-"""Compares a packed file's tensors with the ledger of the model in its header. No torch.
+"""Compares the tensors of a packed file with the ledger of the model that its header describes.
 
-The header's digest protects only from damage: a program may write a wrong header. E experts, H rows
-of w_in, D width, F expert width.
+The header's digest does not ensure that they agree: a program may write a wrong header with a
+correct digest. E experts, H rows of w_in, D width, F expert width.
 """
 
 from mixtura.errors import CheckpointError
@@ -13,7 +13,11 @@ _MATRICES = ("w_in", "w_out")
 
 
 def check_layers(file: PackedFile) -> None:
-    """Before the config is parsed, which takes time for each of its layers."""
+    """Raises CheckpointError if the header describes more layers than the file has tensors.
+
+    Call it before the config is parsed: parsing takes time for each layer, and a wrong header may
+    describe very many layers.
+    """
     layers, entries = file.header.config.get("layers"), len(file.entries)
     if isinstance(layers, int) and layers > entries:
         raise CheckpointError(
@@ -23,7 +27,7 @@ def check_layers(file: PackedFile) -> None:
 
 
 def check_ledger(file: PackedFile, shape: ModelShape) -> None:
-    """Raises CheckpointError, by name, for a tensor that is missing or misshapen."""
+    """Raises CheckpointError, naming the tensor, if a tensor is missing or has another shape."""
     left = dict(file.entries)
     for one in shape.tensors():
         entry = left.pop(one.name, None)
@@ -40,7 +44,10 @@ def check_ledger(file: PackedFile, shape: ModelShape) -> None:
 
 
 def _matrix(entry: Entry, leaf: str, dims: int) -> tuple[int, ...] | None:
-    """The shape of w_in or w_out in an entry of FFNs; a dense FFN's has no dim of experts."""
+    """The shape of w_in or w_out in an entry of FFNs; None if the entry does not contain it.
+
+    `dims` is 3 for experts, and 2 for a dense FFN, whose entry has one expert.
+    """
     if entry.kind != "experts":
         return None
     experts, hidden, width, expert_width = entry.shape

@@ -1,4 +1,4 @@
-"""Replaces a model's plain modules by packed ones."""
+"""Replaces a model's modules by packed modules, with the weights of a packed file."""
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from mixtura.packed.packable import plan
 
 
 def install(model: nn.Module, file: PackedFile) -> None:
-    """Give a model without weights those of the file, which must be complete.
+    """Give a model without weights the weights of a packed file.
 
-    Packed tensors stay mapped; plain floating-point tensors become fp32, as activations are. Raises
-    CheckpointError for a tensor that is missing, misshapen or unexpected.
+    The file must have all of the model's tensors. Packed tensors stay mapped. Plain floating-point
+    tensors become fp32, the dtype of activations. Raises CheckpointError for a tensor that is
+    missing, that has another shape, or that the model does not have.
     """
     check_fits(model, file)
     planned = plan(model)
@@ -33,7 +34,7 @@ def install(model: nn.Module, file: PackedFile) -> None:
             _replace(
                 model, one.name, _experts(model.get_submodule(one.name), one.name, file, plain)
             )
-    # The packed modules hold the biases of the modules that they replaced.
+    # Packed experts have received their biases already, under other names than in the file.
     left = model.state_dict().keys()
     model.load_state_dict(
         {name: tensor for name, tensor in plain.items() if name in left},
@@ -45,7 +46,10 @@ def install(model: nn.Module, file: PackedFile) -> None:
 
 
 def check_fits(model: nn.Module, file: PackedFile) -> None:
-    """Raises CheckpointError, by name, for a tensor of another kind, shape or class of dtype."""
+    """Raises CheckpointError, naming the tensor, if the file's tensors differ from the model's.
+
+    They may differ only in floating-point dtype.
+    """
     expected = {one.name: (one.kind, one.shape) for one in plan(model)}
     held = {name: (entry.kind, entry.shape) for name, entry in file.entries.items()}
     for name in [*expected, *held]:
@@ -65,7 +69,10 @@ def check_fits(model: nn.Module, file: PackedFile) -> None:
 
 
 def _same_sort(ours: torch.dtype, theirs: torch.dtype) -> bool:
-    """Whether both are equal or both floating-point, so that one can be rounded to the other."""
+    """Whether one dtype can be converted to the other by rounding.
+
+    This is so if both are equal, or both are floating-point.
+    """
     return ours == theirs or (ours.is_floating_point and theirs.is_floating_point)
 
 
@@ -75,7 +82,7 @@ def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
 
 def _plain(stored: Tensor) -> Tensor:
     dtype = torch.float32 if stored.is_floating_point() else stored.dtype
-    # A copy, since the map is read-only; plain tensors are small.
+    # The map is read-only, so plain tensors, which are small, are copied.
     return stored.to(dtype, copy=True)
 
 

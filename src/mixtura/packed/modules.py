@@ -1,6 +1,6 @@
-"""Modules that compute from packed weights; each replaces a plain module of torch or ours.
+"""Modules that compute from packed weights; each replaces a module of torch or Mixtura.
 
-T tokens, M rows sorted by expert, N outputs, K inputs, D width, E experts, S bytes of one expert.
+T tokens, N outputs, K inputs, D width, E experts, S bytes of one expert.
 """
 
 from typing import NamedTuple, Self
@@ -22,14 +22,14 @@ from mixtura.shapes.activations import is_gated
 
 
 class PackedModule(nn.Module):
-    """Holds integers, which no gradient can change."""
+    """The base of packed modules, whose weights are integers and cannot be trained."""
 
     def __init__(self) -> None:
         super().__init__()
         self.training = False
 
     def train(self, mode: bool = True) -> Self:
-        """Raises ConfigError for training."""
+        """Raises ConfigError if `mode` is True."""
         if mode:
             raise ConfigError(
                 "a packed model cannot be trained; train the model that it was packed from, and "
@@ -39,7 +39,10 @@ class PackedModule(nn.Module):
 
 
 class PackedLinear(PackedModule):
-    """x W^T + b in fp32; a width that is not a multiple of 32 was padded, and so is x."""
+    """x W^T + b in fp32.
+
+    If the number of inputs is not a multiple of 32, the packed W has padding, and x is padded too.
+    """
 
     tiles: Tensor
     bias: Tensor | None
@@ -62,14 +65,14 @@ class PackedLinear(PackedModule):
         return y_TN.view(*x.shape[:-1], self.out_features)
 
     def dequantised(self) -> Tensor:
-        """weight_NK in fp32."""
+        """weight_NK in fp32, without padding."""
         padded = self.in_features + -self.in_features % GROUP
         weight_NK = dequantise(untile(self.tiles, self.out_features, padded, self.bits))
         return weight_NK[:, : self.in_features]
 
 
 class PackedEmbedding(PackedModule):
-    """RoutedRows of a table [N, K], unpacked when they are looked up."""
+    """An embedding table [N, K]; a row is unpacked when it is looked up."""
 
     tiles: Tensor
 
@@ -89,14 +92,14 @@ class PackedEmbedding(PackedModule):
 
 
 class ExpertWeights(NamedTuple):
-    """Dequantised, in the layout of `Experts`: w_in (E, rows, D), w_out (E, D, F)."""
+    """Dequantised weights in the layout of `Experts`: w_in (E, rows, D), w_out (E, D, F)."""
 
     w_in: Tensor
     w_out: Tensor
 
 
 class PackedExperts(PackedModule):
-    """The experts of one layer; see `RoutedExperts`."""
+    """The experts of one layer, from packed weights; an implementation of `RoutedExperts`."""
 
     tiles: Tensor
     bias_in: Tensor | None
@@ -126,7 +129,7 @@ class PackedExperts(PackedModule):
 
     @property
     def biases(self) -> PackedBiases | None:
-        """The biases in the order of tiles."""
+        """The experts' biases, in the order of the tiles; None if there are no biases."""
         if self.bias_in is None or self.bias_out is None:
             return None
         return PackedBiases(self.bias_in, self.bias_out)
@@ -145,10 +148,14 @@ class PackedExperts(PackedModule):
         )
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """out_TD in fp32; all waves at once, since their rows are only summed."""
+        """out_TD in fp32.
+
+        The rows of all waves are computed at once, which does not change their sum.
+        """
         return self.routed(x_TD, RoutedRows(routing.token_N, routing.expert_N, routing.weight_N))
 
     def dequantised(self) -> ExpertWeights:
+        """The weights of all experts in fp32, without padding."""
         each = [
             untile_expert(tiles_S, self.width, self.expert_width, self.bits, self.gated)
             for tiles_S in self.tiles
@@ -160,7 +167,7 @@ class PackedExperts(PackedModule):
 
 
 class PackedFFN(PackedExperts):
-    """One FFN for every token: an expert that all rows choose."""
+    """A dense FFN, stored as a single expert that computes every token."""
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(..., D) -> (..., D)"""

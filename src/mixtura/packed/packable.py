@@ -1,4 +1,4 @@
-"""Which parts of a built model are packed and which stay plain, in the order of the file."""
+"""Which tensors of a built model are packed and which stay plain, in the packed file's order."""
 
 from torch import nn
 
@@ -6,10 +6,11 @@ from mixtura.shapes.storage.packed import Planned, planned
 
 
 def plan(model: nn.Module) -> list[Planned]:
-    """Every saved parameter and buffer once; the model may be without weights.
+    """The packed file's planned tensors, which contain each parameter and buffer of the model once.
 
-    Raises ConfigError where the model's width is not a multiple of 32.
+    The model may be without weights. Raises ConfigError if the model's width is not a multiple of
+    32.
     """
     shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
-    # The embedding comes first in the file, wherever the model has it.
+    # The embedding is first in the file, whatever its place in the model.
     return list(planned(sorted(shapes, key=lambda one: one[0].partition(".")[0] != "embedding")))

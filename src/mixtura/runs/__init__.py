@@ -1,8 +1,10 @@
-"""A training run on disk: recipe, folder, journals, checkpoints. All code that reads runs uses it.
+"""A training run on disk: its recipe, its folder, its journals and its checkpoints.
 
-recipe = load_recipe(Path("recipes/stdlib-bytes.yaml"), ["train.steps=100"])
-folder = RunFolder(Path("runs/first"))
-folder.recorded(), read_journal(folder.log), folder.checkpoints().newest()
+All code that reads or writes runs uses this package:
+
+    recipe = load_recipe(Path("recipes/stdlib-bytes.yaml"), ["train.steps=100"])
+    folder = RunFolder(Path("runs/first"))
+    folder.recorded(), read_journal(folder.log), folder.checkpoints().newest()
 """
 
 from typing import TYPE_CHECKING
@@ -37,6 +39,6 @@ _HOMES = {
     "read_journal": "mixtura.runs.journal",
 }
 
-# Hidden from type checkers, which would accept any misspelt name.
+# With a visible `__getattr__`, type checkers would accept every misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

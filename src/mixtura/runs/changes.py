@@ -1,7 +1,8 @@
-"""The keys that may change when a run goes on, and the record of changes.
+"""The keys of a recipe that may change when a run is resumed, and the record of such changes.
 
-changes.jsonl in a run's folder has one object a change: the step after which it holds, each key
-with its old and new value, the digests of recipe.yaml before and after, and the recipe before.
+The file changes.jsonl in a run's folder has one JSON object for each change. It states the last
+step before the change, the old and the new value of each changed key, the digests of recipe.yaml
+before and after the change, and the recipe before the change.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ from mixtura.config import Config, Tree
 from mixtura.runs.journal import Journal, read_journal
 from mixtura.runs.recipe import Recipe
 
-# None of these keys changes the steps already done, or the content of a batch. Weights and moments
-# are fp32 in either dtype. `betas` are not among them: AdamW's bias correction assumes that they
-# were the same from the first step on.
+# These keys affect neither the steps already done nor the content of a batch; weights and moments
+# are fp32 for both values of `train.dtype`. `train.betas` may not change, since AdamW's bias
+# correction assumes that the betas are the same from the first step on.
 CHANGEABLE = (
     "train.steps",
     "train.lr",
@@ -42,26 +43,26 @@ class Change(Config):
     step: int
     """the last step before the change"""
     changed: dict[str, tuple[Any, Any]]
-    """by dotted key: the value before, and the value since"""
+    """the old and the new value, by dotted key"""
     before: str
     """digest of recipe.yaml before the change"""
     after: str
     """digest of recipe.yaml after the change"""
     recipe: Tree
-    """before the change"""
+    """the recipe before the change"""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeLog:
-    """The changes of one run, oldest first."""
+    """The file with the changes of one run, the oldest change first."""
 
     path: Path
 
     def leading_to(self, digest: str) -> list[Change]:
         """The changes that led to the recipe.yaml with this digest.
 
-        A process killed after it recorded a change and before it wrote the new recipe.yaml leaves a
-        record that leads to no recipe.
+        Other records are left out. A process that is killed after it recorded a change, and before
+        it wrote the new recipe.yaml, leaves a record whose new recipe does not exist.
         """
         found: list[Change] = []
         for record in reversed(read_journal(self.path)):
@@ -72,7 +73,7 @@ class ChangeLog:
         return found
 
     def append(self, change: Change) -> None:
-        """Raises StorageError. The record is on the disk when this returns."""
+        """Add a record, and return when it is on the disk. Raises StorageError."""
         journal = Journal(self.path)
         try:
             journal.append(change.model_dump(mode="json"))
@@ -83,13 +84,17 @@ class ChangeLog:
 
 @dataclass(frozen=True, slots=True)
 class ChangedKeys:
-    """The dotted keys that the user set by name, to change them in a run that goes on."""
+    """The dotted keys that the user set by name; a resumed run may change only these keys."""
 
     keys: tuple[str, ...] = ()
 
     @classmethod
     def set_by(cls, overrides: Sequence[str]) -> Self:
-        """From KEY=VALUE texts. A schedule changes as a whole: each kind has keys of its own."""
+        """The keys of KEY=VALUE texts.
+
+        A key of `train.schedule` counts as the whole schedule, as kinds of schedules differ in
+        their keys.
+        """
         names = [override.partition("=")[0].strip() for override in overrides]
         whole = "train.schedule"
         return cls(tuple(whole if name.startswith(f"{whole}.") else name for name in names))
@@ -98,7 +103,7 @@ class ChangedKeys:
         return any(leaf == key or leaf.startswith(f"{key}.") for key in self.keys)
 
     def applied(self, recorded: Recipe, given: Recipe) -> Recipe:
-        """`recorded`, with these keys' values from `given`."""
+        """The recipe `recorded`, but with the values of these keys in `given`."""
         tree = recorded.tree()
         for key in self.keys:
             *parents, leaf = key.split(".")

@@ -1,8 +1,9 @@
-"""Checkpoints: one folder a step, complete or absent, no pickle.
+"""Reads and writes the checkpoints of a run, without pickle.
 
-step-00000123/ holds model.safetensors (the decoder under its own names), optimizer.safetensors
-(AdamW's moments by parameter), state.safetensors (random state, and the window of expert load),
-state.json (step, tokens, seconds, digests and versions), and digests.json of every tensor.
+A checkpoint is one folder for a step, such as step-00000123/, which appears whole or not at all. It
+has model.safetensors (the decoder's tensors under their own names), optimizer.safetensors (AdamW's
+moments by parameter), state.safetensors (the random state, and the expert load of the last steps),
+state.json (step, tokens, seconds, digests and versions) and digests.json (a digest per tensor).
 """
 
 import re
@@ -46,7 +47,10 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """All that a step depends on, except the plan of steps; the trainer's tensors, not copies."""
+    """All that the next step depends on, except the plan of steps and the batches.
+
+    The tensors are the trainer's own, not copies.
+    """
 
     step: int
     tokens: int
@@ -73,14 +77,14 @@ class CheckpointMeta(Config):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """The checkpoints of one run; the newest `keep` are kept. Only the first rank writes."""
+    """The checkpoints of one run; `save` keeps the newest `keep`. Only the first rank writes."""
 
     folder: Path
     keep: int = 1
     ranks: Ranks = ONE_RANK
 
     def all(self) -> list[Path]:
-        """Oldest first."""
+        """The folders of all checkpoints, the oldest first."""
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
@@ -90,9 +94,9 @@ class Checkpoints:
         return next(reversed(self.all()), None)
 
     def save(self, state: TrainerState, recipe: str, corpus: str, versions: dict[str, str]) -> Path:
-        """Write a checkpoint, then remove the oldest beyond `keep`. Raises StorageError.
+        """Write a checkpoint, then remove all but the newest `keep`. Raises StorageError.
 
-        Returns on every rank after it is written.
+        Each rank returns only after the checkpoint is written.
         """
         target = self.folder / f"step-{state.step:08d}"
         if self.ranks.index == 0:
@@ -125,21 +129,21 @@ class Checkpoints:
             self._remove(old)
 
     def clean(self) -> None:
-        """Remove what a killed process left. Only the run's one writer may call it."""
+        """Remove incomplete folders of a killed process. The caller must hold the run's lock."""
         for partial in self.folder.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
 
     def attempt(self, path: Path, read: Callable[[Path], T]) -> T:
-        """`read(path)`; the remedy is added to its CheckpointError."""
+        """Return `read(path)`; add a remedy to the CheckpointError that it raises."""
         try:
             return read(path)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {self._remedy(path)}") from error
 
     def check(self, path: Path, model: ModelShape, files: Sequence[str] = FILES) -> Check:
-        """A check of a checkpoint's files by their digests, not yet begun.
+        """A check of a checkpoint's files by their digests, which the caller starts.
 
-        Raises CheckpointError where the recorded digests are not of these tensors.
+        Raises CheckpointError if the recorded digests are those of other tensors.
         """
         recorded = self.attempt(path, recorded_digests)
         if recorded is None:
@@ -161,7 +165,8 @@ class Checkpoints:
         return "no older checkpoint is whole, so train again with another --out"
 
     def _remove(self, path: Path) -> None:
-        # Renamed first: a process killed in between must not leave a checkpoint without a file.
+        # The folder is renamed first, so that a process that is killed meanwhile does not leave a
+        # checkpoint without some of its files.
         doomed = path.rename(path.with_name(f".{path.name}.removed.partial"))
         shutil.rmtree(doomed, ignore_errors=True)
 
@@ -171,7 +176,7 @@ def step_of(path: Path) -> int:
 
 
 def read(path: Path) -> tuple[TrainerState, CheckpointMeta]:
-    """A whole checkpoint, on the CPU. Raises CheckpointError for a missing or truncated file."""
+    """Read a checkpoint to the CPU. Raises CheckpointError for a missing or truncated file."""
 
     meta = read_meta(path)
     extra = read_tensors(path / STATE)
@@ -198,7 +203,7 @@ def read_meta(path: Path) -> CheckpointMeta:
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """Raises CheckpointError for a file that is missing or truncated."""
+    """The tensors of a file. Raises CheckpointError if the file is missing or truncated."""
     from safetensors.torch import load_file
 
     read_header(path)
@@ -209,7 +214,7 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
 
 
 def is_whole(path: Path) -> bool:
-    """Whether all files are there, each as long as its header states."""
+    """Whether all files exist, and each is as long as its header states."""
     try:
         read_meta(path)
         for name in FILES:
@@ -220,7 +225,10 @@ def is_whole(path: Path) -> bool:
 
 
 def check_fits(model: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path) -> None:
-    """Raises CheckpointError, naming the first tensor that is missing or has another shape."""
+    """Raise CheckpointError if `tensors` have other names or shapes than the model's tensors.
+
+    The error names the first tensor that differs.
+    """
     expected = model.state_dict()
     for name in [*expected, *tensors]:
         ours, theirs = (

@@ -1,4 +1,4 @@
-"""Names in a run's folder that other rooms read too."""
+"""Names in a run's folder that code outside this package uses too."""
 
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"

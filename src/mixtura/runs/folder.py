@@ -1,18 +1,18 @@
-"""A run's folder: what it holds, which run it belongs to, and one writer at a time.
+"""A run's folder: its files, the checks that it belongs to a run, and the lock of its one writer.
 
-recipe.yaml      the full recipe; written last, so a folder that has it is complete
-shape.json       the model's config and its counts
-changes.jsonl    one object a change of the recipe, where the run went on with a changed one
-origin.json      the model that the first weights came from, where there was one
-environment.json versions, threads, device, each MoE layer's products; of the latest start
+recipe.yaml      the full recipe; of the files of a new run it is written last
+shape.json       the model's config, and its numbers of parameters and FLOPs
+changes.jsonl    one object for each change of the recipe in a resumed run
+origin.json      the model of the first weights; only if the first weights were not random
+environment.json versions, threads, device and matrix products, as of the run's latest start
 corpus.json      the digest and the sizes of the corpus
 steps.json       corrections of the recipe's number of steps
 tokenizer/       the run's tokenizer
-log.jsonl        one object a logged step
-eval.jsonl       one object an evaluation
-checkpoints/     step-00000123/, the newest few
-tensorboard/     the same curves as event files
-summary.json     once the run is complete
+log.jsonl        one object for each logged step
+eval.jsonl       one object for each evaluation
+checkpoints/     the newest checkpoints, such as step-00000123/
+tensorboard/     the curves of log.jsonl and eval.jsonl as TensorBoard's event files
+summary.json     the results, once the run is complete
 """
 
 import hashlib
@@ -35,13 +35,13 @@ from mixtura.runs.file_names import CHECKPOINTS, RECIPE
 from mixtura.runs.recipe import Recipe, differences, load_recipe
 from mixtura.runs.step_plan import Corrections, StepPlan
 
-# What a start can have written when it was killed before it wrote recipe.yaml.
+# A new run that is killed before it writes recipe.yaml may leave these files.
 _WRITTEN_FIRST = {"tokenizer", "origin.json", "shape.json", "corpus.json"}
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The paths of a run, and the rules for writing there."""
+    """The paths of a run's files, and the rules for writing them."""
 
     root: Path
 
@@ -93,7 +93,7 @@ class RunFolder:
         return Checkpoints(self.root / CHECKPOINTS, keep)
 
     def recorded(self) -> Recipe | None:
-        """The recipe of the run here; None for no run. Raises CheckpointError if damaged."""
+        """The recipe in recipe.yaml; None without a run. Raises CheckpointError if damaged."""
         if not self.recipe.exists():
             return None
         try:
@@ -104,19 +104,20 @@ class RunFolder:
             ) from error
 
     def recipe_digest(self) -> str:
-        """Of the file, so that it stays the same when a later version adds keys."""
+        """SHA-256 of the file recipe.yaml; it stays the same when a later version adds keys."""
         return hashlib.sha256(self.recipe.read_bytes()).hexdigest()
 
     def recipe_digests(self) -> set[str]:
-        """The digests of the recipe, and of the recipes before the run's changes."""
+        """The digests of recipe.yaml now, and before each change of the run."""
         now = self.recipe_digest()
         return {now, *(change.before for change in self.changes.leading_to(now))}
 
     def check(self, recipe: Recipe, *, resume: bool, changed: ChangedKeys | None = None) -> Recipe:
-        """The recipe to train here: `recipe`, or that of the run here, which goes on.
+        """The recipe to train in this folder: `recipe` for a new run, else the recorded recipe.
 
-        A run keeps its recipe, except for the keys in `changed`. Raises CheckpointError or
-        StorageError, with a remedy, where this run must not be written here.
+        A resumed run keeps its recorded recipe, except for the keys in `changed`. Raises
+        CheckpointError or StorageError, with a remedy, if the run must not be written to this
+        folder.
         """
         if not self.root.exists():
             return recipe
@@ -135,7 +136,11 @@ class RunFolder:
         return changing.applied(recorded, recipe)
 
     def _refuse_differences(self, recipe: Recipe, recorded: Recipe, changing: ChangedKeys) -> None:
-        """A key may equal the run's, equal its value before a change, or be changeable and set."""
+        """Raise CheckpointError if a key of `recipe` differs from the run's recorded recipe.
+
+        A key may differ if it is changeable and is in `changing`, or if its value is the value
+        before a change of the run.
+        """
         before = [
             Recipe.parse(change.recipe, str(self.changes.path))
             for change in self.changes.leading_to(self.recipe_digest())
@@ -164,14 +169,17 @@ class RunFolder:
         return "choose another --out, or resume with the recipe as it was"
 
     def change(self, recipe: Recipe, step: int) -> list[str]:
-        """Go on with `recipe` after `step` steps; returns a line for each change."""
+        """Record that the run continues with `recipe` after `step` steps.
+
+        Returns a line for each key that changes.
+        """
         recorded = self.recorded()
         assert recorded is not None, "a run goes on"
         changed = {key: (old, new) for key, new, old in differences(recipe, recorded)}
         if not changed:
             return []
         text = recipe.to_yaml()
-        # Before the recipe is written: a record that leads to no recipe is ignored.
+        # The record is written before the recipe, since a record without its recipe is ignored.
         self.changes.append(
             Change(
                 step=step,
@@ -182,10 +190,10 @@ class RunFolder:
             )
         )
         if "train.steps" in changed:
-            # The corrections were of the old number.
+            # The corrections belong to the old number of steps.
             self.steps.unlink(missing_ok=True)
         atomic_text(self.recipe, text)
-        # The summary was of the run before it went on.
+        # The summary describes the run as it was before the change.
         self.summary.unlink(missing_ok=True)
         return [
             f"{key}: {old} -> {new}, from step {step + 1}" for key, (old, new) in changed.items()
@@ -203,7 +211,7 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Make the folder, and lock it against other processes. Raises StorageError."""
+        """Make the folder, and lock it in the block. Raises StorageError if this is impossible."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root, os.O_RDONLY)
@@ -227,7 +235,7 @@ class RunFolder:
         """Write the files that a run begins with; `origin` is the content of origin.json."""
         corpus.tokenizer.save(self.tokenizer)
         if origin is None:
-            # A start that was killed may have left the file.
+            # An earlier start that was killed may have left the file.
             self.origin.unlink(missing_ok=True)
         else:
             self._write_json(self.origin.name, origin)
@@ -236,7 +244,7 @@ class RunFolder:
         atomic_text(self.recipe, recipe.to_yaml())
 
     def plan(self, recipe: Recipe) -> StepPlan:
-        """The recipe's steps with their corrections. Raises CheckpointError if damaged."""
+        """The recipe's steps with their corrections. Raises CheckpointError for a damaged file."""
         if not self.steps.exists():
             return StepPlan(recipe.train.steps)
         try:
@@ -253,7 +261,7 @@ class RunFolder:
         self._write_json(self.steps.name, tree)
 
     def write_environment(self, environment: dict[str, Any]) -> dict[str, Any]:
-        """Record this start's environment; returns that of the last start, empty at the first."""
+        """Write environment.json; return the environment of the last start, empty for a new run."""
         try:
             before = read_object(self.environment, CheckpointError)
         except FileNotFoundError:

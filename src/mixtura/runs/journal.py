@@ -1,4 +1,4 @@
-"""Logs with one JSON object a line: appended while a run trains, cut when it is resumed."""
+"""Logs with one JSON object per line, which grow while a run trains, and are cut on a resume."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from mixtura.json_reader import read_lines
 
 
 class Journal:
-    """A log open for appending, until `close`. A line that is written in part is removed again."""
+    """A log that is open for appending. If only a part of a line can be written, it is removed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -22,11 +22,11 @@ class Journal:
             raise _refused(path, error) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Raises StorageError. The line survives a kill of this process from then on."""
+        """Add a line, which then survives a kill of this process. Raises StorageError."""
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         before = self._file.tell()
         try:
-            # A disk that fills up writes a part first, and raises at the next write.
+            # When a disk fills up, the first write is partial, and the next write raises OSError.
             while line:
                 line = line[self._file.write(line) :]
         except OSError as error:
@@ -34,7 +34,7 @@ class Journal:
             raise _refused(self.path, error) from error
 
     def sync(self) -> None:
-        """Write to the disk, so that a checkpoint never outlives the lines before it."""
+        """Force all lines to the disk; a checkpoint is saved only after this."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -47,15 +47,16 @@ class Journal:
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """The records of a log, without an incomplete last line, which a killed process may leave.
 
-    Raises CheckpointError naming a line that is no record.
+    Raises CheckpointError, which names the line, for a line that is no record.
     """
     return [record for _, record in read_lines(path, CheckpointError)]
 
 
 def cut(path: Path, last_step: int) -> None:
-    """Keep the records up to `last_step`, byte for byte; the file changes at once or not at all.
+    """Remove the records after `last_step`; the other lines do not change by a byte.
 
-    Raises CheckpointError naming a line that is no record, before anything is changed.
+    The whole file is replaced at once. Raises CheckpointError, which names the line, for a line
+    that is no record; the file is then unchanged.
     """
     if not path.exists():
         return

@@ -14,7 +14,7 @@ from mixtura.runs.recipe_sections import RecipeSections
 
 
 class Recipe(RecipeSections):
-    """Model, data and training. `model.vocabulary` is by default the tokenizer's."""
+    """Model, data and training. The default of `model.vocabulary` is the tokenizer's vocabulary."""
 
     model: ModelConfig
 
@@ -24,7 +24,7 @@ class Recipe(RecipeSections):
         return self
 
     def tree(self) -> Tree:
-        """Plain data; `Recipe.parse` gives the recipe back."""
+        """The recipe as plain data, from which `Recipe.parse` makes an equal recipe."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
@@ -37,9 +37,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def differences(ours: Recipe, theirs: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """Each dotted key whose values differ, and both values; None for a missing key.
+    """Yield each dotted key whose values differ, with both values; None for a missing key.
 
-    `accept_leak` is not compared: it allows a run and changes nothing in it.
+    A key `accept_leak` is not compared: it permits a run, but does not change the run.
     """
     left, right = dict(_leaves(ours.tree())), dict(_leaves(theirs.tree()))
     for key in dict.fromkeys([*left, *right]):
@@ -56,7 +56,7 @@ def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_vocabulary(recipe: Recipe, vocabulary: int) -> None:
-    """Raises ConfigError where the model has fewer tokens than the tokenizer."""
+    """Raise ConfigError if the model's vocabulary is smaller than the tokenizer's."""
     if vocabulary > recipe.model.vocabulary:
         raise ConfigError(
             f"model.vocabulary={recipe.model.vocabulary} is less than the tokenizer's "

@@ -1,4 +1,4 @@
-"""The sections of a recipe, with the model as plain data, so that torch is not imported."""
+"""The sections of a recipe; the model stays plain data, so that torch is not imported."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from mixtura.tokenizers import BpeConfig, BytesConfig, ByteTokenizer, FileConfig
 
 
 class RecipeSections(Config):
-    """A recipe whose `model` is not parsed, except for the tokenizer's vocabulary."""
+    """A recipe whose `model` is not parsed; a missing vocabulary is taken from the tokenizer."""
 
     name: str = Field(default="run", min_length=1)
     model: Any
@@ -30,12 +30,12 @@ class RecipeSections(Config):
         try:
             vocabulary = _vocabulary(DataConfig.model_validate(tree.get("data", {})))
         except ValidationError:
-            # The section `data` is refused later, with the error that the user should see.
+            # The section `data` is parsed again as a field, which raises the error for the user.
             vocabulary = 1
         return {**tree, "model": {**model, "vocabulary": vocabulary}}
 
     def check_context(self, context: int) -> None:
-        """Raises ValueError where the model's context is too short for the sequences."""
+        """Raise ValueError if the model's context is shorter than the training sequences."""
         if self.train.length > context:
             raise ValueError(
                 f"train.length={self.train.length} is longer than the model's "

@@ -9,7 +9,7 @@ from mixtura.config import Config
 
 
 class CosineConfig(Config):
-    """Half a cosine from the peak after warm-up down to `final`, a share of the peak."""
+    """After warm-up, half a cosine wave from the peak rate to `final`, a share of the peak rate."""
 
     kind: Literal["cosine"] = "cosine"
     final: float = Field(default=0.1, ge=0, le=1)
@@ -22,9 +22,10 @@ class CosineConfig(Config):
 
 
 class WSDConfig(Config):
-    """Warm-up, stable, decay (arXiv 2404.06395): the peak, then a straight line to `final`.
+    """Warm-up, stable, decay (arXiv 2404.06395): the peak rate, then a linear decay to `final`.
 
-    The line takes the last `decay_share` of all steps (straight as in arXiv 2405.18392).
+    The decay takes the last `decay_share` of all steps, and is linear as in arXiv 2405.18392.
+    `final` is a share of the peak rate.
     """
 
     kind: Literal["wsd"] = "wsd"
@@ -32,7 +33,7 @@ class WSDConfig(Config):
     final: float = Field(default=0.1, ge=0, le=1)
 
     def decay_steps(self, steps: int, warmup: int) -> int:
-        # The warm-up has precedence where the two overlap.
+        # If warm-up and decay would overlap, the decay is shortened.
         return min(round(self.decay_share * steps), steps - warmup)
 
     def at(self, progress: float) -> float:
@@ -40,7 +41,7 @@ class WSDConfig(Config):
 
 
 class ConstantConfig(Config):
-    """The peak from the end of the warm-up on."""
+    """The peak rate from the end of warm-up on."""
 
     kind: Literal["constant"] = "constant"
 
@@ -55,10 +56,10 @@ ScheduleConfig = Annotated[CosineConfig | WSDConfig | ConstantConfig, Field(disc
 
 
 def share_of_peak(schedule: ScheduleConfig, step: float, warmup: int, steps: int) -> float:
-    """lr / peak at `step` in 0..steps; the step may be a fraction (see `StepPlan.place`).
+    """The learning rate over the peak rate, at `step` in 0..steps.
 
-    The share rises in a straight line over `warmup` steps and reaches 1 at step `warmup`; the
-    schedule follows, and reaches its `final` at the last step.
+    `step` may be a fraction (see `StepPlan.place`). The share rises linearly from 0 to 1 at step
+    `warmup`. From then on it follows the schedule, and reaches `final` at the last step.
     """
     if step < warmup:
         return step / warmup

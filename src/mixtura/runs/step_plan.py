@@ -1,4 +1,4 @@
-"""How many steps a run takes: the recipe's number, or a corrected one."""
+"""The number of a run's steps: the number in the recipe, or a corrected number."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -9,12 +9,12 @@ from mixtura.config import Config
 
 
 class Correction(Config):
-    """Another number of steps, set while the run was training."""
+    """A new number of steps that was set while the run was training."""
 
     after: int = Field(ge=0)
     """the last step before the correction"""
     steps: int = Field(ge=1)
-    """the number of steps in all from then on"""
+    """the new total number of steps"""
     reason: str
 
 
@@ -36,14 +36,14 @@ class Corrections(Config):
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The recipe's steps and their corrections; steps count from 1.
+    """The recipe's number of steps, and its corrections; steps count from 1.
 
     The learning rate's schedule is a function of `place`. A correction stretches or shortens the
-    rest of the schedule, so that the rate does not jump and still reaches its end at the last step.
+    rest of the schedule: the rate does not jump, and reaches its final value at the last step.
     """
 
     steps: int
-    """the recipe's number"""
+    """the number of steps in the recipe"""
     corrections: tuple[Correction, ...] = ()
 
     @property
@@ -55,7 +55,7 @@ class StepPlan:
         return replace(self, corrections=(*self.corrections, correction))
 
     def place(self, step: int) -> float:
-        """The place of `step` among the recipe's steps; the last step's place is `steps`."""
+        """The place of `step` in the recipe's schedule, from 0 to `steps` for the last step."""
         start, last, place = 0, self.steps, 0.0
         for correction in self.corrections:
             if step <= correction.after:

@@ -1,4 +1,7 @@
-"""How a run trains: steps, batch, optimizer, precision, and when it writes what. No torch."""
+"""The settings of training: steps, batch, optimizer, precision, and intervals of writing.
+
+This module does not import torch.
+"""
 
 from typing import Literal, Self
 
@@ -9,31 +12,31 @@ from mixtura.runs.schedule import CosineConfig, ScheduleConfig, share_of_peak
 
 
 class TrainConfig(Config):
-    """The `train` section of a recipe. `*_every` count optimizer steps."""
+    """The `train` section of a recipe. Keys that end in `_every` are intervals in steps."""
 
     steps: int = Field(ge=1, le=2**40)
-    # Sequences of `length` tokens in a micro-batch; a step sees batch * accumulation of them.
+    # A micro-batch has `batch` sequences of `length` tokens; a step has `accumulation` of them.
     batch: int = Field(ge=1, le=2**20)
     length: int = Field(ge=1, le=2**24)
     accumulation: int = Field(default=1, ge=1, le=2**20)
 
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    # The rate of router gates as a share of `lr`. AdamW moves each weight by about the rate, and a
-    # logit sums `width` of them: a rate that suits experts can change every choice of a new router
-    # within a few steps.
+    # The learning rate of router gates, as a share of `lr`. AdamW changes each weight by about its
+    # rate, and a logit sums `width` weights, so a rate that suits experts can change every choice
+    # of a new router within a few steps.
     router_lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     warmup: int = Field(default=0, ge=0)
     schedule: ScheduleConfig = CosineConfig()
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    # The largest norm of all gradients together; null: no clipping.
+    # Gradients are clipped if their total norm is above this; null: no clipping.
     clip: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
 
-    # bfloat16: matrix products under autocast; weights, moments and routers stay in fp32.
+    # With bfloat16, matrix products run under autocast; weights, moments and routers stay fp32.
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
-    # Threads of the CPU; null: torch's default. Another number changes the order of additions.
+    # The number of CPU threads; null: torch's default. It determines the order of additions.
     threads: int | None = Field(default=None, ge=1, le=1024)
 
     eval_every: int = Field(default=500, ge=1)
@@ -60,5 +63,5 @@ class TrainConfig(Config):
         return self.batch * self.length * self.accumulation
 
     def learning_rate(self, step: float) -> float:
-        """The rate of optimizer step `step`, which counts from 1; see `StepPlan.place`."""
+        """The learning rate at a step, or at a fraction of one, as `StepPlan.place` gives it."""
         return self.lr * share_of_peak(self.schedule, step, self.warmup, self.steps)

@@ -1,4 +1,7 @@
-"""Shapes of models without torch: every count follows from one ledger of weights."""
+"""The shapes of models, and counts of parameters and FLOPs. No torch.
+
+Every count is computed from one list of a model's weights, the ledger.
+"""
 
 from mixtura.shapes.activations import Activation
 from mixtura.shapes.attention import (

@@ -1,4 +1,7 @@
-"""The names of activations, and which are gated; `kernels.activation` has their functions."""
+"""The names of activations, and which of them are gated.
+
+The functions of the activations are in `mixtura.kernels.activation`.
+"""
 
 from typing import Annotated
 
@@ -7,15 +10,15 @@ from pydantic import AfterValidator
 from mixtura.registry import Registry
 
 ACTIVATIONS: Registry[bool] = Registry("activation", "mixtura.activations")
-"""by name, whether an FFN has two input matrices, gate and up"""
+"""maps a name to whether the activation is gated; a gated FFN has a gate and an up matrix"""
 OWN = ("swiglu", "swiglu_clamped", "geglu", "geglu_tanh", "gelu", "relu")
-"""the activations of Mixtura itself"""
+"""the activations that Mixtura itself defines"""
 for _name in OWN:
     ACTIVATIONS.add(_name, _name.startswith(("swiglu", "geglu")))
 
 
 def is_gated(activation: str) -> bool:
-    """Raises ValueError for an unknown activation."""
+    """Whether an activation is gated. Raises ValueError for an unknown name."""
     return ACTIVATIONS.get(activation)
 
 

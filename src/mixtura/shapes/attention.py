@@ -1,4 +1,4 @@
-"""The shapes of attention: grouped-query, and latent, whose keys and values come from a latent."""
+"""The shapes of attention: grouped-query attention and latent attention."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,44 +13,45 @@ from mixtura.shapes.rope import RopeScaling
 
 
 class LocalLayers(Config):
-    """Layers whose tokens attend only to the last `window` positions, their own included."""
+    """Layers with a window: a token attends to the last `window` positions, its own included."""
 
     window: int = Field(ge=1, le=bounds.CONTEXT)
     layers: tuple[int, ...] = Field(max_length=bounds.LAYERS)
     rope_base: float | None = Field(default=None, gt=1, allow_inf_nan=False)
-    """of these layers, without scaling (Gemma 3); None: as in all other layers"""
+    """the RoPE base of these layers, which then have no RoPE scaling (Gemma 3); None: the base and
+    the scaling of all other layers"""
 
 
 class AttentionSpec(Config, ABC):
-    """The shape of any kind of attention."""
+    """The fields and methods that the shapes of all kinds of attention share."""
 
     heads: int = Field(ge=1, le=bounds.HEADS)
     rope_base: float = Field(default=10_000.0, gt=1, allow_inf_nan=False)
     rope_scaling: RopeScaling | None = None
     scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """the factor of scores; None: 1 / sqrt(a query's width)"""
+    """the factor of attention scores; None: 1 / sqrt(number of dims of a head's query)"""
     input_bias: bool = False
-    """whether the first projections (queries, keys, values, or the latents) have a bias"""
+    """whether the projections to queries, keys and values, or to their latents, have a bias"""
     output_bias: bool = False
 
     @property
     @abstractmethod
     def rope_dim(self) -> int:
-        """The dims of a head that are rotated."""
+        """The number of a head's dims that RoPE rotates."""
 
     @abstractmethod
     def weights(self, width: int, prefix: str) -> Iterator[Weight]: ...
 
     @abstractmethod
     def flops_of_position(self) -> int:
-        """Forward FLOPs of one token for each position that it attends to."""
+        """Forward FLOPs of one token in one layer, for each position that the token attends to."""
 
     def window_of(self, layer: int) -> int | None:
-        """The number of positions that a token of the layer attends to; None: all before it."""
+        """The layer's window: the number of positions that a token attends to; None: no window."""
         return None
 
     def local_base_of(self, layer: int) -> float | None:
-        """The layer's own RoPE base, without scaling; None: as in all other layers."""
+        """The layer's own RoPE base, used without RoPE scaling; None: as in all other layers."""
         return None
 
     @model_validator(mode="after")
@@ -72,17 +73,17 @@ class AttentionSpec(Config, ABC):
 
 
 class AttentionShape(AttentionSpec):
-    """Grouped-query attention: `heads` queries share `kv_heads` keys and values."""
+    """Grouped-query attention: `heads` query heads share `kv_heads` heads of keys and values."""
 
     kind: Literal["grouped"] = "grouped"
     kv_heads: int = Field(ge=1, le=bounds.HEADS)
     head_dim: int = Field(ge=2, le=bounds.SIDE)
     norm: Literal["head", "all"] | None = None
-    """RMS norm of queries and keys before rotation: of each head, or over all heads at once"""
+    """RMS norm of queries and keys before RoPE: of each head, or over all heads at once"""
     clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """bound on the values of queries, keys and values, after any norm (DBRX, OLMoE)"""
+    """bound on the absolute values of queries, keys and values, after any norm (DBRX, OLMoE)"""
     sinks: bool = False
-    """a learned logit for each head that takes part in the softmax, without a value (gpt-oss)"""
+    """whether each head has a learned logit that joins the softmax but has no value (gpt-oss)"""
     local: LocalLayers | None = None
 
     @model_validator(mode="after")
@@ -109,7 +110,7 @@ class AttentionShape(AttentionSpec):
 
     @property
     def projected(self) -> tuple[int, int, int]:
-        """The rows of queries, keys and values in qkv.weight."""
+        """The numbers of rows of queries, of keys and of values in qkv.weight."""
         keys = self.kv_heads * self.head_dim
         return self.heads * self.head_dim, keys, keys
 
@@ -136,21 +137,21 @@ class AttentionShape(AttentionSpec):
 class LatentAttentionShape(AttentionSpec):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-    Keys and values of all heads are projected from one latent of `kv_rank`; only that latent and a
-    rotated key of `rope_dim`, shared by all heads, are kept in the cache.
+    Keys and values of all heads are projected from one latent vector of `kv_rank` dims. The KV
+    cache keeps only this latent and one rotated key of `rope_dim` dims, which all heads share.
     """
 
     kind: Literal["latent"] = "latent"
     query_rank: int | None = Field(default=None, ge=1, le=bounds.SIDE)
-    """width of the latent that queries are projected from; None: from the token itself"""
+    """width of the latent that queries are projected from; None: queries have no latent"""
     kv_rank: int = Field(ge=1, le=bounds.SIDE)
     nope_dim: int = Field(ge=1, le=bounds.SIDE)
-    """dims of a query and a key that are not rotated"""
+    """dims of a head's query and key that RoPE does not rotate"""
     turning_dim: int = Field(ge=2, le=bounds.SIDE)
-    """`rope_dim`, by its name in recipes and files: dims of a query and of the shared key"""
+    """the name of `rope_dim` in recipes and files: rotated dims of a query and of the shared key"""
     value_dim: int = Field(ge=1, le=bounds.SIDE)
     norm_epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
-    """of the latents' RMS norms; the blocks' norms have their own"""
+    """epsilon of the latents' RMS norms; the norms of blocks have an epsilon of their own"""
 
     @property
     def rope_dim(self) -> int:
@@ -190,10 +191,10 @@ class LatentAttentionShape(AttentionSpec):
 
 
 def _kind(tree: Any) -> Any:
-    """Attention without a `kind` is grouped."""
+    """The `kind` of an attention config; attention without a `kind` is grouped."""
     if isinstance(tree, AttentionShape | LatentAttentionShape):
         return tree.kind
-    # Anything but a mapping is refused later, as grouped attention.
+    # A value that is no mapping counts as grouped, and AttentionShape then refuses it.
     return tree.get("kind", "grouped") if isinstance(tree, Mapping) else "grouped"
 
 

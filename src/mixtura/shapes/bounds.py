@@ -1,17 +1,17 @@
-"""Upper bounds for a config's numbers, well above every published model's.
+"""Upper bounds for the numbers of a config, well above the numbers of every published model.
 
-Layers and experts are looped over before the file shows that it holds as many, so that without a
-bound a one-line config could take hours.
+Mixtura loops over a config's layers and experts before it reads how many the checkpoint contains.
+Without bounds, a config of one line could therefore take hours.
 """
 
 LAYERS = 4_096
 EXPERTS = 1 << 20
-"""of one layer"""
+"""experts of one layer"""
 HEADS = 1 << 16
 SIDE = 1 << 24
-"""of any matrix: a width, a vocabulary, a rank"""
+"""a side of any matrix, such as a width, a vocabulary size or a rank"""
 CONTEXT = 1 << 32
 WHOLE = 1 << 53
-"""any other whole number of a config.json; fp64 has gaps beyond it"""
+"""any other whole number of a config.json; above 2^53, fp64 skips whole numbers"""
 NUMBER = 1e30
-"""any other number; its square and its inverse are finite"""
+"""the absolute value of any other number; its square and its inverse are then finite"""

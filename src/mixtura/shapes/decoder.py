@@ -1,4 +1,4 @@
-"""A decoder's shape: weights, buffers and FLOPs without building it. No torch."""
+"""The shape of a decoder: its weights, buffers and FLOPs, without building the model. No torch."""
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -14,12 +14,12 @@ from mixtura.shapes.ledger import Role, Saved, Weight
 from mixtura.shapes.model import ModelShape
 from mixtura.shapes.moe import MoEShape, ffn_weights
 
-# The roles of the weights of a block's FFN, dense or MoE.
+# The roles of weights in a block's FFN or MoE.
 _FFN_ROLES: frozenset[Role] = frozenset({"ffn", "router", "expert", "shared_expert", "residual"})
 
 
 class NormShape(Config):
-    """The norms of a decoder: RMS norm or LayerNorm."""
+    """The kind of a decoder's norms: RMS norm or LayerNorm."""
 
     kind: Literal["rms", "layer"] = "rms"
     epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
@@ -42,11 +42,11 @@ class NormShape(Config):
 
 
 class Multipliers(Config):
-    """A family's constant factors (Granite; Gemma scales its embedding)."""
+    """Constant factors of a forward pass. Granite has all three; Gemma scales its embedding."""
 
     embedding: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     residual: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """scales the outputs of attention and FFN before they join the residual"""
+    """factor of the outputs of attention and FFN before they are added to the residual"""
     logits: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
@@ -57,7 +57,7 @@ class DecoderShape(ModelShape):
     attention: AnyAttention
     norm: NormShape = NormShape()
     post_norms: bool = False
-    """whether the outputs of attention and FFN are normed before they are added (Gemma)"""
+    """whether outputs of attention and FFN are normed before the residual addition (Gemma)"""
     multipliers: Multipliers = Multipliers()
     ffn_width: int | None = Field(default=None, ge=1, le=bounds.SIDE)
     activation: Activation = "swiglu"
@@ -68,7 +68,7 @@ class DecoderShape(ModelShape):
     @model_validator(mode="before")
     @classmethod
     def _one_activation(cls, tree: Any) -> Any:
-        """An MoE without an activation gets the decoder's."""
+        """Give an MoE without an activation the decoder's activation."""
         if not isinstance(tree, Mapping) or "activation" not in tree:
             return tree
         given = {"activation": tree["activation"]}
@@ -105,7 +105,7 @@ class DecoderShape(ModelShape):
             yield "attention.local.layers", self.attention.local.layers
 
     def _refuse_idle_steps(self) -> None:
-        """A step of the pyramid over no MoE layer would silently do nothing."""
+        """Refuse a pyramid step without MoE layers, because it would have no effect."""
         begins = [step.from_layer for step in self.moe.pyramid] if self.moe else []
         for begin, end in pairwise([*begins, max(self.layers, *begins, 0)]):
             if not any(map(self.holds_moe, range(begin, min(end, self.layers)))):
@@ -118,7 +118,7 @@ class DecoderShape(ModelShape):
         return self.moe is not None and self.moe.placement.holds_moe(layer)
 
     def moe_of(self, layer: int) -> MoEShape | None:
-        """The layer's MoE, with the pyramid applied; None for a dense layer."""
+        """The shape of the layer's MoE, with the pyramid applied; None for a dense layer."""
         if self.moe is None or not self.holds_moe(layer):
             return None
         return self.moe.of_layer(layer)
@@ -156,7 +156,7 @@ class DecoderShape(ModelShape):
     def flops_per_token(self, length: int | None = None) -> int:
         """Forward FLOPs of a token that attends to `length` positions (default: the context).
 
-        A multiply-add is 2. Norms, activations and the embedding's look-up are not counted.
+        A multiply-add counts as 2. Norms, activations and the embedding's look-up are not counted.
         """
         attended = self.context if length is None else length
         windows = [self.attention.window_of(layer) for layer in range(self.layers)]
@@ -165,25 +165,27 @@ class DecoderShape(ModelShape):
 
 
 def dense_twin(shape: DecoderShape, multiple: int = 8) -> DecoderShape:
-    """The dense decoder nearest in active parameters; its FFN is a multiple of `multiple` wide.
+    """The dense decoder whose parameters are nearest in number to the MoE's active parameters.
 
-    It is the fair rival of an MoE: the same attention, embedding and active compute in each layer.
+    The width of its FFNs is a multiple of `multiple`. The dense twin is a fair comparison for an
+    MoE, because both have the same attention, the same embedding and the same active compute.
     """
     goal = sum(w.active_parameters for w in shape.weights() if w.role in _FFN_ROLES)
     return _dense(shape, goal, multiple)
 
 
 def dense_of_total(shape: DecoderShape, multiple: int = 8) -> DecoderShape:
-    """The dense decoder nearest in total parameters; its FFN is a multiple of `multiple` wide.
+    """The dense decoder whose parameters are nearest in number to the MoE's total parameters.
 
-    It shows what the MoE saves: here each token uses as many weights as the MoE holds.
+    The width of its FFNs is a multiple of `multiple`. The comparison shows the compute that an MoE
+    saves: a token uses all weights of the dense decoder, but only the active ones of the MoE.
     """
     goal = sum(w.parameters for w in shape.weights() if w.role in _FFN_ROLES)
     return _dense(shape, goal, multiple)
 
 
 def _dense(shape: DecoderShape, goal: int, multiple: int) -> DecoderShape:
-    """The same decoder with dense FFNs of one width, which hold about `goal` weights together."""
+    """The decoder `shape` with dense FFNs of equal width, with about `goal` FFN weights in all."""
     fields = {name: getattr(shape, name) for name in DecoderShape.model_fields}
     activation = shape.moe.activation if shape.moe else shape.activation
     matrices = 3 if is_gated(activation) else 2

@@ -1,15 +1,19 @@
-"""The buffers of a router, from its section of a config as plain data. No torch."""
+"""The buffers of a router, computed from the router's section of a config. No torch."""
 
 from collections.abc import Iterator, Mapping
 
 from mixtura.shapes.ledger import Buffer
 
-# Kinds that have a choosing bias by default.
+# Kinds of routers that by default have a choosing bias: a number for each expert that is added to
+# the expert's score only when experts are chosen.
 _BIASED = ("sigmoid_topk", "deepseek_v3")
 
 
 def gate_buffers(router: object, rows: int, prefix: str) -> Iterator[Buffer]:
-    """Of a linear gate with `rows` outputs; `router` is a config's section, checked or not."""
+    """The buffers of a router whose gate has `rows` outputs.
+
+    `router` is the router's section of a config as plain data, which need not be checked.
+    """
     section = router if isinstance(router, Mapping) else {}
     kind = section.get("kind")
     if section.get("choosing_bias", kind in _BIASED):

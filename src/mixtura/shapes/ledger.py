@@ -1,4 +1,7 @@
-"""One entry for each tensor that a model saves; every count follows from them."""
+"""The entries of a ledger, and the counts that are computed from a ledger.
+
+A ledger lists every tensor that a model saves: its name, shape, role and active share.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +23,8 @@ Role = Literal[
 ]
 Convention = Literal["A", "B"]
 
-# Weights that are multiplied with every token; norms and embeddings are not counted as FLOPs.
+# The roles of weights that take part in matrix products. The FLOPs of norms and embeddings are not
+# counted.
 MATMUL_ROLES: frozenset[Role] = frozenset(
     {"attention", "recurrent", "ffn", "router", "expert", "shared_expert", "residual", "head"}
 )
@@ -28,7 +32,7 @@ MATMUL_ROLES: frozenset[Role] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A named parameter; `active` is the share that one token uses (top_k/E of the experts)."""
+    """A parameter; one token uses the share `active` of it (top_k / num_experts for experts)."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,9 +50,10 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A named tensor that is saved and is no parameter, such as a router's choosing bias.
+    """A saved tensor that is not a parameter, such as a router's choosing bias.
 
-    The optimizer does not change it, and its dtype does not follow the weights'.
+    The optimizer does not change a buffer, and a buffer keeps its dtype whatever dtype the weights
+    have.
     """
 
     name: str
@@ -60,19 +65,20 @@ Saved = Weight | Buffer
 
 
 def weights_of(tensors: Iterable[Saved]) -> Iterator[Weight]:
-    """The parameters among the tensors."""
+    """The entries of `tensors` that are parameters."""
     return (one for one in tensors if isinstance(one, Weight))
 
 
 def total_parameters(weights: Iterable[Weight]) -> int:
-    """All weights, each counted once."""
+    """The number of all parameters, each counted once."""
     return sum(weight.parameters for weight in weights)
 
 
 def active_parameters(weights: Iterable[Weight], convention: Convention) -> int:
-    """Weights that one token uses. A: all of them; B: A without an untied input embedding.
+    """The number of parameters that one token uses.
 
-    A tied head is the embedding itself, and is in the ledger once, as the head.
+    Convention A counts all of them; convention B leaves out an untied input embedding. A tied
+    embedding is listed once, as the head, so that both conventions count it.
     """
     return sum(
         weight.active_parameters
@@ -82,5 +88,5 @@ def active_parameters(weights: Iterable[Weight], convention: Convention) -> int:
 
 
 def matmul_flops(weights: Iterable[Weight]) -> int:
-    """Forward FLOPs of one token in matrix products; a multiply-add is 2."""
+    """Forward FLOPs of one token in matrix products; a multiply-add counts as 2."""
     return sum(2 * weight.active_parameters for weight in weights if weight.role in MATMUL_ROLES)

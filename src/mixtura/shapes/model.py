@@ -1,4 +1,7 @@
-"""The counts of any language model's shape, from its ledger of weights. No torch."""
+"""The base class of model shapes, which computes counts from a ledger. No torch.
+
+A ledger lists every tensor that a model saves.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -12,7 +15,7 @@ from mixtura.shapes.moe import MoEShape
 
 
 class ModelShape(Config, ABC):
-    """A language model's shape; a subclass gives its ledger and its MoE layers."""
+    """The shape of a language model; a subclass defines `tensors` and `moe_shapes`."""
 
     width: int = Field(ge=1, le=bounds.SIDE)
     vocabulary: int = Field(ge=1, le=bounds.SIDE)
@@ -20,38 +23,44 @@ class ModelShape(Config, ABC):
 
     @abstractmethod
     def tensors(self) -> Iterator[Saved]:
-        """The ledger: each saved tensor once, under its name in the built model.
+        """The ledger: each saved tensor once, in the order of a forward pass.
 
-        In the order of a forward pass.
+        A tensor's name is its name in the built model.
         """
 
     @property
     @abstractmethod
     def moe_shapes(self) -> Mapping[int, MoEShape]:
-        """The shape of each MoE layer by its number, in order; layers count from 0."""
+        """The shape of each MoE layer by the layer's number, from the first layer to the last.
+
+        Layers count from 0.
+        """
 
     def weights(self) -> Iterator[Weight]:
         """The parameters of the ledger."""
         return ledger.weights_of(self.tensors())
 
     def buffers(self) -> Iterator[Buffer]:
-        """The tensors of the ledger that are no parameters."""
+        """The tensors of the ledger that are not parameters."""
         return (one for one in self.tensors() if isinstance(one, Buffer))
 
     def roles(self) -> Mapping[str, Role]:
-        """The role of each weight by its name."""
+        """The role of each weight, by the weight's name."""
         return {weight.name: weight.role for weight in self.weights()}
 
     def total_parameters(self) -> int:
         return ledger.total_parameters(self.weights())
 
     def active_parameters(self, convention: Convention = "A") -> int:
-        """Parameters that one token uses; see `ledger.active_parameters` for the conventions."""
+        """The number of parameters that one token uses.
+
+        See `mixtura.shapes.ledger.active_parameters` for the conventions.
+        """
         return ledger.active_parameters(self.weights(), convention)
 
     def flops_per_token(self, length: int | None = None) -> int:
         """Forward FLOPs of a token in a sequence of `length` (default: the context).
 
-        A multiply-add is 2. Norms, activations and the embedding's look-up are not counted.
+        A multiply-add counts as 2. Norms, activations and the embedding's look-up are not counted.
         """
         return ledger.matmul_flops(self.weights())

@@ -1,4 +1,4 @@
-"""The shape of MoE layers: how many experts, how wide, in which layers. No torch."""
+"""The shape of MoE layers: the number and width of experts, and their layers. No torch."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -14,10 +14,10 @@ from mixtura.shapes.ledger import Role, Saved, Weight, weights_of
 
 
 class MoEPlacement(Config):
-    """Which layers hold an MoE; the others hold a dense FFN. Layers count from 0.
+    """Which layers have an MoE; the other layers have a dense FFN. Layers count from 0.
 
-    `only` lists them; without it layer i holds one where i >= first_dense and i + 1 is a multiple
-    of `every` (2: every other layer, starting with the second, as in Switch).
+    `only` lists the MoE layers. Without `only`, layer i has an MoE if i >= first_dense and i + 1 is
+    a multiple of `every`. So every=2 gives the second, fourth, ... layer an MoE, as in Switch.
     """
 
     every: int = Field(default=1, ge=1)
@@ -40,36 +40,38 @@ class MoEPlacement(Config):
 
 
 class PyramidStep(Config):
-    """From this layer on, every MoE has this many experts; layers count from 0."""
+    """From layer `from_layer` on, an MoE has `num_experts` experts. Layers count from 0."""
 
     from_layer: int = Field(ge=1)
     num_experts: int = Field(ge=1, le=bounds.EXPERTS)
 
 
 class MoEShape(Config):
-    """Experts of one MoE layer: all that determines a weight's shape.
+    """All settings of an MoE layer that determine the shapes of its weights.
 
-    Under a `pyramid` the layers of a decoder differ, and `of_layer` gives each one's shape: deeper
-    layers hold more experts (DeepSpeed-MoE, arXiv 2201.05596, section 4.1).
+    With a `pyramid`, deeper layers have more experts (DeepSpeed-MoE, arXiv 2201.05596, section
+    4.1), and `of_layer` gives the shape of each layer's MoE.
     """
 
     num_experts: int = Field(ge=1, le=bounds.EXPERTS)
     top_k: int = Field(ge=1)
     expert_width: int = Field(ge=1, le=bounds.SIDE)
     activation: Activation = "swiglu"
-    # Biases for each expert's two matrices, and for the gate (gpt-oss).
+    # Whether the two matrices of each expert have biases, and whether the gate has one (gpt-oss).
     expert_bias: bool = False
     gate_bias: bool = False
-    # Shared experts compute every token; n of width w compute what one of width n*w computes.
+    # Width of the shared experts, which compute every token. n shared experts of width w compute
+    # the same as one shared expert of width n * w.
     shared_width: int = Field(default=0, ge=0, le=bounds.SIDE)
-    # A sigmoid of x scales the shared experts (Qwen2-MoE).
+    # Whether the shared experts' output is multiplied by sigmoid(w x) for the token x (Qwen2-MoE).
     shared_gate: bool = False
-    # A dense FFN mixed with the routed experts by a learned softmax (DeepSpeed-MoE's release).
+    # Width of a dense FFN. A learned softmax mixes its output with the routed experts' output
+    # (DeepSpeed-MoE's release).
     residual_width: int = Field(default=0, ge=0, le=bounds.SIDE)
     placement: MoEPlacement = MoEPlacement()
-    # `num_experts` is that of the layers before the first step.
+    # The layers before the first step have `num_experts` experts.
     pyramid: tuple[PyramidStep, ...] = Field(default=(), max_length=bounds.LAYERS)
-    # The config's section as plain data, unchecked: it determines the buffers beside the gate.
+    # The router's section of a config, as unchecked plain data. It determines the router's buffers.
     router: Any = Field(default=None, exclude=True, repr=False)
 
     @model_validator(mode="after")
@@ -98,7 +100,7 @@ class MoEShape(Config):
         return self
 
     def _check_step(self, step: PyramidStep) -> None:
-        """Check the config with the step's experts, a subclass's rules included."""
+        """Check the config with the step's number of experts, including a subclass's rules."""
         try:
             self.of_layer(step.from_layer)
         except ValidationError as error:
@@ -106,7 +108,7 @@ class MoEShape(Config):
             raise ValueError(f"pyramid step from_layer={step.from_layer}: {reason}") from error
 
     def of_layer(self, layer: int) -> Self:
-        """The shape of one layer's MoE: its own number of experts, no pyramid."""
+        """The shape of one layer's MoE: with this layer's number of experts, without a pyramid."""
         if not self.pyramid:
             return self
         passed = [step.num_experts for step in self.pyramid if step.from_layer <= layer]
@@ -119,7 +121,7 @@ class MoEShape(Config):
         return weights_of(self.tensors(width, prefix))
 
     def tensors(self, width: int, prefix: str = "") -> Iterator[Saved]:
-        """The layer's ledger in a model `width` wide; `prefix` begins each name."""
+        """The layer's saved tensors in a model of width `width`; names begin with `prefix`."""
         share = Fraction(self.top_k, self.num_experts)
         yield from self.gate_tensors(width, f"{prefix}router.")
         rows = self.expert_width * (2 if is_gated(self.activation) else 1)
@@ -141,7 +143,7 @@ class MoEShape(Config):
             yield Weight(f"{prefix}residual_mix.weight", (2, width), "residual")
 
     def gate_tensors(self, width: int, prefix: str) -> Iterator[Saved]:
-        """The router's tensors: one matrix, unless a router's config overrides it."""
+        """The saved tensors of a router with one gate; `MoEConfig` overrides this method."""
         yield Weight(f"{prefix}weight", (self.num_experts, width), "router")
         if self.gate_bias:
             yield Weight(f"{prefix}gate_bias", (self.num_experts,), "router")
@@ -151,7 +153,7 @@ class MoEShape(Config):
 def ffn_weights(
     width: int, hidden: int, activation: Activation, role: Role, prefix: str
 ) -> Iterator[Weight]:
-    """A dense FFN's two matrices; none where `hidden` is 0."""
+    """The two matrices of a dense FFN whose inner width is `hidden`; none if `hidden` is 0."""
     if hidden:
         rows = hidden * (2 if is_gated(activation) else 1)
         yield Weight(f"{prefix}w_in", (rows, width), role)

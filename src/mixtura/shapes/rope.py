@@ -1,4 +1,8 @@
-"""How RoPE is stretched beyond the context that a model was trained on. No torch."""
+"""RoPE scaling: how RoPE is changed for sequences longer than the context of training. No torch.
+
+RoPE rotates pairs of dims. A pair's wavelength is the number of positions in a full rotation. To
+slow a pair by a factor is to multiply its wavelength by the factor.
+"""
 
 from typing import Annotated, Literal, Self
 
@@ -15,10 +19,11 @@ class LinearScaling(Config):
 
 
 class Llama3Scaling(Config):
-    """Long waves are slowed by `factor`, short ones kept, a band between them blended (Llama 3.1).
+    """The scaling of Llama 3.1, which depends on a pair's wavelength.
 
-    Pairs with a wave shorter than original_context / high_factor are kept, and pairs with a wave
-    longer than original_context / low_factor are slowed.
+    Pairs of a wavelength below original_context / high_factor are unchanged. Pairs of a wavelength
+    above original_context / low_factor are slowed by `factor`. Pairs of a wavelength between these
+    two limits have a blend of both frequencies.
     """
 
     kind: Literal["llama3"] = "llama3"
@@ -37,17 +42,18 @@ class Llama3Scaling(Config):
 
 
 class YarnScaling(Config):
-    """YaRN (arXiv 2309.00071): pairs that rotate often are kept, slow ones slowed by `factor`.
+    """YaRN (arXiv 2309.00071), which depends on a pair's number of rotations.
 
-    A pair that rotates more than `beta_fast` times over the original context is kept, one that
-    rotates less than `beta_slow` times is slowed, with a ramp between; `truncate` widens the ramp
-    to whole pairs. Cosines and sines are multiplied by `amplitude`.
+    A pair with more than `beta_fast` rotations over the original context is unchanged. A pair with
+    fewer than `beta_slow` rotations is slowed by `factor`. Between these two limits, a linear ramp
+    blends both frequencies; `truncate` widens the ramp to whole pairs. Cosines and sines are
+    multiplied by `amplitude`.
     """
 
     kind: Literal["yarn"] = "yarn"
     factor: float = Field(gt=0, allow_inf_nan=False)
     original_context: int = Field(ge=1)
-    # Within these bounds no logarithm of a rotation's length overflows.
+    # Within these bounds the logarithms that give the ramp's ends are finite.
     beta_fast: float = Field(default=32.0, ge=1e-9, le=1e9)
     beta_slow: float = Field(default=1.0, ge=1e-9, le=1e9)
     truncate: bool = True
@@ -55,10 +61,10 @@ class YarnScaling(Config):
 
 
 class LongRopeScaling(Config):
-    """LongRoPE (arXiv 2402.13753): each pair is slowed by its own factor.
+    """LongRoPE (arXiv 2402.13753): each pair is slowed by a factor of its own.
 
-    `short` holds up to the original context, `long` for longer sequences; cosines and sines are
-    multiplied by the amplitude of the same name.
+    Sequences up to the original context use the factors `short`, longer sequences use `long`.
+    Cosines and sines are multiplied by `short_amplitude` or `long_amplitude` accordingly.
     """
 
     kind: Literal["longrope"] = "longrope"

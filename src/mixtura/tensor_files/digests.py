@@ -1,6 +1,6 @@
-"""digests.json: the SHA-256 of every tensor in the files beside it, and the claims made of it.
+"""Writes and reads digests.json, which records the SHA-256 of every tensor in its folder.
 
-A tensor that holds several experts has one digest for each, of equal parts of its bytes.
+A tensor that stacks several experts is cut into equal parts, and has one digest for each expert.
 """
 
 import hashlib
@@ -23,13 +23,17 @@ _THREADS = 4
 _HEX = frozenset("0123456789abcdef")
 
 Digests = Mapping[str, Sequence[str]]
-"""one digest for each tensor by name, or one for each of its experts"""
+"""for each tensor name, one SHA-256 of the whole tensor, or one for each of its experts"""
 
 
 def digests_of(
     tensors: "Mapping[str, Tensor]", experts: Mapping[str, int] | None = None
 ) -> Digests:
-    """The digests of tensors on any device; `experts` gives the number of experts in a tensor."""
+    """Compute the digests of tensors on any device.
+
+    `experts` maps a tensor's name to the number of experts that the tensor stacks. A tensor that is
+    not listed counts as 1.
+    """
     parts = experts or {}
     with ThreadPoolExecutor(_THREADS, "digests") as pool:
         found = pool.map(lambda name: _digests(tensors[name], parts.get(name, 1)), list(tensors))
@@ -42,7 +46,10 @@ def write_digests(folder: Path, files: Mapping[str, Digests]) -> None:
 
 
 def recorded_digests(folder: Path) -> Mapping[str, Digests] | None:
-    """Digests by file, then by tensor; None without a digests.json. Raises CheckpointError."""
+    """Read digests.json into a mapping from file name to that file's `Digests`.
+
+    Returns None if the folder has no digests.json. Raises CheckpointError for a malformed file.
+    """
     path = folder / FILE
     try:
         recorded = read_object(path, CheckpointError, MOST_BYTES_LISTED).get("sha256")
@@ -56,12 +63,14 @@ def recorded_digests(folder: Path) -> Mapping[str, Digests] | None:
 def folder_claims(
     folder: Path, recorded: Mapping[str, Digests], role_of: Callable[[str], str | None]
 ) -> Iterator[Claim]:
-    """One claim for each digest, with the role of its tensor in the model.
+    """Yield a claim for each recorded digest: the digest, and the bytes that should have it.
 
-    Raises CheckpointError for a file or a tensor that is listed but missing.
+    `role_of` returns a tensor's role in the model, such as "norm", which error messages name.
+    Raises CheckpointError if a listed file or tensor is missing, or if the tensor's bytes cannot be
+    divided equally among its digests.
     """
     for file, digests in recorded.items():
-        # A name that contains a folder would lead out of this one.
+        # A name such as "../x" would lead to a file outside this folder.
         if Path(file).name != file:
             raise CheckpointError(f"{folder / FILE}: names the file {file!r}, which leaves it")
         spans = read_header(folder / file)

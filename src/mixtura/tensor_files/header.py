@@ -1,7 +1,7 @@
-"""The header of a safetensors file: the place of each tensor, checked against the file's size.
+"""Reads the header of a safetensors file: the dtype, shape and byte range of each tensor.
 
-https://github.com/huggingface/safetensors: 8 bytes of length, JSON, then the tensors' bytes one
-after another, without gaps.
+The format (https://github.com/huggingface/safetensors): 8 bytes with the length of the header, the
+header as JSON, then the bytes of all tensors one after another, without gaps.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,28 +19,29 @@ BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64,
 }  # fmt: skip
-"""bits of one number, by dtype"""
+"""the number of bits of one element, by dtype"""
 _LENGTH_BYTES = 8
 _MOST_DIMS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpan:
-    """One tensor as its file lists it."""
+    """The entry of one tensor in the header of its file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
-    """the tensor's first byte in the file"""
+    """where the tensor's bytes begin, counted from the start of the file"""
     bytes: int
 
 
 def read_header(path: Path) -> Mapping[str, TensorSpan]:
-    """Every tensor, in the order of the file; together they fill the file.
+    """Read the entry of every tensor, in the order of the tensors' bytes in the file.
 
-    Raises CheckpointError for a file that is missing, cut short, or whose header does not add up.
-    The caller adds the remedy, which depends on the kind of checkpoint.
+    Raises CheckpointError if the file is missing or cut short, if an entry is malformed, or if the
+    tensors do not fill the file exactly. The message contains no remedy, because the remedy depends
+    on the kind of checkpoint; the caller adds one.
     """
     try:
         with open_regular(path, CheckpointError) as opened:

@@ -1,4 +1,4 @@
-"""A writer of safetensors files; an error of the disk becomes a StorageError."""
+"""Writes safetensors files; raises StorageError if the disk is full or refuses to write."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,15 +18,18 @@ def write_tensors(
     out: Path,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `tensors` to `path`, a file of the folder that becomes `out`. Raises StorageError."""
-    # Imported here: the modules that inspect a run import this one and do without torch.
+    """Write `tensors` to `path`, a file in a temporary folder that is later renamed to `out`.
+
+    Raises StorageError, whose message names `out`, if the file cannot be written.
+    """
+    # Imported here, because commands that inspect a run import this module and must not load torch.
     from safetensors.torch import save_file
 
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         save_file(whole, path, None if metadata is None else dict(metadata))
     except SafetensorError as error:
-        # The library raises its own error, not an OSError, for a full disk.
+        # For a full disk safetensors raises SafetensorError, not OSError.
         raise StorageError(
             f"{out}: cannot be written ({error}); nothing was half-written: free some space or "
             "choose another place"

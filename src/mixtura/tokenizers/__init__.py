@@ -1,8 +1,9 @@
-"""Text to token ids and back; independent of models and corpora.
+"""Tokenizers, which encode text to token ids and decode them. They do not depend on models.
 
-`load_tokenizer(folder)` opens a saved tokenizer, Mixtura's own or a Hugging Face folder's: bytes,
-byte-level BPE, SentencePiece. A recipe's section builds one: `BytesConfig`, `BpeConfig` (trained on
-the run's text), `FileConfig` (read from a folder).
+`load_tokenizer(folder)` opens a tokenizer that Mixtura saved, or the tokenizer of a Hugging Face
+folder: bytes, byte-level BPE or SentencePiece. A recipe describes a tokenizer by one of four
+configs: `BytesConfig`, `BpeConfig` (trained on the run's text), `FileConfig` (read from a file) or
+`GivenConfig` (the tokenizer of the model with whose weights training begins).
 """
 
 from typing import TYPE_CHECKING
@@ -52,6 +53,6 @@ _HOMES = {
     "load_tokenizer": "mixtura.tokenizers.saved_tokenizer",
 }
 
-# Hidden from type checkers: with a __getattr__ they would accept every misspelt name.
+# With a visible `__getattr__`, type checkers would accept every misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

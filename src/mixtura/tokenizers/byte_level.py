@@ -1,4 +1,7 @@
-"""Byte-level BPE built from its parts: tokens, merges, and the split of text into words."""
+"""Builds a byte-level BPE tokenizer from tokens, merges, and the split of text into words.
+
+As in GPT-2, each of the 256 bytes is written as one printable character: its letter.
+"""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -15,33 +18,40 @@ class Splitting:
     """How a family of tokenizers splits text into words; merges never cross a split."""
 
     patterns: tuple[str, ...]
-    """regular expressions; each isolates its matches in the parts that the earlier ones left"""
+    """regular expressions, applied in turn: each makes its matches parts of their own, and the next
+    one splits all parts further"""
     whole_words: bool = False
-    """whether a word in the vocabulary becomes that token without merges"""
+    """whether a word that is itself a token becomes this token without any merge"""
     canonical: bool = False
-    """whether text is put into Unicode's canonical form (NFC) first"""
+    """whether text is first normalised to Unicode's NFC"""
     begins: bool = False
-    """whether a text begins with bos_token where the file does not say"""
+    """whether every text begins with bos_token if the tokenizer's file does not state it"""
 
 
 @dataclass(frozen=True, slots=True)
 class ByteLevelVocabulary:
-    """The parts; tokens but special and added ones are in GPT-2's letters for bytes."""
+    """The parts of a tokenizer.
+
+    Special and added tokens are plain text; all other tokens are in GPT-2's letters for bytes.
+    """
 
     tokens: Sequence[str]
     merges: Sequence[tuple[str, str]]
-    """in their order of application"""
+    """pairs of tokens, in the order in which they are merged"""
     splitting: Splitting
     special: Sequence[str]
-    """special tokens, which no text becomes and which are not shown"""
+    """special tokens: no text is encoded as one of them, and decoding leaves them out"""
     added: Sequence[str]
-    """tokens that are found in a text before it is split"""
+    """tokens that are found in a text before the text is split into words"""
     begin: str | None
-    """the token that every text begins with"""
+    """the token that every text begins with; None for none"""
 
 
 def _words(digits: str) -> str:
-    """The words of GPT-4 and similar tokenizers; `digits` is the pattern for a part of a number."""
+    """The regular expression of a word in GPT-4 and similar tokenizers.
+
+    `digits` is the part that matches digits.
+    """
     contractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
     letters = r"[^\r\n\p{L}\p{N}]?\p{L}+"
     signs = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -52,7 +62,7 @@ def _words(digits: str) -> str:
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _MARKS = r"\p{Lm}\p{Lo}\p{M}"
 _ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-# As in GPT-4o, a capital behind small letters begins a new word.
+# In GPT-4o a capital letter after a lower-case letter begins a new word.
 _GPT4O_WORDS = "|".join(
     (
         rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}{_MARKS}]*[\p{{Ll}}{_MARKS}]+{_ENDINGS}",
@@ -85,11 +95,12 @@ SPLITTINGS: Mapping[str, Splitting] = {
     ),
     "default": Splitting((r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
-"""By llama.cpp's names (tokenizer.ggml.pre); llama.cpp uses `default` where a file names none."""
+"""splits by their names in llama.cpp (the key tokenizer.ggml.pre of a GGUF file); llama.cpp uses
+`default` for a file without this key"""
 
 
 def splitting_of(name: str) -> Splitting:
-    """Raises DataError for a name that is not one of SPLITTINGS."""
+    """The split of this name. Raises DataError if SPLITTINGS does not have the name."""
     if name in SPLITTINGS:
         return SPLITTINGS[name]
     near = difflib.get_close_matches(name, SPLITTINGS, n=1, cutoff=0.5)
@@ -98,7 +109,7 @@ def splitting_of(name: str) -> Splitting:
 
 
 def byte_level_tokenizer(vocabulary: ByteLevelVocabulary, facts: TokenFacts) -> CheckpointTokenizer:
-    """The tokenizer of these parts. Raises DataError for parts that do not fit together."""
+    """Build the tokenizer. Raises DataError for a token that occurs twice or that a merge lacks."""
     splitting = vocabulary.splitting
     token_of = _numbered(vocabulary)
     model = models.BPE(token_of, list(vocabulary.merges), ignore_merges=splitting.whole_words)
@@ -120,14 +131,16 @@ def byte_level_tokenizer(vocabulary: ByteLevelVocabulary, facts: TokenFacts) -> 
 
 
 def pre_tokenizer_of(splitting: Splitting) -> pre_tokenizers.PreTokenizer:
-    """Splits text, and writes each word in GPT-2's letters for bytes."""
+    """A step that splits text into words and writes each word in GPT-2's letters for bytes."""
     isolate = [pre_tokenizers.Split(Regex(p), "isolated") for p in splitting.patterns]
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([*isolate, in_bytes])
 
 
 def _numbered(vocabulary: ByteLevelVocabulary) -> dict[str, int]:
-    """Each token's number. Raises DataError for a token that occurs twice or that a merge lacks."""
+    """The number of each token. Raises DataError for a token that occurs twice, or for a merge with
+    a token that does not exist.
+    """
     token_of = {token: number for number, token in enumerate(vocabulary.tokens)}
     if len(token_of) < len(vocabulary.tokens):
         twice = next(t for n, t in enumerate(vocabulary.tokens) if token_of[t] != n)

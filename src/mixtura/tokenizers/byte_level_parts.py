@@ -1,4 +1,4 @@
-"""The parts of a byte-level tokenizer: its tokens, its merges, and its split of text."""
+"""Takes a byte-level BPE tokenizer apart: its tokens, its merges, and its split into words."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer
 from mixtura.tokenizers.tokenizer_library import read_again
 from tokenizers import Tokenizer as Backend
 
-# The known splits differ in contractions of either case, runs of digits of several scripts, all
-# kinds of spaces and line ends, signs beside letters, and scripts without spaces.
+# These texts hold everything in which the splits of SPLITTINGS differ: contractions in both cases,
+# digits of several scripts, spaces, line ends, signs beside letters, and scripts without spaces.
 _PROBES = (
     "Don't DON'T we'Ll it's I'd  x1 12 123 1234 12345678  7\u0664\u0665\u0666\u0667 \u00bd\u00b2",
     "a\tb\n\nc \n d\r\n\r\n  e   \n\t\tf(x)==[1,2];!!!\n...?? --__-- $9 #if <|x|> \u00a0\u3000y ",
@@ -23,21 +23,25 @@ _PROBES = (
 
 @dataclass(frozen=True, slots=True)
 class ByteLevelParts:
-    """The parts from which `ByteLevelVocabulary` builds the same tokenizer."""
+    """The parts of a tokenizer; `byte_level_tokenizer` builds the same tokenizer from them."""
 
     tokens: tuple[str | None, ...]
-    """by number; None for a number without a token"""
+    """tokens in the order of their numbers; None for a number without a token"""
     merges: tuple[str, ...]
-    """two tokens with a space between, in their order of application"""
+    """merges in their order; each is two tokens with a space between them"""
     splitting: str
-    """a name of SPLITTINGS"""
+    """the name of the split in SPLITTINGS"""
     special: frozenset[int]
+    """numbers of the special tokens"""
     added: frozenset[int]
-    """tokens that are found in a text before it is split, and shown"""
+    """numbers of the other tokens that are found in a text before it is split into words"""
 
 
 def byte_level_parts(tokenizer: CheckpointTokenizer) -> ByteLevelParts:
-    """The parts. Raises DataError for another kind of tokenizer, or for a split without a name."""
+    """Take `tokenizer` apart.
+
+    Raises DataError if it is not byte-level BPE, or if SPLITTINGS does not have its split.
+    """
     text = tokenizer.to_json()
     tree = parse_object(text, "the tokenizer", DataError)
     model = tree["model"]
@@ -62,7 +66,10 @@ def byte_level_parts(tokenizer: CheckpointTokenizer) -> ByteLevelParts:
 
 
 def _splitting_of(backend: Backend, whole_words: bool) -> str:
-    """The first known split that agrees on all probes, and on whole words."""
+    """The name of the first split in SPLITTINGS that splits all probes as `backend` does.
+
+    The split's `whole_words` must be equal too.
+    """
     if backend.pre_tokenizer is not None:
         cuts = [backend.pre_tokenizer.pre_tokenize_str(probe) for probe in _PROBES]
         for name, splitting in SPLITTINGS.items():

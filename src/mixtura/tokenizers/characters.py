@@ -1,11 +1,14 @@
-"""Characters and the UTF-8 bytes that they take."""
+"""The places of a text's characters in its UTF-8 bytes."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def byte_offsets(text: str) -> NDArray[np.int64]:
-    """The first byte of each character in the UTF-8 text, then its length: len(text) + 1 values."""
+    """The index of each character's first byte in the text's UTF-8, followed by the text's bytes.
+
+    The result has len(text) + 1 values.
+    """
     if text.isascii():
         return np.arange(len(text) + 1)
     points = np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))

@@ -1,7 +1,7 @@
-"""SentencePiece's replacements of characters (`precompiled_charsmap`), such as those of NFKC.
+"""Replaces characters by SentencePiece's map `precompiled_charsmap`, such as the map of NFKC.
 
-The bytes hold a trie of the texts to replace, a double array in the layout of darts-clone, and
-behind it the replacements that the trie points to.
+The map's bytes begin with a trie of the texts to replace: a double array in the layout of
+darts-clone. The replacement texts follow, and the trie holds their offsets.
 """
 
 import struct
@@ -11,9 +11,9 @@ import numpy as np
 
 from mixtura.errors import DataError
 
-# SentencePiece's own nmt_nfkc_cf has 260 KB.
+# The most bytes of a map; the map of SentencePiece's rule nmt_nfkc_cf has 260 KB.
 _LARGEST = 8 * 2**20
-# Characters of the longest text that is replaced; SentencePiece's longest has 18.
+# The most characters of a text to replace; the longest in SentencePiece's maps has 18.
 _LONGEST = 64
 
 
@@ -25,8 +25,8 @@ class _Found(NamedTuple):
 class Charsmap:
     """Replaces, from left to right, the longest text that has a replacement.
 
-    Raises DataError for bytes that hold no such map, in part only when a text reaches the damage;
-    the error's line begins with `origin`.
+    Raises DataError, which begins with `origin`, if the map's bytes are damaged. Some damage is
+    found only when a text that leads to it is replaced.
     """
 
     def __init__(self, raw: bytes, origin: str = "the tokenizer") -> None:
@@ -53,7 +53,7 @@ class Charsmap:
             for byte in text[end].encode():
                 place ^= byte
                 unit = self._unit(place)
-                # The label, and the bit that says that the unit is a number and no node.
+                # The low 8 bits are the node's byte. Bit 31 marks a unit that is a value, no node.
                 if unit & 0x800000FF != byte:
                     return found
                 place ^= _offset(unit)
@@ -77,5 +77,5 @@ class Charsmap:
 
 
 def _offset(unit: int) -> int:
-    """A unit's offset to its children, to be combined with its own place by exclusive or."""
+    """The offset of a unit's children: unit index XOR offset XOR byte is the child of that byte."""
     return (unit >> 10) << ((unit & 0x200) >> 6)

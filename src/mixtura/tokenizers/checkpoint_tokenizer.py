@@ -1,4 +1,7 @@
-"""The tokenizer of a checkpoint: its special tokens, the ends of an answer, its chat template."""
+"""The tokenizer of a checkpoint, with special tokens, the ends of an answer, and a chat template.
+
+A special token's text, such as "[INST]", is called a mark.
+"""
 
 import json
 from collections.abc import Mapping
@@ -19,14 +22,14 @@ HF_TEMPLATE = "chat_template.jinja"
 
 
 class Spelling(Config):
-    """How SentencePiece or llama.cpp prepares text, as far as a tokenizer.json cannot state it."""
+    """The rules for spaces in SentencePiece or llama.cpp, which no tokenizer.json states fully."""
 
     prefix: bool = True
-    """whether a space is set before a text"""
+    """whether a space is added before a text"""
     prefix_after: Literal["nothing", "marks", "added"] = "nothing"
-    """where else a space is set: behind special tokens (marks), or behind all added tokens"""
+    """the tokens after which a space is added too: special tokens ("marks") or all added tokens"""
     collapse: bool = False
-    """whether spaces around a text are removed, and runs of them become one"""
+    """whether spaces around a text are removed, and each run of spaces becomes one space"""
 
     @property
     def strips(self) -> bool:
@@ -35,31 +38,32 @@ class Spelling(Config):
 
 
 class TokenFacts(Config):
-    """What a checkpoint states about its tokens outside of its tokenizer.json."""
+    """Facts about a checkpoint's tokens from files other than its tokenizer.json."""
 
     end_of_document: str | None = None
-    """the token's text; None: the first known one in the vocabulary, else the first of `ends`"""
+    """the text of the token that ends a document; None: the vocabulary's first usual one, such as
+    "</s>", or else the first of `ends`"""
     ends: tuple[str | int, ...] = ()
-    """tokens that end an answer, by text or number, beside the end of a document"""
+    """tokens that end an answer, by text or number, in addition to the end of a document"""
     names: Mapping[str, str] = {}
-    """tokens by their names in chat templates: bos_token, eos_token, ..."""
+    """texts of tokens by their names in chat templates, such as bos_token and eos_token"""
     add_bos: bool | None = None
     """whether every text begins with bos_token; None: as the tokenizer.json states"""
     chat_template: str | None = None
-    """Jinja, as in transformers; None for a model without roles"""
+    """a Jinja template, as in transformers; None for a model without roles"""
     spelling: Spelling | None = None
-    """None: the tokenizer.json states everything"""
+    """None: the tokenizer.json states all rules for spaces"""
 
 
 class CheckpointTokenizer(SubwordTokenizer):
-    """A tokenizer from the text of a `tokenizer.json`, and the facts in the model's other files.
+    """A tokenizer from the text of a `tokenizer.json` and from facts in the model's other files.
 
-    Text becomes special tokens only in `encode_with_marks`. Raises DataError as SubwordTokenizer
-    does, and where `facts` name a token that does not exist.
+    Only `encode_with_marks` encodes marks as special tokens. Raises DataError as SubwordTokenizer
+    does, and if `facts` name a token that the vocabulary lacks.
     """
 
     template_origin = "the model's chat template"
-    """the beginning of an error about the template; a loader replaces it by the file's name"""
+    """the first words of an error about the template; a loader puts the file's name here"""
 
     def __init__(self, text: str, facts: TokenFacts, origin: str = FILE) -> None:
         self.facts = facts
@@ -74,12 +78,12 @@ class CheckpointTokenizer(SubwordTokenizer):
 
     @cached_property
     def special(self) -> Mapping[str, int]:
-        """The number of each special token by its text, such as that of the end of a turn."""
+        """The number of each special token, by the token's text."""
         added = self._backend.get_added_tokens_decoder()
         return {token.content: number for number, token in added.items() if token.special}
 
     def encode_with_marks(self, text: str, continues: bool = False) -> list[int]:
-        """Tokens of a text in which the text of a special token, a mark, becomes that token."""
+        """The tokens of a text; a mark, which is a special token's text, becomes that token."""
         with checked(self._origin):
             backend = self._continuing_with_marks if continues else self._backend_with_marks
             return backend.encode(text, add_special_tokens=False).ids
@@ -101,7 +105,7 @@ class CheckpointTokenizer(SubwordTokenizer):
 
     @cached_property
     def _backend_with_marks(self) -> Backend:
-        # A second backend, as the setting holds for the whole tokenizer, which threads share.
+        # A copy of the backend: the setting changes a whole backend, and threads share `_backend`.
         backend = read_again(self._backend.to_str(), self._origin)
         backend.encode_special_tokens = False
         return backend
@@ -128,7 +132,7 @@ class CheckpointTokenizer(SubwordTokenizer):
         return (self._token(self.facts.names["bos_token"], origin),)
 
     def _added_in_front(self) -> tuple[int, ...]:
-        """Tokens that the post-processor of the tokenizer.json sets before a text."""
+        """Tokens that the post-processor of the tokenizer.json adds before a text."""
         with checked(self._origin), captured_stderr():
             plain = self._backend.encode("a", add_special_tokens=False).ids
             full = self._backend.encode("a").ids

@@ -1,4 +1,4 @@
-"""Any tokenizer of Mixtura's in a form that transformers' AutoTokenizer reads."""
+"""Converts each of Mixtura's tokenizers to a form that transformers' AutoTokenizer reads."""
 
 from collections.abc import Iterator
 
@@ -7,12 +7,13 @@ from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer, TokenFa
 from mixtura.tokenizers.subwords import END_OF_DOCUMENT, SubwordTokenizer
 from mixtura.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 
-# Bytes whose letter in GPT-2 is the character of their number; letters of the rest follow 255.
+# GPT-2 writes a byte in these ranges as the character of the same number. It writes the other
+# bytes, in their order, as the characters from 256 on.
 _PRINTABLE = (range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100))
 
 
 def as_checkpoint(tokenizer: Tokenizer) -> CheckpointTokenizer:
-    """A tokenizer with the same tokens for every text, whose `save` writes a tokenizer.json."""
+    """A tokenizer that encodes each text to the same tokens; its `save` writes a tokenizer.json."""
     match tokenizer:
         case CheckpointTokenizer():
             return tokenizer
@@ -27,7 +28,7 @@ def as_checkpoint(tokenizer: Tokenizer) -> CheckpointTokenizer:
 
 
 def _bytes_as_bpe() -> CheckpointTokenizer:
-    """Byte-level BPE without merges."""
+    """A byte-level BPE tokenizer without merges, which encodes text as ByteTokenizer does."""
     vocabulary = ByteLevelVocabulary(
         tokens=[*letters_of_bytes(), END_OF_DOCUMENT],
         merges=[],
@@ -41,7 +42,7 @@ def _bytes_as_bpe() -> CheckpointTokenizer:
 
 
 def letters_of_bytes() -> Iterator[str]:
-    """GPT-2's letter for each byte, from 0 on."""
+    """The character with which GPT-2 writes each byte, for the bytes 0 to 255 in order."""
     spare = 0x100
     for byte in range(0x100):
         if any(byte in kept for kept in _PRINTABLE):

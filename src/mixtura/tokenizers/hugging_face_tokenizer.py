@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder: its vocabulary, and the facts in other files."""
+"""Reads the tokenizer of a Hugging Face folder: its vocabulary, and facts in the other files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,11 +26,11 @@ _MODEL = "config.json"
 
 
 def hugging_face_tokenizer(folder: Path) -> CheckpointTokenizer:
-    """The tokenizer of tokenizer.json, or else of tokenizer.model.
+    """Read the vocabulary from tokenizer.json, or from tokenizer.model if there is no such file.
 
-    Optional files are tokenizer_config.json and chat_template.jinja, and, for the ends of an
-    answer, generation_config.json or config.json. Raises DataError where a file is missing,
-    damaged or not supported.
+    The files tokenizer_config.json, special_tokens_map.json and chat_template.jinja are optional.
+    The tokens that end an answer are read from generation_config.json, or else from config.json.
+    Raises DataError if a file is missing, damaged or not supported.
     """
     if not (folder / FILE).is_file() and (folder / MODEL_FILE).is_file():
         tokenizer: CheckpointTokenizer = sentencepiece_beside(folder / MODEL_FILE)
@@ -43,10 +43,10 @@ def hugging_face_tokenizer(folder: Path) -> CheckpointTokenizer:
 
 
 def sentencepiece_beside(path: Path, end_of_document: str | None = None) -> SentencePieceTokenizer:
-    """The tokenizer of a `tokenizer.model` and of the other files of its folder.
+    """Read a tokenizer from a `tokenizer.model`, and facts from the other files of its folder.
 
-    As in transformers, a text begins with bos_token unless tokenizer_config.json denies it. Raises
-    DataError as `hugging_face_tokenizer` does.
+    As in transformers, a text begins with bos_token, if the model has one, unless add_bos_token is
+    false in tokenizer_config.json. Raises DataError as `hugging_face_tokenizer` does.
     """
     folder = path.parent
     config = _object(folder / HF_CONFIG)
@@ -54,7 +54,7 @@ def sentencepiece_beside(path: Path, end_of_document: str | None = None) -> Sent
     stated = config.get("add_prefix_space")
     spelling = {
         "prefix": file.prefix if stated is None else stated,
-        # Older configs lack the key; their models were trained with a space behind special tokens.
+        # Models whose older config lacks the key were trained with a space after special tokens.
         "prefix_after": "nothing" if config.get("legacy") is False else "marks",
         "collapse": file.collapse,
     }
@@ -78,7 +78,11 @@ def sentencepiece_beside(path: Path, end_of_document: str | None = None) -> Sent
 def _facts(
     folder: Path, config: Mapping[str, Any], own: Mapping[str, str], further: Mapping[str, Any]
 ) -> TokenFacts:
-    """`own` are the vocabulary's own names of tokens; names in the files beside it replace them."""
+    """Facts from the folder's files; `own` are names of tokens that the vocabulary itself states.
+
+    A name in the folder's files replaces the same name in `own`. `further` are more fields of
+    TokenFacts.
+    """
     names = {**own, **_names(_object(folder / "special_tokens_map.json")), **_names(config)}
     ends = _object(folder / _GENERATION).get("eos_token_id")
     if ends is None:
@@ -94,7 +98,7 @@ def _facts(
 
 
 def _added_tokens(folder: Path, config: Mapping[str, Any]) -> list[AddedPiece]:
-    """Tokens that other files add to tokenizer.model. Raises DataError for a malformed list."""
+    """Tokens that other files add to tokenizer.model. Raises DataError for a malformed entry."""
     found: list[AddedPiece] = []
     for text, number in _object(folder / "added_tokens.json").items():
         found.append(AddedPiece(_number(number, folder / "added_tokens.json"), text, False))
@@ -123,9 +127,10 @@ def _number(number: object, path: Path) -> int:
 
 
 def chat_template_of(folder: Path) -> str | None:
-    """The template of its own file, else of tokenizer_config.json; the default of several.
+    """The template in chat_template.jinja, else the one in tokenizer_config.json, else None.
 
-    Raises DataError for a value that is neither text nor a list of named texts.
+    tokenizer_config.json may have several named templates; then the template named "default" is
+    returned. Raises DataError for a value that is neither text nor a list of named texts.
     """
     if (folder / HF_TEMPLATE).is_file():
         return read_text(folder / HF_TEMPLATE)
@@ -142,13 +147,13 @@ def chat_template_of(folder: Path) -> str | None:
 
 
 def template_origin(folder: Path) -> str:
-    """The beginning of an error about the template."""
+    """The first words of an error about the chat template, with the name of its file."""
     own = folder / HF_TEMPLATE
     return f"{own if own.is_file() else folder / HF_CONFIG}: the chat template"
 
 
 def _named_templates(stated: object) -> dict[str, str] | None:
-    """Templates by name; None for any other content of the list or of transformers' mapping."""
+    """Templates by name, from a list of named templates or a mapping; None for anything else."""
     if isinstance(stated, list):
         if not all(isinstance(one, dict) and {"name", "template"} <= one.keys() for one in stated):
             return None
@@ -162,7 +167,7 @@ def _named_templates(stated: object) -> dict[str, str] | None:
 
 
 def read_text(path: Path) -> str:
-    """A text file of the folder. Raises DataError."""
+    """The content of a text file. Raises DataError if the file is missing or is not UTF-8 text."""
     try:
         return regular_files.read_text(path, DataError, MOST_BYTES)
     except FileNotFoundError:
@@ -170,7 +175,7 @@ def read_text(path: Path) -> str:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file."""
+    """The object in a JSON file; an empty one if there is no file."""
     try:
         return read_object(path, DataError)
     except FileNotFoundError:
@@ -178,7 +183,10 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _names(config: Mapping[str, Any]) -> dict[str, str]:
-    """Tokens by name, such as eos_token; some files state a token with its settings."""
+    """Texts of tokens by name, such as eos_token.
+
+    A config states a token as its text, or as an object of settings with the text in "content".
+    """
     found = {key: value for key, value in config.items() if key.endswith("_token")}
     texts = {
         key: value["content"] if isinstance(value, dict) and "content" in value else value

@@ -1,4 +1,4 @@
-"""The text of pieces in which "▁" stands for a space and `<0xE9>` for a byte."""
+"""Decodes pieces: in a piece "▁" means a space, and the piece `<0xE9>` means the byte 0xE9."""
 
 import codecs
 import re
@@ -19,18 +19,18 @@ _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 @dataclass(frozen=True, slots=True)
 class PieceText:
-    """Decodes pieces; bytes are joined as in SentencePiece and llama.cpp.
+    """Decodes tokens; byte pieces are joined as in SentencePiece and llama.cpp.
 
-    The package `tokenizers` makes a whole run of bytes U+FFFD where one of them is no character.
-    A stream could then change text that it has shown.
+    The package `tokenizers` replaces a whole run of byte pieces by U+FFFD if one byte of the run is
+    invalid UTF-8. Then a later token could change text that a stream has already shown.
     """
 
     piece_of: Callable[[int], str | None]
-    """a token's piece; None for a token that is not shown"""
+    """maps a token to its piece, or to None if the token is not shown"""
     strips: bool
     """whether the space in front of a text is removed"""
     collapse: bool = False
-    """whether all spaces in front are removed"""
+    """whether `strips` removes all spaces in front of a text, not only one"""
 
     def __call__(self, tokens: Sequence[int]) -> str:
         raw = bytearray()
@@ -45,25 +45,28 @@ class PieceText:
                 continue
             if strips and not raw and piece.startswith(SPACE):
                 piece = piece[1:]
-                # With `collapse`, every piece in front of the first text is stripped.
+                # With `collapse`, the next pieces lose their spaces too, until there is some text.
                 strips = self.collapse
             raw += piece.replace(SPACE, " ").encode()
         return raw.decode("utf-8", _EACH_BYTE)
 
 
 def decoder_steps(strips: bool) -> list[dict[str, Any]]:
-    """The `decoder` of a tokenizer.json that decodes as PieceText does."""
+    """The steps of a tokenizer.json's `decoder`, which decode valid UTF-8 as PieceText does."""
     return [*_STEPS, _STRIP] if strips else [*_STEPS]
 
 
 def strips_of(decoder: Mapping[str, Any] | None) -> bool | None:
-    """`strips` of a decoder made by `decoder_steps`; None for any other decoder."""
+    """The `strips` with which `decoder_steps` made this decoder; None for any other decoder."""
     steps = (decoder or {}).get("decoders")
     return next((strips for strips in (False, True) if steps == decoder_steps(strips)), None)
 
 
 def _each_byte(error: UnicodeError) -> tuple[str, int]:
-    """One U+FFFD for each byte that is no character; `replace` writes one for a run of them."""
+    """A decoding error's handler that writes one U+FFFD for each invalid byte.
+
+    Python's own handler `replace` writes one U+FFFD for several bytes of a cut character.
+    """
     assert isinstance(error, UnicodeDecodeError), "registered for decoding only"
     return "\ufffd" * (error.end - error.start), error.end
 

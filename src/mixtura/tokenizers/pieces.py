@@ -1,6 +1,6 @@
-"""Vocabularies of scored pieces, as in SentencePiece and llama.cpp's `llama` kind.
+"""Vocabularies of scored pieces, as in SentencePiece and in llama.cpp's tokenizer kind `llama`.
 
-In a piece "▁" stands for a space, and `<0xE9>` for a byte.
+A piece is a token's text. In it "▁" means a space, and the piece `<0xE9>` means the byte 0xE9.
 """
 
 import math
@@ -14,13 +14,14 @@ from typing import Any, Literal, NamedTuple
 from mixtura.errors import DataError
 
 Algorithm = Literal["bpe", "unigram"]
-# Four times Gemma's, whose longest piece is a run of 31 spaces.
+# Bounds on the number of pieces, four times Gemma's, and on a piece's characters. Gemma's longest
+# piece is a run of 31 spaces.
 _MOST_PIECES = 2**20
 _LONGEST = 512
 
 
 class PieceKind(IntEnum):
-    """SentencePiece's numbers, which llama.cpp shares."""
+    """The kinds of pieces, by the numbers that SentencePiece and llama.cpp use."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -35,9 +36,10 @@ _KINDS = frozenset(PieceKind)
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Each token's text, score and kind.
+    """The text, the score and the kind of each token, in the order of token numbers.
 
-    Raises DataError where these do not fit together, or cannot form a tokenizer.
+    Raises DataError for lists of different lengths, values out of bounds, a text that occurs twice,
+    or missing byte pieces.
     """
 
     algorithm: Algorithm
@@ -45,7 +47,7 @@ class Pieces:
     scores: Sequence[float]
     kinds: Sequence[int]
     byte_fallback: bool
-    """whether a character that is no piece becomes the tokens of its bytes"""
+    """whether a character without a piece becomes the byte pieces of its UTF-8 bytes"""
 
     def __post_init__(self) -> None:
         count = len(self.texts)
@@ -90,9 +92,9 @@ class AddedPiece(NamedTuple):
 
 
 def extended(pieces: Pieces, added: Iterable[AddedPiece], marks: Container[str]) -> Pieces:
-    """`pieces` with added tokens; `marks` and special tokens become control pieces.
+    """`pieces` with the added tokens; special tokens and texts in `marks` become control pieces.
 
-    Raises DataError where an added token has the number of another one.
+    Raises DataError if an added token has the number of a piece with another text.
     """
     texts, scores, kinds = list(pieces.texts), list(pieces.scores), list(pieces.kinds)
     for one in added:
@@ -121,7 +123,7 @@ def byte_name(byte: int) -> str:
 
 
 def model_of(pieces: Pieces) -> dict[str, Any]:
-    """The `model` of a tokenizer.json. Raises DataError for pieces that it cannot hold exactly."""
+    """The section `model` of a tokenizer.json. Raises DataError for pieces that do not fit it."""
     unknown = pieces.of_kind(PieceKind.UNKNOWN)
     if pieces.algorithm == "bpe":
         return {
@@ -130,7 +132,7 @@ def model_of(pieces: Pieces) -> dict[str, Any]:
             "unk_token": unknown[0] if unknown else None,
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
-            # In SentencePiece a run of unknown characters is one token, and bytes stay separate.
+            # In SentencePiece a run of unknown characters is one token; byte pieces stay separate.
             "fuse_unk": True,
             "byte_fallback": pieces.byte_fallback,
             "ignore_merges": False,
@@ -148,10 +150,10 @@ def model_of(pieces: Pieces) -> dict[str, Any]:
 
 
 def merges_of(pieces: Pieces) -> list[tuple[str, str]]:
-    """Every merge of two pieces into one, the piece of the highest score first.
+    """Every pair of pieces that join to a piece, from the highest score of that piece downwards.
 
-    SentencePiece joins the two neighbours that make the piece of the highest score, and of equal
-    scores the leftmost. Raises DataError where no order of merges does the same.
+    SentencePiece joins the two neighbours that make the piece of the highest score. Of several with
+    equal scores it joins the leftmost. Raises DataError if no order of merges has this effect.
     """
     normal = {
         text
@@ -170,7 +172,7 @@ def merges_of(pieces: Pieces) -> list[tuple[str, str]]:
             )
         if pairs:
             made.append((score, text, pairs))
-    # At equal scores the longest comes first: see _check_tie.
+    # Of pieces with equal scores the longest comes first, for the reason given in `_check_tie`.
     made.sort(key=lambda one: (-one[0], -len(one[1])))
     for _, tied in groupby(made, key=lambda one: one[0]):
         _check_tie([text for _, text, _ in tied])
@@ -178,10 +180,11 @@ def merges_of(pieces: Pieces) -> list[tuple[str, str]]:
 
 
 def _pairs(text: str, normal: set[str]) -> list[tuple[str, str]]:
-    """Pairs of pieces that make `text`, in the order that finds the leftmost first.
+    """The pairs of pieces that join to `text`, in an order that merges the leftmost pair first.
 
-    Two pairs overlap in a text where the piece is `xy` and also `yz`, so that it repeats itself at
-    the length of `x`. The pair that begins with `x` must then come first.
+    In a row of pieces x, y, z the pairs (x, y) and (y, z) can join to the same text. SentencePiece
+    then joins (x, y), so this pair must come first. It is the pair whose second part y is also the
+    beginning of the text.
     """
     cuts = [cut for cut in range(1, len(text)) if text[:cut] in normal and text[cut:] in normal]
     if len(cuts) > 1:
@@ -190,10 +193,10 @@ def _pairs(text: str, normal: set[str]) -> list[tuple[str, str]]:
 
 
 def _check_tie(texts: Sequence[str]) -> None:
-    """Raises DataError for pieces of one score, unless all are runs of one character.
+    """Raise DataError for pieces of equal score, unless all are runs of the same character.
 
-    Llama's runs of spaces all have one score. Joined from the left, the pieces of a run never grow
-    to the right, so the leftmost pair also makes the longest piece.
+    Llama's runs of spaces have equal scores. A run is joined from the left, so no piece of it is
+    longer than the piece to its left, and the leftmost pair also makes the longest piece.
     """
     if len(texts) > 1 and len(set("".join(texts))) > 1:
         raise DataError(

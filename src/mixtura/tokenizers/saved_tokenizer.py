@@ -1,4 +1,4 @@
-"""A tokenizer from the folder that holds it."""
+"""Loads a tokenizer from its folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +25,9 @@ class _Description(Config):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote there, or that of a Hugging Face folder.
+    """Load the tokenizer that `Tokenizer.save` wrote, or the tokenizer of a Hugging Face folder.
 
-    Raises DataError if the folder holds no tokenizer, or none that is supported.
+    Raises DataError if the folder holds no tokenizer, or one that is not supported.
     """
     path = folder / DESCRIPTION
     if not path.exists():

@@ -1,7 +1,7 @@
-"""SentencePiece's `tokenizer.model`, read from its bytes.
+"""Reads SentencePiece's `tokenizer.model`.
 
-The file is a protobuf message, `ModelProto` of SentencePiece's sentencepiece_model.proto. Its
-fields are copied into plain values and checked, so that a damaged file is refused in one line.
+The file is a protobuf message: `ModelProto` of SentencePiece's sentencepiece_model.proto. Its
+fields are copied into plain values and checked, so that a damaged file gives an error of one line.
 """
 
 import struct
@@ -16,12 +16,12 @@ from mixtura.tokenizers.charsmap import Charsmap
 from mixtura.tokenizers.pieces import Algorithm, PieceKind, Pieces
 from mixtura.tokenizers.subwords import MODEL_FILE
 
-# Gemma's, of 262,144 pieces, takes 4.7 MB.
+# The most bytes of a file; Gemma's file, with 262,144 pieces, has 4.7 MB.
 _LARGEST = 64 * 2**20
 _ALGORITHMS: dict[int, Algorithm] = {1: "unigram", 2: "bpe"}
 _OTHERS = {3: "word", 4: "char"}
 NamedPiece = Literal["unk", "bos", "eos", "pad"]
-# The field of each name in TrainerSpec, and its default.
+# For each name, the number of its field in the message TrainerSpec, and the field's default.
 _NAMES: dict[NamedPiece, tuple[int, str]] = {
     "unk": (45, "<unk>"),
     "bos": (46, "<s>"),
@@ -36,17 +36,17 @@ class SentencePieceFile:
 
     pieces: Pieces
     charsmap: bytes
-    """replacements that come first, in the format of `Charsmap`; empty for none"""
+    """the replacements of characters that are made first, as `Charsmap` reads them; may be empty"""
     collapse: bool
-    """whether spaces around the text are removed, and runs of them become one"""
+    """whether spaces around the text are removed, and each run of spaces becomes one space"""
     prefix: bool
-    """whether a space is set before every text"""
+    """whether a space is added before every text"""
     names: dict[NamedPiece, str]
-    """texts of the unknown piece and of bos, eos and pad, as far as the vocabulary has them"""
+    """texts of those pieces of unk, bos, eos and pad that the vocabulary has"""
 
 
 def read_sentencepiece(path: Path) -> SentencePieceFile:
-    """Raises DataError for a file of another kind, for damage, and for unsupported settings."""
+    """Read a file. Raises DataError for another kind of file, damage, or unsupported settings."""
     try:
         raw = read_bytes(path, DataError, _LARGEST)
     except FileNotFoundError:
@@ -69,7 +69,7 @@ def _parsed(raw: bytes) -> SentencePieceFile:
                 texts.append(piece.text(1, ""))
                 scores.append(piece.real(2))
                 kinds.append(piece.number(3, PieceKind.NORMAL))
-            # Protobuf merges a repeated message into the one before it.
+            # If a message occurs twice, protobuf merges the two: joining their bytes does the same.
             case 2:
                 trainer += _as_bytes(value)
             case 3:
@@ -122,7 +122,10 @@ def _names(training: "_Message", pieces: Pieces) -> dict[NamedPiece, str]:
 
 
 class _Message:
-    """Fields of a message, of which the last value counts. Raises DataError for another type."""
+    """The fields of a protobuf message; if a field occurs twice, its last value counts.
+
+    Methods raise DataError if the field has another type.
+    """
 
     def __init__(self, raw: bytes) -> None:
         self._values = dict(_fields(raw))
@@ -155,7 +158,7 @@ class _Message:
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Each field's number, and its value: an int for a varint, bytes for all else."""
+    """Yield each field's number and value: an int for a varint, bytes for any other type."""
     at = 0
     while at < len(raw):
         tag, at = _varint(raw, at)
@@ -177,7 +180,10 @@ def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """An integer in 7 bits a byte, the lowest first, and the place behind it."""
+    """Read an integer at index `at`; return it and the index after it.
+
+    Each byte holds 7 bits, the lowest bits first.
+    """
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(raw):

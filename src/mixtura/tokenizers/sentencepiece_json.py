@@ -1,4 +1,4 @@
-"""The tokenizer.json of scored pieces: written for other programs, and split up for our own."""
+"""Writes scored pieces as a tokenizer.json for other programs, and derives our encoder from it."""
 
 import base64
 import json
@@ -15,9 +15,10 @@ Tree = dict[str, Any]
 def sentencepiece_json(
     pieces: Pieces, spelling: Spelling, *, charsmap: bytes = b"", begin: str | None = None
 ) -> str:
-    """The tokenizer.json that comes nearest; `begin` is the token that every text begins with.
+    """Write pieces and spelling as a tokenizer.json, which cannot express every spelling exactly.
 
-    Raises DataError for pieces that the format cannot hold.
+    `begin` is the token that every text begins with. Raises DataError for pieces that the format
+    cannot express.
     """
     tree = {
         "version": "1.0",
@@ -38,7 +39,10 @@ def sentencepiece_json(
 
 
 def charsmap_of(tree: Tree, origin: str = "the tokenizer") -> Charsmap | None:
-    """The map that `sentencepiece_json` stored. Raises DataError, naming `origin`, for damage."""
+    """The map of characters in a tokenizer.json of `sentencepiece_json`; None if it has none.
+
+    Raises DataError, which begins with `origin`, for a damaged map.
+    """
     for one in (tree["normalizer"] or {}).get("normalizers", []):
         if one["type"] == "Precompiled":
             return Charsmap(base64.b64decode(one["precompiled_charsmap"]), origin)
@@ -46,16 +50,16 @@ def charsmap_of(tree: Tree, origin: str = "the tokenizer") -> Charsmap | None:
 
 
 def plain_of(tree: Tree) -> Tree:
-    """A tokenizer.json for text that is already in the letters of pieces."""
+    """A tokenizer.json for prepared text, in which "▁" already replaces each space."""
     added = [{**one, "normalized": False} for one in tree["added_tokens"]]
     return {**tree, "added_tokens": added, "normalizer": None, "pre_tokenizer": None}
 
 
 def lattice_of(tree: Tree) -> Tree:
-    """A unigram tokenizer.json that encodes text only.
+    """A unigram tokenizer.json that encodes prepared text, and is not used to decode.
 
-    The library finds every piece in a text, so pieces that no text becomes are renamed. Characters
-    that are no piece stay unknown.
+    The library finds every piece in a text. So special tokens and byte pieces, which text must not
+    become, are renamed. A character without a piece becomes the unknown token.
     """
     shown = {one["content"] for one in tree["added_tokens"] if not one["special"]}
     never = {one["content"] for one in tree["added_tokens"]} - shown
@@ -66,9 +70,9 @@ def lattice_of(tree: Tree) -> Tree:
 
     def renamed(number: int, text: str, score: float) -> tuple[str, float]:
         if text in never:
-            # In the letters of pieces a text has no space, so no text contains this name.
+            # A prepared text has no space, so it cannot contain this name.
             return f" {number}", 0.0
-        # SentencePiece's score for a user-defined piece, which always wins.
+        # SentencePiece gives a user-defined piece this score, so that the piece is always chosen.
         return text, len(text.encode()) * best - 0.1 if text in shown else score
 
     of_number = [renamed(number, *entry) for number, entry in enumerate(vocabulary)]
@@ -77,7 +81,7 @@ def lattice_of(tree: Tree) -> Tree:
 
 
 def unigram_bytes(tree: Tree) -> tuple[int, list[int]] | None:
-    """The unknown token and each byte's token; None unless a unigram model falls back to bytes."""
+    """The unknown token and each byte's token; None unless a unigram model has byte fallback."""
     model = tree["model"]
     if model["type"] != "Unigram" or not model["byte_fallback"]:
         return None
@@ -87,7 +91,8 @@ def unigram_bytes(tree: Tree) -> tuple[int, list[int]] | None:
 
 def _is_added(pieces: Pieces, text: str, kind: int) -> bool:
     if kind == PieceKind.UNUSED:
-        # Merges never make an unused piece; a unigram model and a single character would.
+        # No text may become an unused piece. Merges do not make one, but a unigram model can, and
+        # a single character needs no merge; as a special token the piece is never used.
         return pieces.algorithm == "unigram" or len(text) == 1
     return kind in {PieceKind.CONTROL, PieceKind.UNKNOWN, PieceKind.USER_DEFINED}
 
@@ -99,7 +104,7 @@ def _added(number: int, text: str, special: bool) -> Tree:
         "single_word": False,
         "lstrip": False,
         "rstrip": False,
-        # A run of spaces is found after normalization has replaced each by "▁".
+        # A piece with "▁" can be found only after the normalizer has replaced each space by "▁".
         "normalized": SPACE in text and not special,
         "special": special,
     }
@@ -128,7 +133,7 @@ def _pre_tokenizer(spelling: Spelling) -> Tree | None:
 
 
 def _by_first_word(spelling: Spelling) -> bool:
-    """Whether to use Metaspace, the one step that sets no space behind special tokens."""
+    """Whether to use the step Metaspace, the only one that adds no space after special tokens."""
     return spelling.prefix and spelling.prefix_after == "nothing"
 
 

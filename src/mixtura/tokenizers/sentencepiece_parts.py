@@ -1,4 +1,4 @@
-"""The parts of a tokenizer of scored pieces: its pieces, and whether it sets a space in front."""
+"""Takes a tokenizer of scored pieces apart, into what llama.cpp needs for the same tokens."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +17,24 @@ _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceParts:
-    """The parts from which llama.cpp makes the same tokens."""
+    """The parts of a tokenizer, with which llama.cpp encodes text to the same tokens."""
 
     pieces: Pieces
-    """their scores are ranks of merges, the only order in a tokenizer.json"""
+    """scored by the negative rank of their merge: a tokenizer.json orders merges without scores"""
     prefix: bool
+    """whether a space is added before a text"""
 
 
 def is_scored_pieces(tree: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json holds scored pieces: by a fallback to bytes, or a unigram model."""
+    """Whether a tokenizer.json holds scored pieces: it has byte fallback or a unigram model."""
     return bool(tree["model"].get("byte_fallback")) or tree["model"].get("type") == "Unigram"
 
 
 def sentencepiece_parts(tokenizer: CheckpointTokenizer) -> SentencePieceParts:
-    """The parts. Raises DataError where tokens depend on more than pieces and their order."""
+    """Take `tokenizer` apart.
+
+    Raises DataError if its tokens depend on more than pieces, their order and the prefix.
+    """
     tree = json.loads(tokenizer.to_json())
     if tree["model"]["type"] != "BPE":
         raise DataError(
@@ -48,7 +52,7 @@ def sentencepiece_parts(tokenizer: CheckpointTokenizer) -> SentencePieceParts:
             )
     pieces = _pieces(tree)
     added = {one["content"] for one in tree["added_tokens"]}
-    # Added tokens are found before any merge, so merges to them have no effect.
+    # Added tokens are found in a text before any merge, so merges that make them have no effect.
     stated = {(left, right) for left, right in _merges(tree) if left + right not in added}
     if set(merges_of(pieces)) != stated:
         raise DataError(
@@ -59,7 +63,10 @@ def sentencepiece_parts(tokenizer: CheckpointTokenizer) -> SentencePieceParts:
 
 
 def _prefix_of(tree: Mapping[str, Any]) -> bool:
-    """`prefix` of a foreign tokenizer.json. Raises DataError for steps that llama.cpp lacks."""
+    """Whether a tokenizer.json that Mixtura did not write adds a space before a text.
+
+    Raises DataError for steps that llama.cpp lacks.
+    """
     prefix = False
     for step in (*_steps(tree["normalizer"]), *_steps(tree["pre_tokenizer"])):
         match step["type"]:
@@ -67,7 +74,7 @@ def _prefix_of(tree: Mapping[str, Any]) -> bool:
                 prefix = True
             case "Metaspace" if step["replacement"] == SPACE and not step.get("split", True):
                 prefix = prefix or step["prepend_scheme"] != "never"
-            # Gemma's step splits at spaces, and the normalizer has replaced them all.
+            # Gemma splits at spaces, but its normalizer has replaced all spaces before.
             case "Split" if step["pattern"] == {"String": " "}:
                 pass
             case "Replace" if step == _REPLACE:
@@ -102,7 +109,7 @@ def _pieces(tree: Mapping[str, Any]) -> Pieces:
         **model["vocab"],
         **{one["content"]: one["id"] for one in tree["added_tokens"]},
     }
-    # A piece's rank is that of the first merge that makes it.
+    # The rank of a piece is the rank of the first merge that makes the piece.
     made = dict.fromkeys(left + right for left, right in _merges(tree))
     rank_of: dict[str, int] = {text: rank for rank, text in enumerate(made)}
     bytes_of = {byte_name(byte) for byte in range(256)} if model["byte_fallback"] else set()

@@ -1,8 +1,8 @@
 """Tokenizers of scored pieces that treat spaces and bytes as SentencePiece and llama.cpp do.
 
-Two things cannot be stated in a `tokenizer.json`, which other programs read: a space before every
-text whatever it begins with, and SentencePiece's replacements of several characters together.
-`Spelling` states them beside it, and this module prepares the text.
+A `tokenizer.json` cannot state two rules: a space is added before every text, whatever the text
+begins with, and SentencePiece replaces several characters together. So this module applies the
+rules of `Spelling` and `Charsmap` to a text, and then encodes the prepared text.
 """
 
 import json
@@ -33,23 +33,23 @@ _SPACES = re.compile(" {2,}")
 
 
 class _PreparedText(NamedTuple):
-    """A text in the letters of pieces."""
+    """A text as pieces spell it, with "▁" for each space."""
 
     text: str
     set_at: tuple[int, ...]
-    """places of spaces that the original text did not have"""
+    """the indices of added spaces, which the original text does not have"""
 
 
 class _Token(NamedTuple):
     number: int
     end: int
-    """where the token ends in the prepared text"""
+    """the index in the prepared text at which the token ends"""
 
 
 class SentencePieceTokenizer(CheckpointTokenizer):
-    """The tokenizer of a text that `sentencepiece_json` wrote, with `facts.spelling`.
+    """A tokenizer from a tokenizer.json that `sentencepiece_json` wrote, and from `facts.spelling`.
 
-    Raises DataError where the text is no such tokenizer.json.
+    Raises DataError if `text` is not such a tokenizer.json.
     """
 
     def __init__(self, text: str, facts: TokenFacts, origin: str = FILE) -> None:
@@ -68,7 +68,7 @@ class SentencePieceTokenizer(CheckpointTokenizer):
             self._shown = _one_of(special.keys() - self._hidden)
         except DataError:
             raise
-        # The package `tokenizers` raises nothing narrower than Exception.
+        # The package `tokenizers` raises plain Exception.
         except Exception as error:
             raise DataError(f"{origin}: not a tokenizer.json of scored pieces ({error})") from error
         super().__init__(plain, facts, origin)
@@ -87,7 +87,7 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         to_utf8(text)
         ids: list[int] = []
         begins = not continues
-        # Parts with an odd number are special tokens.
+        # `split` returns the special tokens as the parts with an odd number.
         for number, piece in enumerate(self._marks.split(text)):
             if number % 2:
                 ids.append(self.special[piece])
@@ -98,7 +98,10 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
-        """Raises DataError for a tokenizer that changes text: its bytes per token are undefined."""
+        """The tokens of texts, and each token's bytes.
+
+        Raises DataError if the tokenizer changes text, since a token's bytes are then undefined.
+        """
         if self._charsmap is not None or self._spelling.collapse:
             raise DataError(
                 "this tokenizer replaces characters or drops spaces, so its tokens do not say how "
@@ -131,7 +134,7 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         if not text:
             return _PreparedText("", ())
         if self._charsmap is not None:
-            # Parts with an odd number are user-defined pieces, which stay unchanged.
+            # The parts with an odd number are user-defined pieces, which stay unchanged.
             parts = self._shown.split(text)
             parts[::2] = map(self._charsmap, parts[::2])
             text = "".join(parts)
@@ -158,7 +161,9 @@ class SentencePieceTokenizer(CheckpointTokenizer):
                 yield from (_Token(of_byte[byte], at + 1) for byte in prepared.text[at].encode())
 
     def _check_text_comes_back(self, origin: str) -> None:
-        """Not checked: generation needs no exact text, and `encode_batch` refuses where it does."""
+        """Check nothing: generation works for tokenizers that change text. `encode_batch` does not
+        work for them, and raises an error itself.
+        """
 
 
 def sentencepiece_tokenizer(
@@ -169,10 +174,10 @@ def sentencepiece_tokenizer(
     begin: str | None = None,
     origin: str = "the vocabulary",
 ) -> SentencePieceTokenizer:
-    """A tokenizer of pieces, with `facts.spelling` or its defaults.
+    """Build a tokenizer from pieces, with `facts.spelling` or the default `Spelling`.
 
-    `begin` is the token that every text begins with. Raises DataError for pieces that do not fit
-    together.
+    `begin` is the token that every text begins with. Raises DataError for pieces that cannot form a
+    tokenizer.
     """
     spelling = facts.spelling or Spelling()
     text = sentencepiece_json(pieces, spelling, charsmap=charsmap, begin=begin)
@@ -181,13 +186,16 @@ def sentencepiece_tokenizer(
 
 
 def _one_of(names: Collection[str]) -> re.Pattern[str]:
-    """A pattern that splits a text so that odd parts are names, the longest that match."""
+    """A pattern for `split`: the parts with an odd number are the longest names that match."""
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def _spaced(parts: Sequence[str], ahead: bool) -> _PreparedText:
-    """Set a space before the text, if `ahead`, and behind each added token, the odd parts."""
+    """Add a space before the text, if `ahead`, and after each added token.
+
+    The parts with an odd number are added tokens.
+    """
     prepared = ""
     set_at: list[int] = []
     for number, part in enumerate(parts):
@@ -203,7 +211,7 @@ def _spaced(parts: Sequence[str], ahead: bool) -> _PreparedText:
 def _with_bytes(text: str, prepared: _PreparedText, tokens: Iterator[_Token]) -> Encoded:
     found = list(tokens)
     end_N = np.array([token.end for token in found], np.int64)
-    # Spaces that were set before a token's end are no part of the text.
+    # Spaces that were added before a token's end are subtracted: the text does not have them.
     end_N -= np.searchsorted(np.array(prepared.set_at, np.int64), end_N)
     ids_N = np.array([token.number for token in found], np.int64)
     return Encoded(ids_N, bytes_added(text, end_N))

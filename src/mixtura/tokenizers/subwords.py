@@ -1,4 +1,7 @@
-"""Tokenizers of the package `tokenizers`: byte-level BPE trained here, or a given file."""
+"""Tokenizers that run in the package `tokenizers`: BPE that is trained here, or a given file.
+
+N tokens of a text.
+"""
 
 import hashlib
 import json
@@ -27,9 +30,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 FILE = "tokenizer.json"
 MODEL_FILE = "tokenizer.model"
 MOST_BYTES = 128 << 20
-"""in a tokenizer.json; the largest published ones have a third of that"""
+"""the most bytes of a tokenizer.json; the largest published file has a third of that"""
 END_OF_DOCUMENT = "<|endoftext|>"
-# Ends of a document in published tokenizers; the first one in a vocabulary is used.
+# Tokens that end a document in published tokenizers; the first one in a vocabulary is used.
 _KNOWN_ENDS = (
     END_OF_DOCUMENT,
     "<|end_of_text|>",
@@ -37,15 +40,15 @@ _KNOWN_ENDS = (
     "</s>",
     "<eos>",
 )
-# Cases, accents, runs of spaces, line ends, a ligature, other scripts, an emoji.
+# The probe has both cases, accents, runs of spaces, line ends, a ligature, scripts and an emoji.
 _PROBE = "If x==1:\n\tprint('Ünï-code')  # 2026\r\n Жук 木 🙂 ﬁn \n"
 
 
 class BpeConfig(Config):
-    """Byte-level BPE, trained on the training documents: `vocabulary` tokens, the end's included.
+    """Byte-level BPE with `vocabulary` tokens, including the end of a document.
 
-    Of a larger corpus a sample of `sample_mb` (10^6 bytes) is used. A small text yields fewer
-    tokens; the corpus states their number.
+    It is trained on the training documents, or on a sample of `sample_mb` (10^6 bytes) if they are
+    larger. A small text yields fewer tokens, and the prepared corpus states their number.
     """
 
     kind: Literal["bpe"]
@@ -63,7 +66,8 @@ class BpeConfig(Config):
             vocab_size=self.vocabulary,
             special_tokens=[END_OF_DOCUMENT],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            # A long row of dashes may be frequent, and a corpus stores a token's bytes up to 255.
+            # A frequent row of dashes would become one long token. A corpus stores the number of a
+            # token's bytes in one byte, so a token has at most 255.
             max_token_length=128,
             show_progress=False,
         )
@@ -72,9 +76,10 @@ class BpeConfig(Config):
 
 
 class FileConfig(Config):
-    """A `tokenizer.json` or SentencePiece's `tokenizer.model`, or a folder that holds one.
+    """A `tokenizer.json` or SentencePiece's `tokenizer.model`, or a folder with one of them.
 
-    `end_of_document` is the text of the token that ends a document, where no known one does.
+    `end_of_document` is the text of the token that ends a document; None selects the vocabulary's
+    first usual one, such as "</s>".
     """
 
     kind: Literal["file"]
@@ -88,7 +93,7 @@ class FileConfig(Config):
         return self.load()
 
     def load(self) -> "SubwordTokenizer":
-        """Raises DataError if the file is missing or cannot serve."""
+        """Load the tokenizer. Raises DataError if its file is missing or cannot be used."""
         if self._path.suffix == Path(MODEL_FILE).suffix:
             from mixtura.tokenizers.hugging_face_tokenizer import sentencepiece_beside
 
@@ -114,17 +119,17 @@ class FileConfig(Config):
 
 
 class SubwordTokenizer:
-    """A tokenizer from the text of a `tokenizer.json`, on all cores.
+    """A tokenizer from the text of a `tokenizer.json`; `encode_batch` uses all cores.
 
     Raises DataError if the text is no tokenizer.json, if the token that ends a document is missing,
-    or if decoding does not give a text back. Differences within Unicode's canonical form (NFC),
-    which many published tokenizers apply, are allowed.
+    or if decoding an encoded text gives another text. The texts are compared in Unicode's NFC,
+    since many published tokenizers apply NFC.
     """
 
     def __init__(self, text: str, end: str | None = None, origin: str = FILE) -> None:
         self._origin = origin
         self._backend = backend_of(text, origin)
-        # A document that quotes the text of a special token must not become that token.
+        # A special token's text inside a document must not be encoded as that token.
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -190,7 +195,7 @@ class SubwordTokenizer:
 
     @cached_property
     def _piece_decoder(self) -> PieceText | None:
-        """The decoder of scored pieces; None for a tokenizer of another kind."""
+        """The decoder if the tokenizer has scored pieces, else None."""
         decoder = self._backend.decoder
         strips = None if decoder is None else strips_of(json.loads(decoder.__getstate__()))
         if strips is None:
@@ -220,7 +225,7 @@ class SubwordTokenizer:
 
 
 def without_prefix(backend: Backend, origin: str) -> Backend:
-    """A backend that sets no space before a text; `backend` itself where it sets none."""
+    """A copy of `backend` that adds no space before a text; `backend` itself if it adds none."""
     tree = json.loads(backend.to_str())
     steps = {"type": "Sequence", "normalizers": [tree["normalizer"]] if tree["normalizer"] else []}
     changed = [_drop_prefix(steps), _drop_prefix(tree["pre_tokenizer"])]
@@ -233,7 +238,7 @@ def without_prefix(backend: Backend, origin: str) -> Backend:
 
 
 def _drop_prefix(step: Any) -> bool:
-    """Remove the space that a step of a tokenizer.json sets; False where it sets none."""
+    """Change a step of a tokenizer.json to add no space before a text; False if it added none."""
     if step is None:
         return False
     inner = [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
@@ -250,10 +255,11 @@ def _drop_prefix(step: Any) -> bool:
 
 
 def bytes_added(text: str, end_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """UTF-8 bytes that each token adds to the text; `end_N` are the characters where tokens end.
+    """The UTF-8 bytes that each token adds to the text; `end_N` has the tokens' ends in characters.
 
-    The first of several tokens that share a character has all its bytes. Characters between two
-    tokens (some tokenizers leave out spaces) count for the next token, and at the end for the last.
+    If several tokens share a character, the first token has all its bytes. Some tokenizers leave
+    out spaces: characters between two tokens count for the second token, and characters at the
+    text's end count for the last token.
     """
     if not len(end_N):
         return np.zeros(0, np.int64)

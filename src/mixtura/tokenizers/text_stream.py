@@ -1,24 +1,26 @@
-"""Text from tokens, one token at a time."""
+"""Decodes tokens to text, one token at a time."""
 
 from collections.abc import Callable, Sequence
 
-# A decoder writes it for bytes that are no character, or not yet one.
+# A decoder writes this character for invalid bytes, and for the bytes of an unfinished character.
 _REPLACEMENT = "\ufffd"
-# From the last 16 tokens a decoder sees that the text does not begin here.
+# Up to 16 earlier tokens are decoded in front of a new token, so that it is not decoded as the
+# first token of a text.
 _CONTEXT_TOKENS = 16
 
 
 class TextStream:
-    """Turns tokens into text one by one; half a character is held back.
+    """Decodes tokens one by one; an unfinished character is returned once it is complete.
 
-    The texts together, `finish` included, are `decode` of all tokens at once. With `after` they are
-    what `decode` adds behind those tokens, which must be whole characters.
+    The results of all calls of `push` and of `finish` together are `decode` of all tokens. The
+    tokens `after` precede the first new token. Their text is not returned again, and must not end
+    within a character.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], after: Sequence[int] = ()) -> None:
         self._decode = decode
-        # The last tokens shown, and their text. Some decoders treat the first token of a text in a
-        # way of their own, so new tokens are decoded behind these.
+        # Some decoders treat the first token of a text differently from the others. So a new token
+        # is decoded after the last returned tokens, `_shown`, and `_before` is the text of these.
         self._shown = list(after[-_CONTEXT_TOKENS:])
         self._before = decode(self._shown)
         self._pending: list[int] = []
@@ -33,14 +35,15 @@ class TextStream:
         return text
 
     def finish(self) -> str:
-        """The rest: the replacement character for an unfinished character, else nothing."""
+        """The remaining text: U+FFFD for an unfinished character, else empty."""
         text = self._new_text()
         self._show()
         return text
 
     def _show(self) -> None:
         before = self._decode(self._pending)
-        # Spaces alone do not count as the beginning: some decoders drop them there.
+        # Some decoders drop spaces at a text's beginning. If that leaves no text of the pending
+        # tokens, the earlier tokens stay in front of them.
         self._shown = self._pending if before else [*self._shown, *self._pending]
         self._before = before or self._decode(self._shown)
         self._pending = []

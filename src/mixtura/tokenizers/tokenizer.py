@@ -1,4 +1,7 @@
-"""The protocol of tokenizers, bytes as tokens, and a tokenizer given by the caller."""
+"""The protocol of tokenizers, a tokenizer of bytes, and the config of a tokenizer that is given.
+
+N tokens of a text.
+"""
 
 import hashlib
 import json
@@ -20,23 +23,26 @@ from mixtura.tokenizers.text_stream import TextStream
 DESCRIPTION = "tokenizer.mixtura.json"
 
 TrainingText = Callable[[float], Iterable[str]]
-"""Called with a number of bytes; yields texts of about that size to train a tokenizer on."""
+"""Called with a number of bytes; returns texts of about this size to train a tokenizer on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """N tokens of a text, and the UTF-8 bytes that each adds to it; the bytes sum to the text's."""
+    """The tokens of a text, and the UTF-8 bytes that each token adds to the text.
+
+    The sum of `bytes_N` is the size of the text.
+    """
 
     ids_N: NDArray[np.integer]
     bytes_N: NDArray[np.integer]
 
 
 class Tokenizer(Protocol):
-    """Text to tokens and back, without loss: `decode(encode(text)) == text`."""
+    """Encodes text as tokens and decodes them without loss: `decode(encode(text)) == text`."""
 
     @property
     def vocabulary(self) -> int:
-        """The number of tokens: they are 0..vocabulary-1, the end of a document included."""
+        """The number of tokens, including the end of a document; tokens are 0..vocabulary-1."""
         ...
 
     @property
@@ -44,7 +50,7 @@ class Tokenizer(Protocol):
 
     @property
     def begin(self) -> tuple[int, ...]:
-        """Tokens that every text of the model begins with; `encode` does not add them."""
+        """Tokens with which every text of the model begins; `encode` does not add them."""
         ...
 
     @property
@@ -53,17 +59,18 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str, continues: bool = False) -> list[int]:
-        """Tokens of a text. No special token is added, and no text becomes one.
+        """The tokens of a text. No special token is added, and no text becomes a special token.
 
-        Some tokenizers set a space before a text, but not before one that `continues` other tokens.
-        Raises DataError for half a surrogate pair, which UTF-8 cannot write.
+        Some tokenizers add a space before a text. `continues` states that other tokens precede the
+        text, and then no space is added. Raises DataError for half a surrogate pair, which UTF-8
+        cannot encode.
         """
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]: ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, without ends of documents; U+FFFD for a byte that is no character.
+        """The text of tokens. The end of a document gives no text, an invalid byte gives U+FFFD.
 
         Raises DataError if a token is not in the vocabulary.
         """
@@ -74,7 +81,7 @@ class Tokenizer(Protocol):
         ...
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
-        """A stream whose tokens follow the tokens `after`, whose text is not repeated."""
+        """A stream for tokens that follow `after`; the text of `after` is not repeated."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -83,7 +90,7 @@ class Tokenizer(Protocol):
 
 
 class BytesConfig(Config):
-    """Bytes as tokens: nothing to train, a vocabulary of 257."""
+    """UTF-8 bytes as tokens: a vocabulary of 257, without training."""
 
     kind: Literal["bytes"] = "bytes"
 
@@ -95,9 +102,9 @@ class BytesConfig(Config):
 
 
 class GivenConfig(Config):
-    """A tokenizer that the caller of `prepare` passes, such as that of a model to train further.
+    """A tokenizer that the caller passes to `prepare`, such as that of a model to train further.
 
-    A corpus that was packed with it is found again by `digest`.
+    `digest` identifies the tokenizer, so that a corpus that was packed with it is found again.
     """
 
     kind: Literal["given"]
@@ -106,7 +113,7 @@ class GivenConfig(Config):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self:
-        """The config of a tokenizer; `digest` is of the files that `save` writes."""
+        """The config of a tokenizer; `digest` is a SHA-256 of the files that its `save` writes."""
         digest = hashlib.sha256()
         with TemporaryDirectory() as folder:
             tokenizer.save(Path(folder))
@@ -125,7 +132,7 @@ class GivenConfig(Config):
 
 
 class ByteTokenizer:
-    """Each UTF-8 byte is a token, 0..255; 256 ends a document."""
+    """Each UTF-8 byte is a token, 0..255; token 256 ends a document."""
 
     vocabulary = 257
     end_of_document = 256
@@ -157,7 +164,7 @@ class ByteTokenizer:
 
 
 def to_utf8(text: str) -> bytes:
-    """The text's bytes. Raises DataError at half a surrogate pair."""
+    """The text's UTF-8 bytes. Raises DataError for half a surrogate pair."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -168,7 +175,7 @@ def to_utf8(text: str) -> bytes:
 
 
 def check_tokens(tokens: Sequence[int], vocabulary: int) -> None:
-    """Raise DataError at a token outside 0..vocabulary-1."""
+    """Raise DataError for a token outside 0..vocabulary-1."""
     for token in tokens:
         if not 0 <= token < vocabulary:
             raise DataError(f"token {token} must lie in 0..{vocabulary - 1}, the vocabulary")

@@ -1,7 +1,7 @@
-"""Calls into the package `tokenizers`, in which untrusted files can cause a panic of Rust.
+"""Guards calls into the package `tokenizers`, in which an untrusted file can cause a Rust panic.
 
-A panic is no Exception in Python, so that `except Exception` does not catch it. It also writes a
-line, or forty with RUST_BACKTRACE, to the process's standard error.
+In Python a panic is no subclass of Exception, so `except Exception` does not catch it. A panic also
+writes a line to the process's standard error, or forty lines with RUST_BACKTRACE.
 """
 
 import json
@@ -19,27 +19,29 @@ from mixtura.json_reader import parse_json
 from tokenizers import Tokenizer as Backend
 
 MOST_TOKENS = 1 << 24
-"""bound of token numbers; the largest published vocabularies have 262,144"""
+"""all token numbers are below this; the largest published vocabularies have 262,144 tokens"""
 MOST_ADDED = 1 << 16
-"""tokens that are found in a text before it is split; the library reads 60,000 in 2 seconds"""
+"""the most added tokens of a tokenizer; to read 60,000 of them takes the library 2 seconds"""
 MOST_GROWTH = 64
-"""bytes that rules may make of one; the library ends the process where memory runs out"""
+"""the most bytes that a normalizer or a decoder may make of one byte; when memory runs out, the
+library ends the process"""
 _SHOWN = 200
 _PREFIX = "continuing_subword_prefix"
-# Finds the key with a value that is neither null nor empty, or an escaped letter, in which the
-# key may be hidden. A text without a match is not parsed for the key.
+# The pattern matches the key if its value is neither null nor empty. It also matches an escaped
+# letter, which may be part of the key; only a text with a match is parsed to look for the key.
 _MAY_STATE_A_PREFIX = re.compile(rf'"{_PREFIX}"\s*:\s*(?!null|""|\s)|\\u00(?:5[fF]|6|7[0-9aA])')
 _ONE_AT_A_TIME = threading.RLock()
 
 
 def backend_of(text: str, origin: str) -> Backend:
-    """The library's tokenizer of a `tokenizer.json`, within bounds, and without random dropout.
+    """Read a `tokenizer.json` with the library, check its bounds, and switch off random dropout.
 
-    Raises DataError, which begins with `origin`, for another text, or for one beyond a bound.
+    Raises DataError, which begins with `origin`, if the text is not a tokenizer.json or exceeds a
+    bound.
     """
     _check_prefix(text, origin)
     with captured_stderr(), checked(origin):
-        # The library raises nothing narrower than Exception.
+        # The library raises plain Exception.
         try:
             backend = Backend.from_str(text)
         except Exception as error:
@@ -52,7 +54,7 @@ def backend_of(text: str, origin: str) -> Backend:
                     f"{origin}: its {part} may make {growth:,} bytes of one, where {MOST_GROWTH} "
                     "are allowed; use another tokenizer"
                 )
-    # Only BPE has dropout: merges that are left out at random in training. None means 0.
+    # Only BPE has dropout, which leaves out merges at random in training. None means 0.
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None
     return backend
@@ -60,7 +62,7 @@ def backend_of(text: str, origin: str) -> Backend:
 
 @contextmanager
 def checked(origin: str) -> Iterator[None]:
-    """A block of calls into the library; an error or a panic in it becomes a DataError."""
+    """Raise a DataError for an error or a panic of the library in the block."""
     try:
         yield
     except BaseException as error:
@@ -74,7 +76,7 @@ def checked(origin: str) -> Iterator[None]:
 
 @contextmanager
 def captured_stderr() -> Iterator[None]:
-    """A block whose standard error is held back, and dropped where a DataError ends the block."""
+    """Hold standard error back in the block; then write it, or discard it after a DataError."""
     with _ONE_AT_A_TIME, tempfile.TemporaryFile() as kept:
         sys.stderr.flush()
         original = os.dup(2)
@@ -93,16 +95,16 @@ def captured_stderr() -> Iterator[None]:
 
 
 def read_again(text: str, origin: str) -> Backend:
-    """A tokenizer from a text that the library wrote, which may panic all the same."""
+    """Read a tokenizer from a text that the library wrote; the library may panic even then."""
     with captured_stderr(), checked(origin):
         return Backend.from_str(text)
 
 
 def _check_prefix(text: str, origin: str) -> None:
-    """Refuse BPE whose later pieces begin with a prefix, such as BERT's ##.
+    """Refuse a BPE model whose pieces inside words begin with a prefix, such as BERT's "##".
 
-    The library cuts as many bytes off a piece as the prefix has letters, and the process ends where
-    that cuts a letter in two.
+    The library removes as many bytes from a piece as the prefix has characters. If that cuts a
+    character in two, the process ends.
     """
     if not _MAY_STATE_A_PREFIX.search(text):
         return
@@ -134,19 +136,19 @@ def _check_tokens(backend: Backend, origin: str) -> None:
 
 
 def _tree_of(part: Any) -> Mapping[str, Any] | None:
-    """A part of a tokenizer as it stands in a tokenizer.json."""
+    """A part of a tokenizer, as a tokenizer.json states it."""
     return None if part is None else json.loads(part.__getstate__())
 
 
 def _growth(step: Mapping[str, Any] | None) -> int:
-    """The most bytes that all steps of a normalizer or a decoder may make of one."""
+    """The most bytes that the steps of a normalizer or a decoder may make of one byte."""
     if step is None:
         return 1
     growth = 1
     for one in (*step.get("normalizers", ()), *step.get("decoders", ())):
         growth *= _growth(one)
     if step["type"] == "Replace":
-        # A pattern may match the empty text in front of each byte.
+        # A pattern may match the empty text before each byte, and so insert `content` there.
         growth *= 1 + len(step["content"].encode())
     if step["type"] == "Prepend":
         growth *= 1 + len(step["prepend"].encode())

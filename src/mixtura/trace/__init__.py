@@ -1,4 +1,7 @@
-"""Routing traces: which experts each token chose and had, in a Parquet file. No torch."""
+"""Routing traces: Parquet files with the experts that tokens chose and that computed them.
+
+This package does not import torch.
+"""
 
 from mixtura.trace.batch import ABSENT, LayerRows, TraceBatch
 from mixtura.trace.meta import FORMAT, TracedLayer, TraceMeta

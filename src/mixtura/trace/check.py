@@ -1,4 +1,7 @@
-"""The checks of a batch before it is written. T tokens, N rows of a layer, E experts."""
+"""The checks of a batch before the batch is written to a trace.
+
+T tokens, T1 is T + 1, E experts; N rows of a layer, one for each expert that a token chose.
+"""
 
 import numpy as np
 
@@ -10,7 +13,7 @@ _MOST = 2**31
 
 
 def check_batch(batch: TraceBatch, meta: TraceMeta, num_domains: int) -> None:
-    """Raises DataError for a value out of range, and for arrays of lengths that differ."""
+    """Raise DataError for a value out of range, or for an array of the wrong length."""
     for name, of_T, bound in (
         ("id", batch.id_T, meta.vocabulary),
         ("position", batch.position_T, _MOST),

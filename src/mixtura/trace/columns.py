@@ -1,6 +1,6 @@
-"""The columns of a trace, and their conversion from arrays and to arrays.
+"""The columns of a trace file, and their conversion from arrays and to arrays.
 
-T tokens, N rows of a layer, E experts.
+T tokens, T1 is T + 1, E experts; N rows of a layer, one for each expert that a token chose.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _EXPERTS = pa.list_(pa.int32())
 _WEIGHTS = pa.list_(pa.float32())
 _DOMAIN = pa.dictionary(pa.int32(), pa.string())
 _STORED = {"float16": pa.float16(), "float32": pa.float32()}
-# Parquet's path to the values of a list.
+# In Parquet, the path to a list's values is the column's name with this suffix.
 _VALUES = ".list.element"
 
 
@@ -63,14 +63,14 @@ def schema_of(meta: TraceMeta) -> pa.Schema:
 
 
 def dictionary_columns(meta: TraceMeta) -> list[str]:
-    """Parquet's paths of columns with few distinct values, which a dictionary compresses."""
+    """Parquet's paths of columns that are dictionary-encoded: they have few distinct values."""
     numbers = [layer.layer for layer in meta.layers]
     lists = [name(number) for number in numbers for name in (experts_of, computed_by_of)]
     return ["id", "sequence", "domain", *(f"{name}{_VALUES}" for name in lists)]
 
 
 def float_columns(meta: TraceMeta) -> list[str]:
-    """Parquet's paths of floating-point columns, which compress when they are split by byte."""
+    """Parquet's paths of floating-point columns, which compress better when split by byte."""
     names = [weights_of(layer.layer) for layer in meta.layers]
     if meta.probabilities is not None:
         names += [probabilities_of(layer.layer) for layer in meta.layers]
@@ -78,7 +78,7 @@ def float_columns(meta: TraceMeta) -> list[str]:
 
 
 def to_arrow(batch: TraceBatch, meta: TraceMeta, domains: Sequence[str]) -> pa.RecordBatch:
-    """A record batch with copies of the arrays, which `check_batch` has checked."""
+    """Copy a batch into an Arrow record batch; `check_batch` must have checked the batch."""
     number_T = pa.array(batch.domain_T, _ID, mask=batch.domain_T == ABSENT)
     columns: list[pa.Array] = [
         *(_copied(of_T, np.int32) for of_T in (batch.id_T, batch.position_T, batch.sequence_T)),
@@ -105,7 +105,10 @@ def _layer_to_arrow(rows: LayerRows, layer: TracedLayer, meta: TraceMeta) -> lis
 
 
 def _computed_by(rows: LayerRows) -> pa.Array:
-    """Null for a token all of whose chosen experts computed it, as in every dropless model."""
+    """The column of the experts that computed each token.
+
+    The entry is null if all experts that the token chose computed it, as in a dropless model.
+    """
     changed_N = rows.computed_N != rows.chosen_N
     if not changed_N.any():
         return pa.nulls(len(rows), _EXPERTS)
@@ -122,14 +125,17 @@ def _computed_by(rows: LayerRows) -> pa.Array:
 
 
 def _copied(values: np.ndarray, dtype: np.dtype | type) -> pa.Array:
-    # Arrow would share the caller's memory, into which the caller may write again.
+    # Without a copy, Arrow would share the array's memory, and the caller may overwrite the array.
     return pa.array(np.array(values, dtype, copy=True))
 
 
 def from_arrow(
     batch: pa.RecordBatch, layers: Sequence[TracedLayer], domains: Sequence[str]
 ) -> TraceBatch:
-    """Raises DataError where the lists of a layer differ in length, or a domain has no name."""
+    """Convert an Arrow record batch to arrays.
+
+    Raises DataError if the lists of a layer differ in length, or if `domains` lacks a domain.
+    """
     return TraceBatch(
         batch.column("id").to_numpy(),
         batch.column("position").to_numpy(),
@@ -146,7 +152,8 @@ def _domain_numbers(column: pa.DictionaryArray, domains: Sequence[str]) -> np.nd
     names = column.dictionary.to_pylist()
     if not number_of.keys() >= set(names):
         raise DataError(f"a domain of {names} is not among those stated, {list(domains)}")
-    # Each part of a file has a dictionary of its own. A null points to the extra last entry.
+    # Each record batch has its own dictionary, so its indices are mapped to those of `domains`. A
+    # null gets the index of the extra last entry.
     name_numbers = [number_of[name] for name in names]
     known = np.array([*name_numbers, ABSENT], np.int32)
     return known[column.indices.fill_null(len(name_numbers)).to_numpy()]
@@ -177,7 +184,7 @@ def _starts(lists: pa.ListArray) -> np.ndarray:
 def _computed_from_arrow(
     lists: pa.ListArray, chosen_N: np.ndarray, start_T1: np.ndarray
 ) -> np.ndarray | None:
-    """computed_N; None where the lists do not fit the chosen experts."""
+    """The expert that computed each row; None if the lists have another length than `chosen_N`."""
     if lists.null_count == len(lists):
         return chosen_N
     changed_T = lists.is_valid().to_numpy(zero_copy_only=False)

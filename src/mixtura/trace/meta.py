@@ -1,4 +1,4 @@
-"""The description of a trace's model, as JSON in the file's schema."""
+"""The description of a traced model, stored as JSON in the schema of the trace file."""
 
 from typing import Literal, Self
 
@@ -19,26 +19,26 @@ class TracedLayer(Config):
     """the layer's number among all layers of the model, from 0"""
     num_experts: int = Field(ge=1)
     top_k: int = Field(ge=1)
-    """experts of a token; the mean or the maximum where tokens differ"""
+    """experts per token; the mean or the maximum if tokens have different numbers of experts"""
     num_groups: int = Field(default=1, ge=1)
-    """groups of consecutive experts, all of one size"""
+    """the number of groups of consecutive experts; all groups have the same size"""
     groups_kept: int = Field(default=1, ge=1)
-    """the most groups in which a token has experts"""
+    """the most groups from which a token's experts are chosen"""
 
 
 class TraceMeta(Config):
-    """The recorded model, and which values were recorded."""
+    """A description of the recorded model and of the recorded values."""
 
     format: Literal[1] = FORMAT
     model: str
-    """a title; nothing depends on it"""
+    """a title of the model for display"""
     vocabulary: int = Field(ge=1)
     layers: tuple[TracedLayer, ...] = Field(min_length=1)
     probabilities: Probabilities | None = None
-    """the dtype of all experts' probabilities; null where they are left out"""
+    """the dtype of the recorded probabilities of all experts; null if they are not recorded"""
     tokenizer: str | None = None
     tokenizer_digest: str | None = None
-    """distinguishes tokenizers of one name"""
+    """distinguishes tokenizers that have the same name"""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -53,7 +53,10 @@ class TraceMeta(Config):
         return tuple(layer.layer for layer in self.layers)
 
     def among(self, chosen: tuple[int, ...] | None) -> tuple[TracedLayer, ...]:
-        """The layers of these numbers; None: all. Raises DataError for a layer that is missing."""
+        """The layers with the numbers `chosen`, or all layers if `chosen` is None.
+
+        Raises DataError for a layer that is not in the trace.
+        """
         if chosen is None:
             return self.layers
         missing = sorted(set(chosen) - set(self.numbers))

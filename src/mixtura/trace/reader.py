@@ -1,4 +1,7 @@
-"""A reader of traces, whole or in part, as arrays."""
+"""Reads trace files, whole or in part, as arrays.
+
+T tokens, T1 is T + 1; N rows of a layer, one for each expert that a token chose.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,10 +31,10 @@ _BATCH = 8192
 
 
 class TraceReader:
-    """A trace that is open for reading, until its `with` block or `close`."""
+    """A trace file that is open for reading, until its `with` block ends or `close` is called."""
 
     def __init__(self, path: Path) -> None:
-        """Raises DataError for a file that is no trace, is damaged, or of a newer format."""
+        """Raises DataError if the file is no trace, is damaged, or has a newer format."""
         self.path = path
         try:
             check_regular(path, DataError)
@@ -56,7 +59,7 @@ class TraceReader:
         self._file.close()
 
     def __len__(self) -> int:
-        """Tokens in the file."""
+        """The number of tokens in the file."""
         return self._file.metadata.num_rows
 
     def batches(
@@ -66,9 +69,9 @@ class TraceReader:
         tokens: int = _BATCH,
         probabilities: bool = True,
     ) -> Iterator[TraceBatch]:
-        """All tokens in the order of the file, at most `tokens` at a time.
+        """Yield all tokens in the order of the file, at most `tokens` in a batch.
 
-        Only `layers` (None: all) are read from disk, and probabilities only if they are included.
+        Only `layers` (None: all) are read from disk; `probabilities=False` skips probabilities.
         Raises DataError for a layer that was not recorded, and for a damaged file.
         """
         if tokens < 1:
@@ -78,9 +81,10 @@ class TraceReader:
     def sequences(
         self, numbers: Sequence[int], layers: Sequence[int] | None = None
     ) -> list[TraceBatch]:
-        """The tokens of each sequence in `numbers`, by position, without probabilities.
+        """One batch for each sequence in `numbers`: its tokens in the order of their positions.
 
-        Raises DataError for a sequence that the trace lacks, or that has gaps.
+        Probabilities are not read. Raises DataError for a sequence that is not in the trace, or
+        whose positions have gaps.
         """
         distinct = np.unique(np.asarray(numbers, np.int64))
         parts: list[TraceBatch] = []
@@ -93,9 +97,9 @@ class TraceReader:
     def experts_by_token(
         self, layers: Sequence[int] | None = None
     ) -> Iterator[Mapping[int, NDArray[np.int32]]]:
-        """For each token in turn, the experts that computed it, by the layer's number.
+        """For each token, yield the experts that computed the token, by the layer's number.
 
-        This is the input of benchmarks and of simulated caches. First choices come first; dropped
+        Benchmarks and simulated caches take this input. A token's first choice comes first; dropped
         rows are left out.
         """
         for batch in self.batches(layers, probabilities=False):
@@ -123,7 +127,7 @@ class TraceReader:
                 yield from_arrow(part, chosen, self.domains)
 
     def _groups_with(self, distinct: NDArray[np.int64]) -> list[int]:
-        """The row groups that may hold one of these sequences, by their statistics."""
+        """The row groups that may contain one of the sequences, according to their statistics."""
         column = TOKEN_COLUMNS.index("sequence")
         found: list[int] = []
         for group in range(self._file.num_row_groups):
@@ -168,7 +172,11 @@ class TraceReader:
         return meta
 
     def _read_domains(self) -> tuple[str, ...]:
-        """The domains' names by number; a file that others filtered has them in order of use."""
+        """The names of the domains, in the order of their numbers.
+
+        If another program filtered the file, the list of names is missing. The domains are then
+        numbered in the order of their first use.
+        """
         if DOMAINS_KEY.encode() not in self._file.metadata.metadata:
             with self._damage("is damaged"):
                 parts = self._file.iter_batches(columns=["domain"])
@@ -191,7 +199,7 @@ class TraceReader:
                 )
 
     def _stated(self, key: str) -> bytes:
-        """The metadata that a trace has under `key`."""
+        """The file's metadata under `key`; a file without it is no trace and raises DataError."""
         metadata = self._file.metadata.metadata or {}
         if key.encode() not in metadata:
             raise DataError(
@@ -201,7 +209,7 @@ class TraceReader:
 
     @contextmanager
     def _damage(self, what: str) -> Iterator[None]:
-        """Turn an error of Arrow's into a DataError that names the file."""
+        """Convert an error of Arrow into a DataError that names the file."""
         try:
             yield
         except DataError as error:
@@ -212,7 +220,7 @@ class TraceReader:
 
 
 def _computed(rows: LayerRows) -> list[NDArray[np.int32]]:
-    """The experts that computed each token."""
+    """For each token, the experts that computed it."""
     kept_N = rows.computed_N != ABSENT
     kept_T1 = np.concatenate([[0], np.cumsum(kept_N)])[rows.start_T1]
     return np.split(rows.computed_N[kept_N], kept_T1[1:-1])

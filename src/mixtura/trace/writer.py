@@ -1,7 +1,4 @@
-"""A writer of traces, for use while a model runs, in bounded memory.
-
-T tokens, N rows of a layer, E experts.
-"""
+"""Writes trace files in bounded memory while a model runs."""
 
 import json
 from collections.abc import Iterator
@@ -25,16 +22,16 @@ from mixtura.trace.columns import (
 )
 from mixtura.trace.meta import TraceMeta
 
-# A row group is held in memory until it is complete, beside Parquet's own buffers.
+# The limits of a row group, which is held in memory until it is complete.
 _GROUP_BYTES = 2**25
 _GROUP_TOKENS = 2**15
 
 
 @contextmanager
 def write_trace(path: Path, meta: TraceMeta) -> "Iterator[TraceWriter]":
-    """A writer whose tokens become the file `path` when the block ends without error.
+    """Yield a writer, whose tokens become the file `path` when the block ends without error.
 
-    Otherwise `path` stays as it was. Raises StorageError if the file system refuses.
+    After an error, `path` is unchanged. Raises StorageError if the file system refuses.
     """
     with atomic_write(path) as handle:
         writer = TraceWriter(handle, meta)
@@ -47,7 +44,7 @@ def write_trace(path: Path, meta: TraceMeta) -> "Iterator[TraceWriter]":
 
 
 class TraceWriter:
-    """Appends tokens to a trace. At most `group_tokens` of them are held in memory."""
+    """Appends tokens to a trace file. At most `group_tokens` tokens are held in memory."""
 
     def __init__(self, handle: BinaryIO, meta: TraceMeta) -> None:
         self.meta = meta
@@ -70,9 +67,9 @@ class TraceWriter:
         return self.domains.index(name)
 
     def append(self, batch: TraceBatch) -> None:
-        """Add tokens; the caller may write into the arrays afterwards.
+        """Add tokens. The arrays are copied, so the caller may overwrite them afterwards.
 
-        Raises DataError, and adds nothing, where the arrays do not fit the trace or each other.
+        If the arrays do not fit the trace or each other, raises DataError and adds nothing.
         """
         check_batch(batch, self.meta, len(self.domains))
         done = 0
@@ -86,29 +83,29 @@ class TraceWriter:
         self.tokens += len(batch)
 
     def finish(self) -> None:
-        """Write the remaining tokens and the file's end."""
+        """Write the remaining tokens and the names of domains, and close the file."""
         if self._kept:
             self._flush()
         self._file.add_key_value_metadata({DOMAINS_KEY: json.dumps(self.domains)})
         self._file.close()
 
     def abandon(self) -> None:
-        """Close the file without an error, after a failure."""
+        """Close the file after a failure; a further error of Parquet is ignored."""
         self._kept.clear()
         with suppress(Exception):
             self._file.close()
-        # If close() failed, Arrow would close again on collection, and warn.
+        # If close() failed, Arrow would call it again at garbage collection and print a warning.
         self._file.is_open = False
 
     def _flush(self) -> None:
-        # Earlier parts have dictionaries without the names that came later.
+        # Earlier batches have dictionaries without the domains that were added later.
         table = pa.Table.from_batches(self._kept).unify_dictionaries()
         self._kept.clear()
         self._file.write_table(table, row_group_size=self.group_tokens)
 
 
 def _parquet(handle: BinaryIO, meta: TraceMeta) -> pq.ParquetWriter:
-    # Both options also take names of columns, which the stubs lack.
+    # Two options below also accept lists of column names, which pyarrow's type stubs do not state.
     by_dictionary: Any = dictionary_columns(meta)
     by_byte: Any = float_columns(meta)
     return pq.ParquetWriter(
@@ -124,7 +121,8 @@ def _parquet(handle: BinaryIO, meta: TraceMeta) -> pq.ParquetWriter:
 
 
 def bytes_in_memory(meta: TraceMeta) -> int:
-    """Bytes of one token with `top_k` experts in each layer."""
+    """Bytes in memory of one token with `top_k` experts in each layer."""
     width = {None: 0, "float16": 2, "float32": 4}[meta.probabilities]
-    # In each layer two offsets, and for each row an expert and a weight, of 4 bytes each.
+    # 4 bytes for each of the token's four columns, for each of a layer's two offsets, and for the
+    # expert and the weight of each row.
     return 16 + sum(8 + 8 * layer.top_k + width * layer.num_experts for layer in meta.layers)

@@ -1,1 +1,1 @@
-"""Traces of routing: recorded from a model that runs, of texts, and replayed into a model."""
+"""Records the routing of models and of texts in traces, and replays traces in a model."""

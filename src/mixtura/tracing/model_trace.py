@@ -1,6 +1,6 @@
-"""Traces of our language models: what is said of them, recording, and replay.
+"""Traces of Mixtura's language models: their description, recording and replay.
 
-B sequences, S positions.
+B sequences, S tokens of each sequence in one pass.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from mixtura.moe.routers.token_choice import TokenRows
 from mixtura.trace import TracedLayer, TraceMeta, TraceReader, TraceWriter
 from mixtura.trace.meta import Probabilities
 from mixtura.tracing.record import Recorder
-from mixtura.tracing.replay import Weights
+from mixtura.tracing.replay import ReplayedWeights
 from mixtura.tracing.replay import replay as replay_layers
 
 
@@ -37,9 +37,9 @@ def trace_meta(
     tokenizer: str | None = None,
     tokenizer_digest: str | None = None,
 ) -> TraceMeta:
-    """What a trace of the model says; of `layers`, all MoE layers by default.
+    """The description of a trace of the model's layers `layers`, by default all MoE layers.
 
-    Raises ConfigError for a dense model, and for a layer that holds no MoE.
+    Raises ConfigError for a dense model, and for a layer that has no MoE.
     """
     found = numbered_layers(model)
     if not found:
@@ -61,7 +61,7 @@ def trace_meta(
 
 
 def _traced(number: int, layer: MoE) -> TracedLayer:
-    # Groups are a matter of the router, and not all routers know of any.
+    # Only routers of the class TokenRows can have groups of experts.
     router = layer.router
     grouped = router if isinstance(router, TokenRows) else None
     return TracedLayer(
@@ -77,9 +77,9 @@ def _traced(number: int, layer: MoE) -> TracedLayer:
 def record(model: LanguageModel, writer: TraceWriter) -> Iterator[Recorder]:
     """Within the block, every forward pass of the model is written to the trace.
 
-    A pass without a state is of new sequences. One with a state continues those that the state
-    holds, as long as no other pass came in between; after that, or after it was shortened, the
-    tokens count as sequences of their own, at the positions where they stand.
+    A pass without a state begins new sequences. A pass with the state of the previous pass
+    continues that pass's sequences. If another pass came in between, or if the state was shortened,
+    the tokens are recorded as new sequences, whose first position is then not 0.
     """
     recorder = Recorder(writer)
     listener = _Listener(recorder, inspect.signature(model.forward))
@@ -91,7 +91,7 @@ def record(model: LanguageModel, writer: TraceWriter) -> Iterator[Recorder]:
 
 
 class _Listener:
-    """A model's forward hook."""
+    """A model's forward hook, which passes the routing of all layers to the recorder."""
 
     def __init__(self, recorder: Recorder, signature: inspect.Signature) -> None:
         self._recorder, self._signature = recorder, signature
@@ -123,10 +123,10 @@ class _Listener:
 def _as_read(
     tokens_BS: Tensor, valid_BS: Tensor | None, output: DecoderOutput
 ) -> tuple[Tensor, Tensor | None]:
-    """The tokens of a pass, after those that the pass read a second time, which count for nothing.
+    """The tokens and the validity of a pass, padded in front for tokens that are read again.
 
-    Past LongRoPE's original context a decoder reads again what its state holds; a trace has each
-    token once, as it was routed when it came.
+    Beyond LongRoPE's original context, a decoder reads the earlier tokens of a sequence again. The
+    padding is not valid, so a trace has each token once, with the routing of its first reading.
     """
     again = output.moe[0].routing.num_tokens // len(tokens_BS) - tokens_BS.shape[1]
     if again == 0:
@@ -140,7 +140,7 @@ def replay(
     model: LanguageModel,
     trace: TraceReader,
     sequences: Sequence[int],
-    weights: Weights = "recorded",
+    weights: ReplayedWeights = "recorded",
 ) -> Iterator[None]:
     """Within the block the model routes as recorded; see `mixtura.tracing.replay.replay`."""
     with replay_layers(model, numbered_layers(model), trace, sequences, weights):

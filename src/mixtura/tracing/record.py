@@ -1,6 +1,7 @@
-"""From the routing of a forward pass to a trace.
+"""Writes the routing of forward passes to a trace.
 
-B sequences, S tokens of each in one pass, T = B*S, E experts, N routed rows.
+B sequences, S tokens of each sequence in one pass, T = B*S tokens, T1 is T + 1, E experts. A layer
+has N routed rows: one row for each expert that a token chose.
 """
 
 import numpy as np
@@ -14,37 +15,38 @@ from mixtura.trace import ABSENT, LayerRows, TraceBatch, TraceWriter
 
 
 class Recorder:
-    """Writes forward passes into a trace: `begin`, then `take` and `end_pass` for each of them.
+    """Writes forward passes to a trace.
 
-    Passes that follow each other continue the same sequences, as in generation with a cache, until
-    the next `begin`. Padding is left out. Any source of routing will do: layers of ours (see
-    `mixtura.tracing.model_trace`), or hooks on another library's model.
+    Call `begin` for new sequences. In each pass, call `take` for every layer, then `end_pass`. The
+    next passes continue the same sequences until the next `begin`, as in generation with a cache.
+    Padding is left out. The routing may come from Mixtura's layers (see
+    `mixtura.tracing.model_trace`) or from hooks on another library's model.
     """
 
     def __init__(self, writer: TraceWriter) -> None:
         self.writer = writer
         self.domain = ABSENT
-        """the writer's number of the domain that tokens are of; -1 for none"""
-        # As arrays, so that neither graph nor device memory is held.
+        """the writer's number of the domain of the next tokens; -1 for no domain"""
+        # NumPy arrays keep neither an autograd graph nor device memory alive.
         self._taken: dict[int, LayerRows] = {}
-        self._wanted = {layer.layer: layer for layer in writer.meta.layers}
+        self._traced_layers = {layer.layer: layer for layer in writer.meta.layers}
         self._sequence_B = np.arange(0)
         self._position_B = np.arange(0)
         self._begun = 0
 
     def begin(self, sequences: int, position: int = 0) -> None:
-        """The next pass is of that many new sequences, whose first token is at `position`."""
+        """Begin `sequences` new sequences, whose first tokens have the position `position`."""
         self._sequence_B = np.arange(self._begun, self._begun + sequences)
         self._position_B = np.full(sequences, position)
         self._begun += sequences
 
     def take(self, layer: int, routing: Routing) -> None:
-        """What one layer did in this pass; of layers that the trace is not of, nothing is kept.
+        """Record the routing of one layer in this pass; layers that are not traced are ignored.
 
-        Raises DataError where the layer has other experts than the trace says, gives no
-        probabilities though the trace is to have them, or was taken in this pass already.
+        Raises DataError if the number of experts differs from the trace's, if the trace needs
+        probabilities and `routing` has none, or if this pass has a routing of the layer already.
         """
-        if layer not in self._wanted:
+        if layer not in self._traced_layers:
             return
         self._check(layer, routing.num_experts)
         try:
@@ -53,31 +55,31 @@ class Recorder:
             raise DataError(f"layer {layer}: {error}") from error
 
     def take_rows(self, layer: int, num_experts: int, rows: LayerRows) -> None:
-        """As `take`, of rows that are known already; they bring the probabilities of the trace."""
-        if layer in self._wanted:
+        """Record rows of one layer; they must have probabilities if the trace needs them."""
+        if layer in self._traced_layers:
             self._check(layer, num_experts)
             self._taken[layer] = rows
 
     def _check(self, layer: int, num_experts: int) -> None:
-        wanted = self._wanted[layer]
+        traced = self._traced_layers[layer]
         if layer in self._taken:
             raise DataError(
                 f"layer {layer} was recorded twice in one pass; end the pass before the next one, "
                 "and take no routing while checkpointing computes it again"
             )
-        if num_experts != wanted.num_experts:
+        if num_experts != traced.num_experts:
             raise DataError(
-                f"layer {layer} has {num_experts} experts, and the trace is of {wanted.num_experts}"
+                f"layer {layer} has {num_experts} experts, and the trace is of {traced.num_experts}"
             )
 
     def end_pass(self, tokens_BS: Tensor, valid_BS: Tensor | None = None) -> None:
         """Write the tokens of the pass; `valid_BS` is False for padding.
 
-        Raises DataError where a layer of the trace gave no routing, and for another number of
-        sequences than were begun.
+        Raises DataError if a traced layer has no routing in this pass, or if the number of
+        sequences or of tokens does not fit.
         """
         taken, self._taken = self._taken, {}
-        missing = sorted(self._wanted.keys() - taken.keys())
+        missing = sorted(self._traced_layers.keys() - taken.keys())
         if missing:
             raise DataError(f"layer {missing[0]} gave no routing in this pass")
         if len(tokens_BS) != len(self._sequence_B):
@@ -108,10 +110,10 @@ class Recorder:
 
 
 def layer_rows(routing: Routing, probabilities: str | None = None) -> LayerRows:
-    """The rows of a Routing that wish for an expert, token by token and choice by choice.
+    """The rows of a Routing that chose an expert, sorted by token, then by choice.
 
-    `probabilities` is the dtype to keep them in; None leaves them out. Raises DataError where they
-    are asked for and the router gives none.
+    `probabilities` is the dtype of the probabilities in the result; None leaves them out. Raises
+    DataError if probabilities are needed and the Routing has none.
     """
     chosen_N, expert_N = _array(routing.chosen_N), _array(routing.expert_N)
     token_N, choice_N = _array(routing.token_N), _array(routing.choice_N)

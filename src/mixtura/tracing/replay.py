@@ -1,7 +1,7 @@
-"""Layers that route as a trace recorded.
+"""Replays a trace: a model's layers route tokens as the trace records.
 
-B sequences, S tokens of each in one pass, T = B*S, E experts, K choices at most, N routed rows,
-R recorded tokens.
+B sequences, S tokens of each sequence in one pass, T = B*S tokens, D model width, E experts, K the
+most choices of a token, N routed rows, R recorded tokens.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +27,10 @@ from mixtura.moe.routing import Routing, token_rows
 from mixtura.moe.tokens import Tokens
 from mixtura.trace import ABSENT, LayerRows, TraceBatch, TraceReader
 
-Weights = Literal["recorded", "recomputed"]
+ReplayedWeights = Literal["recorded", "recomputed"]
 
-# Their `weigh` takes rows of no expert; the others' would share out a weight among them.
+# Routers whose `weigh` accepts rows without an expert. Other routers would give rows without an
+# expert a share of the token's weight.
 _MAY_CHOOSE_FEWER = (TopP, ExpertThreshold, Batchwise)
 
 
@@ -39,21 +40,24 @@ def replay(
     layers: Mapping[int, MoE],
     trace: TraceReader,
     sequences: Sequence[int],
-    weights: Weights = "recorded",
+    weights: ReplayedWeights = "recorded",
 ) -> Iterator[None]:
-    """Within the block, each pass of `model` routes as these sequences of the trace were routed.
+    """Within the block, each pass of `model` routes as the trace records for `sequences`.
 
-    Row b of a batch is sequence `sequences[b]` from its first token on, and passes that follow each
-    other continue it; padding is skipped. `layers` are all MoE layers of the model by their numbers
-    in the trace. Weights are `recorded`, or `recomputed` by each layer's router for the recorded
-    experts, with gradients. Probabilities and logits stay the router's own, so balancing losses
-    can be had of them and of the recorded choices.
+    Row b of a batch is sequence `sequences[b]` of the trace, from its first token on. Later passes
+    continue the sequences; padding is skipped. `layers` are all MoE layers of the model, by their
+    numbers in the trace.
 
-    Routing whose rows are K for each token gives what the recorded model gave bit for bit; rows in
-    another order (expert choice) may be summed in another order.
+    With weights="recorded", combine weights come from the trace. With "recomputed", each layer's
+    router computes them for the recorded experts, with gradients. Probabilities and logits are
+    always the router's own, so balance losses are computed from them and the recorded choices.
 
-    Raises DataError for a trace of other layers, experts or tokens, and for a pass that goes beyond
-    the recorded sequence; ConfigError for a router that cannot weigh given experts.
+    If each token has K rows, outputs equal those of the recorded model bit for bit. Under expert
+    choice, a token's rows may be summed in another order than in the recorded model.
+
+    Raises DataError if the trace has other layers, experts or tokens than the model, or if a pass
+    continues beyond the end of a recorded sequence. Raises ConfigError if weights are recomputed
+    and a router cannot weigh experts that it did not choose.
     """
     _check_layers(layers, trace, weights)
     recorded = _Recorded(trace, sequences)
@@ -66,7 +70,7 @@ def replay(
         yield
 
 
-def _check_layers(layers: Mapping[int, MoE], trace: TraceReader, weights: Weights) -> None:
+def _check_layers(layers: Mapping[int, MoE], trace: TraceReader, weights: ReplayedWeights) -> None:
     there = {layer.layer: layer.num_experts for layer in trace.meta.layers}
     if there.keys() != layers.keys():
         raise DataError(
@@ -87,12 +91,15 @@ def _check_layers(layers: Mapping[int, MoE], trace: TraceReader, weights: Weight
 
 
 def _weighs(router: Router) -> bool:
-    """Whether it weighs experts that it did not choose; SparseMixer weighs draws of its own."""
+    """Whether the router can weigh experts that it did not choose.
+
+    SparseMixer cannot: its weights are the probabilities of its own random samples.
+    """
     return isinstance(router, LinearRouter) and not isinstance(router, SparseMixer)
 
 
 class _Recorded:
-    """Sequences of a trace, and how far passes have come in them."""
+    """Sequences of a trace, and the number of tokens that passes have read of each sequence."""
 
     def __init__(self, trace: TraceReader, sequences: Sequence[int]) -> None:
         self.trace, self.numbers = trace, list(sequences)
@@ -104,11 +111,11 @@ class _Recorded:
         self._now_B = np.zeros_like(self.length_B)
 
     def next_pass(self) -> None:
-        # Not when a pass ends: checkpointing runs layers again after that.
+        # The counts change when a pass begins: checkpointing runs layers again after a pass.
         self._done_B, self._now_B = self._done_B + self._now_B, np.zeros_like(self._now_B)
 
     def rows(self, valid_BS: NDArray[np.bool_], id_T: Tensor | None) -> NDArray[np.int64]:
-        """row_T: each token's place among the recorded; one past the last for padding."""
+        """row_T: each token's index among the recorded tokens; R for padding."""
         if len(valid_BS) != len(self.numbers):
             raise DataError(
                 f"{self.trace.path}: {len(self.numbers)} sequences are replayed, and the model "
@@ -130,12 +137,12 @@ class _Recorded:
         return row_T
 
     def _check_tokens(self, row_T: NDArray[np.int64], id_T: Tensor) -> None:
-        told_T = np.flatnonzero(row_T < len(self.batch))
-        given_T, there_T = id_T.cpu().numpy()[told_T], self.batch.id_T[row_T[told_T]]
+        kept_T = np.flatnonzero(row_T < len(self.batch))
+        given_T, there_T = id_T.cpu().numpy()[kept_T], self.batch.id_T[row_T[kept_T]]
         other_T = given_T != there_T
         if other_T.any():
             place = int(other_T.argmax())
-            row = row_T[told_T[place]]
+            row = row_T[kept_T[place]]
             raise DataError(
                 f"{self.trace.path}: position {self.batch.position_T[row]} of sequence "
                 f"{self.batch.sequence_T[row]} is token {there_T[place]}, and the model was given "
@@ -145,7 +152,10 @@ class _Recorded:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What a layer did with R tokens, and a last entry for padding; E where there is no expert."""
+    """The routing of R tokens in one layer, with one more row for padding.
+
+    In `chosen_RK` and `expert_RK`, the number E means no expert.
+    """
 
     chosen_RK: Tensor
     expert_RK: Tensor
@@ -168,7 +178,7 @@ class _Table:
         )
 
     def at(self, row_T: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """chosen_TK, expert_TK, weight_TK of these rows."""
+        """(chosen_TK, expert_TK, weight_TK) of the tokens with the indices `row_T`."""
         weight_TK = self.weight_RK[row_T].to(like)
         return (
             self.chosen_RK[row_T].to(like.device),
@@ -178,9 +188,9 @@ class _Table:
 
 
 class _Replayed:
-    """A router's forward hook: another answer, of the same form as the router's."""
+    """A router's forward hook, which replaces the rows of the router's Routing by recorded rows."""
 
-    def __init__(self, number: int, recorded: _Recorded, weights: Weights) -> None:
+    def __init__(self, number: int, recorded: _Recorded, weights: ReplayedWeights) -> None:
         self.number, self.recorded, self.weights = number, recorded, weights
         self.rows = recorded.batch.layers[number]
         self._tables: dict[tuple[int, int], _Table] = {}
@@ -188,7 +198,7 @@ class _Replayed:
     def __call__(
         self, router: Router, inputs: tuple[Tokens, Capacity | None], routing: Routing
     ) -> Routing:
-        # As MoE.forward calls its router.
+        # MoE.forward calls its router with these two positional arguments.
         tokens, capacity = inputs
         x_TD, sequences = tokens.x_TD, tokens.num_sequences
         if tokens.valid_T is None:
@@ -221,7 +231,7 @@ class _Replayed:
         return _in_waves(replayed, router.capacity if capacity is None else capacity)
 
     def _width(self, routing: Routing) -> int:
-        """K of the router, or as many as were recorded where it has none."""
+        """K: the router's top_k; if it has none, the most experts of a recorded token."""
         most = int(self.rows.count_T.max(initial=0))
         if routing.top_k is None:
             return most
@@ -246,14 +256,17 @@ class _Replayed:
         expert_TK: Tensor,
         top_k: int | None,
     ) -> Tensor:
-        """weight_TK of the expert that computes each row, or was to; 0 where none does."""
+        """weight_TK of the experts that compute the rows; 0 for rows that no expert computes.
+
+        A dropped row takes part in the weighing with its chosen expert.
+        """
         num_experts = router.num_experts
-        lost_TK = expert_TK == num_experts
-        weighed_TK = torch.where(lost_TK, chosen_TK, expert_TK)
+        unweighted_TK = expert_TK == num_experts
+        weighed_TK = torch.where(unweighted_TK, chosen_TK, expert_TK)
         fewer = isinstance(router, _MAY_CHOOSE_FEWER)
         if not fewer:
             none_TK = weighed_TK == num_experts
-            # Padding has none, and its weights are masked.
+            # Only padding may have no experts at all; its weights are set to 0 below.
             if top_k is None or (none_TK.any(1) & ~none_TK.all(1)).any():
                 raise ConfigError(
                     f"weights=recomputed: layer {self.number} has tokens of fewer experts than the "
@@ -261,11 +274,11 @@ class _Replayed:
                 )
             weighed_TK = weighed_TK.masked_fill(none_TK, 0)
         weight_TK = router.weigh(router.scores(x_TD, None), weighed_TK)
-        return weight_TK.masked_fill(lost_TK, 0.0)
+        return weight_TK.masked_fill(unweighted_TK, 0.0)
 
 
 def _by_expert(routing: Routing) -> Routing:
-    """Rows as an expert's choice has them: expert by expert, in any order; none of no expert."""
+    """Sort the rows by expert, as routers with expert choice do, and leave out unused rows."""
     row_N = (routing.chosen_N < routing.num_experts).nonzero().squeeze(1)
     row_N = row_N[routing.expert_N[row_N].argsort(stable=True)]
     return replace(
@@ -280,9 +293,12 @@ def _by_expert(routing: Routing) -> Routing:
 
 
 def _in_waves(routing: Routing, capacity: Capacity) -> Routing:
-    """In the passes in which the recorded model computed its rows: they follow from its choices."""
+    """Give each row its wave: the pass over the experts in which the row is computed.
+
+    The waves of the recorded model follow from its choices and the capacity.
+    """
     assert routing.top_k is not None, "waves are for token choice"
     expert_TK = routing.expert_N.view(-1, routing.top_k)
-    wishes = Candidates(expert_TK, routing.num_experts, routing.num_sequences, routing.valid_T)
-    wave_TK = capacity.admit(wishes).wave_TK
+    candidates = Candidates(expert_TK, routing.num_experts, routing.num_sequences, routing.valid_T)
+    wave_TK = capacity.admit(candidates).wave_TK
     return replace(routing, wave_N=None if wave_TK is None else wave_TK.reshape(-1))

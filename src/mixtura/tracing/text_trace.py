@@ -1,4 +1,4 @@
-"""The routing of texts, written to a trace. S tokens of a sequence."""
+"""Writes the routing of texts to a trace."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,27 +21,28 @@ from mixtura.tracing.model_trace import record
 from mixtura.tracing.record import Recorder
 
 RoutingOf = Callable[[Sequence[int]], Mapping[int, LayerRows]]
-"""What each MoE layer's router, by the layer's number, does with the tokens of a new sequence."""
+"""a function that routes the tokens of a new sequence, and returns the rows of each MoE layer by
+the layer's number"""
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What is to be read; documents without a domain have an empty name for it."""
+    """The documents to trace. A document without a domain has an empty string as its domain."""
 
     documents: Iterable[Document | Skipped]
     bytes: int
-    """roughly, for progress"""
+    """the approximate size of all documents, for the progress display"""
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Self:
-        """Texts of no domain."""
+        """Make documents without a domain."""
         documents = [Document(f"text {number}", "", text) for number, text in enumerate(texts)]
         return cls(documents, sum(len(text.encode()) for text in texts))
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """What a trace came to hold."""
+    """A summary of a trace that was written."""
 
     tokens: int
     sequences: int
@@ -49,9 +50,9 @@ class Traced:
     """the numbers of the MoE layers"""
     domains: tuple[str, ...]
     bytes: int
-    """of the file"""
+    """the size of the trace file"""
     seconds: float
-    """reading, routing and writing"""
+    """the time of reading, routing and writing"""
     skipped: tuple[Skipped, ...]
     """files that were left out"""
 
@@ -67,12 +68,12 @@ def trace_texts(
     check: Check | None = None,
     routing_of: RoutingOf | None = None,
 ) -> Traced:
-    """Run the model over the texts, and write what its routers did to `out`.
+    """Run the model over the texts, and write the routing of each token to `out`.
 
-    `routing_of` reads a sequence in the place of the model's own forward pass.
-    A document longer than the model's context is cut: each part is a sequence. With a `limit` the
-    reading stops after so many tokens. `out` appears whole or not at all, and not before `check`
-    has ended well. Raises DataError where no text is left, and StorageError where the disk refuses.
+    `routing_of` replaces the model's own forward pass. A document longer than the model's context
+    becomes several sequences. `limit` is the most tokens to trace. The file `out` appears only when
+    the trace is complete and `check` has found no difference. Raises DataError if there is no text
+    to trace, and StorageError if the disk refuses.
     """
     began = perf_counter()
     reading = _Reading(model, tokenizer, texts, limit, progress)
@@ -132,7 +133,7 @@ class _Reading:
             raise DataError(f"there is no text to trace{first}")
 
     def _windows(self) -> Iterator[tuple[str, list[int]]]:
-        """Domain and tokens of each sequence."""
+        """Yield the domain and the tokens of each sequence."""
         window, done = self._model.config.context, 0
         for document in self._texts.documents:
             if isinstance(document, Skipped):
@@ -145,9 +146,9 @@ class _Reading:
                 if not part:
                     return
                 yield document.domain, part
-                self._tell(len(part), done)
+                self._report(len(part), done)
 
-    def _tell(self, tokens: int, done: int) -> None:
+    def _report(self, tokens: int, done: int) -> None:
         if self._left is None or self._limit is None:
             self._progress("tracing", min(done, self._texts.bytes), self._texts.bytes)
             return
@@ -164,7 +165,7 @@ def _take(recorder: Recorder, tokens: list[int], routing: Mapping[int, LayerRows
 
 
 def digest_of(tokenizer: Tokenizer) -> str:
-    """SHA-256 of what the tokenizer saves, which is all that it is."""
+    """SHA-256 of the files that the tokenizer saves, which determine the tokenizer completely."""
     digest = hashlib.sha256()
     with TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))

@@ -1,8 +1,9 @@
-"""Training: from a recipe to a run's folder.
+"""Trains a model by a recipe, and writes the run to a folder.
 
-`train(load_recipe(path), out)` trains a whole run; `mixtura.runs` has recipes. `Trainer` takes one
-step at a time, for loops of your own: `build_trainer(recipe, corpus)`, `.step()`, `.evaluate()`.
-`mixtura.checkpoints.loaded_run.load_run(folder)` loads the trained decoder.
+`train(load_recipe(path), out)` trains a whole run; `load_recipe` is in `mixtura.runs`. For a
+training loop of your own, `build_trainer(recipe, corpus)` makes a `Trainer`: its `step()` takes one
+optimizer step, and its `evaluate()` computes held-out bits per byte. To load the trained decoder,
+call `mixtura.checkpoints.loaded_run.load_run(folder)`.
 """
 
 from typing import TYPE_CHECKING
@@ -69,6 +70,6 @@ _HOMES = {
     "train_in_turn": "mixtura.train.training_run",
 }
 
-# Hidden from type checkers, which would accept any misspelt name.
+# With a visible `__getattr__`, type checkers would accept every misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Keeps freed memory for the next step, where glibc would return its pages to the system."""
+"""Makes glibc keep freed memory for the next step, and not return its pages to the system."""
 
 import ctypes
 import sys
@@ -11,11 +11,12 @@ _TOP_PAD = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in this process; returns True where that took effect (Linux with glibc).
+    """Keep freed memory in this process; return True if that took effect (on Linux with glibc).
 
-    By default glibc maps every large block anew and unmaps it when freed, so each step of training
-    on a CPU zeroes all its activations and gradients: up to half of a step (docs/lab-notes.md). The
-    process then stays at its largest size.
+    By default glibc maps every large block anew, and unmaps it when it is freed. So the system
+    zeroes the memory of all activations and gradients in each training step on a CPU, which takes
+    up to half of a step's time (docs/lab-notes.md). With kept memory the process never becomes
+    smaller than its largest size so far.
     """
     if sys.platform != "linux":
         return False

@@ -1,4 +1,4 @@
-"""The device of a run, by its name in a recipe."""
+"""Chooses the device of a run by its name in a recipe."""
 
 import torch
 
@@ -6,7 +6,10 @@ from mixtura.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU without one. Raises ConfigError for an unusable name."""
+    """The device of this name; `auto` is the first GPU, or the CPU if there is no GPU.
+
+    Raises ConfigError for a name that is not a device of this machine.
+    """
     has_gpu = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if has_gpu else "cpu")

@@ -1,4 +1,4 @@
-"""A run's environment: versions, threads, device, and the products that each MoE layer uses."""
+"""A run's environment: versions, threads, device, and each MoE layer's kind of matrix products."""
 
 import platform
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(trainer: Trainer) -> dict[str, Any]:
-    """The content of environment.json."""
+    """The content of a run's environment.json."""
     device = trainer.device
     dtype = getattr(torch, trainer.config.dtype)
     return {
@@ -42,7 +42,10 @@ def environment(trainer: Trainer) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The differences, each as `key: old -> new`; any of them may change a loss's last bits."""
+    """The differences between two environments, each as the text `key: old -> new`.
+
+    Each difference may change the last bits of a loss.
+    """
     return [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request to stop after the current step."""
+"""Treats Ctrl-C as a request to stop after the current step."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """`requested` becomes True at the first SIGINT or SIGTERM; a second one acts as usual."""
+    """`requested` becomes True at the first SIGINT or SIGTERM; a second signal acts as usual."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -16,7 +16,10 @@ class Interrupt:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Interrupt]:
-    """Defer a first SIGINT or SIGTERM. Outside the main thread nothing changes."""
+    """Record the first SIGINT or SIGTERM in the block, without its usual effect.
+
+    Outside the main thread this has no effect.
+    """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

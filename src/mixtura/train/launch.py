@@ -1,4 +1,4 @@
-"""Starts a run, or goes on with one."""
+"""Starts a run, or resumes one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ _NAMED_SKIPS = 20
 
 
 def corpus_cache() -> Path:
-    """The cache of prepared corpora."""
+    """The folder in which prepared corpora are cached."""
     return user_cache() / "corpora"
 
 
@@ -43,17 +43,19 @@ def train(
     changed: ChangedKeys | None = None,
     origin: Origin | None = None,
 ) -> Summary:
-    """Train `recipe` into the folder `out`; with `resume` go on with a run that is there.
+    """Train `recipe` and write the run to the folder `out`; `resume` continues the run in `out`.
 
-    A run that goes on keeps its recipe, except for the keys in `changed`. A run that begins takes
-    its weights and its tokenizer from `origin`, if one is given.
+    A resumed run keeps its recorded recipe, except for the keys in `changed`. A new run takes its
+    first weights and its tokenizer from `origin`, if it is given.
 
-    SIGINT ends the run after the current step, saved, with `Summary.interrupted`. Raises
-    ConfigError, DataError, CheckpointError, StorageError or NonFiniteError, each of one line.
+    After SIGINT the current step is finished, a checkpoint is saved, and `Summary.interrupted` is
+    True. Raises ConfigError, DataError, CheckpointError, StorageError or NonFiniteError, each with
+    a message of one line.
     """
     view = view or View()
     folder = RunFolder(out)
-    # Before the corpus, which may take minutes; repeated once other processes are locked out.
+    # Errors are found before the corpus is prepared, which may take minutes. `opened_run` repeats
+    # the checks once the folder is locked against other processes.
     check_model(recipe)
     recipe = folder.check(recipe, resume=resume, changed=changed)
     with view:
@@ -69,7 +71,7 @@ def train(
 def prepare_corpus(
     recipe: Recipe, view: View, cache: Path | None = None, tokenizer: Tokenizer | None = None
 ) -> Corpus:
-    """The recipe's corpus, made or found in the cache; logs the files that were left out."""
+    """Prepare the recipe's corpus or open it from the cache, and log files that were left out."""
     choose_device(recipe.train.device)
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
@@ -89,7 +91,7 @@ def opened_run(
     changed: ChangedKeys | None = None,
     origin: Origin | None = None,
 ) -> Iterator[TrainingRun]:
-    """A run at its newest checkpoint, its folder locked; for `train_in_turn`."""
+    """Lock the run's folder, and yield the run at its newest checkpoint, for `train_in_turn`."""
     keep_freed_memory()
     trainer = build_trainer(recipe, corpus)
     with folder.claimed():
@@ -100,7 +102,7 @@ def opened_run(
 
 
 def _given_tokenizer(recipe: Recipe, folder: RunFolder, origin: Origin | None) -> Tokenizer | None:
-    """The tokenizer of the kind `given`: the origin's, which the run's folder keeps a copy of."""
+    """The tokenizer of the kind `given`: the origin's, or its copy in the run's folder."""
     if origin is not None:
         return origin.tokenizer
     if isinstance(recipe.data.tokenizer, GivenConfig) and folder.tokenizer.is_dir():
@@ -123,7 +125,7 @@ def _begin(
     view: View,
     origin: Origin | None,
 ) -> None:
-    """Bring trainer and folder to the newest checkpoint, or to step 0."""
+    """Set the trainer and the folder to the state of the newest checkpoint, or of step 0."""
     checkpoints = folder.checkpoints()
     checkpoints.clean()
     newest = checkpoints.newest()
@@ -142,7 +144,7 @@ def _begin(
 
 def _restore(trainer: Trainer, corpus: Corpus, folder: RunFolder, newest: Path) -> None:
     state, meta = folder.checkpoints().attempt(newest, read)
-    # All of it is checked before a step is trained on it.
+    # All tensors are compared with their digests before training continues with them.
     folder.checkpoints().check(newest, trainer.decoder.config).finish()
     if meta.recipe not in folder.recipe_digests():
         raise CheckpointError(f"{newest}: is of another run; remove it, or choose another --out")
@@ -175,7 +177,7 @@ def _start(
 
 
 def _change(trainer: Trainer, recipe: Recipe, folder: RunFolder, view: View) -> None:
-    """Record and log what this start changes; sets the trainer's plan of steps."""
+    """Record and log the recipe's changes since the last start; set the trainer's plan of steps."""
     done, before = trainer.steps_done, folder.recorded()
     assert before is not None, "a run's folder holds its recipe by now"
     steps = recipe.train.steps
@@ -186,7 +188,7 @@ def _change(trainer: Trainer, recipe: Recipe, folder: RunFolder, view: View) -> 
         )
     planned = folder.plan(before)
     if steps != before.train.steps and planned.corrections:
-        # A new number of steps replaces the corrected one.
+        # A new number of steps in the recipe replaces the corrected number.
         folder.write_plan(StepPlan(steps))
     lines = folder.change(recipe, done)
     trainer.plan = folder.plan(recipe)

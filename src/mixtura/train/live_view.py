@@ -23,17 +23,18 @@ _SMOOTHED_STEPS = 20
 
 
 def choose_view() -> View:
-    """The live screen where stderr is a terminal, else plain lines; stdout is for results."""
+    """A live screen if stderr is a terminal, else plain lines on stderr; stdout is for results."""
     console = Console(stderr=True)
     redraws = console.is_terminal and not console.is_dumb_terminal
     return LiveView(console) if redraws else PlainView()
 
 
 def load_bar(load_E: list[int], width: int) -> Text:
-    """One column an expert; where they do not fit, a column shows the busiest of several.
+    """A bar chart in one line of text; a column is an expert, or the busiest of several experts.
 
-    An even share is half the height, twice that share or more the full height. Up to twice an even
-    share is green, more is yellow; over four times, or less than a tenth, is red.
+    A column for an even share of the load has half the height; for twice that share or more it has
+    the full height. It is green up to twice an even share, yellow above, and red above four times.
+    It is also red if one of its experts has less than a tenth of an even share.
     """
     mean = sum(load_E) / len(load_E) or 1.0
     per_column = -(-len(load_E) // width)
@@ -49,7 +50,7 @@ def load_bar(load_E: list[int], width: int) -> Text:
 
 
 class LiveView(View):
-    """Redraws the screen in place up to 5 times a second; alarms and notes stay above it."""
+    """Redraws the screen in place, at most 5 times a second; alarms and log lines stay above it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -67,7 +68,7 @@ class LiveView(View):
 
     def preparing(self, stage: str, done: int, total: int) -> None:
         if self._preparing is None:
-            # A folder's name may hold brackets, which must not be read as markup.
+            # A stage may name a folder, and brackets in its name must not be read as markup.
             stages = TextColumn("{task.description}", markup=False)
             columns = (stages, BarColumn(), TimeRemainingColumn())
             self._preparing = Progress(*columns, console=self._console, transient=True)
@@ -122,7 +123,7 @@ class LiveView(View):
         return Group(line, self._loads(report, pace.facts.moe_layers), Text(self._heldout))
 
     def _loads(self, report: "StepReport", layers: list[int]) -> RenderableType:
-        """The layers that fit on the screen: the least even ones, in the model's order."""
+        """The bars of the least even layers, as many as the screen holds, in the model's order."""
         table = Table.grid(padding=(0, 2))
         busiest = report.max_over_mean
         room = max(1, self._console.height - 6)

@@ -1,7 +1,7 @@
-"""Expert load over the last steps, and the alarms that follow from it.
+"""Sums the load of experts over the last 100 steps (the window), and raises alarms.
 
-L MoE layers, E experts of one of them, X experts of all of them, layer after layer, W steps in the
-window. Layers may have different numbers of experts.
+L MoE layers, E experts of one layer, X experts of all layers in order, W steps in the window.
+Layers may have different numbers of experts.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from mixtura.moe.load import WINDOW, collapsed, starving
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """A starving expert or a collapsed layer; each is raised once."""
+    """An alarm about starving experts or a collapsed layer; each gets one alarm in a run."""
 
     kind: Literal["starving", "collapsed"]
     layer: int
@@ -26,7 +26,7 @@ class Alarm:
     """the starving experts, or the busiest `top_k` of a collapsed layer"""
     step: int
     window: int
-    """the number of steps in the window: 100, or all of a shorter run"""
+    """the number of steps over which load is summed: 100, or all steps of a shorter run"""
 
     def __str__(self) -> str:
         experts = ", ".join(map(str, self.experts))
@@ -40,7 +40,7 @@ class Alarm:
 
 
 class LoadWatch:
-    """The load of the last 100 steps; alarms start after that many, or after `steps` if fewer."""
+    """The load of the last 100 steps. Alarms begin after min(100, `steps`) steps."""
 
     def __init__(self, experts: Mapping[int, int], top_k: int, steps: int) -> None:
         """`experts`: the number of experts of each MoE layer, by the layer's number."""
@@ -68,7 +68,7 @@ class LoadWatch:
     def _new_alarms(self, step: int) -> tuple[Alarm, ...]:
         alarms: list[Alarm] = []
         window = len(self._window)
-        # Views, so that marking an expert here marks it in _seen_starving_X.
+        # These tensors are views, so that marking an expert here marks it in _seen_starving_X.
         seen_starving = self._by_layer(self._seen_starving_X)
         rows = zip(self.experts, self.total, seen_starving, self._seen_collapsed_L, strict=True)
         for layer, load_E, seen_E, seen in rows:
@@ -105,5 +105,5 @@ class LoadWatch:
 
 
 def _stored(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """Checkpoints from before layers could differ have layers and experts as two dims."""
+    """The tensor `name` of a checkpoint; older checkpoints have two dims LE in place of X."""
     return state[name] if name in state else state[name.replace("X", "LE")]

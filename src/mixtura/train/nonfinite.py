@@ -1,4 +1,4 @@
-"""Where a value that is not finite first appeared: in a loss or a gradient."""
+"""Finds the module or the parameter in which a value that is not finite first appeared."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from mixtura.moe import MoEOutput, Routing
 
 
 def in_forward(decoder: LanguageModel, forward: Callable[[], object]) -> str | None:
-    """Run `forward` again; returns the first module with an output that is not finite, or None.
+    """Run `forward`; return the first module with an output that is not finite, or None.
 
-    Inner modules end first, so the first one found is the smallest.
+    An inner module ends before the modules around it, so the first module found is the innermost.
     """
     found: list[str] = []
     with torch.no_grad(), _watching(decoder, found):
@@ -22,9 +22,10 @@ def in_forward(decoder: LanguageModel, forward: Callable[[], object]) -> str | N
 
 
 def in_gradients(decoder: LanguageModel) -> str:
-    """The parameter whose gradient first stopped being finite.
+    """The first parameter in the backward pass whose gradient is not finite.
 
-    The backward pass is in reverse order, so it is the last one in the order of the forward pass.
+    The backward pass computes gradients in the reverse order of the forward pass, so parameters are
+    searched in this reverse order.
     """
     for name, parameter in reversed(_in_forward_order(decoder)):
         if parameter.grad is not None and not parameter.grad.isfinite().all():
@@ -33,21 +34,21 @@ def in_gradients(decoder: LanguageModel) -> str:
 
 
 def in_parameters(decoder: LanguageModel) -> str | None:
-    """The first parameter or buffer that is not finite, or None."""
+    """The name of the first parameter or buffer that is not finite, or None."""
     return next(
         (name for name, value in decoder.state_dict().items() if not _finite([value])), None
     )
 
 
 def _in_forward_order(decoder: LanguageModel) -> list[tuple[str, nn.Parameter]]:
-    """The order of the ledger."""
+    """Names and parameters in the order of the forward pass, which `config.weights()` has too."""
     named = dict(decoder.named_parameters())
     return [(weight.name, named[weight.name]) for weight in decoder.config.weights()]
 
 
 @contextmanager
 def _watching(decoder: LanguageModel, found: list[str]) -> Iterator[None]:
-    """Append to `found` each module with an output that is not finite, as it ends."""
+    """During the block, append to `found` each module that returns a value that is not finite."""
 
     def hook_for(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:  # noqa: ARG001

@@ -1,4 +1,4 @@
-"""AdamW over a model's weights."""
+"""Builds AdamW for a model's weights, and saves and restores its state."""
 
 from collections.abc import Mapping
 
@@ -9,16 +9,16 @@ from mixtura.models import LanguageModel
 from mixtura.runs.train_config import TrainConfig
 from mixtura.shapes import Role
 
-# A norm whose scale decays to 0 silences its layer. A token's row of the embedding has no gradient
-# in most steps, so decay alone would shrink rare tokens. The z-loss keeps a gate's logits small
-# already, and decay would push every router towards an even choice.
+# Roles without weight decay. Decay would shrink the scales of norms towards 0, and the embedding
+# rows of rare tokens, which have no gradient in most steps. It would push every router towards an
+# even choice, and is not needed for small logits, since the z-loss keeps logits small.
 UNDECAYED: frozenset[Role] = frozenset({"norm", "embedding", "router"})
 
 
 def decayed_names(decoder: LanguageModel) -> set[str]:
     """Names of the parameters with weight decay: matrices, except embeddings and router gates.
 
-    A tied head is the embedding.
+    A tied head has no weight decay, since it is also the embedding.
     """
     weights = list(decoder.config.weights())
     tied = all(weight.role != "embedding" for weight in weights)
@@ -27,7 +27,10 @@ def decayed_names(decoder: LanguageModel) -> set[str]:
 
 
 def build_optimizer(decoder: LanguageModel, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW with three groups: with weight decay, without, and router gates (`set_rate`)."""
+    """Fused AdamW with three groups: parameters with weight decay, without it, and router gates.
+
+    The key `share` of a group is the factor of its learning rate in `set_rate`.
+    """
     decayed = decayed_names(decoder)
     gates = {weight.name for weight in decoder.config.weights() if weight.role == "router"}
     groups: dict[str, list[nn.Parameter]] = {"decayed": [], "spared": [], "gates": []}
@@ -51,13 +54,16 @@ def build_optimizer(decoder: LanguageModel, config: TrainConfig) -> torch.optim.
 
 
 def set_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
-    """Set every group's learning rate to its share of `rate`."""
+    """Set the learning rate of each group to `rate` times the group's `share`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["share"]
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, decoder: LanguageModel) -> dict[str, Tensor]:
-    """The optimizer's state by parameter: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.step`."""
+    """The optimizer's state as tensors `NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step`.
+
+    NAME is the name of a parameter.
+    """
     return {
         f"{name}.{part}": value
         for name, parameter in decoder.named_parameters()
@@ -68,7 +74,7 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, decoder: LanguageModel) -> d
 def restore_optimizer(
     optimizer: torch.optim.AdamW, decoder: LanguageModel, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Restore the state from `optimizer_tensors`; the tensors are copied."""
+    """Restore the optimizer's state from copies of the tensors of `optimizer_tensors`."""
     optimizer.state.clear()
     parameters = dict(decoder.named_parameters())
     for key, value in tensors.items():

@@ -1,4 +1,4 @@
-"""The model that a run takes its first weights, its shape and its tokenizer from."""
+"""The origin of a run: the model that gives a run its first weights, shape and tokenizer."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from mixtura.runs.folder import RunFolder
 from mixtura.runs.recipe import Recipe, differences
 from mixtura.tokenizers import GivenConfig, Tokenizer
 
-# Keys of training, which change neither the weights nor what they compute.
+# These keys concern only training, so a run may set other values than its origin.
 _OF_TRAINING = ("model.moe.balance.", "model.moe.capacity.", "model.moe.backend")
 
 
@@ -30,14 +30,14 @@ class OriginRecord(Config):
     model: str
     """the name that the user gave"""
     step: int | None
-    """a run's step; None for other models"""
+    """the step of the checkpoint if the model is a run, else None"""
     digest: str
     """SHA-256 of the weights' names and values, in fp32"""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The model that a run begins with, and its tokenizer."""
+    """The model with whose weights a run begins, and the model's tokenizer."""
 
     name: str
     step: int | None
@@ -46,8 +46,8 @@ class Origin:
 
     @classmethod
     def open(cls, model: str) -> "Origin":
-        """Any model except a packed one. Raises what `open_model` raises."""
-        # Without a dtype a quantised file would be packed, and its weights rounded once more.
+        """Open a model. Raises CheckpointError for a packed one, and the errors of `open_model`."""
+        # Without a dtype a quantised GGUF file would be packed, and its weights rounded again.
         found: OpenModel = open_model(model, "float32" if is_gguf(model) else None)
         if found.packed is not None:
             raise CheckpointError(
@@ -57,7 +57,7 @@ class Origin:
         return cls(model, found.step, found.decoder, found.tokenizer)
 
     def begin(self, decoder: LanguageModel) -> None:
-        """Copy the weights into a model of the same shape, in that model's dtype."""
+        """Copy the origin's weights into `decoder`, a model of the same shape, in its dtype."""
         weights = self.decoder.state_dict()
         check_fits(decoder, weights, Path(self.name))
         decoder.load_state_dict(weights)
@@ -69,9 +69,9 @@ class Origin:
         )
 
     def recipe(self, tree: Mapping[str, Any], place: str) -> Recipe:
-        """The recipe of `tree`, with the origin's shape and tokenizer where `tree` has none.
+        """The recipe in `tree`, with the origin's shape and tokenizer if `tree` has none.
 
-        Raises ConfigError where `tree` has another model or another tokenizer.
+        Raises ConfigError if `tree` has another model or another tokenizer.
         """
         own = self.decoder.config.model_dump(mode="json")
         given = tree.get("model")
@@ -94,9 +94,10 @@ class Origin:
 def recipe_and_origin(
     tree: Mapping[str, Any], folder: RunFolder, model: str | None, *, resume: bool, place: str
 ) -> tuple[Recipe, Origin | None]:
-    """The recipe to train, and the origin of its weights; None for random weights.
+    """The recipe to train, and the origin of its first weights; None for random weights.
 
-    A run that goes on has its own weights, so only the record of its origin is read.
+    The origin of a resumed run is None too: it has its own weights, and only the record of its
+    origin is read.
     """
     recorded = folder.recorded() if resume else None
     record = None if recorded is None else recorded_origin(folder)
@@ -119,7 +120,7 @@ def recipe_and_origin(
 
 
 def recorded_origin(folder: RunFolder) -> OriginRecord | None:
-    """The record of the run's origin; None for random weights. Raises CheckpointError."""
+    """The run's origin.json; None for random weights. Raises CheckpointError if it is damaged."""
     if not folder.origin.exists():
         return None
     try:
@@ -129,7 +130,10 @@ def recorded_origin(folder: RunFolder) -> OriginRecord | None:
 
 
 def reopened_origin(folder: RunFolder) -> Origin | None:
-    """The origin of a run that was stopped before its first checkpoint. Raises CheckpointError."""
+    """Open the origin of a run that stopped before its first checkpoint; None for random weights.
+
+    Raises CheckpointError if the origin now has other weights than the run began with.
+    """
     record = recorded_origin(folder)
     if record is None:
         return None
@@ -143,7 +147,7 @@ def reopened_origin(folder: RunFolder) -> Origin | None:
 
 
 def _resumed(tree: Mapping[str, Any], recorded: Recipe, place: str) -> Recipe:
-    """The recipe of `tree`, with the run's model and tokenizer where `tree` has none."""
+    """The recipe in `tree`, with the recorded run's model and tokenizer if `tree` has none."""
     run = recorded.tree()
     model = tree.get("model", run["model"])
     if isinstance(model, Mapping):
@@ -154,7 +158,7 @@ def _resumed(tree: Mapping[str, Any], recorded: Recipe, place: str) -> Recipe:
 def _filled(tree: Mapping[str, Any], model: Any, tokenizer: Tree) -> Tree:
     data = tree.get("data") or {}
     if not isinstance(data, Mapping):
-        # Recipe.parse raises the error.
+        # The caller's Recipe.parse raises an error for this section.
         return {**tree, "model": model}
     if "tokenizer" in data and data["tokenizer"] != tokenizer:
         raise ConfigError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 RandomState = dict[str, Tensor]
-"""`cpu`, and on a GPU `cuda`: the generators' states in torch's form, uint8"""
+"""the states of torch's generators as uint8 tensors: `cpu`, and for a GPU also `cuda`"""
 
 
 def seeded(seed: int, device: torch.device) -> RandomState:
@@ -19,10 +19,9 @@ def seeded(seed: int, device: torch.device) -> RandomState:
 
 @contextmanager
 def randomness_of(state: RandomState, device: torch.device) -> Iterator[RandomState]:
-    """Inside the block torch's random numbers come from `state`.
+    """Take torch's random numbers from `state` in the block; then restore torch's own state.
 
-    The mapping yielded holds the state at the end of the block, if the block raised nothing.
-    Afterwards torch's own state is restored.
+    If the block raises nothing, the yielded mapping holds the new state at the end of the block.
     """
     outside = _read(device)
     after: RandomState = {}

@@ -1,4 +1,4 @@
-"""What one optimizer step reports. L MoE layers, E experts."""
+"""The results of one optimizer step, and the sums from which they are computed. E experts."""
 
 from dataclasses import dataclass
 
@@ -13,26 +13,26 @@ from mixtura.train.load_watch import Alarm
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimizer step; `step` counts from 1. Losses are means over its micro-batches."""
+    """The results of one step; `step` counts from 1, and losses are means over micro-batches."""
 
     step: int
     loss: float
     """nats per token, without balancing losses"""
     losses: dict[str, float]
-    """balancing losses by name, weighted, averaged over layers"""
+    """weighted balancing losses by name, averaged over layers"""
     learning_rate: float
     grad_norm: float
-    """before clipping"""
+    """the norm of all gradients before clipping"""
     tokens: int
-    """of this step"""
+    """the number of tokens in this step"""
     seconds: float
-    """of this step, without evaluation and checkpoints"""
+    """the time of this step, without evaluation and checkpoints"""
     load: list[list[int]]
-    """for each MoE layer, rows that chose each expert"""
+    """for each MoE layer and expert, the number of rows that chose the expert"""
     dropped: list[float]
     """for each MoE layer, the share of rows that no expert computed"""
     alarms: tuple[Alarm, ...]
-    """raised in this step"""
+    """the alarms that this step raised"""
 
     @property
     def tokens_per_second(self) -> float:
@@ -45,13 +45,13 @@ class StepReport:
 
 
 def busiest_over_mean(load: list[list[int]]) -> list[float]:
-    """For each layer's load_E, the largest load over the mean."""
+    """For each layer, the largest load of an expert over the mean load."""
     return [float(max_over_mean(torch.tensor(load_E))) for load_E in load]
 
 
 @dataclass(frozen=True, slots=True)
 class StepMeans:
-    """A step's means over micro-batches, and the norm of its gradients."""
+    """A step's means over micro-batches and ranks, and the norm of its gradients."""
 
     loss: float
     losses: dict[str, float]
@@ -60,7 +60,7 @@ class StepMeans:
 
 
 class Tally:
-    """Sums over the micro-batches of one step, which stay on the device until the end."""
+    """Sums over the micro-batches of one step, which stay on the device until `means`."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -78,7 +78,10 @@ class Tally:
         self._sums[key] = self._sums[key] + value if key in self._sums else value
 
     def means(self, grad_norm: Tensor, ranks: Ranks = ONE_RANK) -> StepMeans:
-        """Means over all ranks; `grad_norm` is of their averaged gradients. Syncs the device."""
+        """Means over micro-batches and ranks; this synchronises the device.
+
+        `grad_norm` is the norm of the gradients' averages over all ranks.
+        """
         sums = ranks.sum(torch.stack(list(self._sums.values())))
         *totals, norm = torch.cat([sums, grad_norm.view(1)]).double().tolist()
         count = self._count * ranks.count

@@ -1,9 +1,9 @@
-"""The run's curves as TensorBoard event files, written by this thread.
+"""Writes a run's curves as TensorBoard event files, in the caller's thread.
 
-torch's SummaryWriter writes from another thread, where a full disk ends in a traceback.
+torch's SummaryWriter writes in another thread, in which a full disk causes a traceback.
 """
 
-# Protobuf builds its classes at import, so no type checker finds them.
+# Protobuf makes its classes at import, so type checkers cannot find them.
 # pyright: reportAttributeAccessIssue=false
 
 import socket
@@ -20,7 +20,7 @@ from mixtura.train.step_report import StepReport
 
 
 class TensorBoardCurves:
-    """One event file below `folder` for each start of the run. Raises StorageError."""
+    """Writes a new event file in `folder`. Raises StorageError if it cannot be written."""
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         moment = time.time_ns()
@@ -31,7 +31,7 @@ class TensorBoardCurves:
         except OSError as error:
             raise self._refused(error) from error
         self._records = RecordWriter(self._file)
-        # TensorBoard then hides steps that an earlier start took beyond the checkpoint.
+        # This event makes TensorBoard hide later steps that an earlier start of the run logged.
         restart = SessionLog(status=SessionLog.START)
         self._write(
             Event(wall_time=time.time(), file_version="brain.Event:2"),
@@ -56,7 +56,7 @@ class TensorBoardCurves:
         self._write_scalars({"heldout/bits_per_byte": bits_per_byte}, step)
 
     def close(self) -> None:
-        # After a failed write, close writes once more and fails again.
+        # After a failed write, `close` writes the buffer once more and fails again.
         with suppress(OSError):
             self._file.close()
 

@@ -1,4 +1,4 @@
-"""One training: a model, its optimizer and its data. It writes to no terminal and no file.
+"""Trains a model step by step, and evaluates it; writes to no terminal and no file.
 
 B sequences, S tokens, T = B*S, V vocabulary, E experts, X experts of all MoE layers.
 """
@@ -35,7 +35,7 @@ from mixtura.train.step_report import StepMeans, StepReport, Tally
 
 
 class BatchSource(Protocol):
-    """Training batches as a pure function of their number, so that a resumed run is exact."""
+    """Batches as a pure function of their number, so that a resumed run has the same batches."""
 
     def at(self, step: int) -> Batch: ...
 
@@ -44,8 +44,8 @@ class Trainer:
     """`step()` takes one optimizer step, `evaluate()` computes held-out bits per byte.
 
     Two trainers in one process may take turns, since each has its own random state. `heldout`
-    returns the same batches at each call. Over several ranks each one has its part of every batch,
-    gradients and reports are means over all, and every rank holds the same weights.
+    must return the same batches at each call. With several ranks, each rank has its part of every
+    batch, gradients and reports are means over all ranks, and all ranks have the same weights.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class Trainer:
         experts = {layer: shape.num_experts for layer, shape in shapes.items()}
         top_k = max((shape.top_k for shape in shapes.values()), default=1)
         self._watch = LoadWatch(experts, top_k, config.steps)
-        # Another seed than the weights', or noise would repeat their random numbers.
+        # `config.seed` initialises the weights. Noise in training has another seed, so that it does
+        # not repeat the same random numbers.
         self._random = seeded(config.seed + 1, self.device)
 
     @property
@@ -78,7 +79,9 @@ class Trainer:
         return [load_E.tolist() for load_E in self._watch.total]
 
     def step(self) -> StepReport:
-        """Take one optimizer step. Raises NonFiniteError before a bad update is applied."""
+        """Take one optimizer step. If a loss or a gradient is not finite, NonFiniteError is raised
+        before the update is applied.
+        """
         started = perf_counter()
         number = self.steps_done + 1
         with randomness_of(self._random, self.device) as random_after:
@@ -106,7 +109,7 @@ class Trainer:
         )
 
     def evaluate(self) -> float:
-        """Held-out bits per UTF-8 byte of text. Raises NonFiniteError."""
+        """Held-out bits per UTF-8 byte of text. Raises NonFiniteError if they are not finite."""
         self.decoder.eval()
         nats = torch.zeros((), dtype=torch.float64, device=self.device)
         text_bytes = 0
@@ -124,7 +127,7 @@ class Trainer:
         return bits_per_byte
 
     def state(self) -> TrainerState:
-        """Raises NonFiniteError where a weight is not finite, so that none is saved."""
+        """The state to save. Raises NonFiniteError if a weight is not finite."""
         bad = nonfinite.in_parameters(self.decoder)
         if bad is not None:
             raise NonFiniteError(f"step {self.steps_done}: the update left {bad} not finite")
@@ -139,16 +142,16 @@ class Trainer:
         )
 
     def restore(self, state: TrainerState) -> None:
-        """Continue from `state`, which must be of the same model."""
+        """Continue from `state`, which must be the state of a trainer with the same model."""
         self.steps_done, self.tokens_done, self.seconds = state.step, state.tokens, state.seconds
         self.decoder.load_state_dict(state.model)
         restore_optimizer(self.optimizer, self.decoder, state.optimizer)
-        # A checkpoint from the CPU has no random state for a GPU.
+        # A checkpoint of a run on the CPU has no random state for a GPU, which keeps its own.
         self._random = {**self._random, **state.random}
         self._watch.restore(state.watch)
 
     def _gradients(self, number: int) -> StepMeans:
-        """Compute the step's clipped gradients, into the parameters."""
+        """Compute the step's gradients and clip them; they are stored in the parameters."""
         self.decoder.train()
         self.optimizer.zero_grad(set_to_none=True)
         tally = Tally()
@@ -161,10 +164,10 @@ class Trainer:
         self._average_over_ranks(parameters)
         norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
         means = tally.means(norm, self.ranks)
-        # Before clipping, which would spread a NaN norm to every gradient.
+        # The check comes before clipping, which would spread a NaN norm to every gradient.
         if not all(map(isfinite, [means.loss, *means.losses.values(), means.grad_norm])):
             self._refuse(number, means)
-        # Under the limit torch would multiply every gradient by 1, a pass over all of them.
+        # For a norm below the limit, torch would multiply all gradients by 1, which takes time.
         if self.config.clip is not None and means.grad_norm > self.config.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
         return means
@@ -173,7 +176,7 @@ class Trainer:
         if self.ranks.count == 1:
             return
         for parameter in parameters:
-            # A rank without a gradient sums zeros, or the other ranks would wait for ever.
+            # A rank without a gradient adds zeros, since the other ranks wait for its part.
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self.ranks.sum(grad) / self.ranks.count
 
@@ -182,7 +185,7 @@ class Trainer:
         return (self.batches.at(first + index) for index in range(self.config.accumulation))
 
     def _forward(self, batch: Batch) -> tuple[DecoderOutput, Tensor]:
-        """The decoder's output, and the mean nats per target."""
+        """The decoder's output, and the mean loss in nats per target."""
         tokens_BS = batch.tokens_BS.to(self.device, non_blocking=True)
         targets_BS = batch.targets_BS.to(self.device, non_blocking=True)
         autocast = self.config.dtype == "bfloat16"
@@ -199,16 +202,16 @@ class Trainer:
             self._forward(batch)
 
     def _end_step(self) -> list[Tensor]:
-        """load_E of the step for each MoE layer, on the CPU."""
+        """End the decoder's step; return the step's load_E of each MoE layer, on the CPU."""
         loads = end_step(self.decoder)
         if not loads:
             return []
-        # One copy for all layers, so that the device is synchronised once.
+        # All layers are copied together, so that the device is synchronised only once.
         load_X = torch.cat(loads).cpu()
         return list(load_X.split([load_E.numel() for load_E in loads]))
 
     def _refuse(self, number: int, means: StepMeans) -> NoReturn:
-        # A replay from the step's first random state has the same random numbers.
+        # `_random` is still the state at the step's start, so a replay has the same random numbers.
         with randomness_of(self._random, self.device):
             where = nonfinite.in_forward(
                 self.decoder, lambda: self._replay(self._micro_batches(number))

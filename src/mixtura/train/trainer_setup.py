@@ -1,4 +1,4 @@
-"""A trainer from a recipe and a corpus."""
+"""Builds a trainer from a recipe and a corpus. V tokens of the vocabulary."""
 
 from functools import partial
 
@@ -21,23 +21,23 @@ _COUNTED_AT_ONCE = 2**22
 
 
 def build_decoder(config: ModelConfig, seed: int) -> LanguageModel:
-    """A model in fp32 on the CPU, whose weights depend on the seed alone."""
+    """A new model in fp32 on the CPU, whose random weights depend only on the seed."""
     cpu = torch.device("cpu")
     with randomness_of(seeded(seed, cpu), cpu):
         return config.build()
 
 
 def check_model(recipe: Recipe) -> None:
-    """Raises ConfigError for a model that cannot be trained, though it could be opened."""
+    """Raise ConfigError for a model that can be opened, but not trained."""
     if recipe.model.moe is not None:
         recipe.model.moe.check_training()
     _check_memory(recipe)
 
 
 def _check_memory(recipe: Recipe) -> None:
-    """Raises ConfigError where weights, gradients and moments alone exceed the free memory."""
+    """Raise ConfigError if weights, gradients and moments alone exceed the free memory."""
     on_cpu = choose_device(recipe.train.device).type == "cpu"
-    # For a GPU only the weights are made in this memory first.
+    # For training on a GPU, the CPU's memory holds only the weights, before they are copied.
     of_parameter = sum(TRAINED_BYTES.values()) if on_cpu else TRAINED_BYTES["weight"]
     needed = recipe.model.total_parameters() * of_parameter
     free = free_bytes()
@@ -50,7 +50,7 @@ def _check_memory(recipe: Recipe) -> None:
 
 
 def build_trainer(recipe: Recipe, corpus: Corpus) -> Trainer:
-    """Raises ConfigError or DataError where recipe and corpus do not match."""
+    """Build a trainer. Raises ConfigError or DataError if recipe and corpus do not match."""
     check_model(recipe)
     check_vocabulary(recipe, corpus.vocabulary)
     config = recipe.train
@@ -58,7 +58,7 @@ def build_trainer(recipe: Recipe, corpus: Corpus) -> Trainer:
     heldout = partial(
         heldout_batches, corpus.heldout, config.batch, config.length, config.eval_tokens
     )
-    # Too little held-out text raises here, not at the first evaluation.
+    # Too little held-out text raises an error now, and not only at the first evaluation.
     next(heldout())
     decoder = build_decoder(recipe.model, config.seed)
     if needs_token_counts(decoder):
@@ -69,7 +69,7 @@ def build_trainer(recipe: Recipe, corpus: Corpus) -> Trainer:
 def token_counts(token_file: TokenFile, vocabulary: int) -> Tensor:
     """counts_V: how often each token of the vocabulary occurs in the file."""
     counts = np.zeros(vocabulary, np.int64)
-    # In parts, since bincount copies its input to 8 bytes a token.
+    # The file is counted in parts, since bincount copies its input to 8 bytes per token.
     for first in range(0, len(token_file), _COUNTED_AT_ONCE):
         part = token_file.tokens[first : first + _COUNTED_AT_ONCE]
         counts += np.bincount(part, minlength=vocabulary)

@@ -1,4 +1,4 @@
-"""A run in training: a trainer, its folder and its view, from the current step to the last."""
+"""The training loop: steps, log records, evaluations and checkpoints of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended."""
+    """The results of a run that is complete or was interrupted."""
 
     folder: Path
     steps: int
     """all steps of the run, over all processes that trained it"""
     tokens: int
     seconds: float
-    """of training alone, without evaluation and checkpoints"""
+    """the time of all training steps, without evaluation and checkpoints"""
     heldout_bits_per_byte: float | None
-    """of the last evaluation; None for a run that stopped before its first"""
+    """the result of the last evaluation; None if the run stopped before its first evaluation"""
     load_max_over_mean: list[float]
-    """for each MoE layer: each expert's load summed over the last 100 steps, max over mean; empty
-    before the first step"""
+    """for each MoE layer, the largest load of an expert over the mean load, with loads summed over
+    the last 100 steps; empty before the first step"""
     interrupted: bool
-    """stopped by SIGINT or SIGTERM before the last step"""
+    """whether SIGINT or SIGTERM stopped the run before its last step"""
 
     def tree(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -45,7 +45,7 @@ class Summary:
 
 
 class TrainingRun:
-    """The training loop, and all that it writes."""
+    """Trains one run, writes its logs and checkpoints, and reports its progress to a view."""
 
     def __init__(
         self, trainer: Trainer, recipe: Recipe, corpus_digest: str, folder: RunFolder, view: View
@@ -75,7 +75,7 @@ class TrainingRun:
 
     @property
     def seconds(self) -> float:
-        """Of training alone, without evaluation and checkpoints."""
+        """The time of all training steps, without evaluation and checkpoints."""
         return self._trainer.seconds
 
     @property
@@ -83,10 +83,11 @@ class TrainingRun:
         return self._trainer.plan
 
     def correct(self, steps: int, reason: str) -> None:
-        """Change the number of steps in all to `steps`. Raises StorageError.
+        """Change the run's total number of steps to `steps`. Raises StorageError.
 
-        The rest of the schedule is stretched or shortened to fit. The correction is on the disk
-        before the next step, so a run resumed from an earlier checkpoint repeats the same steps.
+        The rest of the learning rate's schedule is stretched or shortened to fit. The correction is
+        on the disk before the next step, so a run that is resumed from an earlier checkpoint
+        repeats the same steps.
         """
         done = self._trainer.steps_done
         assert steps > done, "the last step is still to come"
@@ -99,7 +100,7 @@ class TrainingRun:
         self._view.started(self._facts())
 
     def advance(self) -> None:
-        """One step, and the record, evaluation and checkpoint that are due after it."""
+        """Take one step, and make the log record, evaluation and checkpoint that are then due."""
         config = self._config
         report = self._step()
         last = report.step == self.plan.last
@@ -113,7 +114,7 @@ class TrainingRun:
             self._save()
 
     def end(self) -> Summary:
-        """Save unsaved steps, and summarise the run."""
+        """Save a checkpoint if there are steps since the last one, and summarise the run."""
         trainer = self._trainer
         if self._saved_step != trainer.steps_done:
             self._save()
@@ -215,13 +216,16 @@ class TrainingRun:
 
 
 def _last_quality(evaluations: Sequence[Mapping[str, Any]]) -> float | None:
-    """None without an evaluation, or where an edited line lacks the number."""
+    """The last evaluation's bits per byte; None without an evaluation.
+
+    It is also None if a user has edited the line, and the number is missing.
+    """
     found = evaluations[-1].get("heldout_bits_per_byte") if evaluations else None
     return found if isinstance(found, float) else None
 
 
 def _open_curves(folder: Path, resumed_step: int) -> "TensorBoardCurves":
-    # The import takes 0.1 s, which runs without curves need not pay.
+    # The import takes 0.1 s, so only a run with curves imports this module.
     from mixtura.train.tensorboard_curves import TensorBoardCurves
 
     return TensorBoardCurves(folder, resumed_step)
@@ -230,11 +234,11 @@ def _open_curves(folder: Path, resumed_step: int) -> "TensorBoardCurves":
 def train_in_turn(
     runs: Sequence[TrainingRun], after_round: Callable[[], None] | None = None
 ) -> list[Summary]:
-    """Train every run to its last step or an interrupt, one step of each at a time.
+    """Train all runs to their last step or an interrupt, with one step of each run in turn.
 
-    Runs that take turns in one process meet the same load on the machine, so their speeds compare.
-    `after_round` is called whenever all have taken as many steps, and may correct the number of
-    steps.
+    Other programs slow all these runs down equally, so the speeds of the runs can be compared.
+    `after_round` is called whenever all runs have equally many steps left, and may correct the
+    number of steps.
     """
     with deferred_interrupts() as interrupt:
         for run in runs:

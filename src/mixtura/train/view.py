@@ -1,4 +1,7 @@
-"""What a run shows while it trains: nothing, plain lines, or (live_view.py) a live screen."""
+"""Views, which show a run's progress: one shows nothing, and one writes plain lines.
+
+The view with a live screen is in `live_view.py`.
+"""
 
 import sys
 from dataclasses import dataclass, replace
@@ -17,23 +20,26 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """Facts that stay the same throughout a run."""
+    """Facts about a run that are known when it starts."""
 
     name: str
     folder: Path
     device: str
     steps: int
     resumed_step: int
-    """0 for a run from the start"""
+    """the step of the checkpoint from which the run continues; 0 for a new run"""
     moe_layers: list[int]
-    """the blocks that hold an MoE, in the order of `StepReport.load`"""
+    """the numbers of the blocks with an MoE, in the order of `StepReport.load`"""
     total_parameters: int
     active_parameters: int
-    """convention A"""
+    """by convention A: the input embedding and the head are counted"""
 
 
 class View:
-    """Shows nothing; a subclass overrides what it shows. All calls come from one thread."""
+    """Shows nothing; a subclass overrides the methods for what it shows.
+
+    All methods are called in one thread.
+    """
 
     def __enter__(self) -> Self:
         return self
@@ -46,23 +52,23 @@ class View:
     ) -> None: ...
 
     def preparing(self, stage: str, done: int, total: int) -> None:
-        """Progress of the corpus; `total` is 0 where it is unknown."""
+        """Show the progress of a stage before training; `total` is 0 if it is unknown."""
 
     def started(self, facts: RunFacts) -> None: ...
 
     def replanned(self, steps: int) -> None:
-        """The run takes another number of steps than it started with."""
+        """Show that the run's total number of steps is now `steps`."""
 
     def stepped(self, report: "StepReport", *, logged: bool) -> None: ...
 
     def evaluated(self, step: int, bits_per_byte: float) -> None: ...
 
     def log(self, line: str) -> None:
-        """A line that the user must see: a resume, a file left out, a stop."""
+        """Show a line that the user must see, such as one about a resume or a file left out."""
 
 
 class Pace:
-    """Time left, estimated from this process's steps, with evaluation and checkpoints."""
+    """Estimates the time left from the steps of this process, with evaluation and checkpoints."""
 
     def __init__(self, facts: RunFacts) -> None:
         self.facts, self._began = facts, monotonic()
@@ -77,7 +83,7 @@ class Pace:
 
 
 class _Stage:
-    """A stage of the preparation; it decides which reports become lines."""
+    """A stage of the preparation, which decides which of its reports are written as lines."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -103,7 +109,7 @@ class _Stage:
         return line
 
     def last_line(self, *, ended: bool) -> str | None:
-        """The line of a stage that ended or was cut off; None where it is written already."""
+        """The last line of a stage that ended or was interrupted; None if it is already written."""
         if ended:
             return None if self._ended else self._end()
         return None if self._unsaid is None else f"{self.name}: {self._unsaid}"
@@ -114,7 +120,7 @@ class _Stage:
 
 
 class PlainView(View):
-    """A line for each logged step, evaluation and alarm: for log files, and without a terminal."""
+    """Writes a line for each logged step, evaluation and alarm, as output without a terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -133,7 +139,7 @@ class PlainView(View):
             self.log(line)
 
     def _leave_stage(self, *, ended: bool) -> None:
-        """A stage's last line is written however soon after the line before."""
+        """End the stage, and write its last line, even within 5 s of the line before."""
         line = None if self._stage is None else self._stage.last_line(ended=ended)
         self._stage = None
         if line is not None:

@@ -130,14 +130,14 @@ class ChatTemplates(Kind):
             json.loads(path.read_bytes())
 
     def read(self, case: Path) -> None:
-        from mixtura.engine.script import Exchange, script_for
+        from mixtura.engine.chat_format import Exchange, chat_format_for
         from mixtura.tokenizers import CheckpointTokenizer, load_tokenizer
 
         folders = [case] if (case / _CONFIG).exists() else sorted(case.iterdir())
         for folder in folders:
             tokenizer = load_tokenizer(folder)
             assert isinstance(tokenizer, CheckpointTokenizer), "a stranger's"
-            script = script_for(tokenizer, "Be brief." if tokenizer.chat_template else "")
+            script = chat_format_for(tokenizer, "Be brief." if tokenizer.chat_template else "")
             script.prompt([], "Hello <|im_end|> a")
             script.prompt([Exchange("a\n", "b")], "c \u00fc")
 

@@ -1,6 +1,6 @@
-"""llama.cpp's file format, read and written: weights, configs and tokenizers.
+"""Reads and writes GGUF, llama.cpp's file format, which holds weights, config and tokenizer.
 
-The package `gguf` is imported only in this folder.
+The PyPI package `gguf` is imported only in this folder.
 """
 
 from typing import TYPE_CHECKING
@@ -18,6 +18,6 @@ _HOMES = {
     "gguf_tokenizer": "mixtura.checkpoints.gguf.tokenizer_reader",
 }
 
-# Hidden from type checkers, which would accept any misspelt name.
+# Type checkers must not see `__getattr__`, because then they would accept any misspelt name.
 if not TYPE_CHECKING:
     __getattr__ = at_first_use(__name__, _HOMES)

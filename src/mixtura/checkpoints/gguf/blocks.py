@@ -1,6 +1,9 @@
-"""Blocks of 32 weights as GGUF stores them, Q4_0 and Q8_0, to and from groups of ours.
+"""Converts GGUF's blocks Q4_0 and Q8_0 to Mixtura's groups, and back.
 
-N rows, K columns, G = K/32 blocks of a row, B bytes of a block.
+A block and a group both hold 32 weights of a row as integers with one fp16 scale. N rows, K
+columns, G = K/32 blocks of a row, B bytes of a block, X bytes of a row. In `q_NGK` and `nibble_NGK`
+K is the 32 columns of one block. In `scale_NGB` and `quants_NGB` B is the bytes of a part of a
+block.
 """
 
 from collections.abc import Mapping
@@ -19,18 +22,19 @@ BITS: Mapping[Kind, Bits] = {
     Kind.Q4_0: 4,
     Kind.Q8_0: 8,
 }
-"""the kinds whose blocks are groups of ours"""
+"""the bits of a weight, for each format whose blocks can be converted to groups exactly"""
 _SCALE = 2
-# A nibble holds q + 8; the lower nibbles of a block are its first half, the upper its second.
+# A nibble, half of a byte, holds q + 8. The lower nibbles of a block hold its first 16 weights, the
+# upper nibbles its last 16.
 _OFFSET, _HALF = 8, GROUP // 2
 
 
 def groups_bits(kind: Kind) -> Bits:
-    """The bits of groups that keep the precision of a kind.
+    """The bits of groups, 4 or 8, that keep the precision of a GGUF format.
 
-    A kind of 4 bits or more has its own grid, which the 16 levels of 4 bits cannot follow: packed
-    in 4 bits SmolLM2's Q4_1 has 23% more perplexity, in 8 bits 0.2%. A kind of fewer than 4 bits is
-    coarser than groups of 4 bits.
+    Formats of 4 bits or more, except Q4_0, need 8 bits, because their levels are not the 16 levels
+    of a 4-bit group. The perplexity of SmolLM2 in Q4_1 rises by 23% if it is packed in 4 bits, and
+    by 0.2% in 8 bits. Formats of fewer than 4 bits are coarser than 4-bit groups, and get 4 bits.
     """
     if kind in BITS:
         return BITS[kind]
@@ -39,7 +43,7 @@ def groups_bits(kind: Kind) -> Bits:
 
 
 def unpacked(rows_NX: NDArray[np.uint8], kind: Kind) -> "Groups | None":
-    """Rows of blocks as groups; None where a number lies outside what groups hold."""
+    """Convert rows of blocks to groups; None if a Q8_0 number is -128, which groups cannot hold."""
     import torch
 
     from mixtura.kernels.packed.groups import Groups
@@ -61,7 +65,7 @@ def unpacked(rows_NX: NDArray[np.uint8], kind: Kind) -> "Groups | None":
 
 
 def packed(groups: "Groups") -> NDArray[np.uint8]:
-    """Groups as blocks, (N, G B): in each block the scale first."""
+    """Convert groups to the bytes of blocks, (N, G B); the scale comes first in each block."""
     q_NGK = groups.q_NK.numpy().reshape(*groups.scale_NG.shape, GROUP)
     scale_NGB = groups.scale_NG.contiguous().numpy()[..., None].view(np.uint8)
     if groups.bits == 4:

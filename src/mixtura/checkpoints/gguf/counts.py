@@ -1,4 +1,7 @@
-"""Compares the counts in a GGUF file's metadata with the file, before anything is allocated."""
+"""Checks the numbers of layers and experts in a GGUF file's metadata against its tensors.
+
+Without this check a damaged number would make the reader allocate far too much memory.
+"""
 
 import re
 from collections.abc import Sequence
@@ -8,12 +11,16 @@ from mixtura.checkpoints.gguf.header import TensorPlace
 from mixtura.checkpoints.gguf.metadata import Metadata
 
 _OF_BLOCK = re.compile(r"blk\.(\d{1,9})\.")
-# Of all layers together; DeepSeek-V3 has 15,616. Each expert becomes named tensors.
+# The most experts of all layers together; DeepSeek-V3 has 15,616. The reader lists the tensors of
+# every expert by name, which takes memory.
 _MOST_EXPERTS = 1 << 18
 
 
 def check_counts(metadata: Metadata, places: Sequence[TensorPlace]) -> None:
-    """Raises CheckpointError, naming the key, for more layers or experts than there are tensors."""
+    """Raise CheckpointError if the metadata states more layers or experts than the tensors have.
+
+    The message names the key.
+    """
     found = (_OF_BLOCK.match(place.name) for place in places)
     blocks = {block[1] for block in found if block is not None}
     layers = metadata.count(".block_count")

@@ -1,6 +1,7 @@
-"""Tensors of a GGUF file to be written: put together from Hugging Face's, and encoded.
+"""Assembles the tensors of a GGUF file from Hugging Face's tensors, and encodes them as bytes.
 
-N rows, K columns of one matrix.
+In a `Piece` of this module `stored` is GGUF's tensor, and `ours` is Hugging Face's tensor. N rows
+and K columns of a matrix.
 """
 
 from collections import defaultdict
@@ -30,7 +31,7 @@ DTYPES: Mapping[Kind, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True)
 class OutTensor:
-    """A tensor to be written, and the pieces of Hugging Face's that fill it."""
+    """A GGUF tensor to be written, and the pieces of Hugging Face's tensors that fill it."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,20 +39,23 @@ class OutTensor:
     pieces: tuple[Piece, ...]
 
     def encoded(self, source: Source) -> Iterator[NDArray[np.uint8]]:
-        """Its bytes in order, one matrix at a time; of a stack one expert at a time."""
+        """Yield the tensor's bytes in order; a stack of experts is encoded one expert at a time."""
         for pieces in self._parts():
             exact = self._groups(source, pieces)
             if exact is not None:
                 yield packed(exact)
                 continue
             values = filled(pieces, lambda piece: source.read(piece.ours))
-            # Views of the stack, so that only one expert's numbers are encoded at a time.
+            # These are views of the stack, so only one expert's encoded bytes are in memory.
             matrices = values.flatten(0, -3) if values.dim() > 2 else [values]
             for matrix_NK in matrices:
                 yield self._encoded(matrix_NK)
 
     def _parts(self) -> Iterable[list[Piece]]:
-        """Pieces by the slice of the first dim that they fill, where each fills one slice."""
+        """Divide the pieces into lists: one for each index of the first dim, such as each expert.
+
+        If a piece fills more than one index, all pieces form one list.
+        """
         slices: dict[int, list[Piece]] = defaultdict(list)
         for piece in self.pieces:
             found = narrowed(piece)
@@ -61,7 +65,11 @@ class OutTensor:
         return [slices[number] for number in sorted(slices)]
 
     def _groups(self, source: Source, pieces: list[Piece]) -> Groups | None:
-        """The source's own groups; None where it lacks some, or has more bits than `kind`."""
+        """Read the groups that the source stores, without rounding.
+
+        Returns None if the source does not store all pieces in groups, or if the groups have more
+        bits than `kind`.
+        """
         if self.kind not in BITS:
             return None
         shapes = {piece.ours: source.tensors[piece.ours].shape for piece in pieces}
@@ -88,7 +96,7 @@ class OutTensor:
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """A vector that follows from the config, in fp32."""
+    """An fp32 vector that is computed from the config, such as RoPE's frequency factors."""
 
     name: str
     values: NDArray[np.float32]

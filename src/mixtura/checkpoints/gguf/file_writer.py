@@ -1,4 +1,7 @@
-"""A model as a GGUF file, tensor after tensor, with its tokenizer inside."""
+"""Writes a model and its tokenizer as one GGUF file.
+
+P pairs of dims that RoPE rotates in a head.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -42,21 +45,21 @@ _FILE_TYPES: Mapping[Kind, LlamaFileType] = {
     Kind.Q8_0: LlamaFileType.MOSTLY_Q8_0,
     Kind.Q4_0: LlamaFileType.MOSTLY_Q4_0,
 }
-# The version of the block layouts; llama.cpp needs it where a file is quantised.
+# The version of the block layouts, which llama.cpp requires of a quantised file.
 _QUANTISATION_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written."""
+    """The GGUF file that was written."""
 
     path: Path
     architecture: str
     kind: str
-    """the kind of most weights"""
+    """the storage format of most weights, such as `q8_0`"""
     bytes: int
     left_out: Mapping[str, str]
-    """stored tensors that the family leaves out, by name, and what each is"""
+    """for each stored tensor that the model does not use, by name, a description"""
 
 
 def write_gguf(
@@ -69,14 +72,17 @@ def write_gguf(
     check: Check | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Write a checkpoint; `out` appears whole or not at all, and one tensor is in memory at a time.
+    """Write a checkpoint as the GGUF file `out`, which appears only when it is complete.
 
-    Matrices are stored as `kind`; vectors, biases and routers in fp32, as llama.cpp has them.
-    Without a kind, matrices that the source has in groups of 4 or 8 bits keep them, and others are
-    q8_0. Groups of the given kind are carried over exactly. `check` has to succeed before the file
-    appears. `progress` is called with the bytes written and the bytes in all. Raises ConfigError
-    for a family without an architecture, for a config that its metadata cannot state, and for rows
-    that blocks of 32 do not fill; DataError for a tokenizer that GGUF cannot hold.
+    Matrices are stored as `kind`. Vectors, biases and routers are stored in fp32, as llama.cpp
+    stores them. With `kind` None a matrix that the source stores as q4_0 or q8_0 keeps its format,
+    and any other matrix becomes q8_0. Quantised numbers whose format does not change are copied
+    exactly. One tensor is in memory at a time.
+
+    `check` is finished before the file appears; if it fails, no file appears. `progress` is called
+    with the number of bytes written and the total. Raises ConfigError for a family without an
+    architecture in llama.cpp, for a config that the metadata cannot express, and for quantised rows
+    whose length is not a multiple of 32. Raises DataError for a tokenizer that GGUF cannot hold.
     """
     plan = _plan(source, kind)
     metadata = {
@@ -107,7 +113,7 @@ def write_gguf(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """All that is decided before a weight is read."""
+    """The decisions that are made before a weight is read."""
 
     architecture: Architecture
     keys: Mapping[str, Any]
@@ -117,7 +123,7 @@ class _Plan:
 
     @property
     def kind(self) -> Kind:
-        """The kind of most weights."""
+        """The storage format of most weights."""
         weights: dict[Kind, int] = defaultdict(int)
         for one in self.tensors:
             weights[one.kind] += prod(one.shape)
@@ -140,7 +146,10 @@ def _plan(source: Source, kind: KindName | None) -> _Plan:
 
 
 def _tensors(links: Iterable[Piece], source: Source, kind: KindName | None) -> list[OutTensor]:
-    """In the order of the pieces. Raises ConfigError for rows that blocks of 32 do not fill."""
+    """List the tensors to write, in the order of `links`.
+
+    Raises ConfigError for a quantised tensor whose row length is not a multiple of 32.
+    """
     by_name: dict[str, list[Piece]] = defaultdict(list)
     for link in links:
         by_name[link.stored].append(link)
@@ -159,7 +168,7 @@ def _tensors(links: Iterable[Piece], source: Source, kind: KindName | None) -> l
 
 
 def _kind_of(pieces: list[Piece], source: Source) -> Kind:
-    """The kind that all of these are stored in, where it has groups, else the default."""
+    """The format that all pieces are stored in, if it is Q4_0 or Q8_0; otherwise Q8_0."""
     stored = {source.tensors[piece.ours].dtype.lower() for piece in pieces}
     own = _KINDS.get(stored.pop(), _DEFAULT) if len(stored) == 1 else _DEFAULT
     return own if own in BITS else _DEFAULT
@@ -171,7 +180,10 @@ def _keys(
     names: Container[str],
     factors_P: NDArray[np.float32] | None,
 ) -> dict[str, Any]:
-    """The architecture's metadata. Raises ConfigError for a model that differs once it is read."""
+    """Translate the config to metadata.
+
+    Raises ConfigError if the metadata, translated back, describes a model with other outputs.
+    """
     found = {
         f"{architecture.name}{key}": value
         for key, value in architecture.keys(config.model_dump()).items()
@@ -191,10 +203,10 @@ def _keys(
 
 
 def _inference(config: DecoderConfig, architecture: Architecture) -> dict[str, Any]:
-    """The part of a config that its outputs depend on, without what only training uses."""
+    """The settings of a config that inference depends on."""
     tree = function_of(config)
     if architecture.needs_head:
-        # A tied head is stored twice, and read as untied.
+        # A tied head is written as a copy of the embedding, so the file is read as untied.
         del tree["tied_head"]
     if tree["moe"] is not None:
         router = {key: value for key, value in tree["moe"]["router"].items() if key != "jitter"}
@@ -203,7 +215,7 @@ def _inference(config: DecoderConfig, architecture: Architecture) -> dict[str, A
 
 
 def _rounded(tree: Any) -> Any:
-    """Every number rounded to fp32."""
+    """Round every float in a tree of settings to fp32."""
     if isinstance(tree, dict):
         return {key: _rounded(value) for key, value in tree.items()}
     return as_read(tree)

@@ -1,4 +1,4 @@
-"""The head of a GGUF file as bytes, for header.py to read."""
+"""Encodes the head of a GGUF file: the metadata, and the list of the tensors."""
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ _LARGEST = 2**32 - 1
 def placed(
     tensors: Iterable[tuple[str, tuple[int, ...], Kind]],
 ) -> list[TensorPlace]:
-    """Places one after another; `start` counts from where the data begins."""
+    """Place tensors one after another; `start` is counted from the end of the head."""
     places: list[TensorPlace] = []
     start = 0
     for name, shape, kind in tensors:
@@ -31,7 +31,7 @@ def placed(
 
 
 def head(metadata: Mapping[str, Any], places: Sequence[TensorPlace]) -> bytes:
-    """Raises ConfigError, naming the key, for a value that GGUF has no type for."""
+    """Encode the head. Raises ConfigError, naming the key, for an integer outside 0..2^32 - 1."""
     parts = [MAGIC, struct.pack("<IQQ", VERSIONS[-1], len(places), len(metadata))]
     for key, value in metadata.items():
         parts += [_text(key), _value(key, value)]
@@ -47,12 +47,15 @@ def head(metadata: Mapping[str, Any], places: Sequence[TensorPlace]) -> bytes:
 
 
 def padding(size: int) -> int:
-    """Bytes up to the next place where a tensor may begin."""
+    """The bytes from `size` to the next multiple of 32, where a tensor may begin."""
     return -size % ALIGNMENT
 
 
 def as_read(value: Any) -> Any:
-    """The value after writing and reading: an fp32 number becomes its shortest decimal."""
+    """The value that a reader gets after `value` is written.
+
+    A float is rounded to fp32, and read as the shortest decimal of the fp32 number.
+    """
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 

@@ -1,7 +1,7 @@
-"""How the numbers of a GGUF tensor are stored: ggml's kinds, and the bytes of their blocks.
+"""ggml's storage formats for tensors (`Kind`), and the size of their blocks.
 
-The package `gguf` has the same tables, but its import takes 0.1 s; a test compares them. Its
-functions accept these kinds, since both are integers.
+The package `gguf` has the same tables, but its import takes 0.1 s; a test compares the tables. The
+functions of `gguf` accept a `Kind`, because it is an integer.
 """
 
 from enum import IntEnum
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Kind(IntEnum):
-    """ggml's types, by their numbers in a file."""
+    """ggml's storage formats; a value is the format's number in a file."""
 
     F32 = 0
     F16 = 1
@@ -48,7 +48,7 @@ class Kind(IntEnum):
 
 
 class BlockSize(NamedTuple):
-    """Consecutive numbers of a row that are stored together."""
+    """A block: `numbers` consecutive numbers of a row are stored together in `bytes` bytes."""
 
     numbers: int
     bytes: int

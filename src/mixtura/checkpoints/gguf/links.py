@@ -1,7 +1,7 @@
-"""Where a Hugging Face tensor lies in a GGUF file: the pieces that most architectures share.
+"""Makes the pieces that pair a Hugging Face (HF) tensor with tensors of a GGUF file.
 
-In a `Piece` made here `stored` is GGUF's tensor and `ours` Hugging Face's. E experts, D width, F
-expert width, H heads.
+In a `Piece` made here `stored` is GGUF's tensor, and `ours` is HF's tensor. E experts, D width, F
+expert width.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,14 @@ EVERY = slice(None)
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A Hugging Face tensor."""
+    """The name and the shape of an HF tensor."""
 
     name: str
     shape: tuple[int, ...]
 
 
 def same(one: Named, gguf: str) -> Iterator[Piece]:
+    """HF and GGUF have the tensor in the same layout."""
     yield Piece(gguf, one.shape, one.name)
 
 
@@ -30,12 +31,12 @@ def row_alone(one: Named, gguf: str) -> Iterator[Piece]:
 
 
 def of_stack(one: Named, gguf: str, expert: int, experts: int) -> Iterator[Piece]:
-    """One expert's matrix, in GGUF's stack of all experts."""
+    """HF has a matrix for each expert, and GGUF a stack of the matrices of all experts."""
     yield Piece(gguf, (experts, *one.shape), one.name, of=(expert,))
 
 
 def rotated(one: Named, gguf: str, heads: int) -> Iterator[Piece]:
-    """Rows that RoPE rotates in pairs: GGUF has a pair side by side, HF half a head apart."""
+    """RoPE rotates pairs of rows, which are neighbours in GGUF and half a head apart in HF."""
     rows = one.shape[0] // heads
     view, half = (heads, rows, *one.shape[1:]), rows // 2
     for at, of in ((slice(0, half), slice(0, None, 2)), (slice(half, None), slice(1, None, 2))):
@@ -45,7 +46,10 @@ def rotated(one: Named, gguf: str, heads: int) -> Iterator[Piece]:
 
 
 def gate_and_up(one: Named, gate: str, up: str) -> Iterator[Piece]:
-    """(E, 2F, D) or (2F, D), the gate's rows first; GGUF has two tensors."""
+    """HF has gate and up in one tensor, (E, 2F, D) or (2F, D), with the gate's rows first.
+
+    GGUF has two tensors.
+    """
     *stack, both, width = one.shape
     hidden = both // 2
     for name, rows in ((gate, slice(0, hidden)), (up, slice(hidden, None))):
@@ -53,7 +57,10 @@ def gate_and_up(one: Named, gate: str, up: str) -> Iterator[Piece]:
 
 
 def narrowed(piece: Piece) -> tuple[int, Piece] | None:
-    """The index of GGUF's first dim that a piece lies in, and the piece there; None for several."""
+    """Return the index of GGUF's first dim that a piece fills, and the piece within that index.
+
+    Returns None if the piece fills more than one index.
+    """
     if piece.stored_view is not None or not piece.of or not isinstance(piece.of[0], int):
         return None
     return piece.of[0], replace(piece, shape=piece.shape[1:], of=piece.of[1:])

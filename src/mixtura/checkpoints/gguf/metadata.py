@@ -1,4 +1,4 @@
-"""Values of a GGUF file's metadata, each checked when it is read."""
+"""The metadata of a GGUF file; a value's type is checked when the value is read."""
 
 import difflib
 from collections.abc import Mapping
@@ -11,9 +11,10 @@ from mixtura.errors import CheckpointError
 
 
 class Metadata:
-    """Values by key; a leading dot stands for the file's architecture.
+    """Metadata values by key; the architecture's name is put before a key with a leading dot.
 
-    Raises CheckpointError, naming the key, for a value that is missing or of another type.
+    The methods raise CheckpointError, naming the key, for a value that is missing or has another
+    type.
     """
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
@@ -21,7 +22,7 @@ class Metadata:
         self.architecture = self.text("general.architecture")
 
     def key(self, key: str) -> str:
-        """The key as the file spells it."""
+        """The file's key: the architecture's name is put before a leading dot."""
         return self.architecture + key if key.startswith(".") else key
 
     def __contains__(self, key: str) -> bool:
@@ -41,7 +42,7 @@ class Metadata:
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1; a list by layer must have one value for all."""
+        """A whole number of at least 1; if there is one for each layer, all must be equal."""
         value = self._values.get(self.key(key), default)
         if isinstance(value, np.ndarray):
             several = np.unique(value)
@@ -56,12 +57,12 @@ class Metadata:
         return value
 
     def token(self, key: str, vocabulary: int) -> int | None:
-        """A token of the vocabulary; None where the file has none."""
+        """The number of a token of the vocabulary; None if the file states no such token."""
         value = self._values.get(key)
         if value is None:
             return None
         if isinstance(value, int) and not isinstance(value, bool):
-            # Some writers put -1 or the largest uint32 for "none".
+            # Some writers store -1 or the largest uint32 if there is no such token.
             if value in {-1, 2**32 - 1}:
                 return None
             if 0 <= value < vocabulary:
@@ -84,11 +85,11 @@ class Metadata:
         return value.tolist()
 
     def error(self, key: str, problem: str) -> CheckpointError:
-        """An error that says `KEY is PROBLEM`."""
+        """An error with the text `FILE: KEY is PROBLEM`."""
         return CheckpointError(f"{self.place(key)} is {problem}")
 
     def place(self, key: str) -> str:
-        """The start of an error about this key."""
+        """The start of an error message about a key: `FILE: KEY`."""
         return f"{self._path}: {self.key(key)}"
 
     def _missing(self, key: str) -> CheckpointError:
@@ -106,7 +107,7 @@ class Metadata:
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> CheckpointError:
-    """The error for a tensor that the model does not have."""
+    """An error about a tensor that the model lacks; the message states the most similar name."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; the nearest is {near[0]}" if near else ""
     return CheckpointError(f"no tensor {name} among the {len(known)} of the model{hint}")

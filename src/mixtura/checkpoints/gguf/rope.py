@@ -1,6 +1,6 @@
-"""RoPE's settings in a GGUF file, in the terms of config.json, and the reverse.
+"""Translates RoPE's settings from a GGUF file's metadata to config.json, and back.
 
-P pairs of a head.
+P pairs of dims that RoPE rotates in a head.
 """
 
 import math
@@ -14,8 +14,8 @@ from mixtura.checkpoints.gguf.metadata import Metadata
 from mixtura.config import Tree
 from mixtura.errors import ConfigError
 
-# The settings of every published model whose file has factors (Llama 3.1, 3.2 and 3.3); the factor
-# itself is the largest in the file.
+# Published models whose files hold RoPE's factors (Llama 3.1, 3.2 and 3.3) all have these settings.
+# Their scaling factor differs. It is the largest of the factors in the file.
 _LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -23,7 +23,8 @@ _LLAMA3 = {
 }
 _ROPE_BASE = 10_000.0
 LOG_MULTIPLIER = ".rope.scaling.yarn_log_multiplier"
-# YaRN's other settings, which config.json spells or llama.cpp counts differently.
+# Further settings of YaRN and their defaults. Other values raise an error, because config.json has
+# other names or other units for these settings.
 _YARN_DEFAULTS = {
     ".rope.scaling.attn_factor": 1.0,
     LOG_MULTIPLIER: 0.0,
@@ -42,8 +43,8 @@ def rope_parameters(
 ) -> dict[str, Any]:
     """config.json's `rope_parameters`; `factors_P` is the tensor rope_freqs.weight, if any.
 
-    Raises CheckpointError for a scaling that is not read; `read_elsewhere` names settings of YaRN
-    that the architecture reads itself.
+    `read_elsewhere` names settings of YaRN that the caller reads. Raises CheckpointError for a
+    RoPE scaling that is not supported.
     """
     base = metadata.number(".rope.freq_base", _ROPE_BASE)
     scaling = _stated(metadata, read_elsewhere)
@@ -59,9 +60,10 @@ def rope_parameters(
 
 
 def rope_keys(scaling: Mapping[str, Any] | None, architecture: str) -> Tree:
-    """The metadata, from the `rope_scaling` of our attention, without the base.
+    """Translate `rope_scaling` of Mixtura's attention config to metadata.
 
-    Raises ConfigError for a scaling without keys. Llama 3.1's has a tensor instead of keys.
+    Llama 3.1's scaling has no metadata, because GGUF holds it as a tensor (see `factors_of`).
+    Raises ConfigError for a scaling that GGUF cannot hold.
     """
     if scaling is None or scaling["kind"] == "llama3":
         return {}
@@ -80,7 +82,7 @@ def rope_keys(scaling: Mapping[str, Any] | None, architecture: str) -> Tree:
 
 
 def factors_of(attention: Mapping[str, Any]) -> NDArray[np.float32] | None:
-    """The tensor rope_freqs.weight of our attention; None for another scaling than Llama 3.1's."""
+    """The tensor rope_freqs.weight for Llama 3.1's scaling of RoPE; None for any other scaling."""
     scaling = attention["rope_scaling"]
     if scaling is None or scaling["kind"] != "llama3":
         return None
@@ -89,7 +91,7 @@ def factors_of(attention: Mapping[str, Any]) -> NDArray[np.float32] | None:
 
 
 def _stated(metadata: Metadata, read_elsewhere: Container[str]) -> dict[str, Any]:
-    # Older files have only the factor.
+    # Older files state only a factor, `scale_linear`, and no type of scaling.
     older = metadata.number(".rope.scale_linear", 1.0)
     kind = metadata.text(".rope.scaling.type", "linear" if older != 1 else "none")
     if kind == "none":
@@ -113,7 +115,7 @@ def _from_factors(
     factor = float(factors_P.max(initial=1))
     if (factors_P == 1).all():
         return {"rope_type": "default"}
-    # The shape is compared first, since llama3_factors has the metadata's head_dim.
+    # The shape is compared first, because `np.allclose` raises an error for different shapes.
     if factors_P.shape != (head_dim // 2,) or not np.allclose(
         factors_P, llama3_factors(base, head_dim, factor), rtol=1e-3
     ):
@@ -126,10 +128,10 @@ def _from_factors(
 
 
 def llama3_factors(base: float, head_dim: int, factor: float) -> NDArray[np.float64]:
-    """The numbers by which llama.cpp divides the frequencies of a model like Llama 3.1.
+    """The numbers by which llama.cpp divides RoPE's frequencies in a model like Llama 3.1.
 
-    A wave shorter than original / high keeps its frequency, that of one longer than original / low
-    is divided by `factor`, and frequencies between them are blended.
+    A frequency with a wavelength below `original / high` is kept. A frequency with a wavelength
+    above `original / low` is divided by `factor`. In between, the two results are blended.
     """
     original = _LLAMA3["original_max_position_embeddings"]
     low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]

@@ -1,6 +1,6 @@
-"""llama.cpp's own rounding of weights, to be compared with Mixtura's.
+"""Quantises weights by llama.cpp's rule, to compare the result with Mixtura's quantisation.
 
-N rows, K columns.
+N rows and K columns of a matrix.
 """
 
 import numpy as np
@@ -18,7 +18,10 @@ _KINDS: dict[Bits, Kind] = {
 
 
 def llama_cpp_groups(w_NK: Tensor, bits: Bits) -> Groups:
-    """Q4_0 or Q8_0 of the package `gguf`: each group's scale follows from its largest weight."""
+    """Quantise a matrix to Q4_0 or Q8_0 with the package `gguf`.
+
+    Its rule computes the scale of a group from the group's largest weight.
+    """
     rows = quantize(np.ascontiguousarray(w_NK.float().numpy()), GGMLQuantizationType(_KINDS[bits]))
     groups = unpacked(rows, _KINDS[bits])
     assert groups is not None, "rounding by the largest weight gives no -128"

@@ -1,4 +1,8 @@
-"""A GGUF file as a Source, with Hugging Face's config keys, tensor names, shapes and order."""
+"""Presents a GGUF file as a checkpoint with Hugging Face's (HF's) config keys and tensors.
+
+Tensors get HF's names, shapes and order of rows. N rows and K columns of a matrix, G = K/32 blocks
+of a row, P pairs of dims that RoPE rotates in a head.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -33,20 +37,21 @@ if TYPE_CHECKING:
 
 ROPE_FACTORS = "rope_freqs.weight"
 GATE = "ffn_gate_inp.weight"
-# Kinds whose tensors can be views of the file.
+# For each kind whose tensors can be views of the file: numpy's dtype and torch's dtype.
 _PLAIN: Mapping[Kind, tuple[str, str]] = {
     Kind.F32: ("<f4", "float32"),
     Kind.F16: ("<f2", "float16"),
     Kind.BF16: ("<i2", "bfloat16"),
 }
 PlacedPiece = tuple[TensorPlace, Piece]
-"""a part of an HF tensor: its place in the file, and how it fills the tensor"""
+"""the place of a part of the file, and the piece that pairs this part with an HF tensor"""
 
 
 class GGUFSource(Source):
-    """A model of a supported architecture; opening it reads only the file's head.
+    """A GGUF file of a supported architecture; no weight is read when the file is opened.
 
-    Raises CheckpointError, naming the key or the tensor and the expected value.
+    Raises CheckpointError for an unusable file; the message names the key or the tensor, and the
+    expected value.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,11 +79,11 @@ class GGUFSource(Source):
         return {name: self._stored(name, parts) for name, parts in self._parts.items()}
 
     def read(self, name: str) -> "Tensor":
-        """In the dtype of the file's matrices where they share one, else fp32; gates in fp32.
+        """Read an HF tensor in the dtype `dtype_of(name)`.
 
-        A tensor stored in that dtype is a view of the file, mapped copy-on-write, unless its rows
-        have to be reordered or its parts lie apart. Raises CheckpointError for an unknown name, or
-        a kind that cannot be unpacked.
+        The result is a view of the file, mapped copy-on-write, if the tensor is stored in that
+        dtype, in HF's order and without gaps. Raises CheckpointError for an unknown name, or for a
+        kind that cannot be dequantised.
         """
         import torch
 
@@ -94,7 +99,7 @@ class GGUFSource(Source):
         return whole
 
     def dtype_of(self, name: str) -> "torch.dtype":
-        """One dtype for every tensor except gates, which are stored in fp32 and not rounded."""
+        """The dtype that all matrices are stored in, or fp32 if they differ; fp32 for gates."""
         import torch
 
         return getattr(torch, self._dtype_name_of(name))
@@ -112,14 +117,18 @@ class GGUFSource(Source):
 
     @property
     def quantised(self) -> bool:
-        """Whether any matrix is stored in fewer bits than a float."""
+        """Whether a tensor of the model is stored in another kind than F32, F16 and BF16."""
         return any(place.kind not in _PLAIN for parts in self._parts.values() for place, _ in parts)
 
     def stored_bits(self, name: str) -> Bits:
         return max(groups_bits(place.kind) for place, _ in self._parts_of(name))
 
     def groups(self, name: str) -> "Groups | None":
-        """Rows of Q4_0 or Q8_0 blocks in HF's order; those of a stack one after another."""
+        """Read a Q4_0 or Q8_0 tensor as integers and scales, in HF's order of rows.
+
+        All dims but the last are flattened to rows. Returns None for other kinds, if a piece does
+        not take whole rows, or if a number is -128, which groups cannot hold.
+        """
         import torch
 
         from mixtura.kernels.packed.groups import Groups
@@ -152,7 +161,7 @@ class GGUFSource(Source):
         return StoredTensor(name, self._shapes[name], kind, self.path, size)
 
     def _tensor(self, place: TensorPlace) -> "Tensor":
-        """In the stored dtype, or fp32 for a quantised kind."""
+        """Read a GGUF tensor in its stored dtype, or in fp32 if it is quantised."""
         import torch
 
         if place.kind in _PLAIN:
@@ -162,12 +171,12 @@ class GGUFSource(Source):
         return torch.from_numpy(self._numbers(place))
 
     def _numbers(self, place: TensorPlace) -> NDArray[np.float32]:
-        """The values in fp32, in the tensor's shape."""
+        """Read a GGUF tensor in fp32."""
         from gguf import GGMLQuantizationType, dequantize
 
         raw = self._raw(place).reshape(*place.shape[:-1], place.bytes_of_row)
         try:
-            # Infinite and NaN scales are kept as stored, without a warning.
+            # Infinite and NaN scales are kept, and numpy must not warn about them.
             with np.errstate(all="ignore"):
                 return dequantize(raw, GGMLQuantizationType(place.kind)).reshape(place.shape)
         except NotImplementedError as error:
@@ -180,8 +189,8 @@ class GGUFSource(Source):
         return self._mapped(place, "u1", (place.bytes,))
 
     def _mapped(self, place: TensorPlace, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        # One map a tensor, so that its pages are freed with it. Copy-on-write: a view may be
-        # trained in place, and the file stays unchanged.
+        # Every tensor has its own mapping, so that freeing the tensor frees its pages.
+        # The mapping is copy-on-write, so that training in place does not change the file.
         try:
             return np.memmap(self.path, dtype, "c", place.start, shape).view(np.ndarray)
         except (OSError, ValueError) as error:
@@ -191,7 +200,7 @@ class GGUFSource(Source):
             ) from error
 
     def _check(self, expected: Iterable[Piece], places: Mapping[str, TensorPlace]) -> None:
-        """Raises CheckpointError for tensors that are missing, misshapen or unexpected."""
+        """Raise CheckpointError for tensors that are missing, misshapen or unexpected."""
         left = dict(places)
         for name, shape in {one.stored: one.shape for one in expected}.items():
             place = left.pop(name, None)
@@ -213,7 +222,10 @@ class GGUFSource(Source):
 
 
 def _read_as(path: Path, config: Tree) -> tuple[Family, DecoderShape]:
-    """The family, and the model's shape. Raises ConfigError naming the file."""
+    """Read the HF family and the shape from a config.
+
+    Raises ConfigError, naming the file, if the config is not supported.
+    """
     try:
         family = family_of(config)
         return family, shape_of(family.read(config))
@@ -222,7 +234,7 @@ def _read_as(path: Path, config: Tree) -> tuple[Family, DecoderShape]:
 
 
 def _part(place: TensorPlace, piece: Piece) -> PlacedPiece:
-    """Narrows a stack to the one matrix that a piece takes."""
+    """Narrow the place of a stack of matrices to the one matrix that a piece takes."""
     found = narrowed(piece)
     if found is None:
         return place, piece
@@ -233,12 +245,18 @@ def _part(place: TensorPlace, piece: Piece) -> PlacedPiece:
 
 
 def _common_dtype(places: Iterable[TensorPlace]) -> str:
-    """The dtype of all matrices, or fp32; llama.cpp keeps vectors, biases and routers in fp32."""
+    """The dtype that all matrices are stored in, or fp32 if they differ or are quantised.
+
+    llama.cpp stores vectors, biases and routers in fp32, so their dtype does not count.
+    """
     kinds = {place.kind for place in places if in_file_kind(place.name, place.shape)}
     dtypes = {_PLAIN[kind][1] if kind in _PLAIN else "float32" for kind in kinds}
     return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
 def in_file_kind(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is stored in the file's own kind; vectors, biases and gates are fp32."""
+    """Whether a tensor is stored in the kind that was chosen for the file.
+
+    Vectors, biases and gates are stored in fp32 in every file.
+    """
     return len(shape) > 1 and not name.endswith((".bias", GATE))

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file holds."""
+"""Reads the tokenizer from the metadata of a GGUF file."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,13 +10,16 @@ from mixtura.tokenizers.piece_text import SPACE
 from mixtura.tokenizers.pieces import PieceKind, Pieces
 from mixtura.tokenizers.sentencepiece_tokenizer import sentencepiece_tokenizer
 
-# Tokens that end an answer: eot ends a turn, eom a message to a tool.
+# The tokens that end an answer: eos ends a text, eot a turn, and eom a message to a tool.
 _ENDS = ("eos", "eot", "eom")
 _HF_NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
 def gguf_tokenizer(metadata: Metadata) -> CheckpointTokenizer:
-    """Raises CheckpointError for a missing or damaged tokenizer, or one of an unsupported kind."""
+    """Build the tokenizer that the metadata describes.
+
+    Raises CheckpointError if it is missing or damaged, or if its kind is not supported.
+    """
     model = metadata.text("tokenizer.ggml.model")
     if model not in _READERS:
         raise metadata.error(
@@ -53,7 +56,11 @@ def _byte_level(metadata: Metadata, tokens: list[str]) -> CheckpointTokenizer:
 
 
 def _scored_pieces(metadata: Metadata, tokens: list[str]) -> CheckpointTokenizer:
-    """As in llama.cpp, a space goes before the text and after every added token."""
+    """Build a tokenizer of SentencePiece's BPE.
+
+    As in llama.cpp, a space is put before the text and after every added token, unless
+    `add_space_prefix` is false.
+    """
     kinds = _kinds(metadata, tokens)
     named = {**_usual_names(tokens, kinds), **_named(metadata, tokens)}
     pieces = Pieces(
@@ -76,7 +83,7 @@ _READERS: Mapping[str, Callable[[Metadata, list[str]], CheckpointTokenizer]] = {
 
 
 def _begin(metadata: Metadata, named: Mapping[str, str], usual: bool) -> str | None:
-    """The token that every text begins with; None for no such token."""
+    """The token to put before every text, or None; `usual` is the default of `add_bos_token`."""
     if not metadata.flag("tokenizer.ggml.add_bos_token", usual):
         return None
     if "bos" not in named:
@@ -97,19 +104,25 @@ def _facts(
 
 
 def _usual_names(tokens: list[str], kinds: list[int]) -> dict[str, str]:
-    """llama.cpp's defaults for a file of this kind that names no tokens."""
+    """llama.cpp's default roles: token 0 is unknown, token 1 is bos, and token 2 is eos.
+
+    A token that is not special gets no role.
+    """
     marks = {PieceKind.UNKNOWN, PieceKind.CONTROL}
     usual = enumerate(("unknown", "bos", "eos"))
     return {name: tokens[at] for at, name in usual if at < len(tokens) and kinds[at] in marks}
 
 
 def _spelt(token: str, kind: int) -> str:
-    """llama.cpp spells a user-defined token with spaces, and all others as pieces do."""
+    """Spell a token as SentencePiece does, with the character SPACE for a space.
+
+    GGUF files spell only user-defined tokens with plain spaces.
+    """
     return token.replace(" ", SPACE) if kind == PieceKind.USER_DEFINED else token
 
 
 def _named(metadata: Metadata, tokens: list[str]) -> dict[str, str]:
-    """Tokens with a role in the file, such as "bos", by that role."""
+    """Map each role that the file states, such as "bos", to its token."""
     numbers = {
         name: metadata.token(f"tokenizer.ggml.{name}_token_id", len(tokens))
         for name in (*_HF_NAMES, *_ENDS)
@@ -140,5 +153,5 @@ def _kinds(metadata: Metadata, tokens: list[str]) -> list[int]:
 
 
 def _of_kind(tokens: list[str], of_token: list[int], kinds: set[PieceKind]) -> list[str]:
-    # Without kinds all tokens are plain.
+    # If the file states no kinds, `of_token` is empty and no token is special.
     return [token for token, kind in zip(tokens, of_token, strict=False) if kind in kinds]

@@ -1,4 +1,4 @@
-"""A tokenizer as the metadata of a GGUF file."""
+"""Translates a tokenizer to the metadata of a GGUF file."""
 
 import json
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from mixtura.tokenizers.pieces import PieceKind
 from mixtura.tokenizers.sentencepiece_parts import is_scored_pieces, sentencepiece_parts
 
 _NAMES = {"bos_token": "bos", "unk_token": "unknown", "pad_token": "padding"}
-# Tokens that end an answer, besides eos.
+# Roles of tokens that end an answer, besides the role eos.
 _FURTHER_ENDS = ("eot", "eom")
 
 
 @dataclass(frozen=True, slots=True)
 class _Vocabulary:
-    """Each token's text, kind and score, and the further keys of a kind of tokenizer."""
+    """Each token's text, kind and score, and further metadata of this kind of tokenizer."""
 
     tokens: list[str | None]
-    """None for a number without a token"""
+    """the text of each token number; None for a number without a token"""
     kinds: list[PieceKind]
     scores: list[float] | None
     further: dict[str, Any]
 
 
 def tokenizer_keys(tokenizer: Tokenizer, vocabulary: int) -> dict[str, Any]:
-    """`tokenizer.*`, for a model of this vocabulary.
+    """Make the metadata keys `tokenizer.*`, for a model with `vocabulary` tokens.
 
-    Raises DataError for a tokenizer whose tokens llama.cpp would not reproduce, and CheckpointError
-    for a model with fewer tokens.
+    Raises DataError if llama.cpp would not reproduce the tokenizer's tokens, and CheckpointError if
+    the tokenizer has more tokens than the model.
     """
     own = as_checkpoint(tokenizer)
     is_scored = is_scored_pieces(json.loads(own.to_json()))
@@ -82,7 +82,7 @@ def _byte_level(tokenizer: CheckpointTokenizer) -> _Vocabulary:
 def _scored_pieces(tokenizer: CheckpointTokenizer) -> _Vocabulary:
     parts = sentencepiece_parts(tokenizer)
     kinds = [PieceKind(kind) for kind in parts.pieces.kinds]
-    # llama.cpp searches the text for user-defined tokens, so they are spelt with spaces.
+    # llama.cpp searches the text for user-defined tokens, so these are spelt with plain spaces.
     tokens: list[str | None] = [
         text.replace(SPACE, " ") if kind == PieceKind.USER_DEFINED else text
         for text, kind in zip(parts.pieces.texts, kinds, strict=True)
@@ -92,10 +92,10 @@ def _scored_pieces(tokenizer: CheckpointTokenizer) -> _Vocabulary:
 
 
 def _ids(tokenizer: CheckpointTokenizer, tokens: list[str]) -> dict[str, int]:
-    """Tokens with a role, such as "bos", by that role."""
+    """Map each role of the tokenizer, such as "bos", to the number of its token."""
     number_of = {token: number for number, token in enumerate(tokens)}
     names = tokenizer.facts.names
-    # A tokenizer may name a token that its vocabulary lacks; it has no number to write.
+    # A tokenizer may give a role to a token that its vocabulary lacks; that role is left out.
     found = {
         part: number_of[names[name]]
         for name, part in _NAMES.items()

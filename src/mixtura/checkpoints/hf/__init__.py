@@ -1,1 +1,1 @@
-"""Hugging Face folders: read without a copy, and written."""
+"""Reads Hugging Face folders, whose tensors are memory-mapped, and writes such folders."""

@@ -1,6 +1,7 @@
-"""FP8 weights with a scale for each block, as in DeepSeek-V3, unpacked when they are read.
+"""Unpacks FP8 weights, which have a scale for each block as in DeepSeek-V3, when they are read.
 
-R rows, C columns; blocks of H rows and W columns, of which the last may be cut short.
+A block is a rectangle of a matrix, such as 128 by 128. The last block of a row or a column may be
+smaller.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,10 +21,11 @@ _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 
 
 class BlockFP8(Source):
-    """Every e4m3 tensor and its `..._scale_inv` as one bf16 tensor under the plain name.
+    """A Source that combines each FP8 (e4m3) tensor NAME with its scales into one bf16 tensor NAME.
 
-    Raises ConfigError for settings that are not supported, and CheckpointError for a weight without
-    scales, for scales without a weight, and for sizes that do not match.
+    The scales are stored as NAME_scale_inv. Raises ConfigError for settings that are not supported,
+    and CheckpointError for a weight without scales, for scales without a weight, and for shapes
+    that do not match.
     """
 
     def __init__(self, packed: Source) -> None:
@@ -44,10 +46,11 @@ class BlockFP8(Source):
 
 
 def _block(settings: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) of a block."""
+    """Read the height and the width of a block from the `quantization_config`."""
     keys = Keys(settings, "fp8", "config.json: quantization_config")
     keys.expect("fmt", "e4m3", None)
-    # One fixed scale for all inputs of a layer would change the model's outputs.
+    # Other schemes quantise a layer's inputs with one fixed scale. Mixtura does not quantise
+    # inputs, so its outputs would differ from those of such a model.
     keys.expect("activation_scheme", "dynamic", None)
     match settings.get("weight_block_size"):
         case [int(height), int(width)] if height > 0 and width > 0:

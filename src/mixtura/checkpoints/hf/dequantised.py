@@ -1,4 +1,4 @@
-"""Quantised checkpoints, read as if they were in bf16: one class a format."""
+"""Opens quantised Hugging Face checkpoints as if their weights were stored in bf16."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,13 +8,13 @@ from mixtura.checkpoints.source import Source
 from mixtura.errors import ConfigError
 
 METHODS: Mapping[str, Callable[[Source], Source]] = {"fp8": BlockFP8, "mxfp4": MXFP4}
-"""by `quant_method`; each unpacks a tensor when it is read"""
+"""maps `quant_method` to a class of Source that unpacks a tensor when the tensor is read"""
 
 
 def dequantised(source: Source) -> Source:
-    """The source itself, or one that unpacks its quantised weights to bf16 under plain names.
+    """Wrap a quantised source in a Source that unpacks its weights to bf16.
 
-    Raises ConfigError for an unknown format.
+    A source that is not quantised is returned unchanged. Raises ConfigError for an unknown format.
     """
     settings = source.config.get("quantization_config")
     if settings is None:

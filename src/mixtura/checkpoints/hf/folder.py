@@ -1,4 +1,4 @@
-"""A Hugging Face folder: config.json and safetensors, in one file or in shards, mapped."""
+"""Reads a Hugging Face folder: its config.json, and its safetensors file or shards."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -22,7 +22,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class HFFolder(Source):
-    """Tensors are views of the mapped files, and are read at first use."""
+    """A Hugging Face folder, whose tensors are views of memory-mapped files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,7 +83,10 @@ class _Shard:
 
 
 def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Mapping[str, Any]:
-    """Raises CheckpointError where the file is absent, or holds no mapping."""
+    """Read a JSON object of at most `most` bytes; `what` describes the file in an error message.
+
+    Raises CheckpointError if the file is missing or holds no JSON object.
+    """
     try:
         return read_object(path, CheckpointError, most)
     except FileNotFoundError:
@@ -91,7 +94,10 @@ def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Mapping[str, Any
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that hold weights: those of the index, else the only one there."""
+    """List the files with weights: those that the index names, or else the only safetensors file.
+
+    Raises CheckpointError if there is no such file, or if there are several without an index.
+    """
     if (folder / INDEX).exists():
         return [_inside(folder, name) for name in sorted(set(_weight_map(folder).values()))]
     if (folder / SINGLE).exists():
@@ -122,7 +128,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A shard's path. Raises CheckpointError where it leads out of the folder, or is absent."""
+    """A shard's path. Raises CheckpointError if it is outside the folder, or does not exist."""
     parts = PurePosixPath(name)
     if parts.is_absolute() or len(parts.parts) != 1 or "\\" in name or name == "..":
         raise CheckpointError(
@@ -132,7 +138,7 @@ def _inside(folder: Path, name: str) -> Path:
     try:
         there = (folder / name).exists()
     except OSError:
-        # The name is too long for any file.
+        # The operating system refuses the name, for example because it is too long.
         there = False
     if not there:
         raise CheckpointError(f"{folder / INDEX}: names {name}, which is not in the folder")

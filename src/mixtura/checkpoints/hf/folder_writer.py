@@ -1,4 +1,4 @@
-"""Weights as a folder that transformers loads."""
+"""Writes weights as a Hugging Face folder, which transformers can load."""
 
 import json
 import os
@@ -41,13 +41,13 @@ COMPANIONS = (
     "chat_template.json",
     "generation_config.json",
 )
-"""files beside the weights that belong to the model"""
+"""files beside the weights that belong to the model and are copied with it"""
 _EXPERTS = ".experts."
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What was written."""
+    """The folder that was written, and the size of its weights."""
 
     path: Path
     files: tuple[str, ...]
@@ -64,7 +64,7 @@ def save_model(
     companions: Callable[[Path], object] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Saved:
-    """Write a decoder's weights with `write_hf`."""
+    """Write the weights of a decoder in memory; `write_hf` describes the options."""
     return write_hf(
         DecoderWeights(decoder, out),
         family,
@@ -88,14 +88,15 @@ def write_hf(
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Saved:
-    """Write config, weights and their digests; `out` appears whole or not at all.
+    """Write config, weights and digests as the folder `out`, which appears only when complete.
 
-    `like` is the checkpoint that the model came from, whose config and files beside the weights are
-    carried over. `companions` writes further files into the folder, such as a tokenizer's, and
-    `check` has to succeed before the folder appears. `dtype` is by default the head's; gates are
-    never rounded. One shard is in memory at a time; `progress` is called with the bytes written and
-    the bytes in all. Raises ConfigError where the family cannot state what this decoder computes,
-    and StorageError where the disk is full.
+    `like` is the checkpoint that the model came from; its config and its files beside the weights
+    are copied. `companions` writes further files into the folder, such as a tokenizer's. `check` is
+    finished before the folder appears; if it fails, no folder appears. Weights are written in
+    `dtype`, by default the dtype of the head; gates are never rounded. One shard is in memory at a
+    time. `progress` is called with the number of bytes written and the total. Raises ConfigError if
+    the family's config cannot express what the decoder computes, and StorageError if the disk is
+    full.
     """
     config = hf_config(weights.config, family, like)
     dtype = dtype or weights.dtype_of("head.weight")
@@ -112,13 +113,13 @@ def write_hf(
     done = 0
     with atomic_folder(out) as folder:
         for name, shard in zip(names, shards, strict=True):
-            # Copies, since safetensors refuses tensors that share memory, as parts of a stack do.
+            # Copied: experts of a stack share memory, and safetensors refuses such tensors.
             tensors = {
                 key: source.read(key).to(dtypes[stored[key][0].ours], copy=True).contiguous()
                 for key in shard
             }
             write_tensors(folder / name, tensors, out, {"format": "pt"})
-            # safetensors makes files that only the owner may read; others get the usual rights.
+            # safetensors makes files that only the owner may read; set the usual permissions.
             (folder / name).chmod(0o666 & ~_umask())
             experts = {key: _experts_in(stored[key], weights.like) for key in shard}
             digests[name] = digests_of(tensors, experts)
@@ -146,7 +147,7 @@ def _by_stored(pieces: Iterable[Piece]) -> dict[str, list[Piece]]:
 
 
 def _experts_in(pieces: Sequence[Piece], ours: Mapping[str, Tensor]) -> int:
-    """How many experts lie one after another in a stored tensor; 1 in any other."""
+    """The number of experts that a stored tensor stacks; 1 for a tensor without experts."""
     if _EXPERTS not in pieces[0].ours:
         return 1
     held = {piece.at[0] if piece.at and isinstance(piece.at[0], int) else None for piece in pieces}
@@ -154,12 +155,13 @@ def _experts_in(pieces: Sequence[Piece], ours: Mapping[str, Tensor]) -> int:
 
 
 def _dtypes(weights: Weights, dtype: torch.dtype) -> Mapping[str, torch.dtype]:
-    """The dtype that each of our tensors is stored in."""
+    """The dtype in which each tensor of Mixtura's decoder is written, by name."""
     found: dict[str, torch.dtype] = {}
     gates = gate_names(weights.blueprint)
     for name, like in weights.like.items():
         if not isinstance(like, torch.nn.Parameter):
-            # A choosing bias stays in fp32: steps of 1e-3 vanish in bf16 beside a bias of 1.
+            # A choosing bias stays in fp32: it is updated in steps of 1e-3, and next to a bias of 1
+            # bf16 would round such a step to 0.
             found[name] = weights.dtype_of(name)
         else:
             is_gate = name in gates
@@ -174,7 +176,7 @@ def _bytes(piece: Piece, dtypes: Mapping[str, torch.dtype]) -> int:
 def _shards(
     stored: Mapping[str, list[Piece]], dtypes: Mapping[str, torch.dtype], limit: int
 ) -> list[list[str]]:
-    """Names in the order of the pieces; a shard ends before it exceeds the limit in bytes."""
+    """Divide the stored tensors, in their order, into shards of at most `limit` bytes."""
     shards: list[list[str]] = [[]]
     held = 0
     for name, pieces in stored.items():

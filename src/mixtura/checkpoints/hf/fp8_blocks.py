@@ -1,24 +1,32 @@
-"""FP8 weights times the scale of their block, in bf16.
+"""Multiplies FP8 (e4m3) weights by the scale of their block, and returns bf16.
 
-R rows, C columns; blocks of H rows and W columns, of which the last may be cut short.
+R rows, C columns. A block is a rectangle of a matrix; the last block of a row or a column may be
+smaller.
 """
 
 import torch
 from torch import Tensor
 
-# The exponent's bias is 7 in e4m3 and 15 in fp16.
+# The exponent's bias is 7 in e4m3 and 15 in fp16. So an e4m3 number whose bits are read as fp16 is
+# too small by this factor.
 _HALF_IS = 2.0 ** (15 - 7)
 
 
 def unpack_naive(weight_RC: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
-    """In bf16: each block times its scale, in fp32. Dims before the last two are kept."""
+    """Multiply each block by its scale in fp32, and round the product to bf16.
+
+    `weight_RC` may have further dims before R.
+    """
     rows, columns = weight_RC.shape[-2:]
     wide = scale.float().repeat_interleave(block[0], -2).repeat_interleave(block[1], -1)
     return (weight_RC.float() * wide[..., :rows, :columns]).to(torch.bfloat16)
 
 
 def unpack(weight_RC: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
-    """As the naive twin, but a row of blocks at a time and 3 times as fast. Reads NaN wrongly."""
+    """Compute `unpack_naive` one row of blocks at a time, 3 times as fast.
+
+    A NaN becomes a finite number, so the caller has to check `holds_nan` first.
+    """
     height, width = block
     columns = weight_RC.shape[-1]
     plain_RC = torch.empty(weight_RC.shape, dtype=torch.bfloat16)
@@ -32,13 +40,20 @@ def unpack(weight_RC: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
 
 
 def _as_half(weight: Tensor) -> Tensor:
-    """e4m3 as fp16, 256 times too small: the sign, then 4 exponent and 3 fraction bits, shifted."""
+    """Shift the bits of e4m3 into those of fp16; the result is 256 times too small.
+
+    e4m3 has a sign, 4 bits of exponent and 3 bits of fraction.
+    """
     shifted = weight.view(torch.int8).to(torch.int16).bitwise_left_shift_(7)
-    # Sign extension from 8 to 16 bits has set bit 14, the top bit of fp16's exponent, too.
+    # For a negative number the conversion from int8 to int16 also sets bit 14, the highest bit of
+    # fp16's exponent. The next line clears bit 14.
     return shifted.bitwise_and_(~0x4000).view(torch.float16)
 
 
 def holds_nan(weight: Tensor) -> bool:
-    """e4m3's NaNs are the bytes 127 and 255, the largest as signed and as unsigned numbers."""
+    """Whether an e4m3 tensor holds NaN, which is byte 127 or byte 255.
+
+    127 is the largest signed byte, and 255 is the largest unsigned byte.
+    """
     largest = (weight.view(torch.int8).amax().item(), weight.view(torch.uint8).amax().item())
     return largest[0] == 127 or largest[1] == 255

@@ -1,4 +1,4 @@
-"""A decoder's config.json in a family's keys, and the first family that can state a decoder."""
+"""Writes a decoder's config.json in the keys of a family, and finds a family for a decoder."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,16 +9,21 @@ from mixtura.errors import ConfigError
 from mixtura.models import DecoderConfig
 from mixtura.shapes.families import FAMILIES, Family, family_named
 
-# Settings of training, which no config.json has and no output depends on.
+# Settings that only training uses: no config.json has them, and no output depends on them.
 _TRAINING = ("balance", "capacity", "backend")
 
 
 def hf_config(config: DecoderConfig, family: Family, like: Source | None = None) -> Tree:
-    """A config.json. Raises ConfigError for a key of ours that the family cannot state."""
+    """Write a config.json in the keys of `family`.
+
+    If the checkpoint `like` is of the same family and computes the same as the decoder, its keys
+    are copied. Raises ConfigError, naming the key, if the family's config cannot express a setting
+    of the decoder.
+    """
     try:
         written = {**family.write(config.model_dump()), "use_cache": True}
     except KeyError as error:
-        # A part of another kind, such as a router, lacks the setting that this family writes.
+        # A part of the decoder, such as its router, lacks a setting that the family's config has.
         raise ConfigError(
             f"a {family.model_type} config states {error}, which this decoder's parts do not have; "
             "save it as another family"
@@ -33,7 +38,7 @@ def hf_config(config: DecoderConfig, family: Family, like: Source | None = None)
     if like is not None and like.config.get("model_type") == family.model_type:
         before = DecoderConfig.parse(family.read(like.config))
         if not difference_of(function_of(before), function_of(config)):
-            # The weights are no longer quantised.
+            # The weights are written unquantised, so the config must not state a quantisation.
             kept = {k: v for k, v in like.config.items() if k != "quantization_config"}
             kept |= {key: 0 for key in family.drafting_keys if key in kept}
             return {key: value for key, value in kept.items() if key != "torch_dtype"}
@@ -41,18 +46,18 @@ def hf_config(config: DecoderConfig, family: Family, like: Source | None = None)
 
 
 def function_of(config: DecoderConfig) -> Tree:
-    """The part of a config that its outputs depend on."""
+    """The settings of a config that the model's outputs depend on."""
     tree = config.model_dump(mode="json")
     if tree["moe"] is not None:
         tree["moe"] = {k: v for k, v in tree["moe"].items() if k not in _TRAINING}
     if len(config.moe_shapes) == config.layers:
-        # Without dense FFNs no output depends on their width.
+        # Every layer is an MoE, so the settings of dense FFNs do not matter.
         tree |= {"ffn_width": None, "activation": None}
     return tree
 
 
 def difference_of(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first key whose values differ, and both values; None where all are equal."""
+    """The first key whose values differ, and both values; None if all values are equal."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in {**one, **other}:
             inner = f"{path}.{key}" if path else key
@@ -63,9 +68,10 @@ def difference_of(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] 
 
 
 def first_family(config: DecoderConfig, among: Iterable[str] = FAMILIES) -> Family:
-    """The first family whose config can state all that this decoder computes.
+    """The first family whose config can express all that this decoder computes.
 
-    Raises ConfigError, naming what the plainest family lacks.
+    `llama` is tried first for a dense decoder, `mixtral` for an MoE. If no family fits, ConfigError
+    names the setting that this first family lacks.
     """
     plainest = "llama" if config.moe is None else "mixtral"
     for family in map(family_named, sorted(among, key=lambda one: one != plainest)):

@@ -1,7 +1,6 @@
-"""MXFP4 weights, as in gpt-oss, unpacked when they are read.
+"""Unpacks MXFP4 weights, as in gpt-oss, when they are read.
 
-E experts, R rows, G groups of 32 along a row, B = 16 bytes a group, C = 32G columns, N = 16RG
-bytes of an expert.
+E experts, R rows of a matrix, G groups of 32 weights in a row.
 """
 
 from collections.abc import Mapping
@@ -15,16 +14,16 @@ if TYPE_CHECKING:
 
 BLOCKS, SCALES = "_blocks", "_scales"
 GROUP = 32
-# e8m0 has powers of two and no infinity; its last pattern is NaN.
+# A scale is an e8m0 number: a power of two, except that byte 255 is NaN.
 _NAN = 255
 
 
 class MXFP4(Source):
-    """Every pair of `..._blocks` and `..._scales` as one bf16 tensor under its plain name.
+    """A Source that combines each pair NAME_blocks and NAME_scales into one bf16 tensor NAME.
 
-    Four-bit floats that share a power of two by groups (OCP Microscaling Formats 1.0, section 5):
-    each product is a bf16 number, so nothing is rounded. Raises CheckpointError for half a pair
-    and for sizes that do not match.
+    In MXFP4 a group of 32 four-bit floats shares one scale, a power of two (OCP Microscaling
+    Formats 1.0, section 5). Each float times its scale is a bf16 number, so unpacking rounds
+    nothing. Raises CheckpointError if one tensor of a pair is missing, or if shapes do not match.
     """
 
     def __init__(self, packed: Source) -> None:
@@ -42,7 +41,7 @@ class MXFP4(Source):
             raise CheckpointError(
                 f"{self.path}: {name}{SCALES} holds {_NAN}, which is no scale; the file is damaged"
             )
-        # Files have a row for each output; the family's own layout has a column for each.
+        # MXFP4 files have a row for each output; gpt-oss in bf16 has a column for each output.
         return unpack(self._packed.read(f"{name}{BLOCKS}"), scale_ERG).mT
 
 

@@ -1,26 +1,26 @@
-"""Four-bit floats that share a power of two by groups, unpacked to bf16.
+"""Unpacks MXFP4 weights to bf16: groups of 32 four-bit floats that share a power of two.
 
-E experts, R rows, G groups of 32 along a row, B = 16 bytes a group, C = 32G columns, N = 16RG
-bytes of an expert.
+E experts, R rows of a matrix, G groups in a row, B = 16 bytes of a group, C = 32G columns,
+N = 16RG bytes of an expert.
 """
 
 import torch
 from torch import Tensor
 
 GROUP = 32
-# The values of e2m1's lower three bits; the highest bit is the sign.
+# The values of the lower three bits of a four-bit float (e2m1); the highest bit is the sign.
 _SIZES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _VALUES = torch.tensor([*_SIZES, *(-size for size in _SIZES)], dtype=torch.bfloat16)
 
 
 def unpack(block_ERGB: Tensor, scale_ERG: Tensor) -> Tensor:
-    """weight_ERC in bf16: a byte holds two values, the lower four bits first."""
-    # One look-up a byte gives both of its values, as the 32 bits of two bf16 numbers.
+    """Return weight_ERC in bf16. A byte holds two values, the first in its lower four bits."""
+    # A table gives for each byte both of its values at once, as the 32 bits of two bf16 numbers.
     pair_of_byte = torch.stack([_VALUES.repeat(16), _VALUES.repeat_interleave(16)], 1)
     bits_of_byte = pair_of_byte.view(torch.int32).flatten()
     experts, rows, groups, _ = block_ERGB.shape
     weight_ERC = torch.empty(experts, rows, GROUP * groups, dtype=torch.bfloat16)
-    # One expert at a time: an index takes four times the memory of its byte.
+    # One expert at a time, because the int32 indices take four times the memory of the bytes.
     for expert in range(experts):
         byte_N, own_RC = block_ERGB[expert].flatten().int(), weight_ERC[expert]
         torch.index_select(bits_of_byte, 0, byte_N, out=own_RC.view(torch.int32).view(-1))

@@ -1,8 +1,8 @@
-"""Tensors put together from parts of files by the memory map, without a copy.
+"""Maps parts of files into the memory of one tensor, instead of copying them.
 
-A file holds experts one by one, between other tensors; ours are stacked. Whole pages of the file
-are mapped into the stacked tensor, and only pages where one part ends and the next begins are
-copied. A write stays private to this process.
+A checkpoint's file holds each expert as a tensor of its own, while Mixtura stacks the experts of a
+layer. Whole pages of the file are mapped into the stacked tensor. Only the pages where one expert
+ends and the next begins are copied. A write to the tensor does not change the file.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mixtura.posix import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 
-# Linux allows 65,530 mappings a process by default; other code needs some of them.
+# Linux allows a process 65,530 mappings by default, and other code needs some of them.
 MOST_MAPPINGS = 40_000
 _SHARE_FIXED = MAP_PRIVATE | 0x10
 _READ_WRITE = PROT_READ | PROT_WRITE
@@ -30,7 +30,7 @@ _FAILED = ctypes.c_void_p(-1).value
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Bytes of a file; `at` is their place, counted from the tensor's first byte."""
+    """`size` bytes of a file from `offset` on, which fill the tensor's bytes from `at` on."""
 
     file: Path
     offset: int
@@ -39,7 +39,7 @@ class FilePart:
 
 
 class Patchwork:
-    """Maps tensors until `MOST_MAPPINGS` are used, and copies after that."""
+    """Maps parts of files until there are `MOST_MAPPINGS` mappings, and copies all later parts."""
 
     def __init__(self) -> None:
         self.mapped = 0
@@ -47,10 +47,11 @@ class Patchwork:
     def tensor(
         self, shape: tuple[int, ...], dtype: torch.dtype, parts: Sequence[FilePart]
     ) -> Tensor:
-        """The tensor of these bytes; the parts must fill it, each byte once."""
+        """Build a tensor from parts of files; the parts must fill each of its bytes once."""
         size = prod(shape) * dtype.itemsize
         assert sum(part.size for part in parts) == size, "the parts fill the tensor"
-        # The tensor starts where the first part does within a page, so that their pages coincide.
+        # Only whole pages can be mapped. So the tensor starts at the same offset within a page as
+        # its first part does in the file.
         shift = parts[0].offset % mmap.PAGESIZE
         region = mmap.mmap(-1, shift + size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
         base = ctypes.addressof(ctypes.c_char.from_buffer(region))
@@ -86,7 +87,7 @@ def _copy(region: mmap.mmap, start: int, end: int, file: int, offset: int) -> No
 
 @cache
 def _mmap() -> "ctypes._NamedFuncPointer | None":
-    """The C library's mmap, since Python's takes no address; None except on Linux."""
+    """The C library's mmap, because Python's mmap takes no address; None except on Linux."""
     if sys.platform != "linux":
         return None
     function = ctypes.CDLL(None, use_errno=True).mmap

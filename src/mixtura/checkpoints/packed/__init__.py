@@ -1,1 +1,1 @@
-"""Packed folders: their weights, read and written."""
+"""Reads and writes the weights of packed folders, Mixtura's quantised format for CPUs."""

@@ -1,4 +1,4 @@
-"""Any model's weights as one packed file, tensor after tensor."""
+"""Writes a model's weights to one packed file, quantised to 4 or 8 bits for CPU kernels."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,14 +29,14 @@ from mixtura.shapes.storage.packed import (
 
 _FORMATS: Mapping[torch.dtype, Plain] = {getattr(torch, name): name for name in get_args(Plain)}
 BitsOf = Callable[[Iterable[str]], Bits]
-"""the fewest bits that keep the stored precision of the named tensors of ours"""
+"""takes names of tensors; returns the fewest bits that keep the stored precision of all of them"""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Bits a weight: of the head and the embedding, and of all else that is packed.
+    """The bits of packed weights: `head_bits` for the head and the embedding, `bits` for others.
 
-    None keeps the stored precision of a quantised file.
+    None means the fewest bits that keep the stored precision.
     """
 
     bits: Bits | None
@@ -49,7 +49,7 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """What was written."""
+    """The header and the size of the file that was written, and remarks for the user."""
 
     header: Header
     bytes: int
@@ -64,10 +64,11 @@ def write_packed(
     progress: Callable[[int, int], None] | None = None,
     room: Callable[[int], None] | None = None,
 ) -> WrittenFile:
-    """Write the file; no more than one tensor, or one layer's experts, is in memory at a time.
+    """Write a packed file; at most one tensor, or one layer's experts, is in memory at a time.
 
-    `progress` is called with the bytes written and the bytes in all; `room`, before any is written,
-    with the bytes in all. Raises ConfigError, by name, for weights that cannot be packed.
+    `progress` is called with the number of bytes written and the total. `room` is called with the
+    total before any byte is written. Raises ConfigError, naming the tensor, for weights that cannot
+    be packed.
     """
     config = weights.config
     planned = planned_of(config)
@@ -104,27 +105,31 @@ def layout_of(
     stored_bits: BitsOf,
     dtype_of: Callable[[str], torch.dtype],
 ) -> tuple[Placed, ...]:
-    """All tensors that `write_packed` would write, before any is read. Raises what it raises."""
+    """Compute the format, shape and place of all tensors that `write_packed` would write.
+
+    No tensor is read. Raises ConfigError for a model that cannot be packed.
+    """
 
     def plain(name: str) -> Plain:
-        # A dtype without a plain format, such as float64, is rounded to fp32.
+        # A dtype that the packed file cannot hold, such as float64, is converted to fp32.
         return _FORMATS.get(dtype_of(name), "float32")
 
     return packed_layout(shape, lambda one: precision.of(one, stored_bits), plain)
 
 
 def _most(entries: Iterable[Entry]) -> Bits:
-    """The bits of most packed weights, not counting the head and the embedding."""
+    """The bits of most packed weights; the head and the embedding are not counted."""
     count: Counter[Bits] = Counter()
     for entry in entries:
         if entry.kind != "plain":
-            # Where nothing else is packed, the head and the embedding count.
+            # The head and the embedding count as one weight each, which matters only if no other
+            # tensor is packed.
             count[entry.bits] += 1 if is_outer(entry.name) else prod(entry.shape)
     return max(count, key=lambda bits: count[bits])
 
 
 def _parts(one: Planned, entry: Entry, weights: Weights) -> Iterator[Tensor]:
-    """The bytes of one tensor; of FFNs, one expert at a time."""
+    """Yield the bytes of one tensor; if it holds experts, one expert at a time."""
     match one.kind:
         case "plain":
             yield weights.tensor(one.name).to(PLAIN[entry.format])
@@ -133,7 +138,7 @@ def _parts(one: Planned, entry: Entry, weights: Weights) -> Iterator[Tensor]:
         case "experts":
             ffns = FFNs(*one.shape)
             w_in, w_out = one.weights
-            # A dense FFN's weights are not stacked.
+            # A dense FFN is written like a single expert, but its weights have no dim of experts.
             numbers = range(ffns.experts) if weights.like[w_in].dim() == 3 else [None]
             for expert in numbers:
                 inner = weights.matrix(w_in, entry.bits, expert)

@@ -1,6 +1,8 @@
-"""Matrices of ours as groups, one at a time, from any format of a source.
+"""Reads the matrices of Mixtura's decoder as quantised groups, from a checkpoint of any format.
 
-N rows and K columns of a matrix of ours, G = K/32 groups of a row, E experts.
+A group is 32 weights of a row that share a scale. A stored tensor has the name and the layout of
+the checkpoint. A `Piece` pairs a part of a stored tensor with a part of a tensor of the decoder. N
+rows and K columns of a matrix, G = K/32 groups of a row.
 """
 
 from collections import defaultdict
@@ -21,9 +23,10 @@ _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 class GroupReader:
-    """Stored groups are carried over exactly; all else is quantised.
+    """Reads one matrix at a time: stored groups are copied exactly, other weights are quantised.
 
-    A stored tensor that holds many experts is kept until `release`, so that it is unpacked once.
+    A stored tensor that holds many experts is kept in memory until `release`, so that it is
+    unpacked only once.
     """
 
     def __init__(self, source: Source, pieces: Iterable[Piece]) -> None:
@@ -35,28 +38,28 @@ class GroupReader:
         self._tensors: dict[str, Tensor] = {}
         self._groups: dict[str, Groups | None] = {}
         self.exact: set[str] = set()
-        """stored tensors whose numbers and scales were kept"""
+        """names of stored tensors whose integers and scales were copied exactly"""
         self.requantised: dict[str, Bits] = {}
-        """stored tensors of fewer bits than a float that were unpacked and quantised again"""
+        """names of stored tensors that were unpacked and quantised again, with the new bits"""
 
     def plain(self, name: str, like: Tensor) -> Tensor:
-        """A tensor that is not packed; a buffer in the dtype of `like`."""
+        """Read a tensor without quantising it; a buffer gets the dtype of `like`."""
         dtypes, pieces = {name: self.plain_dtype(name, like)}, self._pieces[name]
         return read_weights(self._source, pieces, {name: like}, dtypes)[name]
 
     def plain_dtype(self, name: str, like: Tensor) -> torch.dtype:
-        """The dtype of `plain`."""
+        """The dtype of the tensor that `plain` returns."""
         return self.stored_dtype(name) if isinstance(like, torch.nn.Parameter) else like.dtype
 
     def stored_dtype(self, name: str) -> torch.dtype:
         return self._source.dtype_of(self._pieces[name][0].stored)
 
     def pieces_of(self, name: str) -> list[Piece]:
-        """The pieces that fill a tensor of ours."""
+        """The pieces that fill a tensor of the decoder."""
         return self._pieces[name]
 
     def stored_bits(self, names: Iterable[str]) -> Bits:
-        """The fewest bits that keep the stored precision of all these tensors of ours."""
+        """The fewest bits that keep the stored precision of all named tensors of the decoder."""
         return max(
             self._source.stored_bits(piece.stored) for name in names for piece in self._pieces[name]
         )
@@ -64,9 +67,10 @@ class GroupReader:
     def matrix(
         self, name: str, shape: tuple[int, int], bits: Bits, expert: int | None = None
     ) -> Groups:
-        """A matrix of ours, or one expert's of a stack; rows padded with zeros to whole groups.
+        """Read a matrix of the decoder, or one expert's matrix of a stack, as groups.
 
-        Raises ConfigError for what cannot be quantised, naming the stored tensor.
+        Each row is padded with zeros to a multiple of 32. Raises ConfigError, naming the stored
+        tensor, for weights that cannot be quantised.
         """
         rows, columns = shape[0], up(shape[1], GROUP)
         whole = Groups(
@@ -86,7 +90,7 @@ class GroupReader:
         return whole
 
     def release(self) -> None:
-        """Free the stored tensors of many experts."""
+        """Free the stored tensors that were kept because they hold many experts."""
         self._tensors.clear()
         self._groups.clear()
 
@@ -98,7 +102,10 @@ class GroupReader:
             seen[at].copy_(part)
 
     def _exact(self, piece: Piece, expert: int | None, bits: Bits) -> tuple[Tensor, Tensor] | None:
-        """The stored numbers and scales, in the shape of the piece; None where there are none."""
+        """Return the stored integers and scales of a piece, without unpacking them.
+
+        Returns None if the piece does not take whole rows, or has no groups of at most `bits` bits.
+        """
         stored_view = piece.stored_view or piece.shape
         if piece.transposed or len(piece.of) >= len(stored_view):
             return None

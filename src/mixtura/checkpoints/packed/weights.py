@@ -1,6 +1,7 @@
-"""Weights of a packed folder.
+"""Reads the weights of a packed folder, Mixtura's quantised format for CPUs.
 
-E experts, H rows of w_in, D width, F expert width; of any matrix N rows and K columns.
+Matrices are stored as tiles, in the order in which the CPU kernels read them. A group is 32 weights
+of a row that share a scale. N rows and K columns of a matrix, G = K/32 groups of a row.
 """
 
 from functools import cached_property
@@ -24,18 +25,18 @@ _MATRICES = ("w_in", "w_out")
 
 
 class _Place(NamedTuple):
-    """The entry of the file that holds a tensor of ours."""
+    """The entry of the packed file that holds a tensor of the decoder."""
 
     entry: Entry
     matrix: str
-    """w_in or w_out of FFNs; empty for any other entry"""
+    """`w_in` or `w_out` if the entry holds experts or a dense FFN; empty for any other entry"""
 
 
 class PackedWeights(Weights):
-    """Matrices are untiled when they are read, one expert at a time."""
+    """The weights of a packed folder; a matrix is converted from tiles to rows when it is read."""
 
     def __init__(self, file: PackedFile) -> None:
-        """Raises ConfigError or CheckpointError where header and tensors do not match."""
+        """Raises ConfigError or CheckpointError if the header and the tensors do not match."""
         self.file, self.path = file, file.path.parent
         self.config = packed_blueprint(file).config
 
@@ -44,7 +45,10 @@ class PackedWeights(Weights):
         return self.file.check(self.config.roles())
 
     def tensor(self, name: str, expert: int | None = None) -> Tensor:
-        """In fp32 where it is packed; always a copy, since the mapped file is read-only."""
+        """Read a tensor; a packed tensor is converted to fp32.
+
+        The result is a copy, because the mapped file is read-only.
+        """
         place = self._place(name)
         if place.entry.kind == "plain":
             whole = self.file.read(name).clone()
@@ -57,7 +61,7 @@ class PackedWeights(Weights):
         return PLAIN[entry.format] if entry.kind == "plain" else torch.float32
 
     def stored_as(self, name: str) -> str:
-        """GGUF's names for groups."""
+        """The dtype's name in safetensors; for a packed tensor GGUF's name, Q4_0 or Q8_0."""
         entry = self._place(name).entry
         return spelt(PLAIN[entry.format]) if entry.kind == "plain" else f"Q{entry.bits}_0"
 
@@ -74,7 +78,10 @@ class PackedWeights(Weights):
         return _Place(self.file.entries[name], "")
 
     def _groups(self, place: _Place, expert: int | None) -> Groups:
-        """Rows of all experts one after another, each padded to whole groups."""
+        """Read the rows of one expert's matrix, or of all experts' matrices one after another.
+
+        Each row is padded to a multiple of 32.
+        """
         entry = place.entry
         tiles = self.file.read(entry.name)
         if entry.kind == "tiles":

@@ -1,11 +1,13 @@
-"""Two small tasks, each question with one right answer: facts to remember, a mapping to follow.
+"""Two synthetic tasks whose questions have one right answer each.
+
+In `Recall` a model remembers facts. In `Composition` it follows a mapping.
 
     task = Recall(RecallConfig(entities=256, relations=96, values=64, batch=1024))
-    batch = task.at(0)                  # of step 0, for a Trainer
+    batch = task.at(0)                  # the batch of step 0, for a Trainer
     answer_counts(decoder(batch.tokens_BS).logits_BSV, batch)
 
-Only answers are trained: elsewhere a target is NO_ANSWER, which cross_entropy leaves out. A batch's
-`text_bytes` counts its positions, so that `Trainer.evaluate` gives bits per answer.
+Only answers have a loss: at other positions the target is NO_ANSWER, which cross_entropy ignores. A
+batch's `text_bytes` is its number of positions, so that `Trainer.evaluate` gives bits per answer.
 """
 
 from mixtura.data.synthetic.composition import HELDOUT_EVERY, Composition, CompositionConfig

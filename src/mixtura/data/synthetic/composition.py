@@ -1,4 +1,7 @@
-"""A mapping to follow. B sequences, S positions, C cycles, N symbols, Q questions of a sequence."""
+"""The task of following a mapping that the context states.
+
+B sequences, S positions, C cycles, N symbols, Q questions of a sequence.
+"""
 
 from collections.abc import Iterator
 from itertools import permutations
@@ -16,9 +19,9 @@ HELDOUT_EVERY = 8
 
 
 class CompositionConfig(Config):
-    """A mapping of `symbols` in the context, and `questions` about it, of 1 to `hops` hops."""
+    """The number of `symbols` in a mapping, and of `questions` about it, with 1 to `hops` hops."""
 
-    # Nine symbols have 40,320 cycles, few enough to list.
+    # Nine symbols have 40,320 cycles, which are few enough to list all of them.
     symbols: int = Field(default=8, ge=3, le=9)
     hops: int = Field(default=4, ge=1)
     questions: int = Field(default=16, ge=1)
@@ -36,13 +39,14 @@ class CompositionConfig(Config):
 
 
 class Composition:
-    """Composition: where does a walk of h hops end, under a mapping that the context spells out?
+    """Questions about a mapping f that the context states: where does a walk of h hops end?
 
-    The mapping f is one cycle through all N symbols, so that no walk of h < N hops returns to its
-    start, and a guess is right once in N - 1. A sequence is the N pairs `a -> f(a)`, one token
-    each, in random order, then Q times `h` and `start`; the target f^h(start) stands at `start`. No
-    token holds an answer, and one in HELDOUT_EVERY of the (N - 1)! cycles is held out, so that a
-    right answer about such a cycle cannot be remembered. Tokens: N * N pairs, symbols, hop counts.
+    The mapping f is one cycle through all N symbols. So no walk of h < N hops returns to its start,
+    and a guess is right with probability 1 / (N - 1). A sequence begins with N tokens in random
+    order, one for each pair `a -> f(a)`. Q questions follow, each with the tokens `h` and `start`;
+    the target at `start` is f^h(start). One in HELDOUT_EVERY of the (N - 1)! cycles is held out, so
+    answers about a held-out cycle cannot be remembered. Token numbers: N * N pairs, then symbols,
+    then hop counts.
     """
 
     def __init__(self, config: CompositionConfig) -> None:
@@ -57,11 +61,11 @@ class Composition:
         self._heldout_CN, self._train_CN = np.split(next_CN[order_C], [held])
 
     def at(self, step: int) -> Batch:
-        """The batch of a step, counted from 0; `domains_BS` holds h at each answer, else 0."""
+        """The batch of `step`, counted from 0; `domains_BS` holds h at each answer, else 0."""
         return self._random_batch(self._train_CN, Purpose.TRAIN, step)
 
     def heldout(self, batches: int) -> Iterator[Batch]:
-        """Batches of questions about the mappings that are held out from training."""
+        """Batches of questions about mappings that are held out from training."""
         return (
             self._random_batch(self._heldout_CN, Purpose.HELDOUT, number)
             for number in range(batches)
@@ -96,7 +100,7 @@ class Composition:
 
 
 def _walk(next_BN: Ints, start_BQ: Ints, hop_BQ: Ints) -> Ints:
-    """f^h(start) of each question, with f the mapping `next_BN` of its sequence."""
+    """f^h(start) for each question, where f is the sequence's mapping in `next_BN`."""
     here_BQ = start_BQ
     for hop in range(int(hop_BQ.max())):
         here_BQ = np.where(hop < hop_BQ, np.take_along_axis(next_BN, here_BQ, 1), here_BQ)
@@ -104,7 +108,7 @@ def _walk(next_BN: Ints, start_BQ: Ints, hop_BQ: Ints) -> Ints:
 
 
 def _cycles(symbols: int) -> Ints:
-    """Every mapping that is one cycle: (C, N) with f(a) at [cycle, a]."""
+    """All mappings that are one cycle, as (C, N); the entry [cycle, a] is f(a)."""
     tour_CN = np.array([(0, *rest) for rest in permutations(range(1, symbols))], np.int64)
     next_CN = np.empty_like(tour_CN)
     np.put_along_axis(next_CN, tour_CN, np.roll(tour_CN, -1, 1), 1)

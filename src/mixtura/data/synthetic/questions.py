@@ -1,4 +1,4 @@
-"""Questions with one right answer: their random numbers, their batches, their counts.
+"""Random numbers, batches and counts of right answers, for questions with one right answer.
 
 B sequences, S positions, V vocabulary.
 """
@@ -16,10 +16,11 @@ from mixtura.data.batches import Batch
 Ints = NDArray[np.int64]
 
 NO_ANSWER = -100
+"""the target at a position without an answer; torch's cross_entropy ignores it"""
 
 
 class Purpose(IntEnum):
-    """The use of random numbers; no two purposes share any."""
+    """The purpose of random numbers; each purpose has a sequence of its own."""
 
     TABLE = 0
     ORDER = 1
@@ -28,7 +29,10 @@ class Purpose(IntEnum):
 
 
 def random_numbers(seed: int, purpose: Purpose, number: int, count: int) -> Ints:
-    """Random integers below 2**63. NumPy keeps Philox's raw bits the same in every version."""
+    """Random integers in 0..2**63-1, the same in every version of NumPy, as Philox's raw bits are.
+
+    `number` selects one of many independent sequences of a purpose, such as one for each step.
+    """
     bits = np.random.Philox(np.random.SeedSequence([seed, purpose, number]))
     return (bits.random_raw(count) >> np.uint64(1)).astype(np.int64)
 
@@ -44,14 +48,17 @@ def as_batch(tokens_BS: Ints, targets_BS: Ints, domains_BS: Ints) -> Batch:
 
 @dataclass(frozen=True, slots=True)
 class AnswerCounts:
-    """Of `due` answers, the number that were right."""
+    """The number of right answers, and of all answers that were due."""
 
     right: int
     due: int
 
 
 def answer_counts(logits_BSV: Tensor, batch: Batch) -> dict[int, AnswerCounts]:
-    """By the label in `domains_BS` (hops; 0 for facts); an answer is the largest logit's token."""
+    """The counts for each label in `domains_BS`: the number of hops, or 0 for facts.
+
+    A model's answer is the token of the largest logit.
+    """
     due_BS = batch.targets_BS != NO_ANSWER
     right_BS = logits_BSV.argmax(-1) == batch.targets_BS
     found: dict[int, AnswerCounts] = {}

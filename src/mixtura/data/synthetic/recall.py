@@ -1,4 +1,4 @@
-"""Facts to remember. B sequences, S positions, F facts."""
+"""The task of remembering facts. B sequences, S positions, F facts."""
 
 from collections.abc import Iterator
 
@@ -11,13 +11,13 @@ from mixtura.data.synthetic.questions import NO_ANSWER, Ints, Purpose, as_batch,
 
 
 class RecallConfig(Config):
-    """A fixed random table (entity, relation) -> value; a batch covers `batch` facts."""
+    """The size of a random table (entity, relation) -> value, and the facts of a batch."""
 
     entities: int = Field(ge=1)
     relations: int = Field(ge=1)
     values: int = Field(ge=2)
     batch: int = Field(ge=1)
-    # It determines the table, and the order of its facts in each epoch.
+    # The seed determines the table, and the order of its facts in each epoch.
     seed: int = Field(default=0, ge=0)
 
     @property
@@ -26,11 +26,11 @@ class RecallConfig(Config):
 
 
 class Recall:
-    """Fact recall: a sequence is an entity and a relation, with the value as the last target.
+    """Facts of a table: a sequence is an entity and a relation, and the last target is the value.
 
-    Nothing in the context helps, and no fact follows from others: a right answer is stored in the
-    weights. In an epoch each fact occurs once, in an order of that epoch; batches go on from one
-    epoch to the next. Tokens: entities, then relations, then values.
+    The context does not help, and no fact follows from other facts, so only weights can store the
+    answers. Each fact occurs once in each epoch, and each epoch has its own random order. A batch
+    may end one epoch and begin the next. Token numbers: entities, then relations, then values.
     """
 
     length = 2
@@ -42,7 +42,7 @@ class Recall:
         self._epoch: tuple[int, Ints] | None = None
 
     def at(self, step: int) -> Batch:
-        """The batch of a step, counted from 0: (B, 2)."""
+        """The batch of `step`, counted from 0; its tensors are (B, 2)."""
         facts = self.config.facts
         place_B = np.arange(step * self.config.batch, (step + 1) * self.config.batch)
         epochs = range(place_B[0] // facts, place_B[-1] // facts + 1)
@@ -50,7 +50,7 @@ class Recall:
         return self._batch_of(order[place_B - epochs[0] * facts])
 
     def every_fact(self) -> Iterator[Batch]:
-        """Each fact once, in the table's order; the last batch may be smaller."""
+        """Batches that have each fact once, in the table's order; the last may be smaller."""
         for first in range(0, self.config.facts, self.config.batch):
             yield self._batch_of(
                 np.arange(first, min(first + self.config.batch, self.config.facts))

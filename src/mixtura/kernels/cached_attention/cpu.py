@@ -1,7 +1,8 @@
-"""Attention over cached keys and values as ops: by the compiled kernels, and by torch on a GPU.
+"""Ops of attention over cached keys and values: compiled kernels on a CPU, torch on a GPU.
 
-R rows, A query heads, G key-value heads, H = A/G heads that share a key, C key dim, V value dim,
-L positions that one row attends to. A slot is the place of one sequence in the cache.
+A row is one token of a sequence. A slot is the place of one sequence in the cache. R rows, A query
+heads, G key-value heads, H = A/G query heads that share a key, C key dim, V value dim, L positions
+that one row attends to.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from mixtura.kernels.cached_attention.torch import cached_attention_torch
 from mixtura.kernels.native import LIBRARY, InstructionSet, native, number_of
 from mixtura.kernels.phase import PHASES, Phase
 
-# The numbers of dtypes in native/attention/kernels.h.
+# The number of each cache dtype in native/attention/kernels.h.
 _KEPT = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
@@ -27,9 +28,10 @@ def append(
     position_R: Tensor,
     kernels: InstructionSet = "auto",
 ) -> None:
-    """As the naive twin, bit for bit. Rows are fp32 or bf16; slots and positions int64.
+    """Store each row's key and value at its position of its slot, bit for bit as the naive twin.
 
-    Raises IndexError for a slot or a position outside the cache.
+    Keys and values are fp32 or bf16, slots and positions int64. Raises IndexError for a slot or a
+    position outside the cache.
     """
     rows = (k_RGC, v_RGV, slot_R, position_R)
     torch.ops.mixtura.append_to_cache(*_parts(cache), *rows, kernels)
@@ -47,14 +49,16 @@ def cached_attention(
     kernels: InstructionSet = "auto",
 ) -> Tensor:
     """out_RAV in fp32: row r attends to positions 0..position_R[r] of its slot, or to the last
-    `window` of them.
+    `window` of these positions.
 
-    Rows are of any mix of slots: one of each sequence in decode, several in verify, and chunks of
-    sequences in prefill, which computes in bf16 if cache and processor do. A row's result depends
-    only on that row and the phase: positions are processed in fixed blocks, and in decode and
-    verify in fixed splits that are combined in order. `sinks_A` are logits that take part in each
-    head's softmax without a value (gpt-oss). Raises IndexError as `append` does, and ConfigError
-    for missing `kernels`.
+    Rows may be of any mix of slots: one row of each sequence in decode, several rows in verify, and
+    chunks of sequences in prefill. With AMX, products over a bf16 or int8 cache are computed in
+    bf16 in prefill, and in the other phases if enough query heads share a key. A row's result
+    depends only on the row, its slot and the phase: positions are processed in fixed blocks, which
+    decode and verify divide into fixed splits and combine in order. `sinks_A` are logits that take
+    part in each head's softmax without a value (gpt-oss). Raises IndexError for a slot or a
+    position outside the cache, and ConfigError for an instruction set in `kernels` that this
+    machine does not offer.
     """
     rows = (q_RAC, slot_R, position_R)
     how = (scale, phase, window or 0, sinks_A, cache.values.shape[3], kernels)
@@ -65,7 +69,10 @@ _Parts = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def _parts(cache: LayerKV) -> _Parts:
-    """Keys, values if they are stored apart from keys, and the scales of both."""
+    """The tensors of a cache: keys, values, and the scales of both.
+
+    Values and their scales are None if values are stored in keys.
+    """
     if cache.values_in_keys:
         return cache.keys, None, cache.key_scales, None
     return cache.keys, cache.values, cache.key_scales, cache.value_scales
@@ -78,6 +85,7 @@ def _whole(
     value_scales: Tensor | None,
     value_dim: int,
 ) -> LayerKV:
+    """The reverse of `_parts`."""
     if values is None:
         inner = keys[..., :value_dim]
         return LayerKV(keys, inner, key_scales, key_scales, values_in_keys=True)
@@ -89,7 +97,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def native_cache(module: Any, parts: _Parts, value_dim: int) -> Any:
-    """The compiled module's view of the cache; the caller keeps the tensors alive."""
+    """The compiled module's view of the cache; the caller must keep the tensors alive."""
     keys, values, key_scales, value_scales = parts
     kept = [part for part in parts if part is not None]
     assert all(part.is_contiguous() for part in kept), "the kernels read no strides"
@@ -109,7 +117,7 @@ def native_cache(module: Any, parts: _Parts, value_dim: int) -> Any:
 
 
 def cache_of(module: Any, cache: LayerKV) -> Any:
-    """As `native_cache`, from a `LayerKV`."""
+    """The compiled module's view of a `LayerKV`; the caller must keep its tensors alive."""
     return native_cache(module, _parts(cache), cache.values.shape[3])
 
 
@@ -132,7 +140,7 @@ def _append(
     rows, (_, heads, _, key_dim) = len(slot_R), keys.shape
     k_RGC = k_RGC.float().contiguous()
     v_RGV = None if v_RGV is None else v_RGV.float().contiguous()
-    # Kept until the call returns: an address does not keep its tensor alive.
+    # The names keep the tensors alive until the call returns; their addresses would not.
     slot_R, position_R = slot_R.contiguous(), position_R.contiguous()
     _check_rows(k_RGC, (rows, heads, key_dim), slot_R, position_R)
     assert v_RGV is None or v_RGV.shape == (rows, heads, value_dim), "one value for each key"
@@ -170,7 +178,7 @@ def _attend(
     rows, heads, _ = q_RAC.shape
     _check_rows(q_RAC, (len(slot_R), heads, keys.shape[3]), slot_R, position_R)
     assert heads % keys.shape[1] == 0, "each key serves as many heads"
-    # Kept until the call returns: an address does not keep its tensor alive.
+    # The names keep the tensors alive until the call returns; their addresses would not.
     q_RAC, slot_R, position_R = (
         q_RAC.float().contiguous(),
         slot_R.contiguous(),
@@ -244,7 +252,7 @@ def _fake_append(*_: object) -> None:
 
 
 def _fake_attend(_keys: Tensor, *rest: Any) -> Tensor:
-    # The places in the schema below.
+    # The indices follow the op's schema below, without `keys`.
     q_RAC, value_dim = rest[3], rest[10]
     return q_RAC.new_empty(*q_RAC.shape[:2], value_dim, dtype=torch.float32)
 

@@ -1,7 +1,8 @@
-"""The keys and values that a layer caches, and attention over them, row by row.
+"""The keys and values that a layer caches, and attention over them, computed row by row.
 
-R rows, A query heads, G key-value heads, H = A/G heads that share a key, C key dim, V value dim,
-L positions that one row attends to. A slot is the place of one sequence in the cache.
+A row is one token of a sequence. A slot is the place of one sequence in the cache. R rows, A query
+heads, G key-value heads, H = A/G query heads that share a key, C key dim, V value dim, L positions
+that one row attends to.
 """
 
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ _LARGEST = 127.0
 
 @dataclass(frozen=True, slots=True)
 class LayerKV:
-    """One layer's keys and values of every position of every slot.
+    """One layer's keys and values, at every position of every slot.
 
-    Where values are the first dims of their keys (latent attention, absorbed) they are stored once,
-    and `values` is a view of `keys`.
+    In the absorbed form of latent attention, a value is the first dims of its key. Such values are
+    not stored again: `values` is a view of `keys`, and `values_in_keys` is True.
     """
 
     keys: Tensor
@@ -26,7 +27,8 @@ class LayerKV:
     values: Tensor
     """(slots, G, capacity, V), of the same dtype"""
     key_scales: Tensor | None = None
-    """(slots, G, capacity) fp32, only for int8: each vector is its integers times its scale"""
+    """(slots, G, capacity) in fp32, where a key is its int8 numbers times its scale; None unless
+    the dtype is int8"""
     value_scales: Tensor | None = None
     values_in_keys: bool = False
 
@@ -43,7 +45,10 @@ class LayerKV:
         values_in_keys: bool = False,
         device: torch.device | None = None,
     ) -> Self:
-        """Room for `slots` sequences of `capacity` positions; memory is allocated at first use."""
+        """A cache for `slots` sequences of `capacity` positions.
+
+        The numbers are not set, so on a CPU memory is used only for positions that are written.
+        """
         places = (slots, kv_heads, capacity)
         keys = torch.empty(*places, key_dim, dtype=dtype, device=device)
         key_scales = torch.empty(places, device=device) if dtype == torch.int8 else None
@@ -61,10 +66,10 @@ class LayerKV:
 def append_naive(
     cache: LayerKV, k_RGC: Tensor, v_RGV: Tensor | None, slot_R: Tensor, position_R: Tensor
 ) -> None:
-    """Store each row's key and value at its position of its slot; the twin of `append`.
+    """Store each row's key and value at the row's position of its slot; the naive twin of `append`.
 
-    In int8 the largest absolute value of a vector becomes 127. `v_RGV` is None where values lie in
-    keys.
+    In an int8 cache the largest absolute value of a vector becomes 127. `v_RGV` is None if values
+    are stored in keys.
     """
     _keep(cache.keys, cache.key_scales, k_RGC, slot_R, position_R)
     if v_RGV is not None:
@@ -79,7 +84,8 @@ def _keep(
         return
     x_RGC = x_RGC.float()
     size_RG = x_RGC.abs().amax(-1)
-    # A tensor, since torch divides a float by a tensor through the reciprocal, rounded twice.
+    # The dividend is a tensor: torch divides a Python float by multiplying with the reciprocal,
+    # which rounds twice.
     inverse_RG = torch.where(size_RG > 0, torch.full_like(size_RG, _LARGEST) / size_RG, 0.0)
     kept[slot_R, :, position_R] = (x_RGC * inverse_RG[..., None]).round().to(torch.int8)
     scales[slot_R, :, position_R] = size_RG / _LARGEST
@@ -94,7 +100,7 @@ def cached_attention_naive(
     window: int | None = None,
     sinks_A: Tensor | None = None,
 ) -> Tensor:
-    """out_RAV, row by row; the twin of `cached_attention` in both phases."""
+    """out_RAV, row by row; the naive twin of `cached_attention` in all phases."""
     out_RAV = torch.empty(*q_RAC.shape[:2], cache.values.shape[3], device=q_RAC.device)
     rows = zip(q_RAC.float(), slot_R.tolist(), position_R.tolist(), strict=True)
     for row, (q_AC, slot, position) in enumerate(rows):
@@ -113,6 +119,6 @@ def cached_attention_naive(
 
 
 def read_positions(kept: Tensor, scales: Tensor | None, slot: int, seen: slice) -> Tensor:
-    """Keys or values of one slot in fp32, (G, L, C)."""
+    """Keys (G, L, C) or values (G, L, V) of one slot at the positions `seen`, in fp32."""
     x_GLC = kept[slot, :, seen].float()
     return x_GLC if scales is None else x_GLC * scales[slot, :, seen, None]

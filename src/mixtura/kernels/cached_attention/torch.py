@@ -1,7 +1,8 @@
 """Attention over cached keys and values by torch's own operations, on any device.
 
-R rows, n consecutive rows of one slot, A query heads, G key-value heads, H = A/G heads that share a
-key, V value dim, L positions of the slot up to the last that one of these rows attends to.
+A slot is the place of one sequence in the cache. R rows, n consecutive rows of one slot, A query
+heads, G key-value heads, H = A/G query heads that share a key, C key dim, V value dim, L positions
+of the slot, up to the last position that one of the n rows attends to.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ def cached_attention_torch(
     window: int | None = None,
     sinks_A: Tensor | None = None,
 ) -> Tensor:
-    """out_RAV in fp32, as the naive twin; consecutive rows of one slot are computed together."""
+    """out_RAV in fp32, as the naive twin. Consecutive rows of one slot are computed together."""
     out_RAV = q_RAC.new_empty(*q_RAC.shape[:2], cache.values.shape[3], dtype=torch.float32)
     for slot, rows in _runs(slot_R.tolist()):
         position_n = position_R[rows]
@@ -34,7 +35,7 @@ def cached_attention_torch(
         hidden_nL = position_L > position_n[:, None]
         if window is not None:
             hidden_nL |= position_L <= position_n[:, None] - window
-        # Positions beyond a row's own may hold anything; the mask keeps them out of its sums.
+        # Positions after a row's own may have any values; the attention mask excludes them.
         score_GHnL = score_GHnL.masked_fill(hidden_nL, -torch.inf)
         if sinks_A is not None:
             sink_GH11 = sinks_A.float().view(*q_GHnC.shape[:2], 1, 1)

@@ -1,4 +1,4 @@
-"""The FFN of every expert over rows sorted by expert."""
+"""The FFNs of all experts, over rows sorted by expert."""
 
 from mixtura.kernels.experts_ffn.mkl import bf16_rows, bf16_takes, one_token_swiglu, ragged_takes
 from mixtura.kernels.experts_ffn.naive import Biases, experts_ffn_naive

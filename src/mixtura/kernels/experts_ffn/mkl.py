@@ -1,12 +1,14 @@
-"""MKL's products of rows sorted by expert: torch's builds for x86 include them without an API.
+"""Matrix products of MKL for rows sorted by expert.
 
-`ragged_rows` and `ragged_weights` multiply all segments in one call, in fp32 or float64. One thread
-computes a segment, where `grouped_mm` and a loop divide each small product among all threads.
+torch's builds for x86 contain MKL, but have no Python API for these products. `ragged_rows` and
+`ragged_weights` multiply all experts' rows in one call, in fp32 or float64. Each expert is computed
+by one thread; `grouped_mm` and a loop over experts would divide each small product among all
+threads. `bf16_rows` and `one_token_swiglu` multiply few bf16 rows and have no backward pass. A
+product of one row reads weights at about the speed of memory. Unlike oneDNN, MKL builds no kernel
+for each new number of rows.
 
-`bf16_rows` and `one_token_swiglu` multiply few bf16 rows and have no backward. One row's product
-reads weights at about the speed of memory, and MKL makes no kernel for each new number of rows.
-
-N rows in E segments, I inputs, O outputs, K experts of one token, D width, F expert width, H = 2F.
+N rows in E segments, one for each expert, I inputs, O outputs, K experts of one token, D width, F
+expert width, H = 2F (gate, then up).
 """
 
 import ctypes
@@ -21,7 +23,7 @@ from torch import Tensor
 from mixtura.kernels.native import torch_function
 
 _BATCHES = {torch.float32: "SGEMM_BATCH", torch.float64: "DGEMM_BATCH"}
-# Fortran takes the address of each argument.
+# A Fortran function takes the address of each argument.
 _OF_BATCH = (ctypes.c_void_p,) * 15
 _COLUMN_MAJOR, _PLAIN, _TRANSPOSED = 102, 111, 112
 _MATRIX = (ctypes.c_void_p, ctypes.c_int)
@@ -30,22 +32,26 @@ _OF_BF16 = (*_SIZES, ctypes.c_float, *_MATRIX, *_MATRIX, ctypes.c_float, *_MATRI
 
 
 def _gemm_batch(dtype: torch.dtype) -> Callable[..., None] | None:
-    """Fortran's function, with 32-bit integers; None where this torch lacks it."""
+    """MKL's batched matrix product in Fortran's interface, with 32-bit integers.
+
+    It is None if this torch does not have it.
+    """
     return torch_function(_BATCHES[dtype], _OF_BATCH)
 
 
 def ragged_takes(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this torch has a batched product for such rows."""
+    """Whether `ragged_rows` and `ragged_weights` support rows of this dtype on this device."""
     return device.type == "cpu" and dtype in _BATCHES and _gemm_batch(dtype) is not None
 
 
 def ragged_rows(rows_NI: Tensor, weight_EIO: Tensor, count_E: list[int]) -> Tensor:
-    """(N, O): each segment's rows times its weights; rows past the last segment give 0."""
+    """(N, O): each segment's rows times its expert's weights; later rows give 0."""
     num_experts, inputs, outputs = weight_EIO.shape
     rows_NI = rows_NI.contiguous()
     out_NO = rows_NI.new_empty(len(rows_NI), outputs)
     start_E, computed = _starts(count_E)
-    # Fortran reads every matrix transposed, so this computes out^T = weight^T rows^T.
+    # Matrices are column-major here, so each tensor is read as its transpose: this computes out^T =
+    # weight^T rows^T.
     stored_as_EIO = weight_EIO.is_contiguous()
     weight = weight_EIO if stored_as_EIO else weight_EIO.mT.contiguous().mT
     _multiply_batch(
@@ -64,7 +70,7 @@ def ragged_rows(rows_NI: Tensor, weight_EIO: Tensor, count_E: list[int]) -> Tens
 
 
 def ragged_weights(left_NO: Tensor, right_NI: Tensor, count_E: list[int]) -> Tensor:
-    """(E, O, I): the sum of outer products of each segment's rows."""
+    """(E, O, I): the sum of the outer products of each segment's rows."""
     left_NO, right_NI = left_NO.contiguous(), right_NI.contiguous()
     outputs, inputs = left_NO.shape[1], right_NI.shape[1]
     out_EOI = left_NO.new_empty(len(count_E), outputs, inputs)
@@ -104,7 +110,10 @@ def _multiply_batch(
     out: np.ndarray,
     out_stride: int,
 ) -> None:
-    """out = left right for each segment, column-major; the caller keeps the tensors alive."""
+    """Compute out = left right for each segment, with column-major matrices.
+
+    The caller must keep the tensors alive.
+    """
     function = _gemm_batch(dtype)
     assert function is not None, "the caller checks `ragged_takes`"
     segments = len(out)
@@ -127,7 +136,7 @@ def _multiply_batch(
         np.zeros(segments, scalar),
         out,
         integers(out_stride),
-        # As many groups as segments, of one product each.
+        # MKL can divide products into groups: here each segment is a group of one product.
         np.array([segments], np.int32),
         np.ones(segments, np.int32),
     ]
@@ -135,28 +144,34 @@ def _multiply_batch(
 
 
 def _gemm_bf16() -> Callable[..., None] | None:
-    """out (fp32) = alpha * left right + beta * out; None where this torch lacks the function."""
+    """MKL's out = alpha * left right + beta * out, for bf16 matrices and an fp32 `out`.
+
+    It is None if this torch does not have it.
+    """
     return torch_function("cblas_gemm_bf16bf16f32", _OF_BF16)
 
 
 @cache
 def _computes_in_bf16() -> bool:
-    # Without the instruction MKL widens every weight first.
+    # On a processor without bf16 instructions MKL first converts every weight to a wider dtype.
     return torch.cpu._is_avx512_bf16_supported() and _gemm_bf16() is not None
 
 
 def bf16_takes(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this torch and this processor have the product for such rows."""
+    """Whether `bf16_rows` supports rows of this dtype on this device.
+
+    This torch and this processor must have MKL's bf16 product.
+    """
     return device.type == "cpu" and dtype == torch.bfloat16 and _computes_in_bf16()
 
 
 def bf16_rows(rows_NI: Tensor, weight_EIO: Tensor, count_E: list[int]) -> Tensor:
-    """(N, O): each segment's rows times its weights; rows past the last segment give 0."""
+    """(N, O): each segment's rows times its expert's weights; later rows give 0."""
     inputs, outputs = weight_EIO.shape[1:]
     rows_NI = rows_NI.contiguous()
     out_NO = rows_NI.new_empty(len(rows_NI), outputs)
     longest = max(count_E, default=0)
-    # The sums of one segment at a time, which stay in the cache until they are rounded.
+    # fp32 sums of one segment at a time; they stay in the processor's cache until they are rounded.
     sum_nO = torch.empty(longest, outputs, dtype=torch.float32)
     multiply = _Bf16Product(weight_EIO)
     start = 0
@@ -174,7 +189,10 @@ def bf16_rows(rows_NI: Tensor, weight_EIO: Tensor, count_E: list[int]) -> Tensor
 def one_token_swiglu(
     x_D: Tensor, expert_K: list[int], weight_K: list[float], w_in_EHD: Tensor, w_out_EDF: Tensor
 ) -> Tensor:
-    """y_D = sum over k of weight[k] w_out[e] swiglu(w_in[e] x), summed in fp32; `e` = E gives 0."""
+    """y_D: the sum over k of weight[k] * w_out[e] swiglu(w_in[e] x), with e = expert_K[k].
+
+    The sum is in fp32. A choice k whose expert number is E adds 0.
+    """
     num_experts, rows, width = w_in_EHD.shape
     kept = [(e, weight) for e, weight in zip(expert_K, weight_K, strict=True) if e < num_experts]
     x_D = x_D.contiguous()
@@ -186,19 +204,22 @@ def one_token_swiglu(
     gate_KF, up_KF = h_KH.chunk(2, 1)
     a_KF = (F.silu(gate_KF) * up_KF).to(torch.bfloat16)
     for k, (expert, weight) in enumerate(kept):
-        # beta = 1 adds this expert's output to the sum.
+        # beta = 1 adds this expert's output to the sum of the experts before.
         out_of(expert, a_KF[k].data_ptr(), 1, y_D.data_ptr(), weight, 1.0)
     return y_D.to(torch.bfloat16)
 
 
 class _Bf16Product:
-    """One expert's product, by addresses; the caller keeps the tensors alive."""
+    """A product of bf16 rows with one expert's weights, given by addresses.
+
+    The caller must keep the tensors alive.
+    """
 
     def __init__(self, weight_EIO: Tensor) -> None:
         if weight_EIO.is_contiguous():
             flip = _PLAIN
         else:
-            # Stored as (E, O, I), or copied to that layout.
+            # The weights are stored as (E, O, I), or are copied to this layout.
             weight_EIO, flip = weight_EIO.mT.contiguous().mT, _TRANSPOSED
         function = _gemm_bf16()
         assert function is not None, "the caller checks `bf16_takes`"
@@ -210,7 +231,8 @@ class _Bf16Product:
     def __call__(
         self, expert: int, rows: int, count: int, out: int, alpha: float, beta: float
     ) -> None:
-        # Fortran reads every matrix transposed, so this computes out^T = weight^T rows^T.
+        # Matrices are column-major here, so each tensor is read as its transpose: this computes
+        # out^T = weight^T rows^T.
         self._function(
             _COLUMN_MAJOR, self._flip, _PLAIN, self._outputs, count, self._inputs, alpha,
             self._address + expert * self._step, self._stride, rows, self._inputs,

@@ -1,7 +1,8 @@
-"""The FFN of every expert, expert by expert: the definition for every backend.
+"""The FFNs of all experts, computed expert by expert; this defines the result of every backend.
 
-N rows, D width, E experts, F expert width, H rows of w_in: 2F (gate, then up) or F.
-Biases are given for both products, or for neither.
+N rows, n rows of one expert, D width, E experts, F expert width, H rows of w_in: 2F if the
+activation is gated (rows of the gate, then of up), else F. Biases are given for both products of an
+FFN, or for neither.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from mixtura.shapes import Activation
 
 
 class Biases(NamedTuple):
-    """The biases of the products with w_in and with w_out."""
+    """The biases of the products with w_in and with w_out, for each expert."""
 
     in_EH: Tensor
     out_ED: Tensor
@@ -28,7 +29,11 @@ def experts_ffn_naive(
     activation: Activation,
     biases: Biases | None = None,
 ) -> Tensor:
-    """y_ND = w_out[e] act(w_in[e] x) for each expert's rows in turn; rows after them give 0."""
+    """y_ND = w_out[e] act(w_in[e] x) for the rows of each expert e.
+
+    The first count_E[0] rows are of expert 0, the next count_E[1] rows of expert 1, and so on. Rows
+    after the last expert's rows give 0.
+    """
     outputs: list[Tensor] = []
     start = 0
     for expert, count in enumerate(count_E.tolist()):

@@ -1,7 +1,9 @@
-"""The FFN of every expert in PyTorch, with gradients: one function, and four kinds of products.
+"""The FFNs of all experts in PyTorch, with gradients and four kinds of matrix products.
 
-N rows, D width, E experts, F expert width, H rows of w_in: 2F (gate, then up) or F. R rows of some
-expert, which come first. Biases are given for both products, or for neither.
+N rows, of which the first R are sorted by expert and the others have no expert. A segment is the
+rows of one expert. D width, E experts, F expert width, H rows of w_in: 2F if the activation is
+gated (rows of the gate, then of up), else F. I inputs and O outputs of a product, C rows of each
+expert in a batched product. Biases are given for both products of an FFN, or for neither.
 """
 
 from collections.abc import Callable
@@ -19,8 +21,9 @@ from mixtura.kernels.experts_ffn.naive import Biases
 from mixtura.shapes import Activation
 
 Products = Literal["grouped", "loop", "batched", "ragged"]
-"""one grouped_mm for all experts; a matmul per expert; one batched matmul for segments of equal
-length, else a matmul per expert; or MKL's batched product of segments of any lengths"""
+"""`grouped` is one grouped_mm for all experts; `loop` is a matmul per expert; `batched` is one
+batched matmul if all segments have equal length, else a matmul per expert; `ragged` is MKL's
+batched product of segments of any lengths"""
 
 
 def experts_ffn(
@@ -32,7 +35,10 @@ def experts_ffn(
     products: Products,
     biases: Biases | None = None,
 ) -> Tensor:
-    """As `experts_ffn_naive`; keeps only x and h for the backward pass."""
+    """y_ND as `experts_ffn_naive`.
+
+    Of the intermediate tensors only h, the input of the activation, is kept for the backward pass.
+    """
     return _ExpertsFFN.apply(
         x_ND, count_E, w_in_EHD, w_out_EDF, activation, products, *(biases or (None, None))
     )
@@ -60,7 +66,7 @@ class _ExpertsFFN(torch.autograd.Function):
         y_ND = multiply.rows(activate(h_NH, activation), w_out_EDF.mT)
         if b_out_ED is not None and expert_R is not None:
             _add_bias(y_ND, b_out_ED, expert_R)
-        # Only the gradient of w_in reads x, so frozen experts need not keep it.
+        # Only the gradient of w_in needs x, so x is not kept if w_in is frozen.
         kept_ND = x_ND if ctx.needs_input_grad[2] else None  # pyright: ignore[reportAttributeAccessIssue]
         ctx.save_for_backward(kept_ND, h_NH, w_in_EHD, w_out_EDF, expert_R)  # pyright: ignore[reportArgumentType]
         ctx.multiply, ctx.activation = multiply, activation  # pyright: ignore[reportAttributeAccessIssue]
@@ -71,7 +77,7 @@ class _ExpertsFFN(torch.autograd.Function):
     def backward(ctx, grad_y_ND: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x_ND, h_NH, w_in_EHD, w_out_EDF, expert_R = ctx.saved_tensors
         multiply: SegmentProducts = ctx.multiply
-        # The gradient of a sum is expanded, with strides that no product supports.
+        # The gradient of a sum is an expanded tensor, whose strides the products do not support.
         grad_y_ND = grad_y_ND.contiguous()
         grad_a_NF = multiply.rows(grad_y_ND, w_out_EDF)
         a_NF, grad_h_NH = activate_backward(h_NH, grad_a_NF, ctx.activation)
@@ -87,7 +93,7 @@ class _ExpertsFFN(torch.autograd.Function):
 
 
 def _expert_of_rows(count_E: Tensor) -> Tensor:
-    """expert_R of rows sorted by expert; synchronises with the device."""
+    """expert_R: the expert of each of the R sorted rows; waits for the device."""
     return torch.repeat_interleave(torch.arange(len(count_E), device=count_E.device), count_E)
 
 
@@ -101,7 +107,10 @@ def _sum_of_rows(grad_NO: Tensor, expert_R: Tensor, num_experts: int) -> Tensor:
 
 
 class SegmentProducts:
-    """Products of each expert's rows, by one method throughout a forward and backward pass."""
+    """Matrix products of each expert's rows with the expert's weights.
+
+    Forward and backward pass use the same kind of products.
+    """
 
     def __init__(self, products: Products, count_E: Tensor, x_ND: Tensor) -> None:
         self.rows: Callable[[Tensor, Tensor], Tensor]
@@ -116,7 +125,11 @@ class SegmentProducts:
         self._counts: list[int] = count_E.tolist()
         if products == "ragged":
             self.rows = partial(ragged_rows, count_E=self._counts)
+            """multiplies rows (N, I) with weights (E, I, O) to (N, O); rows without an expert give
+            0"""
             self.weights = partial(ragged_weights, count_E=self._counts)
+            """from rows (N, O) and rows (N, I), (E, O, I): the sum of the outer products of each
+            expert's rows"""
         elif products == "batched" and len(set(self._counts)) == 1 and self._counts[0] > 0:
             self.rows, self.weights = self._batched_rows, self._batched_weights
         else:
@@ -154,7 +167,7 @@ class SegmentProducts:
         start = 0
         for expert, count in enumerate(self._counts):
             end = start + count
-            # mm over no rows writes 0, the product that is needed.
+            # For an expert without rows mm writes 0, which is the correct sum.
             torch.mm(left_NO[start:end].T, right_NI[start:end], out=out_EOI[expert])
             start = end
         return out_EOI
@@ -163,11 +176,11 @@ class SegmentProducts:
         return self._clear_rest(F.grouped_mm(rows_NI, weight_EIO, offs=self._ends_E))
 
     def _clear_rest(self, out_NO: Tensor) -> Tensor:
-        """Clear the rows past the last segment, which grouped_mm leaves uninitialised."""
+        """Set the rows after the last segment to 0; grouped_mm leaves them uninitialised."""
         if out_NO.device.type == "cpu":
             out_NO[int(self._ends_E[-1]) :] = 0
             return out_NO
-        # By a mask, since reading the end would synchronise with the device.
+        # A mask is used, because reading the end of the last segment would wait for the device.
         row_N = torch.arange(self._num_rows, device=out_NO.device)
         return out_NO.masked_fill_((row_N >= self._ends_E[-1])[:, None], 0)
 
@@ -176,7 +189,10 @@ class SegmentProducts:
 
 
 def grouped_mm_takes(dtype: torch.dtype, *widths: int) -> bool:
-    """Whether torch's grouped_mm accepts rows of these widths: strides in multiples of 16 bytes."""
+    """Whether torch's grouped_mm supports this dtype and rows of these widths.
+
+    A row must be a multiple of 16 bytes long.
+    """
     return dtype in (torch.float32, torch.bfloat16, torch.float16) and all(
         width * dtype.itemsize % 16 == 0 for width in widths
     )

@@ -1,1 +1,1 @@
-"""Weights packed in groups and tiles, and products with them."""
+"""Weights that are quantised in groups and stored in tiles, and matrix products with them."""

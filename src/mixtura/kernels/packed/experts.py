@@ -1,7 +1,7 @@
-"""The routed experts of a layer from packed weights: both products, activation, weighted sum.
+"""The op that computes a layer's routed experts from packed weights, up to the weighted sum.
 
-T tokens, N routed rows, D width, E experts, F expert width, H rows of w_in in the order of its
-tiles, S bytes of an expert.
+T tokens, N routed rows, n rows of one expert, D width, E experts, F expert width, H rows of w_in in
+the order of its tiles (gate and up interleaved if gated), S bytes of an expert.
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ from mixtura.kernels.phase import PHASES, Phase
 from mixtura.shapes import Activation
 from mixtura.shapes.activations import OWN, is_gated
 
-# The order of the activations' numbers in native/packed/kernels.h.
+# The index of an activation is its number in native/packed/kernels.h.
 ACTIVATIONS: tuple[Activation, ...] = (
     "swiglu",
     "swiglu_clamped",
@@ -47,14 +47,18 @@ assert set(ACTIVATIONS) == set(OWN), "each of our own has a number"
 
 
 class PackedBiases(NamedTuple):
-    """fp32; `in_EH` is in the order of w_in's tiles, as from `biases_in_tiles`."""
+    """The experts' biases in fp32, from `biases_in_tiles`; `in_EH` has the order of w_in's tiles.
+    """
 
     in_EH: Tensor
     out_ED: Tensor
 
 
 class RoutedRows(NamedTuple):
-    """A routing's rows: row -> token, expert (num_experts for no expert) and combine weight."""
+    """The rows of a routing: the token, the computing expert and the combine weight of each row.
+
+    The expert is num_experts if no expert computes the row.
+    """
 
     token_N: Tensor
     expert_N: Tensor
@@ -62,7 +66,10 @@ class RoutedRows(NamedTuple):
 
 
 def biases_in_tiles(in_EH: Tensor, out_ED: Tensor, expert_width: int, gated: bool) -> PackedBiases:
-    """Biases of the products with w_in [gate; up] and w_out, for the kernels."""
+    """The biases of w_in and w_out, converted for the kernels.
+
+    `in_EH` is given in the order [gate; up] of w_in's rows if `gated`.
+    """
     tiled_EH = in_EH.new_zeros(len(in_EH), rows_in(expert_width, gated), dtype=torch.float32)
     for expert, own_H in enumerate(in_EH.float()):
         tiled_H = interleave_gate_up(own_H[:, None])[:, 0] if gated else own_H
@@ -78,7 +85,10 @@ def packed_experts_naive(
     arithmetic: Arithmetic,
     biases: PackedBiases | None = None,
 ) -> Tensor:
-    """(T, D) fp32: the sum over a token's rows, expert by expert, of weight * expert(x)."""
+    """(T, D) in fp32: the sum of weight * expert(x) over each token's rows, expert by expert.
+
+    It is the naive twin of `packed_experts`.
+    """
     y_TD = torch.zeros(x_TD.shape, dtype=torch.float32)
     gated = is_gated(activation)
     for expert, groups in experts:
@@ -110,9 +120,10 @@ def packed_experts(
     biases: PackedBiases | None = None,
     kernels: InstructionSet = "auto",
 ) -> Tensor:
-    """(T, D) fp32 of fp32 or bf16 tokens; an expert's bytes are those of `tile_expert`.
+    """(T, D) in fp32: the weighted sum of each token's experts; tokens are fp32 or bf16.
 
-    As in `packed_linear`, a token's result depends only on that token, its rows and the phase.
+    Each row of `tiles_ES` has the bytes of one expert, as from `tile_expert`. A token's result
+    depends only on the token, its rows and the phase.
     """
     in_EH, out_ED = biases or (None, None)
     return torch.ops.mixtura.packed_experts(
@@ -188,7 +199,10 @@ def _check(
     bits: Bits,
     activation: Activation,
 ) -> None:
-    """The kernels read addresses without bounds, so reads past an end are refused here."""
+    """Raises ValueError for arguments with which the kernels would read outside of a tensor.
+
+    The kernels read from addresses and check no bounds.
+    """
     tokens, width = x_TD.shape
     needed = expert_bytes(width, expert_width, bits, is_gated(activation))
     if tiles_ES.dtype != torch.uint8 or tiles_ES.shape[1] < needed or tiles_ES.stride(1) != 1:

@@ -1,6 +1,7 @@
-"""Weights in groups of 32 inputs of one output channel that share one fp16 scale.
+"""Quantised weights: a group of 32 inputs of one output channel shares one fp16 scale.
 
-N output channels, K inputs, G = K/32 groups of a channel, M groups in all, C = 32 weights of one.
+N output channels, K inputs, G = K/32 groups of a channel, M groups of all channels, C = 32 weights
+of a group.
 """
 
 from dataclasses import dataclass
@@ -13,31 +14,35 @@ from mixtura.kernels.native import InstructionSet, check_offered, native, number
 from mixtura.shapes.storage import GROUP, Bits
 
 SMALLEST, LARGEST = 2.0**-24, 65504.0
-"""of the absolute values of an fp16 scale: the least subnormal one, and the greatest"""
+"""the smallest (subnormal) and the largest absolute value of an fp16 scale"""
 
-# The numbers tried for a group's weight of largest size. Int4 reaches -8 but only +7, so that
-# weight is mapped near -8, with a negative scale if it is positive, or a bit beyond and clipped.
+# The numbers that are tried for the weight of a group with the largest absolute value. Int4 reaches
+# -8 but only +7, so this weight is mapped near -8, or slightly beyond -8 and clipped. The scale is
+# negative if this weight is positive.
 _TRIED: dict[Bits, tuple[float, ...]] = {
     4: (-8.2, -7.0, -8.8, -7.8, -6.2, -9.4, -8.4, -7.4),
     8: (127.0, 126.4, 125.6, 124.6, 123.4),
 }
+# How much errors of large weights count; see `_Fit`.
 _STANDS_OUT = 0.03
-# Groups quantised at a time: a quarter of a megabyte of fp32, which stays in a core's cache.
+# The number of groups that are quantised at a time: 256 KiB of fp32, which fit into a core's cache.
 _AT_ONCE = 2048
-# Weights at a time for the compiled kernels, which block for caches themselves.
+# The number of weights that the compiled kernels get at a time; the kernels divide them into blocks
+# that fit into caches.
 _WEIGHTS_AT_ONCE = 1 << 22
-# The kernels' numbers of the dtypes that they read; other dtypes are converted to fp32.
+# The number that the kernels give to each dtype that they read; weights of other dtypes are
+# converted to fp32.
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """w[n, k] = q_NK[n, k] * scale_NG[n, k // 32]."""
+    """A quantised matrix: w[n, k] = q_NK[n, k] * scale_NG[n, k // 32]."""
 
     q_NK: Tensor
     """int8, in -8..7 (4 bits) or -127..127 (8 bits)"""
     scale_NG: Tensor
-    """fp16, of either sign"""
+    """fp16; a scale may be negative"""
     bits: Bits
 
     @property
@@ -46,21 +51,21 @@ class Groups:
         return rows, inputs
 
     def rows(self, row: slice | Tensor) -> "Groups":
-        """A selection of the output channels."""
+        """The groups of the given output channels."""
         return Groups(self.q_NK[row], self.scale_NG[row], self.bits)
 
     def in_eight_bits(self) -> "Groups":
-        """The same weights: q and scale are not changed."""
+        """The same weights as 8-bit groups; q and the scales stay equal."""
         return Groups(self.q_NK, self.scale_NG, 8)
 
 
 def limits(bits: Bits) -> tuple[int, int]:
-    """The least and the greatest q."""
+    """The smallest and the largest q."""
     return (-8, 7) if bits == 4 else (-127, 127)
 
 
 def dequantise(groups: Groups) -> Tensor:
-    """w_NK in fp32; each product is exact."""
+    """w_NK in fp32; each product of q and scale is exact."""
     w_NGC = groups.q_NK.float().unflatten(1, (-1, GROUP))
     return w_NGC.mul_(groups.scale_NG.float()[:, :, None]).flatten(1)
 
@@ -68,10 +73,10 @@ def dequantise(groups: Groups) -> Tensor:
 def quantise(
     w_NK: Tensor, bits: Bits, name: str = "the matrix", kernels: InstructionSet = "auto"
 ) -> Groups:
-    """As `quantise_naive`, by the compiled kernels if there are any.
+    """The groups of a matrix, as `quantise_naive`, but by the compiled kernels if there are any.
 
-    All instruction sets choose the same numbers and scales. Their sums are in another order than
-    the twin's, so of two scales that are nearly as good either may be chosen.
+    All instruction sets choose the same numbers and scales. The kernels sum in another order than
+    the naive twin, so they may choose another scale if two scales are nearly equally good.
     """
     module = native()
     if module is None:
@@ -107,11 +112,11 @@ def quantise(
 
 
 def quantise_naive(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups:
-    """The groups whose squared error, weighed as in `_Fit`, is least among the scales tried.
+    """The groups of a matrix with the scales of least squared error, weighed as in `_Fit`.
 
-    A scale is the least-squares one for its numbers, <w, q> / <q, q>, rounded to fp16. Raises
-    ConfigError, beginning with `name`, for a width that is not a multiple of 32, for weights that
-    are not finite, and for weights too large for an fp16 scale.
+    Several scales are tried for each group. A scale is the least-squares scale for its numbers, <w,
+    q> / <q, q>, rounded to fp16. Raises ConfigError, beginning with `name`, for a width that is not
+    a multiple of 32, for weights that are not finite, and for weights too large for an fp16 scale.
     """
     check_width(w_NK.shape[1], name)
     q_NK = torch.empty(w_NK.shape, dtype=torch.int8)
@@ -127,7 +132,7 @@ def quantise_naive(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups
 
 
 def check_width(inputs: int, name: str) -> None:
-    """Raises ConfigError for a row that groups do not fill."""
+    """Raises ConfigError if the number of inputs is not a multiple of 32."""
     if inputs % GROUP:
         raise ConfigError(
             f"{name}: a width of {inputs} does not divide into groups of {GROUP}; only widths "
@@ -150,35 +155,38 @@ def _check_values(w_MC: Tensor, start: int, of_row: int, bits: Bits, name: str) 
 
 
 def _best_scale(w_MC: Tensor, bits: Bits) -> Tensor:
-    """scale_M: of the scales tried the nearest, refined by least squares."""
+    """scale_M: the best of the scales tried, refined by least squares."""
     low_M1, high_M1 = w_MC.amin(1, keepdim=True), w_MC.amax(1, keepdim=True)
     extreme_M1 = torch.where(high_M1 >= -low_M1, high_M1, low_M1)
-    # A group of zeros may have any scale; 1 can be divided by.
+    # For a group of zeros any scale is correct; 1 avoids a division by 0.
     extreme_M1 = torch.where(extreme_M1 == 0, 1.0, extreme_M1)
     fit = _Fit(w_MC / extreme_M1, bits)
     best_M = torch.zeros(len(w_MC))
     kept_M = torch.full((len(w_MC),), -1.0)
     for level in _TRIED[bits]:
         wq_M, qq_M = fit(level)
-        # The least-squares error is <w, w> - <w, q>^2 / <q, q>.
+        # The least-squares error is <w, w> - <w, q>^2 / <q, q>, so the largest last term is the
+        # best.
         explained_M = wq_M.square() / qq_M
         better_M = explained_M > kept_M
         kept_M = torch.where(better_M, explained_M, kept_M)
         best_M = torch.where(better_M, wq_M / qq_M, best_M)
-    # The nearest numbers under the best scale have a least-squares scale of their own.
+    # Rounding by the best scale may give other numbers q, so their least-squares scale is computed
+    # again.
     wq_M, qq_M = fit(1 / torch.where(best_M == 0, 1.0, best_M)[:, None])
     best_M = torch.where(qq_M > 0, wq_M / qq_M, best_M)
     return _within_fp16(best_M * extreme_M1[:, 0]).half()
 
 
 class _Fit:
-    """Least squares of groups w by integers times a scale, in which large weights count more.
+    """A least-squares fit of groups w by q times a scale; errors of large weights count more.
 
-    An error counts 1 + 0.03 (w/r)^4, with r the root mean square of the group: almost equally
-    except for the few weights that stand out. Measured on SmolLM2 in 4 bits, as the divergence of
-    its predictions from the unrounded model's over 2,550 tokens: 0.363 nats; 0.457 if all errors
-    count equally, which makes the plain squared error 3% smaller; 0.400 by llama.cpp's rule for
-    Q4_0.
+    A squared error is multiplied by 1 + 0.03 (w/r)^4, where r is the root mean square of the group.
+    So only the errors of the few largest weights count clearly more than others. This rule was
+    measured on SmolLM2 in 4 bits, as the divergence of its predictions from those of the unrounded
+    model over 2,550 tokens. The divergence is 0.363 nats with this rule, and 0.400 nats with
+    llama.cpp's rule for Q4_0. It is 0.457 nats if all errors count equally, although the plain
+    squared error is then 3% smaller.
     """
 
     def __init__(self, w_MC: Tensor, bits: Bits) -> None:
@@ -188,14 +196,17 @@ class _Fit:
         self._w_MC, self._weighed_MC, self._limits = w_MC, self._counts_MC * w_MC, limits(bits)
 
     def __call__(self, inverse: float | Tensor) -> tuple[Tensor, Tensor]:
-        """<w, q> and <q, q> of each group, for the numbers nearest to w * inverse."""
+        """Each group's weighed <w, q> and <q, q>, with q the integers nearest to w * inverse."""
         q_MC = (self._w_MC * inverse).round_().clamp_(*self._limits)
         wq_M = torch.linalg.vecdot(self._weighed_MC, q_MC)
         return wq_M, torch.linalg.vecdot(self._counts_MC, q_MC.square_())
 
 
 def _within_fp16(scale_M: Tensor) -> Tensor:
-    """Never 0: the least fp16 scale keeps weights that a scale of 0 would clear."""
+    """The scales, with absolute values clipped to the range of fp16.
+
+    A scale is never 0, which would make all weights of the group 0.
+    """
     size_M = scale_M.abs().clamp(SMALLEST, LARGEST)
     return torch.where(scale_M < 0, -size_M, size_M)
 

@@ -1,6 +1,7 @@
-"""y = x W^T + b for a packed W: the naive twin, and the op that computes from its tiles.
+"""y = x W^T + b for packed weights W: the naive twin, and the op that computes from tiles.
 
-T rows, N output channels, K inputs, G = K/32 groups of a channel, S spans of a row.
+T rows, N output channels, K inputs, G = K/32 groups of a channel. S spans of a row: a span is 32 or
+128 consecutive inputs that share a scale. C inputs of a span.
 """
 
 from typing import Literal
@@ -24,20 +25,25 @@ from mixtura.kernels.packed.tiles import tiled_bytes, untile
 from mixtura.kernels.phase import PHASES, Phase
 
 Arithmetic = Literal["int8x32", "int8x128", "bf16", "fp32"]
-"""int8: activations rounded in spans of 32 or 128 inputs; bf16 and fp32: activations and weights
-in that dtype
+"""how activations and weights are multiplied
 
-With 8-bit weights an int8 activation is a sum of two terms: x rounded, and the rest rounded.
-"""
+`int8x32` and `int8x128` round activations to int8, with a scale for each span of 32 or 128 inputs.
+`bf16` and `fp32` convert activations and weights to that dtype. With 8-bit weights an activation is
+the sum of two int8 terms: x rounded, and then the remaining difference rounded."""
 
 _SPANS: dict[Arithmetic, int] = {"int8x32": 32, "int8x128": 128}
-# Terms of an int8 activation: with 8-bit weights one term's rounding would be most of the error.
+# The number of int8 terms of an activation. With 8-bit weights and one term, rounding the
+# activations would cause most of the error.
 _TERMS: dict[Bits, int] = {4: 1, 8: 2}
 _DTYPES: dict[Arithmetic, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def arithmetic_of(phase: Phase, kernels: InstructionSet = "auto") -> Arithmetic:
-    """The arithmetic of a set's kernels; `auto` is this machine's fastest set, or PyTorch."""
+    """The arithmetic of the kernels of an instruction set in a phase.
+
+    `auto` is the fastest set of this machine. Without compiled kernels the arithmetic is PyTorch's,
+    `fp32`.
+    """
     if native() is None:
         return "fp32"
     if phase != "prefill":
@@ -47,13 +53,15 @@ def arithmetic_of(phase: Phase, kernels: InstructionSet = "auto") -> Arithmetic:
 
 
 def quantise_rows(x_TK: Tensor, span: int) -> tuple[Tensor, Tensor]:
-    """(q_TK int8, scale_TS fp32): a span's scale is its largest absolute value over 127.
+    """(q_TK int8, scale_TS fp32): the scale of a span is its largest absolute value divided by 127.
 
-    A span with a value that is not finite gets such a scale and q of 0, so every product shows it.
+    If a span contains NaN or inf, the scale is not finite and q is 0, so that every product with
+    the span is NaN.
     """
     x_TSC = F.pad(x_TK.float(), (0, -x_TK.shape[1] % span)).unflatten(1, (-1, span))
     largest_TS = x_TSC.abs().amax(-1)
-    # A tensor, since torch divides a float by a tensor through the reciprocal, rounded twice.
+    # The dividend is a tensor: torch divides a Python float by multiplying with the reciprocal,
+    # which rounds twice.
     inverse_TS = torch.where(largest_TS > 0, torch.tensor(127.0) / largest_TS, 0)
     q_TSC = (x_TSC * inverse_TS[..., None]).round()
     q_TSC = torch.where(inverse_TS[..., None] > 0, q_TSC, 0).to(torch.int8)
@@ -63,9 +71,10 @@ def quantise_rows(x_TK: Tensor, span: int) -> tuple[Tensor, Tensor]:
 def packed_linear_naive(
     x_TK: Tensor, groups: Groups, arithmetic: Arithmetic, bias_N: Tensor | None = None
 ) -> Tensor:
-    """(T, N) fp32, in the arithmetic's own order.
+    """x W^T + b, (T, N) in fp32, with sums in the order that the arithmetic defines.
 
-    Integers within a group, then fp32: group by group, span by span, and term by term.
+    Int8 arithmetic sums integers within a group. The sums of groups are then added in fp32: group
+    by group within a span, span by span, and term by term.
     """
     if dtype := _DTYPES.get(arithmetic):
         y_TN = x_TK.to(dtype).float() @ dequantise(groups).to(dtype).float().T
@@ -100,10 +109,11 @@ def packed_linear(
     bias_N: Tensor | None = None,
     kernels: InstructionSet = "auto",
 ) -> Tensor:
-    """(T, N) fp32 of fp32 or bf16 rows; `tiles` are those of `kernels.packed.tiles.tile`.
+    """x W^T + b, (T, N) in fp32, for fp32 or bf16 rows; `tiles` is W as returned by `tile`.
 
-    A row's result depends only on that row and the phase. Without compiled kernels PyTorch
-    multiplies with the unpacked weights. Raises ConfigError for missing `kernels`.
+    A row's result depends only on the row and the phase. Without compiled kernels PyTorch
+    multiplies with the unpacked weights. Raises ConfigError for an instruction set in `kernels`
+    that this machine does not offer.
     """
     return torch.ops.mixtura.packed_linear(x_TK, tiles, n, bits, phase, bias_N, kernels)
 

@@ -1,9 +1,13 @@
-"""Groups of weights as bytes in the order that kernels read; docs/packed.md has a picture.
+"""The bytes of quantised weights in the order that kernels read; docs/packed.md shows this order.
 
-N output channels, K inputs, padded to whole units of 32 channels and blocks of 64 inputs. U units,
-B blocks of a unit, T = 2 tiles of a block, C = 16 channels of a tile, G = 2 groups of a channel in
-a block, L lines of a group, W = 4 bytes of a channel in a line, which are one word. In a block
-scales come first, then numbers. D width, F expert width, H rows of w_in: 2F (gate, then up) or F.
+A matrix is padded to whole units of 32 output channels and whole blocks of 64 inputs. A block has
+first its scales and then its numbers. The numbers are in lines of 64 bytes; a line has one word of
+4 bytes for each of the 16 channels of a tile.
+
+N output channels, K inputs, U units, B blocks of a unit, T = 2 tiles of a block, C = 16 channels of
+a tile, G = 2 groups of a channel in a block, L lines of a group (4 in 4 bits, 8 in 8 bits). D
+width, F expert width, H rows of w_in: 2F if the activation is gated (rows of the gate, then of up),
+else F. R selected channels.
 """
 
 from dataclasses import dataclass
@@ -27,22 +31,22 @@ from mixtura.shapes.storage.tiles import (
     w_out_start,
 )
 
-# Added to a number before it is stored, since stored numbers are unsigned.
+# This offset is added to each number, because numbers are stored without a sign.
 _OFFSET: dict[Bits, int] = {4: 8, 8: 128}
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertGroups:
-    """One FFN's weights: w_in [H, D], and w_out [D, F rounded up to whole groups]."""
+    """One FFN's quantised weights: w_in [H, D], and w_out [D, F rounded up to whole groups]."""
 
     w_in: Groups
     w_out: Groups
 
 
 def tile(groups: Groups, gated: bool = False, kernels: InstructionSet = "auto") -> Tensor:
-    """The flat uint8 tiles of a matrix, by the compiled kernels if there are any.
+    """The tiles of a matrix as flat uint8, by the compiled kernels if there are any.
 
-    `gated`: rows are [gate; up], which `interleave_gate_up` puts into the order of tiles.
+    If `gated`, the rows are [gate; up], and are put into the order of `interleave_gate_up`.
     """
     tiles = torch.empty(_bytes_of(groups, gated), dtype=torch.uint8)
     _tile_into(tiles, groups, gated, kernels)
@@ -50,7 +54,7 @@ def tile(groups: Groups, gated: bool = False, kernels: InstructionSet = "auto") 
 
 
 def tile_naive(groups: Groups, gated: bool = False) -> Tensor:
-    """The twin of `tile`."""
+    """The naive twin of `tile`."""
     q_NK, scale_NG, bits = groups.q_NK, groups.scale_NG, groups.bits
     if gated:
         q_NK, scale_NG = interleave_gate_up(q_NK), interleave_gate_up(scale_NG)
@@ -84,10 +88,14 @@ def untile(tiles: Tensor, n: int, k: int, bits: Bits) -> Groups:
 
 
 def untile_rows(tiles: Tensor, row_R: Tensor, n: int, k: int, bits: Bits) -> Groups:
-    """The given output channels of a tiled matrix, in their order; no others are unpacked."""
+    """The groups of the output channels `row_R` of a tiled matrix, in this order.
+
+    Other channels are not unpacked.
+    """
     scales, quants = _parts(_blocks(tiles, n, k, bits))
     unit_R, tile_R, channel_R = row_R // UNIT, row_R % UNIT // TILE, row_R % TILE
-    # A slice between two index tensors puts their dim first: (R, B, G, L) and (R, B, G).
+    # Slices between index tensors move the indexed dim R to the front: the shapes are (R, B, G, L)
+    # and (R, B, G).
     rows, inputs = len(row_R), up(k, BLOCK)
     q_RK = _numbers(quants[unit_R, :, :, :, tile_R, channel_R], bits).view(rows, inputs)
     scale_RG = scales[unit_R, :, tile_R, :, channel_R].reshape(rows, inputs // GROUP)
@@ -95,7 +103,10 @@ def untile_rows(tiles: Tensor, row_R: Tensor, n: int, k: int, bits: Bits) -> Gro
 
 
 def interleave_gate_up(w_HD: Tensor) -> Tensor:
-    """[gate; up] as 16 rows of gate, the same 16 of up, and so on; F is padded to 16."""
+    """[gate; up] with rows in turn: 16 rows of gate, the same 16 rows of up, and so on.
+
+    Gate and up are padded with zeros to a multiple of 16 rows.
+    """
     w_2FD = w_HD.unflatten(0, (2, -1))
     padded = F.pad(w_2FD, (0, 0, 0, -w_2FD.shape[1] % TILE))
     return padded.unflatten(1, (-1, TILE)).transpose(0, 1).flatten(0, 2)
@@ -112,7 +123,7 @@ def deinterleave_gate_up(w_HD: Tensor, expert_width: int) -> Tensor:
 
 
 def tile_expert(w_in: Groups, w_out: Groups, gated: bool) -> Tensor:
-    """One expert's flat uint8 bytes from w_in [H, D] and w_out [D, F up to whole groups]."""
+    """One expert's bytes as flat uint8, from its w_in and w_out as in `ExpertGroups`."""
     bits, (hidden, width) = w_in.bits, w_in.shape
     expert_width = hidden // 2 if gated else hidden
     assert w_out.shape == (width, up(expert_width, GROUP)), "of one expert"
@@ -176,17 +187,18 @@ def _blocks(tiles: Tensor, n: int, k: int, bits: Bits) -> Tensor:
 
 
 def _parts(tiles_UB: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of the scales, fp16 (U, B, T, G, C), and of the numbers, words (U, B, G, L, T, C)."""
+    """Views of the scales, fp16 (U, B, T, G, C), and the numbers, int32 words (U, B, G, L, T, C).
+    """
     scales = tiles_UB[..., :BLOCK_SCALE_BYTES].view(torch.float16)
     quants = tiles_UB[..., BLOCK_SCALE_BYTES:].view(torch.int32)
     return scales.unflatten(2, (2, 2, TILE)), quants.unflatten(2, (2, -1, 2, TILE))
 
 
 def _numbers(word: Tensor, bits: Bits) -> Tensor:
-    """The int8 numbers of words whose last dim is L, in a row."""
+    """The int8 numbers of the words, in the order of inputs; the last dim of `word` is L."""
     if bits == 4:
         nibble = 0x0F0F0F0F
         word = torch.stack([word & nibble, (word >> 4) & nibble], -1)
-    # torch calls an empty tensor contiguous whatever its strides.
+    # torch reports every empty tensor as contiguous, although its strides may not allow the view.
     word = word.contiguous() if word.numel() else word.new_empty(0)
     return (word.view(torch.uint8) - _OFFSET[bits]).view(torch.int8)

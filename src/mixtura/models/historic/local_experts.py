@@ -18,12 +18,12 @@ ErrorKind = Literal["cooperative", "competitive", "mixture"]
 
 
 class LocalExpertsConfig(Config):
-    """E experts of one shape and a gate, all of which see the same input.
+    """E experts of one shape and a gate, which all have the same input.
 
     Without `hidden` each expert is linear with a bias, the paper's "very simple expert"; `hidden`
-    lists the widths of layers of sigmoid units. With `output: sigmoid` an expert of one output says
-    a probability, and its decision surface is where it says 0.5, as in the paper's experiment.
-    One expert with a hidden layer is the back-propagation network of the paper's comparison.
+    lists the widths of layers of sigmoid units. With `output: sigmoid` an expert of one output
+    gives a probability, and its decision surface is where that is 0.5, as in the paper's
+    experiment. One expert with a hidden layer is the paper's back-propagation network.
     """
 
     inputs: int = Field(ge=1)
@@ -31,13 +31,13 @@ class LocalExpertsConfig(Config):
     num_experts: int = Field(ge=1)
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
     output: Literal["linear", "sigmoid"] = "linear"
-    # Equation 3, with which the paper's experiments were run.
+    # The paper's experiments use "mixture", its equation 3.
     loss: ErrorKind = "mixture"
 
 
 @dataclass(frozen=True, slots=True)
 class LocalExpertsOutput:
-    """What the experts and the gate say of B cases."""
+    """The outputs of the experts and of the gate for B cases."""
 
     outputs_BEO: Tensor
     log_probs_BE: Tensor
@@ -49,15 +49,15 @@ class LocalExpertsOutput:
 
     @property
     def blended_BO(self) -> Tensor:
-        """sum_i p_i o_i, the answer of the whole system."""
+        """sum_i p_i o_i, the output of the whole system."""
         return (self.probs_BE[:, :, None] * self.outputs_BEO).sum(1)
 
     def posterior_BE(self, target_BO: Tensor) -> Tensor:
-        """h_i, how likely it is that expert i gave the target: the bracket of equation 5."""
+        """h_i, the probability that expert i produced the target: the bracket of equation 5."""
         return self.log_joint_BE(target_BO).softmax(-1)
 
     def log_joint_BE(self, target_BO: Tensor) -> Tensor:
-        """log(p_i exp(-||d - o_i||^2 / 2)), which neither overflows nor becomes -inf far away."""
+        """log(p_i exp(-||d - o_i||^2 / 2)), computed without the exp, so it stays finite."""
         return self.log_probs_BE - 0.5 * self.squared_BE(target_BO)
 
     def squared_BE(self, target_BO: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class LocalExpertsOutput:
 
 
 def cooperative_error(output: LocalExpertsOutput, target_BO: Tensor) -> Tensor:
-    """error_B of equation 1, ||d - sum_i p_i o_i||^2: experts fit what the others leave over.
+    """error_B of equation 1, ||d - sum_i p_i o_i||^2: each expert fits the others' residual.
 
     dE/do_i = -2 p_i (d - sum_j p_j o_j). Raises ValueError where the target's shape is not (B, O).
     """
@@ -88,7 +88,7 @@ def cooperative_error(output: LocalExpertsOutput, target_BO: Tensor) -> Tensor:
 
 
 def competitive_error(output: LocalExpertsOutput, target_BO: Tensor) -> Tensor:
-    """error_B of equation 2, sum_i p_i ||d - o_i||^2: each expert gives the whole answer.
+    """error_B of equation 2, sum_i p_i ||d - o_i||^2: each expert fits the whole target.
 
     dE/do_i = -2 p_i (d - o_i), which is equation 4. Raises ValueError where the target's shape is
     not (B, O).
@@ -100,8 +100,9 @@ def mixture_error(output: LocalExpertsOutput, target_BO: Tensor) -> Tensor:
     """error_B of equation 3, -log sum_i p_i exp(-||d - o_i||^2 / 2).
 
     Up to a constant it is the negative log-likelihood of a mixture of Gaussians with means o_i and
-    variance 1. dE/do_i = -h_i (d - o_i), equation 5, with h the posterior: the expert that fits a
-    case best adapts to it fastest. Raises ValueError where the target's shape is not (B, O).
+    variance 1. dE/do_i = -h_i (d - o_i), equation 5, with h the posterior, so the expert that fits
+    a case best adapts to this case fastest. Raises ValueError where the target's shape is not
+    (B, O).
     """
     return -output.log_joint_BE(target_BO).logsumexp(-1)
 
@@ -115,7 +116,7 @@ ERRORS: Mapping[ErrorKind, ErrorFunction] = {
 
 
 class StackedLinear(nn.Module):
-    """A linear layer with a bias for each of E experts."""
+    """E linear layers with biases, one for each expert."""
 
     def __init__(self, num_experts: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -136,7 +137,7 @@ class LocalExperts(nn.Module):
         self.config = config
         self.error: ErrorFunction = ERRORS[config.loss]
         self.gate = nn.Linear(config.inputs, config.num_experts)
-        # The paper's system begins unbiased: equal mixing proportions in every case.
+        # As in the paper, all experts begin with equal mixing proportions in every case.
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
         widths = (config.inputs, *config.hidden, config.outputs)
@@ -146,6 +147,6 @@ class LocalExperts(nn.Module):
         self.experts = nn.Sequential(*(layers if config.output == "sigmoid" else layers[:-1]))
 
     def forward(self, x_BI: Tensor) -> LocalExpertsOutput:
-        """Each case goes to every expert; nothing is chosen, and nothing is dropped."""
+        """Every expert computes every case: there is no choice, and no case is dropped."""
         x_BEI = x_BI[:, None].expand(-1, self.config.num_experts, -1)
         return LocalExpertsOutput(self.experts(x_BEI), self.gate(x_BI).log_softmax(-1))

@@ -1,8 +1,9 @@
 """An MoE between two LSTMs (Shazeer et al. 2017, arXiv 1701.06538, section 5.1 and appendix C.1).
 
-embedding -> LSTM -> MoE -> LSTM -> softmax. Dropout follows every layer but the softmax, and each
-layer's input is added to its output after dropout; the MoE's output passes a sigmoid before.
-Appendix C.1 says all of this. No layer has biases: with them the paper's counts would not come out.
+embedding -> LSTM -> MoE -> LSTM -> softmax. The MoE's output goes through a sigmoid. Dropout
+follows every layer but the softmax. After dropout, the input of each LSTM and of the MoE is added
+to its output. All of this is stated in appendix C.1. No layer has biases, since the parameter
+counts of the paper leave no room for them.
 
 B sequences, S positions, D width, V vocabulary.
 """
@@ -19,26 +20,29 @@ from mixtura.models.language_model import DecoderOutput, LanguageModel, check_pa
 from mixtura.moe import MoE, MoEConfig, MoEOutput
 from mixtura.shapes import ModelShape, MoEPlacement, Saved, Weight
 
-# The layers of a report and of a log: LSTM, MoE, LSTM.
+# Reports and logs number the layers: LSTM 0, MoE 1, LSTM 2.
 MOE_LAYER = 1
 
 
 class LstmMoEConfig(ModelShape):
-    """An MoE between two LSTMs, or a dense network in its place; `activation: relu` by default."""
+    """An MoE between two LSTMs, or a dense network in the MoE's place.
+
+    The MoE's activation is `relu` by default.
+    """
 
     kind: Literal["lstm_moe"] = "lstm_moe"
-    # Of each LSTM; null: as many as `width`. More are projected down to it, and the projection is
-    # what the next step reads (as MoE-143M does).
+    # Units of each LSTM; null means `width`. More units are projected down to `width`, and the
+    # LSTM's next step reads the projection (as in MoE-143M).
     units: int | None = Field(default=None, ge=1)
     moe: MoEConfig | None = None
-    # Where there is no MoE: a dense ReLU network with these hidden widths, as MoE-1-Wide and -Deep.
+    # Without an MoE: the hidden widths of a dense ReLU network, as in MoE-1-Wide and MoE-1-Deep.
     hidden: tuple[PositiveInt, ...] = ()
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="before")
     @classmethod
     def _relu(cls, tree: Any) -> Any:
-        """An MoE that names no activation takes the paper's."""
+        """Give an MoE without an activation the paper's, ReLU."""
         match tree.get("moe") if isinstance(tree, Mapping) else None:
             case Mapping() as moe:
                 return {**tree, "moe": {"activation": "relu", **moe}}
@@ -90,7 +94,10 @@ class LstmMoEConfig(ModelShape):
         yield Weight("head.weight", ends, "head")
 
     def _lstm(self, prefix: str) -> Iterator[Weight]:
-        """Four gates from input and last output, both of the model's width, and the projection."""
+        """Weights of four gates, from the input and the last output, and of the projection.
+
+        Input and last output have the model's width.
+        """
         gates = (4 * self.lstm_units, self.width)
         yield Weight(f"{prefix}weight_ih_l0", gates, "recurrent")
         yield Weight(f"{prefix}weight_hh_l0", gates, "recurrent")
@@ -101,11 +108,11 @@ class LstmMoEConfig(ModelShape):
         return list(pairwise([self.width, *self.hidden, self.width])) if self.hidden else []
 
     def inner_parameters(self) -> int:
-        """Parameters without embedding and softmax, as the paper's tables 7 and 8 count them."""
+        """Parameters without embedding and softmax, as tables 7 and 8 of the paper count them."""
         return sum(weight.parameters for weight in self._inner())
 
     def operations_per_timestep(self) -> int:
-        """Multiply-adds of one token, softmax left out: the tables' ops/timestep."""
+        """Multiply-adds of one token, without the softmax: ops/timestep in the paper's tables."""
         return sum(weight.active_parameters for weight in self._inner())
 
     def _inner(self) -> Iterator[Weight]:
@@ -116,7 +123,7 @@ class LstmMoEConfig(ModelShape):
 
 
 class LstmMoE(LanguageModel):
-    """The model of LstmMoEConfig; a sequence begins with a state of zeros."""
+    """The model of an LstmMoEConfig. The LSTMs' states are zeros where a sequence begins."""
 
     def __init__(self, config: LstmMoEConfig) -> None:
         super().__init__()
@@ -132,10 +139,10 @@ class LstmMoE(LanguageModel):
         nn.init.normal_(self.head.weight, std=config.width**-0.5)
 
     def forward(self, tokens_BS: Tensor, valid_BS: Tensor | None = None) -> DecoderOutput:
-        """Logits of the next token at each position; `layers` is None, the MoE's output, None.
+        """Logits of the next token at each position; `layers` is (None, the MoE's output, None).
 
         `valid_BS` is False for padding, which must follow a sequence's tokens. Raises ConfigError
-        for padding elsewhere and past the context.
+        for padding elsewhere, and past the context.
         """
         self.check_length(tokens_BS.shape[1])
         if valid_BS is not None:
@@ -165,15 +172,15 @@ def _lstm(config: LstmMoEConfig) -> nn.LSTM:
 
 
 def _read(lstm: nn.LSTM, x_BSD: Tensor) -> Tensor:
-    """The output at each position."""
+    """The LSTM's output at each position."""
     with warnings.catch_warnings():
-        # oneDNN has no projection, and torch's own kernels serve; torch remarks on it once.
+        # oneDNN supports no projection, so torch uses its own kernels and warns about it once.
         warnings.filterwarnings("ignore", message="LSTM with projections is not supported")
         return lstm(x_BSD)[0]
 
 
 def _dense(config: LstmMoEConfig) -> nn.Sequential:
-    """Linear maps with a ReLU between each two of them."""
+    """Linear layers, with a ReLU after each but the last."""
     maps = [nn.Linear(inside, out, bias=False) for inside, out in config._dense_widths()]
     layers: list[nn.Module] = []
     for linear in maps:

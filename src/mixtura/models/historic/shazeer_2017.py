@@ -1,7 +1,7 @@
 """The MoE rows of tables 7 and 8 of Shazeer et al. 2017 (arXiv 1701.06538), by name.
 
-`table_7["MoE-4096-h"].config(vocabulary=32_000, context=64)` gives a model to count or, if it is
-small enough, to train. A model of 137 billion parameters is counted without being built.
+`table_7["MoE-4096-h"].config(vocabulary=32_000, context=64)` is the config of a model to count or,
+if it is small enough, to train. Counting builds no model, so 137 billion parameters are no problem.
 """
 
 from collections.abc import Mapping
@@ -10,31 +10,31 @@ from typing import Any
 
 from mixtura.models.historic.lstm_moe import LstmMoEConfig
 
-# Of every token, in all of the paper's language models.
+# The experts of each token in all language models of the paper.
 ACTIVE_EXPERTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A row: what the model is, and what the paper prints of it."""
+    """A row of a table: the settings of a model, and the numbers that the paper prints for it."""
 
     operations: str
     """ops/timestep, in millions, as printed"""
     parameters: str
-    """without embedding and softmax, in millions, as printed"""
+    """parameters without embedding and softmax, in millions, as printed"""
     num_experts: int = 0
     groups: int = 0
-    """branching of the first level; 0 for a flat gate"""
+    """the number of groups of a hierarchical gate; 0 for a flat gate"""
     width: int = 512
     expert_width: int = 1024
     units: int | None = None
-    """of each LSTM, projected to `width`; None: as many as `width`"""
+    """units of each LSTM, projected to `width`; None means `width`"""
     hidden: tuple[int, ...] = ()
-    """of the dense network where `num_experts` is 0"""
+    """hidden widths of the dense network where `num_experts` is 0"""
     dropout: float = 0.1
 
     def config(self, vocabulary: int, context: int) -> LstmMoEConfig:
-        """The model, for whatever words it is to read: embedding and softmax are not counted."""
+        """The model's config. The paper's counts do not depend on `vocabulary`."""
         return LstmMoEConfig.parse(
             {
                 "width": self.width,
@@ -57,7 +57,7 @@ class Published:
 
 
 def two_levels(groups: int) -> dict[str, Any]:
-    """The paper's hierarchical gate: two of the groups, and two experts in each of these."""
+    """The paper's hierarchical gate, which chooses two groups and two experts in each."""
     noisy = {"kind": "noisy_topk"}
     return {
         "kind": "hierarchical",
@@ -68,8 +68,8 @@ def two_levels(groups: int) -> dict[str, Any]:
     }
 
 
-# 1 billion words. The branching of the low-budget models is the paper's 16, the number of their
-# GPUs. It names none for MoE-34M and MoE-143M; 32, the number of theirs, gives the printed digits.
+# Models trained on 1 billion words. Low-budget models have 16 groups, one for each GPU. The paper
+# states no number for MoE-34M and MoE-143M; 32, their number of GPUs, gives the printed counts.
 table_7: Mapping[str, Published] = {
     "MoE-1-Wide": Published("8.4", "8.4", hidden=(4096,)),
     "MoE-1-Deep": Published("8.4", "8.4", hidden=(1024, 1024, 1024, 1024)),
@@ -87,7 +87,7 @@ table_7: Mapping[str, Published] = {
     ),
 }
 
-# 100 billion words, read once; the paper names no dropout here.
+# Models trained once over 100 billion words; the paper states no dropout for them.
 table_8: Mapping[str, Published] = {
     "MoE-32": Published("8.4", "37.8", 32, dropout=0.0),
     "MoE-256-h": Published("8.4", "272.9", 256, groups=32, dropout=0.0),

@@ -1,6 +1,7 @@
-"""All routers, with one interface. A new router is a config and a registered class.
+"""All kinds of routers, with one interface.
 
-Importing this package registers Mixtura's own.
+A kind has a config class and a router class; the decorator `register_router` of the router class
+registers both. Importing this package registers Mixtura's own kinds.
 """
 
 from mixtura.moe.routers.assignment import Base, BaseConfig, Sinkhorn, SinkhornConfig

@@ -1,4 +1,4 @@
-"""Gates that balance by solving an assignment: BASE's, and Sinkhorn's plan.
+"""Gates that balance the load by an assignment of the batch: BASE, and Sinkhorn's plan (S-BASE).
 
 T tokens, E experts, K experts per token.
 """
@@ -26,7 +26,7 @@ _NO_LOSS: Mapping[LossName, float] = MappingProxyType({"balance": 0.0, "z": 0.0,
 
 
 class BaseConfig(RouterSpec):
-    """BASE: in training the best assignment with equally many tokens an expert."""
+    """BASE: in training the best assignment that gives all experts equally many tokens."""
 
     losses: ClassVar[Mapping[LossName, float]] = _NO_LOSS
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType(
@@ -35,9 +35,11 @@ class BaseConfig(RouterSpec):
     causal_in_training: ClassVar[bool] = False
     kind: Literal["base"] = "base"
     epsilon: float = Field(default=0.01, ge=1e-6, lt=1)
-    """how far a token's mean score may lie below the best, as a share of the scores' range"""
+    """how far the mean score of the assignment may be below that of the best assignment, as a share
+    of the range of all scores"""
     accept_leak: bool = False
-    """true allows training a language model with it, although it reads later tokens then"""
+    """whether a language model may be trained with the router, which reads later tokens in
+    training"""
 
     @property
     def leaks_in_training(self) -> bool:
@@ -53,24 +55,27 @@ class BaseConfig(RouterSpec):
 
 @register_router(BaseConfig)
 class Base(LinearRouter):
-    """y = sigmoid(h_t . w_a) f_a(h_t), a = a_t: the balanced assignment in training, else argmax.
+    """y = sigmoid(h_t . w_a) f_a(h_t); expert a is a_t of the balanced assignment in training, and
+    the expert with the largest h_t . w_a in evaluation.
 
-    BASE layers (Lewis et al. 2021, arXiv 2103.16716). In training a_t maximises
-    sum_t h_t . w_{a_t}, and every expert gets exactly T/E of the batch's T tokens (of this rank's
-    micro-batch; if E does not divide T some get one more; padding is not counted). Bertsekas'
-    auction finds the assignment: its total lies below the best by at most `epsilon` of the scores'
-    range a token, and usually by far less. In evaluation every token takes the expert with the
-    largest h_t . w_e. There is no balance loss by default and no capacity rule. `chosen_N` is this
-    greedy choice in training too, so that load shows the gate's own choices; `expert_N` is the
-    assignment.
+    BASE layers are from Lewis et al. 2021 (arXiv 2103.16716). In training the assignment a_t
+    maximises sum_t h_t . w_{a_t} under the condition that every expert gets exactly T/E tokens. The
+    T tokens are those of this rank's micro-batch without padding; if E does not divide T, some
+    experts get one token more. Bertsekas' auction finds the assignment. Its mean score is below the
+    best by at most `epsilon` times the range of all scores, and usually by far less. By default
+    there is no balance loss, and there is no capacity rule. In training, too, `chosen_N` is the
+    expert with the largest score, so that the load shows the gate's own choices, while `expert_N`
+    is the assigned expert.
 
-    The assignment leaks only in training: a token may lose an expert to another token of the batch,
-    even a later one. Training a language model with it needs `accept_leak`.
+    The router reads later tokens, but only in training: the expert with a token's largest score may
+    be assigned to another token of the batch, even to a later token. Training a language model with
+    it needs `accept_leak`.
 
-    Cost: one product of E rows a token and one expert; in training an auction of some hundreds of
-    rounds (some tenths of a second for 4,096 tokens and 64 experts on one core), each of which
-    synchronises with a GPU. Choose it for one expert a token at exactly even load without a loss to
-    tune, where the auction is cheap beside the experts; elsewhere `sinkhorn` is cheaper.
+    Cost: each token is multiplied with the gate's E rows and computed by one expert. Training runs
+    an auction of some hundreds of rounds, each of which waits for a GPU; on one core an auction of
+    4,096 tokens and 64 experts takes some tenths of a second. Choose it for one expert a token at
+    exactly even load without a loss to tune, where the auction is cheap beside the experts;
+    otherwise choose `sinkhorn`, which is cheaper.
     """
 
     config: BaseConfig
@@ -95,21 +100,24 @@ class Base(LinearRouter):
 
 
 class SinkhornConfig(RouterSpec):
-    """S-BASE: in training the experts with the largest shares of a balanced plan."""
+    """S-BASE: in training a token gets the experts with its largest shares of a balanced plan."""
 
     losses: ClassVar[Mapping[LossName, float]] = _NO_LOSS
     causal_in_training: ClassVar[bool] = False
     kind: Literal["sinkhorn"] = "sinkhorn"
     weight: Literal["softmax", "sigmoid"] = "softmax"
-    """the function that makes weights of the chosen experts' logits"""
+    """the function that computes weights from the chosen experts' logits"""
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """divides logits before they are balanced; a lower one comes nearer to BASE's assignment"""
+    """the number by which logits are divided before they are balanced; a lower temperature gives a
+    plan nearer to BASE's assignment"""
     iterations: int = Field(default=10, ge=1)
     """the largest number of passes over rows and columns"""
     tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """relative error of the experts' shares at which passes stop; null: all `iterations` run"""
+    """passes end when the relative error of every expert's share is at most this; null for always
+    `iterations` passes"""
     accept_leak: bool = False
-    """true allows training a language model with it, although it reads later tokens then"""
+    """whether a language model may be trained with the router, which reads later tokens in
+    training"""
 
     @property
     def leaks_in_training(self) -> bool:
@@ -118,27 +126,30 @@ class SinkhornConfig(RouterSpec):
 
 @register_router(SinkhornConfig)
 class Sinkhorn(LinearRouter):
-    """The K largest shares of each token in a plan with even sums; weights of the raw logits.
+    """In training a token gets the experts with its K largest shares in a plan of even load, in
+    evaluation those with its K largest logits; the weights are computed from the logits.
 
-    S-BASE of Clark et al. 2022 (arXiv 2202.01169): BASE's assignment solved by Sinkhorn's
-    iteration. In training the plan P = diag(u) exp(L / temperature) diag(v) of the logits L has
-    sums of 1 over each token's experts and of T/E over each expert's tokens (T tokens of this
-    rank's micro-batch, padding not counted), approximately after `iterations`, computed as
-    logarithms in fp32. A token takes its K largest P_te, which are its K largest
-    L_te / temperature + log v_e. In evaluation it takes the K largest L_te. Weights are softmax(L)
-    or sigmoid(L) of the chosen experts; no gradient passes through the plan. The paper has only
-    top-1 without a temperature; top-k, the temperature and the choice of weights are our additions.
+    S-BASE of Clark et al. 2022 (arXiv 2202.01169) solves BASE's assignment approximately, by
+    Sinkhorn's iteration. For the logits L the plan is P = diag(u) exp(L / temperature) diag(v).
+    After `iterations` passes the sum of P is near 1 for each token, and near T/E for each expert,
+    where T are the tokens of this rank's micro-batch without padding. The plan is computed as
+    logarithms in fp32. A token gets the experts with its K largest P_te, which are also those with
+    the K largest L_te / temperature + log v_e. The weights are softmax(L) or sigmoid(L) of the
+    chosen experts. No gradient passes through the plan. The paper has only top-1, without a
+    temperature; top-k, the temperature and the choice of the weight function are our additions.
 
-    `chosen_N` is the greedy choice, as in evaluation, in training too, so that load shows the
-    gate's own choices; `expert_N` follows the plan. The numbers of a plan's largest shares are only
-    nearly even, so every capacity policy still applies, to the plan's choice.
+    In training, too, `chosen_N` are the experts with the largest logits, so that the load shows the
+    gate's own choices, while `expert_N` follows the plan. Choosing whole experts by the largest
+    shares makes the load only nearly even, so every capacity policy may be set; it is applied to
+    the plan's choices.
 
-    The plan leaks only in training: v depends on all tokens of the batch, later ones too. Training
-    a language model with it needs `accept_leak`.
+    The router reads later tokens, but only in training: v depends on all tokens of the batch.
+    Training a language model with it needs `accept_leak`.
 
-    Cost: one product of E rows a token and K experts; in training `iterations` passes over a T x E
-    matrix. Choose it for BASE's balance at a small and fixed cost, or with more experts a token;
-    not for exactly even load, which `base` gives, nor where training must not read later tokens.
+    Cost: each token is multiplied with the gate's E rows and computed by K experts. Training makes
+    `iterations` passes over a T x E matrix. Choose it for BASE's balance at a small and fixed cost,
+    or with more experts a token; do not choose it where load must be exactly even, which `base`
+    gives, or where training must not read later tokens.
     """
 
     config: SinkhornConfig
@@ -166,11 +177,12 @@ class Sinkhorn(LinearRouter):
 def column_potentials(
     log_TE: Tensor, valid_T: Tensor | None, iterations: int, tolerance: float | None = None
 ) -> Tensor:
-    """log v_E of Sinkhorn's plan diag(u) exp(log_TE) diag(v): sums of 1 by row, of T/E by column.
+    """log v_E of Sinkhorn's plan diag(u) exp(log_TE) diag(v): rows sum to 1, columns to T/E.
 
-    Rows and columns are divided by their sums in turn, columns last (Sinkhorn and Knopp 1967). With
-    a `tolerance` this ends once each column's sum is within that share of T/E, which synchronises
-    with the device in each pass. Padding has no share; log v is 0 for padding alone.
+    Each pass scales every row to the sum 1, then every column to the sum T/E (Sinkhorn and Knopp
+    1967). With a `tolerance`, passes end when the relative error of each column's sum is at most
+    `tolerance`; this check waits for the device in each pass. Padding is not a part of the plan. If
+    all tokens are padding, log v is 0.
     """
     num_tokens, num_experts = log_TE.shape
     if valid_T is not None:
@@ -182,7 +194,7 @@ def column_potentials(
     for _ in range(iterations):
         plan_TE = (log_TE + log_v_E).log_softmax(-1)
         if valid_T is not None:
-            # A row of padding has become NaN.
+            # log_softmax makes NaN of a row of padding, in which all numbers are -inf.
             plan_TE = plan_TE.masked_fill(~valid_T[:, None], -torch.inf)
         excess_E = plan_TE.logsumexp(0) - log_share
         if tolerance is not None and bool((excess_E.exp() - 1).abs().amax() <= tolerance):

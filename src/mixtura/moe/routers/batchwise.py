@@ -1,6 +1,7 @@
-"""Shazeer's strictly balanced gate: masks over a batch in training, thresholds afterwards.
+"""Shazeer's strictly balanced gate: in training each expert takes its best tokens of the batch, and
+in evaluation the tokens above a learned threshold.
 
-T tokens, E experts, K the most experts per token, N routed rows.
+T tokens, E experts, K the largest number of experts per token, N routed rows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,10 +30,14 @@ from mixtura.shapes.ledger import Weight
 
 
 class BatchwiseConfig(RouterSpec):
-    """Shazeer 2017, appendix F: equally many tokens an expert; in evaluation learned thresholds."""
+    """Shazeer 2017, appendix F: in training all experts take equally many tokens.
 
-    # AdamW changes a threshold by its rate whatever the weight. But gradients are clipped together,
-    # and E of them are of this loss, each the share of tokens by which an expert is off.
+    In evaluation an expert takes the tokens whose score is above a learned threshold.
+    """
+
+    # AdamW's step of a threshold has the same size for any weight of this loss. But the weight
+    # affects the clipping of all gradients: E of them are of this loss, and each is the share of
+    # tokens by which an expert's number of tokens is wrong.
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType(
         {"threshold": 0.01, "z": 0.0, "importance": 0.0}
     )
@@ -42,9 +47,10 @@ class BatchwiseConfig(RouterSpec):
     mask: Literal["batchwise", "threshold"] = "batchwise"
     """the mask in training; evaluation always uses the threshold"""
     most: int | None = Field(default=None, ge=1)
-    """the most experts per token under the threshold; null: twice the layer's top_k"""
+    """the largest number of experts per token under the threshold; null for twice the layer's
+    top_k"""
     accept_leak: bool = False
-    """true allows training a language model with `mask: batchwise`, which reads later tokens"""
+    """whether a language model may be trained with `mask: batchwise`, which reads later tokens"""
 
     @property
     def leaks_in_training(self) -> bool:
@@ -67,24 +73,28 @@ class BatchwiseConfig(RouterSpec):
 class Batchwise(LinearRouter):
     """G(x)_i = Gs_i M_i / sum_j Gs_j M_j, with Gs = softmax(x W) and a mask M of 0 and 1.
 
-    Strictly balanced gating (Shazeer et al. 2017, arXiv 1701.06538, appendix F). In training
-    M_batchwise keeps for each expert the top m = k |X| / n of the batch's |X| tokens, where k is
-    the layer's top_k and n the number of experts (m is rounded up; tokens are those of this rank's
-    micro-batch). In evaluation M_threshold(x, T)_i = 1[x_i > T_i], with at most `most` experts a
-    token. The loss L_batchwise = sum_j sum_i (M_threshold - M_batchwise)(X_ji - T_i), here over
-    |X|, trains only T, to select as many tokens as the batch's mask did: its gradient is the number
-    of tokens too few or too many. T is stored as exp(log_threshold), which starts at 1/E, so that
-    an optimizer step changes it by a share for any E. `mask: threshold` trains with M_threshold
-    too, and T still learns from the batch.
+    This is strictly balanced gating (Shazeer et al. 2017, arXiv 1701.06538, appendix F). In
+    training the mask is M_batchwise, which keeps for each expert the m tokens with the largest
+    scores. m is k |X| / n, rounded up, for the |X| tokens of this rank's micro-batch, n experts,
+    and k, the layer's top_k. In evaluation the mask is M_threshold(x, T)_i, which is 1 if x_i >
+    T_i, else 0; a token has at most `most` experts. Under `mask: threshold` training uses
+    M_threshold too.
 
-    M_batchwise leaks only in training: a token's experts depend on the other tokens of the batch,
-    later ones too. Training a language model with it needs `accept_leak`. `mask: threshold`, and
+    The loss L_batchwise = sum_j sum_i (M_threshold - M_batchwise)(X_ji - T_i), divided here by |X|,
+    trains only the thresholds T, under either mask. Its gradient for T_i is the share of tokens by
+    which T_i selects too many or too few, compared with M_batchwise. The stored parameter is the
+    logarithm of T and starts at log(1/E), so that an optimizer step changes T by the same ratio for
+    any E.
+
+    M_batchwise reads later tokens, but only in training: a token's experts depend on all tokens of
+    the batch. Training a language model with it needs `accept_leak`. `mask: threshold`, and
     evaluation, read only the token itself.
 
-    Cost: one product of E rows a token; in training E selections of m among |X| and k |X| rows for
-    the experts; in evaluation k experts on average, row buffers of `most`. Choose it to repeat
-    appendix F, or where exactly even load in training matters more than the leak; in a language
-    model prefer `mask: threshold` or `expert_threshold`.
+    Cost: each token is multiplied with the gate's E rows. Training selects the m best of |X| tokens
+    for each of the E experts, and computes k |X| rows. In evaluation a token is computed by k
+    experts on average, and buffers have `most` rows for each token. Choose it to reproduce
+    appendix F, or where training needs exactly even load and may read later tokens; for a language
+    model choose `mask: threshold` or `expert_threshold`.
     """
 
     config: BatchwiseConfig
@@ -99,7 +109,7 @@ class Batchwise(LinearRouter):
         return most_experts(self.config.most, self.shape)
 
     def threshold_E(self, like: Tensor) -> Tensor:
-        """T, in the dtype of the scores."""
+        """The thresholds T, in the dtype of the scores."""
         return self.log_threshold.to(like.dtype).exp()
 
     def score(self, logits_TE: Tensor) -> Scores:
@@ -140,14 +150,17 @@ class Batchwise(LinearRouter):
         return self._passing(self.scores(x_TD, bank_R))
 
     def _passing(self, scores: Scores) -> Choice:
-        """The choice under M_threshold."""
+        """The choice of each token's experts under M_threshold."""
         score_TE = scores.probs_TE.detach()
         passes_TE = score_TE > self.threshold_E(score_TE).detach()
         chosen_TK = best_allowed(score_TE, passes_TE, self.rows_per_token)
         return self.chosen(scores, score_TE, chosen_TK, None)
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
-        """Renormalised over the chosen experts; an unused row, E, weighs 0."""
+        """The scores of the given experts divided by their sum.
+
+        An unused row, whose expert is E, has the weight 0.
+        """
         none_TK = expert_TK == self.num_experts
         weight_TK = scores.probs_TE.gather(1, expert_TK.masked_fill(none_TK, 0))
         weight_TK = weight_TK.masked_fill(none_TK, 0.0)
@@ -155,9 +168,9 @@ class Batchwise(LinearRouter):
 
 
 def _kept(taken: Taken, like_TE: Tensor) -> Tensor:
-    """kept_TE: M_batchwise."""
+    """kept_TE: M_batchwise, which is True where an expert took a token."""
     num_tokens, num_experts = like_TE.shape
-    # The extra column is for unused rows.
+    # Unused rows have the expert number E, which is an additional last column.
     kept = torch.zeros(num_tokens, num_experts + 1, dtype=torch.bool, device=like_TE.device)
     kept[taken.token_N, taken.expert_N] = True
     return kept[:, :-1]
@@ -169,5 +182,5 @@ def _over_sum_of_token(weight_N: Tensor, token_N: Tensor, num_tokens: int) -> Te
 
 
 def _above_zero(total: Tensor) -> Tensor:
-    """At least the smallest positive number, so that a token without an expert gives 0, not 0/0."""
+    """`total`, or the smallest positive number if that is larger, so that 0/0 becomes 0."""
     return total.clamp(min=torch.finfo(total.dtype).tiny)

@@ -1,4 +1,4 @@
-"""DBRX's gate: several fine-grained experts, whose weights are divided by their p-norm.
+"""DBRX's gate: the weights of a token's experts are divided by their p-norm.
 
 T tokens, D model width, E experts, K experts per token.
 """
@@ -22,15 +22,18 @@ from mixtura.moe.routers.token_choice import LinearRouter, Scores
 
 
 class DbrxConfig(RouterSpec):
-    """DBRX: softmax over all, the k largest over their p-norm; `norm: null` does not divide."""
+    """DBRX: softmax over all experts, then top-k.
+
+    The k probabilities are divided by their p-norm; under `norm: null` they are not divided.
+    """
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"balance": 0.05, "z": 0.0})
     has_one_gate: ClassVar[bool] = True
     kind: Literal["dbrx"] = "dbrx"
     norm: float | None = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """the p of the norm that the chosen probabilities are divided by; null: no division"""
+    """the p of the p-norm by which the chosen probabilities are divided; null for no division"""
     jitter: float = Field(default=0.0, ge=0, lt=1)
-    """largest relative noise on each of the gate's inputs in training; 0: no noise"""
+    """the largest relative noise on each of the gate's inputs in training; 0 for no noise"""
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
         if self.norm is not None:
@@ -41,15 +44,16 @@ class DbrxConfig(RouterSpec):
 class Dbrx(LinearRouter):
     """p = softmax(W x); weight p_i / (sum over the k chosen of p_j^n)^(1/n), n = `norm`.
 
-    The router of DBRX (its released config: 16 experts, 4 a token, moe_normalize_expert_weights 1,
-    moe_jitter_eps 0, moe_loss_weight 0.05; no paper). With n = 1 the weights sum to 1, as Mixtral's
-    do; with n = 2 their squares sum to 1. `jitter` multiplies the router's input by U(1 - jitter,
-    1 + jitter) in training; the experts' input has no noise.
+    This is the router of DBRX, which has no paper. Its released config has 16 experts, 4 experts a
+    token, moe_normalize_expert_weights 1, moe_jitter_eps 0 and moe_loss_weight 0.05. Under n = 1
+    the weights sum to 1, as in Mixtral; under n = 2 the squares of the weights sum to 1. In
+    training each number of the router's input is multiplied by a sample of U(1 - jitter, 1 +
+    jitter); the experts' input has no noise. DBRX has many small experts: 4 of 16 experts have 65
+    times as many combinations as 2 of 8.
 
-    Cost: one product of E rows a token, and k experts. Choose it to repeat DBRX, or for weights of
-    another norm: many small experts (4 of 16 have 65 times as many combinations as 2 of 8) get
-    small weights where these sum to 1. With its defaults it is `softmax_topk` with other weights of
-    the losses.
+    Cost: each token is multiplied with the gate's E rows and computed by k experts. Choose it to
+    reproduce DBRX, or for weights of another norm: if a token has many experts, weights that sum to
+    1 are small. With its default fields it is `softmax_topk` with other weights of the losses.
     """
 
     config: DbrxConfig
@@ -66,6 +70,7 @@ class Dbrx(LinearRouter):
         norm = self.config.norm
         if norm is None:
             return scores.score_TE.gather(1, expert_TK)
-        # The softmax over the chosen has the same quotient, and does not underflow to 0/0.
+        # The softmax over the chosen logits has the same ratios as p, and does not underflow to
+        # 0/0.
         share_TK = scores.logits_TE.gather(1, expert_TK).softmax(-1)
         return share_TK / torch.linalg.vector_norm(share_TK, ord=norm, dim=-1, keepdim=True)

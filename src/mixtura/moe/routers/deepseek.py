@@ -1,4 +1,4 @@
-"""DeepSeek's gates: a token's experts lie in a few groups, so that it is sent to few devices.
+"""DeepSeek's gates: a token's experts are in few groups, so the token is sent to few devices.
 
 T tokens, E experts, K experts per token, G groups of S = E/G consecutive experts, M groups kept.
 """
@@ -26,16 +26,17 @@ from mixtura.moe.routers.token_choice import Scores
 
 
 class GroupedSpec(RouterSpec):
-    """The keys that both versions share."""
+    """The fields that the configs of DeepSeek-V2 and DeepSeek-V3 share."""
 
     groups: int = Field(default=8, ge=1)
-    """number of groups of equally many consecutive experts, each for a device or a node"""
+    """the number of groups of consecutive experts, all of one size; a group is the experts of one
+    device or node"""
     groups_kept: int = Field(ge=1)
-    """largest number of groups that a token may have experts in"""
+    """the largest number of groups in which a token may have experts"""
     renormalise: bool
     """whether a token's weights are divided by their sum"""
     scale: float = Field(gt=0, allow_inf_nan=False)
-    """factor of all weights"""
+    """the factor by which all weights are multiplied"""
 
     def check(self, num_experts: int, top_k: int) -> None:
         if num_experts % self.groups:
@@ -62,7 +63,7 @@ class GroupedSpec(RouterSpec):
 
 
 class DeepSeekV2Config(GroupedSpec):
-    """DeepSeek-V2: softmax, top-k among the experts of the `groups_kept` best devices."""
+    """DeepSeek-V2: softmax, then top-k among the experts of the `groups_kept` best devices."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType(
         {"balance": 0.003, "device": 0.05, "communication": 0.02, "z": 0.0}
@@ -75,17 +76,20 @@ class DeepSeekV2Config(GroupedSpec):
 
 @register_router(DeepSeekV2Config)
 class DeepSeekV2(SoftmaxTopK):
-    """s = softmax(W x); keep the M devices with the best expert each; the k largest s among theirs.
+    """s = softmax(W x); the M devices with the largest maximum of s are kept; among their experts
+    the k largest s are chosen.
 
-    DeepSeek-V2's device-limited routing (arXiv 2405.04434, section 2.2.2; D = 8, M = 3). A device
-    is a group of E/D consecutive experts, ranked by the highest s in it. The weight is s times
-    `scale`, as in eq. 21; `renormalise` divides by the sum of the k weights first. Three losses
-    have the paper's weights: between experts (eq. 23-25, our balance loss: E/(K T) times a count is
-    E times its share), between devices (eq. 26-28), and of what each device receives (eq. 29-31).
+    This is DeepSeek-V2's device-limited routing (arXiv 2405.04434, section 2.2.2, with D = 8
+    devices and M = 3). A device is a group of E/D consecutive experts; the largest s of its experts
+    ranks the device. The weight of an expert is s times `scale`, as in eq. 21; under `renormalise`
+    s is first divided by the sum of the k chosen s. Three losses have the weights of the paper. The
+    loss between experts (eq. 23-25) equals our balance loss, since E/(K T) times a count is E times
+    a share. The loss between devices is that of eq. 26-28, and the communication loss, which counts
+    the tokens that each device receives, is that of eq. 29-31.
 
-    Cost: that of softmax top-k, and a ranking of D numbers; a token reaches at most M devices for
-    any k, which bounds the all-to-all. Choose it where experts are spread over devices; on one
-    device `softmax_topk` has a wider choice.
+    Cost: that of `softmax_topk`, and a ranking of D numbers for each token. For any k a token is
+    sent to at most M devices, which bounds the all-to-all. Choose it where experts are spread over
+    devices; on one device choose `softmax_topk`, which lets a token choose among all experts.
     """
 
     def __init__(self, config: DeepSeekV2Config, shape: RouterShape, capacity: Capacity) -> None:
@@ -102,7 +106,7 @@ class DeepSeekV2(SoftmaxTopK):
 
 
 class DeepSeekV3Config(GroupedSpec):
-    """DeepSeek-V3: sigmoid, a choosing bias, top-k among the experts of `groups_kept` groups."""
+    """DeepSeek-V3: sigmoid scores, a choosing bias, and top-k in the `groups_kept` best groups."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType(
         {"balance": 0.0001, "device": 0.0, "communication": 0.0, "z": 0.0}
@@ -110,7 +114,7 @@ class DeepSeekV3Config(GroupedSpec):
     kind: Literal["deepseek_v3"] = "deepseek_v3"
     groups_kept: int = Field(default=4, ge=1)
     group_top: int = Field(default=2, ge=1)
-    """number of a group's best scores whose sum ranks the group"""
+    """a group is ranked by the sum of this number of its best scores"""
     renormalise: bool = True
     scale: float = Field(default=2.5, gt=0, allow_inf_nan=False)
 
@@ -126,19 +130,22 @@ class DeepSeekV3Config(GroupedSpec):
 
 @register_router(DeepSeekV3Config)
 class DeepSeekV3(SigmoidTopK):
-    """s = sigmoid(W x); the k largest s + b in the M best groups; s over their sum, times `scale`.
+    """s = sigmoid(W x); among the experts of the M best groups the k largest s + b are chosen; the
+    weights are s divided by the sum of the chosen s, times `scale`.
 
-    DeepSeek-V3 (arXiv 2412.19437, eq. 12-16; groups: section 2.1.2, node-limited routing). A group
-    is a node of E/G consecutive experts. It is ranked by the sum of its `group_top` highest s + b:
-    2 in the released model, where the paper says K/M (equal at its 8 experts in 4 nodes). The bias
-    b affects only the choice: after each optimizer step it rises by `balance.bias_rate` for an
-    expert under the mean load, and falls by as much for one above it. A small balance loss is taken
-    over each sequence (eq. 17-20), with P from s over its sum; f counts the chosen experts, with
-    bias and groups, as in all our losses, where eq. 18 counts the k largest s.
+    This is the router of DeepSeek-V3 (arXiv 2412.19437, eq. 12-16) with the node-limited routing of
+    its section 2.1.2. A group is the E/G consecutive experts of one node, and is ranked by the sum
+    of its `group_top` largest s + b. The released model uses 2, while the paper says K/M; both are
+    equal for the paper's 8 experts in 4 nodes. The bias b affects only which experts are chosen.
+    After each optimizer step it rises by `balance.bias_rate` for an expert whose load is below the
+    mean, and falls by the same amount for an expert whose load is above the mean. A small balance
+    loss is computed over each sequence (eq. 17-20); its P uses s divided by the sum of all s. As in
+    all our losses, f counts the experts that were chosen with bias and groups, while eq. 18 counts
+    the k largest s.
 
-    Cost: that of sigmoid top-k, and a top-2 in each group; a token reaches at most M nodes. Choose
-    it for many experts over several nodes, and where a balance loss costs quality; in one node
-    `sigmoid_topk` is the same without groups.
+    Cost: that of `sigmoid_topk`, and a top-k of `group_top` in each group. A token is sent to at
+    most M nodes. Choose it for many experts over several nodes, and where a balance loss costs
+    quality; within one node choose `sigmoid_topk`, the same router without groups.
     """
 
     def __init__(self, config: DeepSeekV3Config, shape: RouterShape, capacity: Capacity) -> None:
@@ -153,7 +160,10 @@ class DeepSeekV3(SigmoidTopK):
 
 
 def in_best_groups(ranking_TE: Tensor, num_groups: int, groups_kept: int, group_top: int) -> Tensor:
-    """ranking_TE, with -inf outside the groups whose `group_top` best experts have largest sums."""
+    """ranking_TE with -inf for all experts outside the `groups_kept` best groups.
+
+    A group is ranked by the sum of its `group_top` largest values.
+    """
     ranking_TGS = ranking_TE.unflatten(1, (num_groups, -1))
     score_TG = ranking_TGS.topk(group_top, dim=-1).values.sum(-1)
     kept_TG = torch.zeros_like(score_TG, dtype=torch.bool)

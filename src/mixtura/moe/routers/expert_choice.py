@@ -1,7 +1,7 @@
 """Expert choice: each expert takes its best tokens, and a token may have no expert or many.
 
-T tokens, D model width, E experts, G groups of tokens by themselves, S tokens in each, C tokens
-that an expert takes in each, N = G*E*C rows.
+T tokens, D model width, E experts. Experts choose separately in each of G groups of S tokens, such
+as sequences. An expert takes C tokens of each group, so there are N = G*E*C rows.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class ExpertChoiceConfig(RouterSpec):
     scope: Literal["sequence", "batch"] = "sequence"
     """the tokens among which an expert chooses"""
     accept_leak: bool = False
-    """true allows a language model with it, although it reads later tokens"""
+    """whether a language model may have the router, which reads later tokens"""
 
     @property
     def leaks(self) -> bool:
@@ -51,22 +51,23 @@ class ExpertChoiceConfig(RouterSpec):
 class ExpertChoice(Router):
     """S = softmax(x W) over experts; expert i takes the k tokens with the largest S[:, i].
 
-    G, I = TopK(S^T, k) with k = n c / e for n tokens, e experts and c experts per token on average,
-    the layer's top_k (Zhou et al. 2022, arXiv 2202.09368, section 3); k is rounded up, and weights
-    are S. Load is even by construction, so it needs no balance loss and no capacity rule. A token
-    may be taken by no expert, and is then carried by the residual connection, or by all.
-    `scope: sequence` lets experts choose within each sequence, `scope: batch` among all tokens.
-    Padding is not counted in n and never taken.
+    This is G, I = TopK(S^T, k) of Zhou et al. 2022 (arXiv 2202.09368, section 3), with k = n c / e,
+    rounded up, for n tokens and e experts. c is the mean number of experts per token, the layer's
+    top_k. The combine weights are S. Load is even by construction, so the router needs no balance
+    loss and no capacity rule. A token may be taken by any number of experts; if no expert takes it,
+    the residual connection carries it. Under `scope: sequence` experts choose within each sequence,
+    under `scope: batch` among all tokens. Padding is never taken and is not counted in n.
 
-    It leaks, in training and in evaluation: whether a token is taken depends on the tokens that
-    compete with it, even later ones of its sequence (and under `scope: batch` those of other
-    sequences). A language model trained so reads a little of its own future, scores better than it
-    can generate, and behaves otherwise when it reads one token at a time, where every expert takes
-    the only token. Decoders refuse it; for them there is `expert_threshold`.
+    The router reads later tokens, in training and in evaluation. Whether an expert takes a token
+    depends on the tokens that compete with it: later tokens of its sequence, and under
+    `scope: batch` also tokens of other sequences. A language model that is trained with it reads a
+    little of its own future, so its loss is better than its generated text. In generation one token
+    at a time has no competitors, so every expert takes it, and the model behaves differently.
+    Decoders refuse the router; `expert_threshold` is the router for them.
 
-    Cost: one product of E rows a token, E selections of k among n; n c rows for the experts. Choose
-    it for encoders, vision and other models that read all tokens at once; not for language models,
-    for which there is `expert_threshold`.
+    Cost: each token is multiplied with the gate's E rows. Each of the E experts selects k of n
+    tokens, and n c rows are computed. Choose it for encoders, vision and other models that read all
+    tokens at once; for language models choose `expert_threshold`.
     """
 
     config: ExpertChoiceConfig
@@ -98,23 +99,24 @@ class ExpertChoice(Router):
 
 
 def refuse_capacity(capacity: Capacity | None, config: RouterSpec) -> None:
-    """Raises ValueError for another capacity rule, where capacity is built in."""
+    """Raises ValueError for any rule but `Dropless`, in a router with a built-in capacity."""
     if capacity is not None and not isinstance(capacity, Dropless):
         raise ValueError(f"capacity={capacity} under router kind={config.name}: {_BUILT_IN}")
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Rows of experts that took tokens: group by group, expert by expert, the best token first."""
+    """Rows of experts that took tokens, sorted by group, by expert, and the best token first."""
 
     token_N: Tensor
     choice_N: Tensor
-    """rank of the expert among those that took the token; 0 has the largest score"""
+    """the rank of the row's expert among the experts that took its token; 0 for the largest
+    score"""
     expert_N: Tensor
-    """E for an unused row: padding makes a group hold fewer tokens than its length"""
+    """the expert of each row; E for an unused row, which occurs if a group contains padding"""
 
     def of(self, score_TE: Tensor) -> Tensor:
-        """score_N, differentiable; 0 for an unused row."""
+        """score_N: the score of each row's token and expert, differentiable; 0 for unused rows."""
         num_experts = score_TE.shape[1]
         unused_N = self.expert_N == num_experts
         place_N = self.token_N * num_experts + self.expert_N.masked_fill(unused_N, 0)
@@ -122,9 +124,10 @@ class Taken:
 
 
 def best_tokens(score_TE: Tensor, valid_T: Tensor | None, groups: int, mean_experts: int) -> Taken:
-    """Each expert takes its ceil(n c / E) best of a group's n valid tokens; scores exceed -1.
+    """Each expert takes its ceil(n c / E) best tokens of the n valid tokens of a group.
 
-    There are as many rows as for a group without padding, so that shapes alone give their number.
+    c is `mean_experts`. Scores must be above -1. The result has as many rows as without padding, so
+    that the number of rows depends only on shapes; the rows beyond are unused.
     """
     num_tokens, num_experts = score_TE.shape
     size = num_tokens // groups
@@ -148,12 +151,12 @@ def best_tokens(score_TE: Tensor, valid_T: Tensor | None, groups: int, mean_expe
 
 
 def rows_each(count: Count, mean_experts: int, num_experts: int) -> Count:
-    """ceil(n c / E): the tokens that an expert takes of n, with c experts a token on average."""
+    """ceil(n c / E): how many of n tokens an expert takes if a token has c experts on average."""
     return (count * mean_experts + num_experts - 1) // num_experts
 
 
 def _rank_for_token(score_N: Tensor, token_N: Tensor, num_tokens: int) -> Tensor:
-    """rank_N: how many rows of the same token have a larger score."""
+    """rank_N: the number of rows of the same token that have a larger score."""
     order_N = score_N.argsort(descending=True, stable=True)
     place_N = places(token_N[order_N][None], num_tokens)[0]
     return torch.empty_like(place_N).scatter_(0, order_N, place_N)

@@ -1,6 +1,6 @@
 """Expert choice without reading later tokens: an expert takes every token above its threshold.
 
-T tokens, E experts, K the most experts per token.
+T tokens, E experts, K the largest number of experts per token.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,17 @@ from mixtura.ranks import Ranks
 
 
 class ExpertThresholdConfig(RouterSpec):
-    """Expert choice for language models: thresholds learned from earlier batches."""
+    """Expert choice for language models: an expert's threshold is learned from earlier batches."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType(
         {"balance": 0.0, "z": 0.0, "importance": 0.0}
     )
     kind: Literal["expert_threshold"] = "expert_threshold"
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """of the moving average over optimizer steps"""
+    """the momentum of the moving average over optimizer steps that gives the thresholds"""
     most: int | None = Field(default=None, ge=1)
-    """the most experts per token; null: twice the layer's top_k, which is the mean"""
+    """the largest number of experts per token; null for twice the layer's top_k, where top_k is the
+    mean number"""
 
     def check(self, num_experts: int, top_k: int) -> None:
         check_most(self.most, num_experts, top_k)
@@ -36,24 +37,27 @@ class ExpertThresholdConfig(RouterSpec):
 
 @register_router(ExpertThresholdConfig)
 class ExpertThreshold(LinearRouter):
-    """S = softmax(x W); a token takes the experts with S_i >= threshold_i; weights are S.
+    """S = softmax(x W); a token gets the experts with S_i >= threshold_i; the weights are S.
 
-    The causal form of expert choice (Zhou et al. 2022, arXiv 2202.09368): the k-th largest score
-    among a batch's tokens is not looked up but remembered. threshold_i is a moving average, over
-    optimizer steps, of the k-th largest S_i, with k = n c / E for n tokens and c the layer's top_k,
-    the mean number of experts per token. Deciding by a threshold is Shazeer 2017's M_threshold
-    (arXiv 1701.06538, appendix F); the moving average instead of a learned threshold is our own. A
-    token takes at most `most` experts, its best ones, and maybe none.
+    This is a causal form of expert choice (Zhou et al. 2022, arXiv 2202.09368). In expert choice an
+    expert takes the tokens with the k largest S_i of a batch, where k = n c / E for n tokens, and c
+    is the layer's top_k, the mean number of experts per token. Here threshold_i is a moving average
+    of the k-th largest S_i over optimizer steps, so a choice does not need the batch. Shazeer 2017
+    also decides by thresholds, in M_threshold (arXiv 1701.06538, appendix F), but learns them by
+    gradient; the moving average is our own. A token gets at most `most` experts, those with the
+    largest S, and may get none.
 
-    Nothing leaks, in training or in evaluation: every choice reads the thresholds of earlier steps,
-    and `mixtura.moe.end_step` changes them only after a step. They start at 1/E, an even gate's
-    score, and the first step replaces them. Load is near c T / E on data like that of the last
-    steps, and never exact; a balance loss can be added.
+    The router reads no later tokens, in training or in evaluation: every choice uses thresholds of
+    earlier steps, which `mixtura.moe.end_step` changes only after a step. All thresholds start at
+    1/E, the score of an even gate, and the first step replaces them. The load of an expert is near
+    c T / E for text like that of the last steps, but never exactly c T / E; a balance loss can be
+    added.
 
-    Cost: one product of E rows a token, and in training E selections of k among n; c experts on
-    average, row buffers of `most`. Choose it for a language model whose tokens should have
-    different numbers of experts at an even load; not where the kind of text changes, since
-    thresholds of other text do not balance it.
+    Cost: each token is multiplied with the gate's E rows and computed by c experts on average.
+    Training also finds the k-th largest of n scores for each of E experts. Buffers have `most` rows
+    for each token. Choose it for a language model whose tokens should have different numbers of
+    experts at an even load; do not choose it where the kind of text changes, because thresholds
+    learned on other text do not balance the load.
     """
 
     config: ExpertThresholdConfig
@@ -89,13 +93,13 @@ class ExpertThreshold(LinearRouter):
         return self.chosen(scores, score_TE, chosen_TK, bank_R)
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
-        """The scores of the chosen experts; an unused row, E, weighs 0."""
+        """The scores of the given experts; 0 for an unused row, whose expert is E."""
         none_TK = expert_TK == self.num_experts
         weight_TK = scores.score_TE.gather(1, expert_TK.masked_fill(none_TK, 0))
         return weight_TK.masked_fill(none_TK, 0.0)
 
     def _observe(self, score_XE: Tensor) -> None:
-        """Record a batch's k-th largest scores; X tokens without padding."""
+        """Record the k-th largest score of each expert in a batch of X tokens, without padding."""
         if len(score_XE) == 0:
             return
         taken = rows_each(len(score_XE), self.top_k, self.num_experts)
@@ -104,11 +108,15 @@ class ExpertThreshold(LinearRouter):
         self._batches += 1
 
     def end_step(self, ranks: Ranks) -> None:
-        """threshold <- m threshold + (1 - m) seen; at first the mean of all steps so far."""
+        """Set each threshold to m * threshold + (1 - m) * the mean k-th largest score of this step.
+
+        m is the momentum. In the first steps m is smaller, so that the threshold is the mean over
+        all steps so far.
+        """
         sum_E = self._kth_sum_E
         if sum_E is None:
             sum_E = torch.zeros_like(self.threshold_E)
-        # A rank without tokens sums zeros, or the other ranks would wait for ever.
+        # A rank without tokens sums zeros, because `sum` waits until every rank has called it.
         total = ranks.sum(torch.cat([sum_E, sum_E.new_tensor([self._batches])]))
         self._kth_sum_E, self._batches = None, 0
         if total[-1] == 0:
@@ -120,18 +128,19 @@ class ExpertThreshold(LinearRouter):
 
 
 def best_allowed(score_TE: Tensor, allowed_TE: Tensor, most: int) -> Tensor:
-    """chosen_TK: the `most` best of each token's allowed experts; E for unused rows."""
-    # Scores lie in 0..1, so subtracting 2 puts all other experts behind the allowed ones.
+    """chosen_TK: each token's best allowed experts, at most `most`; E for unused rows."""
+    # Scores are in 0..1, so subtracting 2 ranks all other experts below the allowed experts.
     best_TK = torch.where(allowed_TE, score_TE, score_TE - 2).topk(most).indices
     return best_TK.masked_fill(~allowed_TE.gather(1, best_TK), score_TE.shape[1])
 
 
 def most_experts(most: int | None, shape: RouterShape) -> int:
+    """`most`, or by default twice the mean number of experts per token, but at most all experts."""
     return min(2 * shape.top_k, shape.num_experts) if most is None else most
 
 
 def check_most(most: int | None, num_experts: int, top_k: int) -> None:
-    """Raises ValueError unless `most` lies between the mean number of experts and all of them."""
+    """Raises ValueError unless top_k <= most <= num_experts; top_k is the mean per token."""
     if most is not None and not top_k <= most <= num_experts:
         raise ValueError(
             f"router.most={most} must lie in top_k={top_k}..num_experts={num_experts}; "

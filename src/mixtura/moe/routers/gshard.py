@@ -1,4 +1,4 @@
-"""GShard's gate: two experts a token, the second at random in training.
+"""GShard's gate: two experts a token; in training the second expert is used at random.
 
 T tokens, E experts, K = 2 experts per token.
 """
@@ -16,7 +16,10 @@ from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
 
 
 class GShardConfig(RouterSpec):
-    """GShard: softmax, two experts; the second is abandoned at random where its weight is small."""
+    """GShard: softmax over all experts, and two experts a token.
+
+    In training the second expert is abandoned at random, the more often the smaller its weight is.
+    """
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"balance": 0.01, "z": 0.0})
     loss_choices: ClassVar[CountedChoices] = "first"
@@ -33,20 +36,23 @@ class GShardConfig(RouterSpec):
 
 @register_router(GShardConfig)
 class GShard(LinearRouter):
-    """g = softmax(W x); the two largest g1, g2 over their sum; the second one with chance 2 g2.
+    """g = softmax(W x); the two largest g divided by their sum are the weights g1 and g2; in
+    training the second expert is used with probability 2 g2.
 
-    GShard (arXiv 2006.16668, algorithm 1). In training a second choice is abandoned unless
-    2 g2 > U(0, 1); it still takes room, and g1 is not raised to 1. In evaluation the second expert
-    is always used. The paper's capacity, C = 2 S / E rows for S tokens and first choices of all
-    tokens before second ones, is `capacity: {policy: drop, factor: 1.0, scope: group}`.
+    This is the gate of GShard (arXiv 2006.16668, algorithm 1). In training a second choice is
+    abandoned unless 2 g2 > U(0, 1). An abandoned choice takes room at its expert, and g1 is not
+    raised to 1. In evaluation the second expert is always used. The paper's capacity is C = 2 S / E
+    rows for S tokens, and all first choices come before second choices. This is
+    `capacity: {policy: drop, factor: 1.0, scope: group}`.
 
     The balance loss counts only first choices: `balance.choices` is `first` by default. The paper's
-    l_aux = (1/E) sum_e (c_e / S) m_e is ours over E^2: 1/E^2 where ours is 1. The algorithm gives
-    no weight for it; 0.01 times ours, the default, is Switch's.
+    loss, l_aux = (1/E) sum_e (c_e / S) m_e, is our balance loss divided by E^2. The paper's
+    algorithm gives no weight for it; the default weight, 0.01 times our balance loss, is that of
+    Switch.
 
-    Cost: one product of E rows a token; 1 + 2 g2 experts on average in training, 2 in evaluation.
-    Choose it to repeat GShard; for a plain top-2 layer `softmax_topk` has the same weights without
-    the randomness.
+    Cost: each token is multiplied with the gate's E rows. It is computed by 1 + 2 g2 experts on
+    average in training, and by 2 in evaluation. Choose it to reproduce GShard; for a plain top-2
+    layer choose `softmax_topk`, which has the same weights without the randomness.
     """
 
     def score(self, logits_TE: Tensor) -> Scores:
@@ -54,7 +60,7 @@ class GShard(LinearRouter):
         return Scores(logits_TE, probs_TE, probs_TE)
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
-        # Equal to g over g1 + g2, and never 0/0.
+        # This equals g divided by the sum of the two chosen g, and is never 0/0.
         return scores.logits_TE.gather(1, expert_TK).softmax(-1)
 
     def chosen(

@@ -1,6 +1,6 @@
-"""Routing by token id, with nothing to learn.
+"""Hash routers, which read a token's experts from a fixed table and have no parameters.
 
-T tokens, V vocabulary, E experts, K experts per token.
+T tokens, V tokens of the vocabulary, E experts, K experts per token.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,12 +20,13 @@ from mixtura.moe.routing import Routing
 from mixtura.moe.tokens import Tokens
 from mixtura.shapes.ledger import Buffer, Weight
 
-# Tokens of the table that are filled at a time, so that a large table needs little memory.
+# The number of the table's rows that are filled at a time. Each row needs E random numbers, so all
+# rows of a large table at once would need much memory.
 _ROWS = 4096
 
 
 class HashConfig(RouterSpec):
-    """Hash layers: a token's experts follow from its id alone, by a fixed table."""
+    """Hash layers: a fixed table gives the experts of each token id."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({})
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType(
@@ -37,11 +38,12 @@ class HashConfig(RouterSpec):
     needs_ids: ClassVar[bool] = True
     kind: Literal["hash"] = "hash"
     table: Literal["random", "balanced", "token_id"] = "random"
-    """how the table is made; `balanced` from the corpus's token counts"""
+    """how the table is made: at random, by the token counts of the corpus (`balanced`), or as id
+    mod E (`token_id`)"""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """of the random table"""
+    """the seed of the random table, and of ties in the balanced table"""
     vocabulary: int | None = Field(default=None, ge=1)
-    """rows of the table; null: the model's vocabulary"""
+    """the number of rows of the table; null for the size of the model's vocabulary"""
 
     def with_vocabulary(self, vocabulary: int) -> Self:
         if self.vocabulary is None:
@@ -63,22 +65,26 @@ class HashConfig(RouterSpec):
 
 @register_router(HashConfig)
 class Hash(TokenRows):
-    """y = (1/K) sum_k E_{h_k(id)}(x): fixed hashes of the token id, and no gate.
+    """y = (1/K) sum_k E_{h_k(id)}(x), with K fixed hashes h_k of the token id, and no gate.
 
-    Hash layers (Roller et al. 2021, arXiv 2106.04426). `table: random` samples each token's experts
-    once, from `seed`. `balanced` gives the most frequent token to the least loaded expert, then the
-    next one, by the counts of the training corpus (`mixtura.moe.set_token_counts`, which training
-    from a recipe calls). `token_id` takes id mod E, and needs no table. With top_k > 1 a token has
-    K hashes that never give the same expert twice; the paper's MultiHash joins segments of experts,
-    ours are whole experts with weights of 1/K. Every layer of one config has the same table. There
-    are no parameters, logits or probabilities, hence no loss. A token's experts depend only on its
-    own id, so nothing leaks. One very frequent token cannot be divided, so one expert may stay
-    busiest. `balanced` raises ConfigError until the counts are set, and the router raises
-    ValueError without ids.
+    Hash layers are from Roller et al. 2021 (arXiv 2106.04426). `table: random` samples each token's
+    experts once, from `seed`. `table: balanced` takes the tokens from the most to the least
+    frequent, and gives each token to the least loaded expert. The frequencies are the counts of the
+    training corpus, which `mixtura.moe.set_token_counts` sets; training from a recipe calls this
+    function. `table: token_id` computes id mod E and needs no table. With top_k > 1 a token has K
+    hashes, which always give K different experts. The paper's MultiHash instead joins segments of
+    experts; here whole experts have weights of 1/K. All layers with the same config have the same
+    table.
 
-    Cost: one look-up a token, and K experts. Choose it as the baseline that learned routing must
-    beat, or where routing must be fixed beforehand; not where a token's meaning depends on its
-    neighbours, which its id does not show.
+    The router has no parameters, logits or probabilities, and so it has no loss. A token's experts
+    depend only on the token's own id, so the router reads no later tokens. All rows of one token
+    have the same experts, so the expert of a very frequent token may stay the busiest. Routing with
+    `balanced` raises ConfigError until the counts are set, and routing without ids raises
+    ValueError.
+
+    Cost: each token needs one look-up and is computed by K experts. Choose it as the baseline that
+    learned routing must beat, or where routing must be fixed beforehand; do not choose it where a
+    token's meaning depends on its neighbours, because the id is the same beside any neighbours.
     """
 
     config: HashConfig
@@ -95,7 +101,8 @@ class Hash(TokenRows):
                 "token; give it, or choose router.table=token_id"
             )
         size = (config.vocabulary, shape.top_k)
-        # On the CPU even for a model on meta, since the generator is the CPU's.
+        # The random generator works on the CPU, so the table is made there, even for a model on the
+        # meta device.
         unknown = torch.full(size, -1, device="cpu")
         known = config.table == "random"
         self.register_buffer("table_VK", _random(*size, shape, config.seed) if known else unknown)
@@ -108,7 +115,7 @@ class Hash(TokenRows):
                 "or choose a router that reads the tokens' vectors"
             )
         if valid_T is not None:
-            # Padding may have any id, even -100.
+            # Padding may have an id outside the table, such as -100.
             id_T = id_T.masked_fill(~valid_T, 0)
         chosen_TK = self.experts_of(id_T)
         dtype = torch.promote_types(tokens.x_TD.dtype, torch.float32)
@@ -116,12 +123,12 @@ class Hash(TokenRows):
         return self.routed(Choice(chosen_TK, weight_TK), tokens, capacity)
 
     def experts_of(self, id_T: Tensor) -> Tensor:
-        """chosen_TK. Raises ConfigError where a balanced table has not been set."""
+        """chosen_TK. Raises ConfigError if the counts of a balanced table have not been set."""
         if self.config.table == "token_id":
             hash_K = torch.arange(self.top_k, device=id_T.device)
             return (id_T[:, None] + hash_K) % self.num_experts
         if not self._is_known:
-            # Checked once, since the check synchronises with a GPU.
+            # The check waits for the GPU, so it is not repeated after it has succeeded.
             if bool((self.table_VK < 0).any()):
                 raise ConfigError(
                     "router.table=balanced has no token counts yet; call "
@@ -135,7 +142,11 @@ class Hash(TokenRows):
         return self.config.table == "balanced"
 
     def set_token_counts(self, counts_V: Tensor) -> None:
-        """Make the balanced table. Raises ConfigError for counts of another vocabulary."""
+        """Make the balanced table from the counts.
+
+        Raises ConfigError for a negative count, and if there is not one count for each row of the
+        table.
+        """
         if counts_V.shape != self.table_VK.shape[:1] or bool((counts_V < 0).any()):
             raise ConfigError(
                 f"counts must be {len(self.table_VK)} numbers of 0 or more, one for each token of "
@@ -147,7 +158,7 @@ class Hash(TokenRows):
 
 
 def _random(vocabulary: int, top_k: int, shape: RouterShape, seed: int) -> Tensor:
-    """table_VK: K different experts for each token; all sets are equally likely."""
+    """table_VK: K different experts for each token; all sets of K experts are equally likely."""
     generator = torch.Generator().manual_seed(seed)
     parts = [
         torch.rand(len(rows), shape.num_experts, generator=generator, device="cpu").topk(top_k)
@@ -158,17 +169,17 @@ def _random(vocabulary: int, top_k: int, shape: RouterShape, seed: int) -> Tenso
 
 
 def balanced_table(counts_V: Tensor, num_experts: int, seed: int = 0, top_k: int = 1) -> Tensor:
-    """table_VK: the most frequent token gets the K least loaded experts, then the next token.
+    """table_VK: each token, the most frequent first, gets the K least loaded experts.
 
-    Of equally loaded experts the one with the fewest tokens is first, so that tokens which never
-    occur are spread too; the seed decides remaining ties.
+    Among equally loaded experts the expert with the fewest tokens is first, so that tokens of count
+    0 are spread over all experts too. The seed decides the remaining ties.
     """
     generator = torch.Generator().manual_seed(seed)
     shuffled_V = torch.randperm(len(counts_V), generator=generator, device="cpu")
     counts_V = counts_V.cpu()[shuffled_V]
     order_V = counts_V.argsort(descending=True, stable=True)
     ties = torch.randperm(num_experts, generator=generator, device="cpu").tolist()
-    # Load, tokens, tie-break, expert.
+    # An entry is an expert's load, number of tokens, tie-break and number.
     heap = [(0, 0, tie, expert) for expert, tie in enumerate(ties)]
     heapify(heap)
     rows: list[list[int]] = []

@@ -1,7 +1,9 @@
-"""A router of routers: an outer gate over groups of experts, an inner gate in each group.
+"""A hierarchical router: an outer gate chooses groups of experts, and inner gates choose experts.
 
-T tokens, D model width, G groups, S = E/G experts in each, O groups and I experts in each of them
-that a token takes: K = O*I. R rows, as in `TokenChoiceRouter`.
+T tokens, D model width, E experts, G groups of S = E/G experts. A token takes O groups and I
+experts in each group, so K = O*I. The outer gate scores R rows: the T tokens, or the rows of a
+further hierarchical router around this router. The inner gates score Q = R*O rows: each of the R
+rows in each of its groups.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,25 +30,25 @@ _NO_RANKING = (
 
 
 class HierarchicalConfig(RouterSpec):
-    """An outer router over `groups`, an inner one in each group.
+    """An outer router chooses groups of experts, and an inner router chooses experts in each group.
 
-    `inner` may be hierarchical too, to any depth. `top_k` of the layer is `outer_top_k` times the
-    number of experts in each group.
+    `inner` may be hierarchical too, to any depth. A token has top_k / outer_top_k experts in each
+    of its groups.
     """
 
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType({"reroute": _NO_RANKING})
     kind: Literal["hierarchical"] = "hierarchical"
     groups: int = Field(ge=1)
-    """number of groups of equally many consecutive experts"""
+    """the number of groups of consecutive experts, all of one size"""
     outer_top_k: int = Field(default=1, ge=1)
-    """groups that a token is sent to; top_k is a multiple of it, divided evenly among them"""
+    """the number of groups of a token; the layer's top_k must be a multiple of it"""
     outer: OuterRouter
-    """the gate over groups"""
+    """the router that chooses groups"""
     inner: InnerRouter
-    """the gate in each group, with its own weights in each"""
+    """the router that chooses experts in a group; each group has its own gate"""
 
     def served(self) -> Mapping[LossName, float]:
-        """Shazeer's Importance_H and Load_H where both gates are noisy, else a balance loss."""
+        """Shazeer's Importance_H and Load_H if both gates are noisy, otherwise a balance loss."""
         noisy = all("load" in part.served() for part in (self.outer, self.inner))
         devices: Mapping[LossName, float] = {"device": 0.0, "communication": 0.0}
         if noisy:
@@ -77,7 +79,7 @@ class HierarchicalConfig(RouterSpec):
             self.inner.check(num_experts // self.groups, inner_top_k)
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
-        # A choice of one from one has the weight 1, and needs no gradient.
+        # A gate with a single choice has the constant weight 1, and needs no gradient.
         if self.groups > 1:
             self.outer.check_gradient(self.groups, self.outer_top_k)
         if num_experts > self.groups:
@@ -108,14 +110,16 @@ class HierarchicalConfig(RouterSpec):
 class Hierarchical(TokenChoiceRouter):
     """y = sum_i sum_j G_outer(x)_i G_i(x)_j E_ij(x) (Shazeer 2017, arXiv 1701.06538, appendix B).
 
-    Expert i*S + j is expert j of group i, and a group may stand for a device or a machine. Only the
-    chosen groups' gates are evaluated. `load_E` of the terms is Load_H, where both gates are noisy.
-    The balance loss is the mean of a loss over groups and a loss over experts in each group.
+    E_ij is expert j of group i, which has the number i*S + j. A group may be the experts of one
+    device or machine. Only the gates of the chosen groups are computed. If both gates are noisy,
+    `load_E` of the routing's terms is Load_H. The balance loss is the mean of two losses: a loss
+    over groups, and a loss over the experts of each group.
 
-    Cost: one product of G rows and O products of S rows a token, where a flat gate has E rows; K
-    experts. Choose it for thousands of experts, whose flat gate would cost as much as an expert, or
-    where a token should reach few devices. Not for tens of experts: a flat gate is cheap there, and
-    has one load to balance, not two.
+    Cost: each token is multiplied with G rows of the outer gate and O times S rows of inner gates,
+    where a flat gate has E rows; K experts compute it. Choose it for thousands of experts, whose
+    flat gate would cost as much as an expert, or where a token should reach few devices. For tens
+    of experts choose a flat router: its gate is cheap, and it has one load to balance instead of
+    two.
     """
 
     config: HierarchicalConfig
@@ -123,7 +127,8 @@ class Hierarchical(TokenChoiceRouter):
     def __init__(self, config: HierarchicalConfig, shape: RouterShape, capacity: Capacity) -> None:
         super().__init__(config, shape, capacity)
         self.num_groups, self.groups_kept = config.groups, config.outer_top_k
-        # Capacity applies to whole experts, so the parts have none.
+        # This router applies the capacity to its own choice, so the outer and the inner router have
+        # no capacity.
         outer = config.outer.build(config.outer_shape(shape), Dropless())
         inner = config.inner.build(config.inner_shape(shape), Dropless())
         assert isinstance(outer, TokenChoiceRouter), "it has one gate"
@@ -133,7 +138,7 @@ class Hierarchical(TokenChoiceRouter):
     def choose(
         self, x_TD: Tensor, valid_R: Tensor | None = None, bank_R: Tensor | None = None
     ) -> Choice:
-        """Q = R*O rows for the inner gate: each row of R at each of its groups."""
+        """Choose groups for the R rows, then experts for the Q = R*O rows of the inner gates."""
         outer = self.outer.choose(x_TD, valid_R, bank_R)
         group_Q = outer.chosen_TK.reshape(-1)
         row_Q = torch.arange(len(group_Q), device=x_TD.device) // self.config.outer_top_k
@@ -156,7 +161,10 @@ class Hierarchical(TokenChoiceRouter):
     def _load(
         self, outer: Choice, inner: Choice, bank_Q: Tensor, valid_Q: Tensor | None
     ) -> Tensor | None:
-        """Load_H(X)_ij = Load_outer(X)_i Load_i(X^(i))_j / |X^(i)| (appendix B)."""
+        """Load_H(X)_ij = Load_outer(X)_i Load_i(X^(i))_j / |X^(i)| (appendix B).
+
+        X^(i) are the tokens that are sent to group i.
+        """
         if outer.load_GE is None or inner.load_GE is None:
             return None
         load_GS = inner.load_GE
@@ -171,7 +179,10 @@ class Hierarchical(TokenChoiceRouter):
 
 
 def _abandoned(outer: Choice, inner: Choice) -> Tensor | None:
-    """A token that abandons a group abandons all experts chosen in it."""
+    """True for a row that the inner router abandons, or whose group the outer router abandons.
+
+    A token that abandons a group abandons all its experts in the group.
+    """
     abandoned_RI = inner.abandoned_TK
     if outer.abandoned_TK is not None:
         outer_RI = outer.abandoned_TK.reshape(-1, 1).expand_as(inner.chosen_TK)
@@ -180,7 +191,7 @@ def _abandoned(outer: Choice, inner: Choice) -> Tensor | None:
 
 
 def _inner_levels(outer: Choice, inner: Choice, row_Q: Tensor) -> Iterator[Level]:
-    """The inner router's levels, with its rows Q mapped to the outer rows."""
+    """The inner router's levels, with `token_R` converted from the Q rows to the R outer rows."""
     for level in inner.levels:
         used_R = level.used_R
         if outer.abandoned_TK is not None:

@@ -1,6 +1,7 @@
 """The noisy top-k gate of the sparsely-gated layer (Shazeer 2017).
 
-T tokens, D model width, E experts, K experts per token, G banks.
+T tokens, D model width, E experts, K experts per token, G banks (the gates of the groups inside a
+hierarchical router; otherwise one gate).
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,10 @@ LEAST_DEVIATION = 1e-6
 
 
 class NoisyTopKConfig(RouterSpec):
-    """Shazeer 2017: top-k of W x plus learned noise, softmax over the k. Starts from zeros."""
+    """Shazeer 2017: noise of learned size is added to W x, then top-k, then softmax over the k.
+
+    All weights of the gate start at 0.
+    """
 
     losses: ClassVar = MappingProxyType({"importance": 0.1, "load": 0.1, "balance": 0.0, "z": 0.0})
     has_one_gate: ClassVar[bool] = True
@@ -44,23 +48,23 @@ class NoisyTopKConfig(RouterSpec):
 
 @dataclass(frozen=True, slots=True)
 class NoisyScores(Scores):
-    """`logits_TE` have no noise; `score_TE` have noise in training."""
+    """`logits_TE` are W x without noise. In training, `score_TE` are the logits plus noise."""
 
     deviation_TE: Tensor
-    """standard deviation of the noise: Softplus(x W_noise)"""
+    """the standard deviation of the noise: Softplus(x W_noise)"""
 
 
 @register_router(NoisyTopKConfig)
 class NoisyTopK(LinearRouter):
     """G(x) = Softmax(KeepTopK(H(x), k)), H(x)_i = (x W_g)_i + N(0, 1) Softplus((x W_noise)_i).
 
-    arXiv 1701.06538, eq. 3-5; both matrices start from zeros (appendix A). Evaluation has no noise.
-    `load_E` in the routing's terms is the smooth Load(X) of eq. 10, only in training.
+    This is the gate of arXiv 1701.06538, eq. 3-5; both matrices start at 0 (appendix A). Evaluation
+    adds no noise. In training the routing's terms contain `load_E`, the smooth Load(X) of eq. 10.
 
-    Cost: two products of E rows a token in training, one in evaluation, and k experts. Choose it to
-    repeat Shazeer 2017, or where a gate settles too early: noise of a learned size tries experts
-    just below the k. Not where training must choose as evaluation does; `topk_softmax` is the same
-    gate without noise.
+    Cost: each token is multiplied with 2 E rows in training and with E rows in evaluation, and
+    computed by k experts. Choose it to reproduce Shazeer 2017, or where a gate settles too early:
+    the noise, of learned size, tries experts that rank just below the k best. If training must
+    choose experts as evaluation does, choose `topk_softmax`, the same gate without noise.
     """
 
     def __init__(self, config: NoisyTopKConfig, shape: RouterShape, capacity: Capacity) -> None:
@@ -89,7 +93,8 @@ class NoisyTopK(LinearRouter):
     ) -> Choice:
         scores = self.scores(x_TD, bank_R)
         ranking_TE = self.rank(scores, bank_R)
-        # k + 1 experts: smooth load needs the score that an expert would have had to exceed.
+        # The smooth load compares the score of an expert with the k-th or the (k+1)-th best score,
+        # so k + 1 experts are found.
         deepest = min(self.top_k + 1, self.num_experts)
         best_TK = topk(ranking_TE, deepest if self.training else self.top_k)
         choice = self.chosen(scores, ranking_TE, best_TK[:, : self.top_k], bank_R)
@@ -101,6 +106,7 @@ class NoisyTopK(LinearRouter):
         return replace(choice, load_GE=self._by_bank(selected_TE, bank_R))
 
     def _by_bank(self, of_TE: Tensor, bank_R: Tensor | None) -> Tensor:
+        """The sums of `of_TE` over the rows of each bank."""
         if bank_R is None:
             return of_TE.sum(0, keepdim=True)
         zeros_GE = of_TE.new_zeros(self.shape.banks, self.num_experts)
@@ -108,19 +114,21 @@ class NoisyTopK(LinearRouter):
 
 
 def selection_probability(scores: NoisyScores, best_TK: Tensor, top_k: int) -> Tensor:
-    """P(x, i), the probability that expert i is among the k if its own noise is sampled again.
+    """P(x, i): the probability that expert i is among the k best if its noise is sampled again.
 
-    arXiv 1701.06538, eq. 8 and 9: Phi((clean_i - kth_excluding(H, k, i)) / deviation_i).
-    `best_TK` are the k + 1 best noisy experts; with at most k experts every probability is 1.
+    This is Phi((clean_i - kth_excluding(H, k, i)) / deviation_i) of arXiv 1701.06538, eq. 8 and 9.
+    `best_TK` are the k + 1 experts with the best noisy scores. If there are at most k experts,
+    every probability is 1.
     """
     if best_TK.shape[1] <= top_k:
         return torch.ones_like(scores.logits_TE)
     best = scores.score_TE.gather(1, best_TK)
     kth_T1, next_T1 = best[:, top_k - 1 : top_k], best[:, top_k : top_k + 1]
-    # An expert within the k has to exceed the best outside; any other, the k-th.
+    # An expert is chosen if its score exceeds the k-th best score of the other experts. That is the
+    # (k+1)-th of all scores for an expert that is chosen now, else the k-th.
     inside_TE = scores.score_TE >= kth_T1
     threshold_TE = torch.where(inside_TE, next_T1, kth_T1)
-    # Training may shrink the noise to almost 0. Then 1 / deviation^2 overflows in the gradient, and
-    # times a density of 0 it is NaN.
+    # Training may shrink the deviation to almost 0. Then 1 / deviation^2 in the gradient overflows
+    # to inf, and inf times a density of 0 is NaN; so the deviation is clamped.
     deviation_TE = scores.deviation_TE.clamp(min=LEAST_DEVIATION)
     return torch.special.ndtr((scores.logits_TE - threshold_TE) / deviation_TE)

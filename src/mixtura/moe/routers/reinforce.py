@@ -1,4 +1,7 @@
-"""A gate that samples an expert and learns from the token's loss. T tokens, E experts."""
+"""A gate that samples one expert a token and learns from the token's cross-entropy.
+
+T tokens, E experts.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,7 +22,7 @@ from mixtura.shapes.ledger import Weight
 
 
 class ReinforceConfig(RouterSpec):
-    """RL-R: one expert sampled from a softmax policy, which learns by REINFORCE."""
+    """RL-R: one expert a token is sampled from a softmax policy, which REINFORCE trains."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType(
         {"policy": 0.01, "balance": 0.01, "z": 0.001, "importance": 0.0}
@@ -32,9 +35,10 @@ class ReinforceConfig(RouterSpec):
     )
     kind: Literal["reinforce"] = "reinforce"
     baseline: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """weight of the baseline's squared error within the policy's loss"""
+    """the weight of the baseline's squared error in the policy's loss"""
     entropy: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    """weight of the entropy within the policy's loss; entropy keeps the policy exploring"""
+    """the weight of the entropy in the policy's loss; a larger weight makes the policy try more
+    experts"""
 
     def check(self, num_experts: int, top_k: int) -> None:
         if top_k != 1:
@@ -45,30 +49,33 @@ class ReinforceConfig(RouterSpec):
 
     def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:
         yield from super().weights(shape, prefix)
-        # Only training reads the baseline.
+        # The baseline is used only in training, so none of its weights count as active.
         yield Weight(f"{prefix}baseline_weight", (1, shape.width), "router", Fraction(0))
         yield Weight(f"{prefix}baseline_bias", (1,), "router", Fraction(0))
 
 
 @register_router(ReinforceConfig)
 class Reinforce(LinearRouter):
-    """pi = softmax(W x); an expert sampled from pi in training, argmax in evaluation; y = E_e(x).
+    """pi = softmax(W x); e is sampled from pi in training, argmax pi in evaluation; y = E_e(x).
 
-    RL-R of Clark et al. 2022 (arXiv 2202.01169): the gate learns by REINFORCE with a learned
-    baseline, through `reinforce_loss`, and not through the weight of the expert's output. That this
-    weight is 1 is our reading of a secondary source that says no more. The reward is minus the
-    token's cross-entropy plus the batch's mean, so that the baseline need not follow the falling
-    loss; the trainer calls `mixtura.moe.late_losses` with the cross-entropies, and so must a loop
-    of your own. The baseline is linear in x and passes no gradient to it. The reward is the token's
-    own next-token loss: effects on later tokens through attention are not counted. Terms:
-    `log_prob_T`, `baseline_T`, `entropy_T`. A policy still tends to settle on a few experts, so
-    Switch's balance loss and the z-loss are added; the policy's loss has the balance loss's weight.
+    This is RL-R of Clark et al. 2022 (arXiv 2202.01169). The gate is trained by REINFORCE with a
+    learned baseline, by `reinforce_loss`. The weight of the expert's output is 1, so the gate gets
+    no gradient through it; this weight is our reading of a secondary source that says no more about
+    it. The reward of a token is the batch's mean cross-entropy minus the token's own, so that the
+    baseline need not follow the falling loss. The trainer passes the cross-entropies to
+    `mixtura.moe.late_losses`, and a training loop of your own must do so too. The baseline is
+    linear in x and passes no gradient to x. The reward contains only the loss of the token's own
+    prediction: effects on later tokens through attention are not counted. The routing's terms are
+    `log_prob_T`, `baseline_T` and `entropy_T`. Because a policy tends to settle on a few experts,
+    Switch's balance loss and the z-loss are added; the policy's loss has the same weight as the
+    balance loss.
 
-    Nothing leaks: the reward follows the forward pass, and a choice reads only the token itself.
+    The router reads no later tokens: a choice depends only on the token itself, and the reward is
+    computed after the forward pass.
 
-    Cost: one product of E rows a token and one expert; in training one more row, and the loss of
-    each token. Choose it to study routing as decision; a softmax gate learns faster, from the
-    gradient that this router does without.
+    Cost: each token is multiplied with the gate's E rows and computed by one expert. Training adds
+    one row, for the baseline, and needs the cross-entropy of each token. Choose it to study routing
+    as decision; a softmax gate learns faster, because it gets the gradient through the weight.
     """
 
     config: ReinforceConfig
@@ -82,7 +89,10 @@ class Reinforce(LinearRouter):
         return Scores(logits_TE, logits_TE, logits_TE.softmax(-1))
 
     def rank(self, scores: Scores, bank_R: Tensor | None) -> Tensor:
-        """In training logits + Gumbel noise, whose largest is a sample from the policy."""
+        """The logits; in training the logits plus Gumbel noise.
+
+        The expert with the largest noisy logit is a sample from the policy.
+        """
         ranking_TE = super().rank(scores, bank_R)
         if not self.training:
             return ranking_TE
@@ -108,7 +118,7 @@ class Reinforce(LinearRouter):
         return replace(choice, terms=terms)
 
     def late_loss(self, routing: Routing, nats_T: Tensor) -> Tensor:
-        """A token's reward is the mean nats over tokens minus its own."""
+        """The policy's loss; a token's reward is the mean of all cross-entropies minus its own."""
         reward_T = mean_over_tokens(nats_T, routing.valid_T) - nats_T
         return reinforce_loss(routing, reward_T, self.config.baseline, self.config.entropy)
 
@@ -118,10 +128,11 @@ def reinforce_loss(
 ) -> Tensor:
     """mean_t -(r_t - b_t) log pi(e_t) + baseline (r_t - b_t)^2 - entropy H(pi_t), without padding.
 
-    REINFORCE (Williams 1992) with a learned baseline: r_t is the token's reward, b_t its expected
-    reward (`baseline_T` of the terms), pi its policy (`log_prob_T`, `entropy_T`). The advantage
-    r_t - b_t is a constant for the policy; only its square trains the baseline. The last two
-    arguments are weights.
+    This is REINFORCE (Williams 1992) with a learned baseline. The mean over the tokens t is of the
+    whole sum. r_t is the token's reward, and b_t its expected reward, `baseline_T` of the routing's
+    terms. log pi(e_t) is `log_prob_T`, and the policy's entropy H(pi_t) is `entropy_T`. In the
+    first summand r_t - b_t is a constant, so only the square trains the baseline. The arguments
+    `baseline` and `entropy` are weights.
     """
     terms = routing.terms
     surprise_T = reward_T.detach() - terms["baseline_T"]

@@ -1,6 +1,6 @@
-"""The base of all routers: a config that lists its losses, and a module that returns a Routing.
+"""The base classes of routers: of their configs, and of the modules that return a `Routing`.
 
-T tokens, D model width, E experts, K experts per token.
+T tokens, D model width, E experts, K experts per token, V tokens of the vocabulary.
 """
 
 from abc import ABC, abstractmethod
@@ -36,40 +36,41 @@ CountedChoices = Literal["all", "first"]
 
 @dataclass(frozen=True, slots=True)
 class RouterShape:
-    """All that determines a router's weights, besides its own config."""
+    """The sizes that determine a router's weights, together with the router's config."""
 
     width: int
     num_experts: int
     top_k: int
     banks: int = 1
-    """number of gates side by side, one for each group of a hierarchical router; E outputs each"""
+    """the number of gates, each with `num_experts` outputs; the inner router of a hierarchical
+    router has a gate for each group, any other router has one gate"""
     gate_bias: bool = False
-    """whether the gate's product has a learned bias (gpt-oss), unlike a choosing bias"""
+    """whether the gate's logits include a learned bias (gpt-oss); this is not the choosing bias"""
 
 
 class RouterSpec(Config):
-    """Base of the routers' configs."""
+    """The base of all routers' configs."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"balance": 0.01, "z": 0.001})
-    """the default of `served`"""
+    """the losses that the router can serve, with their default weights; the default of `served`"""
     loss_choices: ClassVar[CountedChoices] = "all"
-    """the choices that the balance loss counts by default"""
+    """the choices that the balance loss counts by default: all, or each token's first choice"""
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType({})
     """capacity policies that have no meaning under this router, each with the reason"""
     causal: ClassVar[bool] = True
-    """False where a token's experts depend on later tokens, even in evaluation"""
+    """False if a token's experts depend on later tokens, in evaluation too"""
     causal_in_training: ClassVar[bool] = True
-    """False where they depend on later tokens in training"""
+    """False if a token's experts depend on later tokens in training"""
     needs_ids: ClassVar[bool] = False
     """whether the router reads token ids"""
     takes_gate_bias: ClassVar[bool] = False
     """whether the gate can have a learned bias"""
     has_one_gate: ClassVar[bool] = False
-    """whether each token's choice comes from one linear gate, so that the router can be a part of a
-    hierarchical one"""
+    """whether one linear gate chooses each token's experts, so that the router can be a part of a
+    hierarchical router"""
 
     def served(self) -> Mapping[LossName, float]:
-        """The losses that the router can serve, with their default weights; `losses` for most."""
+        """The losses that the router can serve, with their default weights; by default `losses`."""
         return self.losses
 
     @property
@@ -78,35 +79,43 @@ class RouterSpec(Config):
 
     @property
     def leaks(self) -> bool:
-        """Whether a language model must refuse the router, since it reads later tokens."""
+        """Whether a language model must refuse the router, because it reads later tokens."""
         return not self.causal
 
     @property
     def leaks_in_training(self) -> bool:
-        """Whether training a language model must refuse the router, for the same reason."""
+        """Whether a language model with the router must not be trained.
+
+        The reason is that the router reads later tokens in training.
+        """
         return self.leaks
 
     def with_vocabulary(self, vocabulary: int) -> Self:
-        """The config for a model with that many tokens; hash routers size their tables by it."""
+        """The config for a model with `vocabulary` tokens.
+
+        Only hash routers use this number: it is the number of rows of their table.
+        """
         return self
 
     def check(self, num_experts: int, top_k: int) -> None:
-        """Raises ValueError where the router does not support these numbers."""
+        """Raises ValueError if the router does not support these numbers."""
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
-        """Raises ValueError where the router would get no gradient from the task."""
+        """Raises ValueError if the task's loss would give the router no gradient."""
 
     def tensors(self, shape: RouterShape, prefix: str) -> Iterator[Saved]:
-        """The router's part of the ledger: weights, then buffers."""
+        """The saved tensors of the router, for the model's ledger: weights, then buffers."""
         yield from self.weights(shape, prefix)
         yield from self.buffers(shape, prefix)
 
     def buffers(self, shape: RouterShape, prefix: str) -> Iterator[Buffer]:
-        """The buffers that the module saves, in their order."""
+        """The buffers that the module saves, in the module's order."""
         yield from gate_buffers(self.model_dump(), shape.banks * shape.num_experts, prefix)
 
     def weights(self, shape: RouterShape, prefix: str) -> Iterator[Weight]:
-        """The parameters; by default one matrix of (E, D)."""
+        """The parameters: by default an (E, D) matrix for each bank, and a bias if
+        `shape.gate_bias` is True.
+        """
         rows = shape.banks * shape.num_experts
         yield Weight(f"{prefix}weight", (rows, shape.width), "router")
         if shape.gate_bias:
@@ -117,12 +126,15 @@ class RouterSpec(Config):
 
     @classmethod
     def variants(cls) -> list[type[Config]]:
-        """The configs of all kinds for `RouterSpec` itself, where a field accepts any router."""
+        """The configs that a field of this type accepts.
+
+        For `RouterSpec` itself these are the configs of all kinds.
+        """
         return [one.config for one in ROUTERS.values.values()] if cls is RouterSpec else [cls]
 
 
 class Router(nn.Module, ABC):
-    """Gives each token its experts; a subclass chooses them."""
+    """The base of all routers: modules that route tokens to experts."""
 
     def __init__(self, config: RouterSpec, shape: RouterShape, capacity: Capacity) -> None:
         super().__init__()
@@ -136,17 +148,20 @@ class Router(nn.Module, ABC):
 
     @property
     def top_k(self) -> int:
-        """Experts per token; the mean, where tokens have different numbers of experts."""
+        """The number of experts per token; the mean if tokens have different numbers of experts."""
         return self.shape.top_k
 
     @property
     def rows_per_token(self) -> int:
-        """The most rows of a token, where its rows are consecutive."""
+        """The number of rows that a token has in a `Routing`, unused rows included.
+
+        It applies to routers that give all tokens equally many consecutive rows.
+        """
         return self.top_k
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """`to`, `bfloat16` and the like: buffers change their device, and keep their dtype."""
-        # Buffers stay in fp32, since steps of 1e-3 vanish in bf16 beside a bias of 1.
+        """For `to`, `bfloat16` and the like: buffers move to the device but keep their dtype."""
+        # Choosing biases stay in fp32: bf16 would round away a step of 1e-3 from a bias of 1.
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, old in before.items():
@@ -157,30 +172,35 @@ class Router(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens: Tokens, capacity: Capacity | None = None) -> Routing:
-        """Route T tokens. `capacity` replaces the router's own rule (generation: Dropless)."""
+        """Route T tokens.
+
+        `capacity` replaces the router's own capacity rule; generation passes `Dropless()`.
+        """
 
     def step_bias(self, load_E: Tensor, rate: float) -> None:
-        """Update choosing biases by an optimizer step's load; most routers have none."""
+        """Update the choosing biases, if there are any, from the load of an optimizer step."""
 
     def end_step(self, ranks: Ranks) -> None:
-        """Update what the router learns without a gradient; most routers learn nothing so.
+        """Update values that the router learns without a gradient, if there are any.
 
-        Called after each optimizer step, on all ranks.
+        Such a value is an expert's threshold. The method is called on all ranks after each
+        optimizer step.
         """
 
     @property
     def needs_token_counts(self) -> bool:
-        """Whether the router needs the frequency of each token in training."""
+        """Whether the router needs to have the number of times each token occurs in training."""
         return False
 
     def set_token_counts(self, counts_V: Tensor) -> None:
-        """Set the counts of training's tokens, for a router that needs them."""
+        """Set how often each token occurs in training, for a router that needs these counts."""
         raise AssertionError(f"{type(self).__name__} needs no token counts")
 
     def late_loss(self, routing: Routing, nats_T: Tensor) -> Tensor:
-        """A loss that follows from each token's cross-entropy, for a router whose config serves it.
+        """A loss from each token's cross-entropy, for a router whose config serves such a loss.
 
-        `nats_T` is detached. It exists only after the model's last layer, hence the name.
+        `nats_T` is the detached cross-entropy in nats. It is computed only after the model's last
+        layer, so the loss is called late.
         """
         raise AssertionError(f"{type(self).__name__} has no loss of tokens' cross-entropies")
 
@@ -198,9 +218,9 @@ R = TypeVar("R", bound=type[Router])
 
 
 def register_router(config: type[RouterSpec]) -> Callable[[R], R]:
-    """A router class's decorator: recipes, checkpoints and pages find it by its config's `kind`.
+    """A decorator of router classes: register the class and its config under the config's `kind`.
 
-    Raises ValueError for a kind in use.
+    Recipes, checkpoints and documentation pages use this name. Raises ValueError for a kind in use.
     """
 
     def registered(router: R) -> R:
@@ -211,7 +231,10 @@ def register_router(config: type[RouterSpec]) -> Callable[[R], R]:
 
 
 def refuse_single_renormalised(top_k: int, kind: str, remedy: str) -> None:
-    """Raises ValueError for top_k=1, where a renormalised weight is the constant 1."""
+    """Raises ValueError for top_k=1 with renormalised weights.
+
+    A single weight divided by itself is the constant 1.
+    """
     if top_k == 1:
         raise ValueError(
             f"top_k=1 under router kind={kind} makes every combine weight the constant 1, so the "

@@ -12,19 +12,23 @@ from mixtura.moe.routers.router import ROUTERS, RouterSpec
 
 @dataclass(frozen=True, slots=True)
 class RouterField:
-    """The validator of a field that accepts routers."""
+    """The validator of a config field whose value is the config of a router."""
 
     one_gate_alone: bool = False
-    """whether only routers with one linear gate are accepted, as parts of a hierarchical router"""
+    """whether the field accepts only routers with one linear gate, as the parts of a hierarchical
+    router need"""
     or_hierarchical: bool = False
-    """whether a hierarchical router is accepted besides"""
+    """whether the field accepts hierarchical routers in addition"""
 
     def kinds(self) -> list[str]:
         """The kinds that the field accepts."""
         return [name for name, kind in ROUTERS.values.items() if self._takes(kind.config)]
 
     def __call__(self, value: object) -> RouterSpec:
-        """Raises ValueError for an unknown kind, and for one that the field does not accept."""
+        """The config of the router.
+
+        Raises ValueError for an unknown kind, and for a kind that the field does not accept.
+        """
         spec = value if isinstance(value, RouterSpec) else _read(value)
         if not self._takes(type(spec)):
             raise ValueError(
@@ -46,7 +50,8 @@ def _read(value: object) -> RouterSpec:
     try:
         return config.model_validate(value)
     except ValidationError as error:
-        # The errors' places name the kind, whose config has the wrong key.
+        # Each error's location gets the kind as a prefix, so that the message names the config with
+        # the wrong key.
         raise ValidationError.from_exception_data(
             error.title, [_under(value["kind"], one) for one in error.errors()]
         ) from error
@@ -65,7 +70,7 @@ AnyRouter = Annotated[SerializeAsAny[RouterSpec], PlainValidator(RouterField())]
 OuterRouter = Annotated[
     SerializeAsAny[RouterSpec], PlainValidator(RouterField(one_gate_alone=True))
 ]
-"""the outer part of a hierarchical router: a choice among groups"""
+"""the outer part of a hierarchical router, which chooses groups of experts"""
 InnerRouter = Annotated[
     SerializeAsAny[RouterSpec],
     PlainValidator(RouterField(one_gate_alone=True, or_hierarchical=True)),

@@ -1,4 +1,4 @@
-"""DeepSeek-V3's sigmoid gate, with a bias that affects only the choice, and without groups.
+"""DeepSeek-V3's sigmoid gate with a choosing bias, but without groups of experts.
 
 T tokens, E experts, K experts per token.
 """
@@ -19,7 +19,10 @@ from mixtura.moe.routers.token_choice import LinearRouter, Scores
 
 
 class SigmoidTopKConfig(RouterSpec):
-    """s = sigmoid(W x); the k largest s + bias; weights s over their sum, times `scale`."""
+    """Sigmoid scores; the experts with the k largest sums of score and bias are chosen.
+
+    The weights are the scores divided by the sum of the chosen scores, times `scale`.
+    """
 
     takes_gate_bias: ClassVar[bool] = True
     has_one_gate: ClassVar[bool] = True
@@ -27,9 +30,10 @@ class SigmoidTopKConfig(RouterSpec):
     renormalise: bool = True
     """whether a token's weights are divided by their sum"""
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """factor of all weights"""
+    """the factor by which all weights are multiplied"""
     choosing_bias: bool = True
-    """whether a bias, updated after each step, is added to the scores for the choice"""
+    """whether experts are chosen by their score plus a choosing bias, which is updated after each
+    step"""
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
         if self.renormalise:
@@ -38,16 +42,18 @@ class SigmoidTopKConfig(RouterSpec):
 
 @register_router(SigmoidTopKConfig)
 class SigmoidTopK(LinearRouter):
-    """g' = s where s + b is among the k largest; g = g' / sum g' (arXiv 2412.19437, eq. 12-16).
+    """s = sigmoid(W x); g'_i = s_i if s_i + b_i is among the k largest, else 0; g = g' / sum g'
+    (arXiv 2412.19437, eq. 12-16).
 
-    probs_TE is s over its sum over all experts, as in DeepSeek-V3's sequence-wise loss. Each expert
-    is scored by itself, so one score may rise without lowering others. The bias b rises after each
-    optimizer step by `balance.bias_rate` for an expert under the mean load, and falls by as much
-    for one above it.
+    The balance loss uses the probabilities s_i / sum_j s_j over all experts j, as in DeepSeek-V3's
+    sequence-wise loss. Each expert is scored separately, so one score can rise while others stay
+    equal. After each optimizer step the bias b_i rises by `balance.bias_rate` if expert i's load is
+    below the mean, and falls by the same amount if the load is above the mean.
 
-    Cost: one product of E rows a token, and k experts. Choose it for many experts, and where a
-    balance loss costs quality: under `balance: {loss: 0}` the bias balances alone. Not for experts
-    on several nodes, where `deepseek_v3` sends a token to fewer of them.
+    Cost: each token is multiplied with the gate's E rows and computed by k experts. Choose it for
+    many experts, and where a balance loss costs quality: under `balance: {loss: 0}` only the bias
+    balances the load. For experts on several nodes choose `deepseek_v3`, which sends a token to
+    fewer nodes.
     """
 
     config: SigmoidTopKConfig
@@ -57,7 +63,7 @@ class SigmoidTopK(LinearRouter):
 
     def score(self, logits_TE: Tensor) -> Scores:
         score_TE = logits_TE.sigmoid()
-        # The 1e-20 of transformers' DeepSeek-V3 keeps a row of zeros finite.
+        # If all scores of a row are 0, the 1e-20 (as in transformers' DeepSeek-V3) avoids 0/0.
         return Scores(logits_TE, score_TE, score_TE / (score_TE.sum(-1, keepdim=True) + 1e-20))
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:

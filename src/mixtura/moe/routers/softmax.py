@@ -1,4 +1,4 @@
-"""Softmax routers: Mixtral, OLMoE, gpt-oss, Switch and DBRX.
+"""Softmax routers: those of Mixtral, OLMoE, gpt-oss and Switch.
 
 T tokens, D model width, E experts, K experts per token.
 """
@@ -20,7 +20,7 @@ from mixtura.moe.routers.token_choice import LinearRouter, Scores
 
 
 class SoftmaxTopKConfig(RouterSpec):
-    """Softmax over all experts, then top-k; weights renormalised (Mixtral) or not (OLMoE)."""
+    """Softmax over all experts, then top-k, with weights renormalised (Mixtral) or not (OLMoE)."""
 
     takes_gate_bias: ClassVar[bool] = True
     has_one_gate: ClassVar[bool] = True
@@ -28,7 +28,8 @@ class SoftmaxTopKConfig(RouterSpec):
     renormalise: bool = True
     """whether a token's weights are divided by their sum"""
     choosing_bias: bool = False
-    """whether a bias, updated after each step, is added to the probabilities for the choice"""
+    """whether experts are chosen by their probability plus a choosing bias, which is updated after
+    each step"""
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
         if self.renormalise:
@@ -37,16 +38,17 @@ class SoftmaxTopKConfig(RouterSpec):
 
 @register_router(SoftmaxTopKConfig)
 class SoftmaxTopK(LinearRouter):
-    """p = softmax(W x); the k largest p (OLMoE), or each over their sum (Mixtral).
+    """p = softmax(W x); the weights are the k largest p (OLMoE), or these over their sum (Mixtral).
 
-    Over their sum, the default, the weights are Mixtral's Softmax(TopK(W x)) (arXiv 2401.04088) and
-    sum to 1 for any probabilities. Without the division, even probabilities make the layer's output
-    small. `choosing_bias` changes by `balance.bias_rate` after each step, and affects only the
-    choice.
+    With the division, which is the default, the weights are Mixtral's Softmax(TopK(W x))
+    (arXiv 2401.04088), and they sum to 1. Without the division, even probabilities make the layer's
+    output small. A choosing bias affects only which experts are chosen, and changes by
+    `balance.bias_rate` after each optimizer step.
 
-    Cost: one product of E rows a token, and k experts. Choose it where nothing favours another
-    router: Mixtral and Qwen3-MoE renormalise, OLMoE does not. Not for one expert a token, for which
-    there is `switch`, nor where a balance loss costs quality: `sigmoid_topk` balances by a bias.
+    Cost: each token is multiplied with the gate's E rows and computed by k experts. Choose it where
+    nothing favours another router: Mixtral and Qwen3-MoE renormalise the weights, OLMoE does not.
+    For one expert a token choose `switch`. Where a balance loss costs quality choose
+    `sigmoid_topk`, which balances by a bias.
     """
 
     config: SoftmaxTopKConfig
@@ -62,21 +64,23 @@ class SoftmaxTopK(LinearRouter):
         if not self.config.renormalise:
             return scores.score_TE.gather(1, expert_TK)
         if not scores.rounded:
-            # Equal to p over the sum of the chosen p, and never 0/0.
+            # This equals p divided by the sum of the chosen p, and is never 0/0.
             return scores.logits_TE.gather(1, expert_TK).softmax(-1)
         weight_TK = scores.score_TE.gather(1, expert_TK)
-        # transformers' division, to the last bit; a bias may choose experts that all have p = 0.
+        # This is the division of transformers, to the last bit. A bias may choose experts that all
+        # have p = 0, so the sum is clamped.
         return weight_TK / weight_TK.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
 class TopKSoftmaxConfig(RouterSpec):
-    """Top-k over logits, then softmax over the k (gpt-oss, Granite; Shazeer 2017, eq. 3)."""
+    """Top-k of the logits, then softmax over these k (gpt-oss, Granite; Shazeer 2017, eq. 3)."""
 
     takes_gate_bias: ClassVar[bool] = True
     has_one_gate: ClassVar[bool] = True
     kind: Literal["topk_softmax"] = "topk_softmax"
     choosing_bias: bool = False
-    """whether a bias, updated after each step, is added to the logits for the choice"""
+    """whether experts are chosen by their logit plus a choosing bias, which is updated after each
+    step"""
 
     def check_gradient(self, num_experts: int, top_k: int) -> None:
         refuse_single_renormalised(top_k, self.kind, "choose kind=softmax_topk or kind=switch")
@@ -84,14 +88,16 @@ class TopKSoftmaxConfig(RouterSpec):
 
 @register_router(TopKSoftmaxConfig)
 class TopKSoftmax(LinearRouter):
-    """The k largest logits, softmax over them. Ranks by logit, so a bias adds to logits.
+    """The k largest logits of W x choose the experts; the softmax over these k gives the weights.
 
-    The gate of gpt-oss and Granite, and that of Shazeer 2017 without its noise (arXiv 1701.06538,
-    eq. 3). It gives the experts and the weights of a renormalising `softmax_topk`. The two differ
-    under `choosing_bias`, which here adds to logits of any size, and there to probabilities.
+    This is the gate of gpt-oss and Granite. It is also the gate of Shazeer 2017 without noise
+    (arXiv 1701.06538, eq. 3). It gives the same experts and weights as `softmax_topk` with
+    renormalised weights. The two differ only under `choosing_bias`: here the bias is added to
+    logits, whose size is not bounded, and in `softmax_topk` to probabilities.
 
-    Cost: one product of E rows a token, and k experts. Choose it to repeat a model that has this
-    gate; otherwise `softmax_topk`, which can also leave its weights undivided.
+    Cost: each token is multiplied with the gate's E rows and computed by k experts. Choose it to
+    reproduce a model that has this gate; otherwise choose `softmax_topk`, whose weights can also be
+    left undivided.
     """
 
     config: TopKSoftmaxConfig
@@ -107,12 +113,15 @@ class TopKSoftmax(LinearRouter):
 
 
 class SwitchConfig(RouterSpec):
-    """Switch: top-1, weight p, the input jittered by U(1 - jitter, 1 + jitter) in training."""
+    """Switch: one expert a token, whose weight is its probability.
+
+    In training the gate's input is multiplied by noise from U(1 - jitter, 1 + jitter).
+    """
 
     has_one_gate: ClassVar[bool] = True
     kind: Literal["switch"] = "switch"
     jitter: float = Field(default=0.01, ge=0, lt=1)
-    """largest relative noise on each of the gate's inputs in training; 0: no noise"""
+    """the largest relative noise on each of the gate's inputs in training; 0 for no noise"""
 
     def check(self, num_experts: int, top_k: int) -> None:
         if top_k != 1:
@@ -126,19 +135,20 @@ class SwitchConfig(RouterSpec):
 class Switch(LinearRouter):
     """y = p_i(x) E_i(x), i = argmax p, p = softmax(W x) (arXiv 2101.03961, eq. 1 and 2).
 
-    The weight is p itself, through which the task's gradient reaches the gate. In training the
-    gate's input is multiplied by U(1 - jitter, 1 + jitter); the expert's input has no noise. The
-    paper's capacity is `capacity: {policy: drop, factor: 1.25, scope: group}`, with factors from
-    1.0 to 2.0.
+    The task's gradient reaches the gate through the weight p_i. In training each number of the
+    gate's input is multiplied by a sample of U(1 - jitter, 1 + jitter); the expert's input has no
+    noise. The paper's capacity is `capacity: {policy: drop, factor: 1.25, scope: group}`, and the
+    paper uses factors from 1.0 to 2.0.
 
-    Cost: one product of E rows a token, and one expert. Choose it where a token should cost one
-    expert and be sent to one place; for more experts a token there is `softmax_topk`.
+    Cost: each token is multiplied with the gate's E rows and computed by one expert. Choose it
+    where each token should be computed by a single expert; for more experts a token choose
+    `softmax_topk`.
     """
 
     config: SwitchConfig
 
     def scores(self, x_TD: Tensor, bank_R: Tensor | None) -> Scores:
-        # Only the router's input is jittered, not the experts'.
+        # Only the gate's input gets noise; the experts read the input without noise.
         jitter = self.config.jitter if self.training else 0.0
         return super().scores(jittered(x_TD, jitter), bank_R)
 
@@ -151,7 +161,7 @@ class Switch(LinearRouter):
 
 
 def jittered(x_TD: Tensor, jitter: float) -> Tensor:
-    """x times U(1 - jitter, 1 + jitter), in fp32 or float64; x itself for a jitter of 0."""
+    """x times samples of U(1 - jitter, 1 + jitter), in fp32 or float64; x itself if jitter is 0."""
     if jitter == 0:
         return x_TD
     dtype = torch.promote_types(x_TD.dtype, torch.float32)

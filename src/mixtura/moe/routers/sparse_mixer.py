@@ -1,6 +1,7 @@
-"""SparseMixer: two experts, each sampled among the near-best, with a gradient of the sampling.
+"""SparseMixer: two experts a token, each sampled among the experts with nearly the best logit.
 
-T tokens, E experts, K = 2 experts per token.
+The gate gets an estimate of the gradient through the sampling. T tokens, E experts, K = 2 experts
+per token.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,10 @@ from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
 
 
 class SparseMixerConfig(RouterSpec):
-    """SparseMixer-v2: the best expert, then the best of the rest, each over its near-equals."""
+    """SparseMixer-v2: two experts a token, each sampled among the experts near the best logit.
+
+    Its weight is a softmax over these near experts. The second choice excludes the first expert.
+    """
 
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType(
         {
@@ -27,7 +31,8 @@ class SparseMixerConfig(RouterSpec):
     )
     kind: Literal["sparse_mixer"] = "sparse_mixer"
     tolerance: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    """half of how far, as a share, a logit may lie below the best and still be sampled"""
+    """half of the largest relative distance from the best logit at which an expert may still be
+    sampled"""
 
     def check(self, num_experts: int, top_k: int) -> None:
         if top_k != 2:
@@ -41,23 +46,24 @@ class SparseMixerConfig(RouterSpec):
 class SparseMixer(LinearRouter):
     """p = softmax of s = W x over {i: (max s - s_i) / max(|s_i|, max s) <= 2 tolerance}; weight p.
 
-    The second expert likewise, without the first (SparseMixer-v2 of GRIN, arXiv 2409.12136; the
-    router of Phi-3.5-MoE, whose config has the tolerance 0.01 as `router_jitter_noise`). Each
-    weight is a probability of its own sampling, so the two do not sum to 1, and each is 1 where no
-    other expert is near. Evaluation takes the largest p; training samples the expert from p.
+    The second expert is chosen in the same way among all experts except the first. This is
+    SparseMixer-v2 of GRIN (arXiv 2409.12136), the router of Phi-3.5-MoE, whose config calls the
+    tolerance `router_jitter_noise` and sets 0.01. Each of the two weights is a probability of its
+    own sampling. So the weights do not sum to 1, and a weight is 1 if no other expert is near.
+    Evaluation takes the expert with the largest p; training samples the expert from p.
 
-    The gradient of a sampled expert D is that of its p_D, times the loss's slope along its output.
-    For the likeliest expert the slope is taken at weight p_D, as in evaluation. For any other it is
-    taken at p_D with probability 1/4 and at p_D / 3 with probability 3/4, and that is also the
-    weight of the forward pass: Heun's third-order rule, whose mean is the change of the loss from
-    no expert to this one, exactly for losses that are cubic in the weight. The set of near experts
-    is a constant for the gradient, and the likeliest expert's slope is only of first order, as in
-    transformers.
+    The gradient of a sampled expert D is that of its p_D, times the slope of the task's loss along
+    the expert's output. For the likeliest expert the slope is taken at weight p_D, as in
+    evaluation. For any other expert the slope is taken at weight p_D with probability 1/4, and at
+    weight p_D / 3 with probability 3/4; the forward pass uses the same weight. This is Heun's
+    third-order rule: its mean is the change of the loss from no expert to this expert, exactly for
+    losses that are cubic in the weight. As in transformers, the set of near experts is a constant
+    for the gradient, and the slope of the likeliest expert is only of first order.
 
-    Cost: one product of E rows a token, and two experts. Choose it to run or go on training a model
-    that was trained with it; with a tolerance so small that experts are seldom near, the task
-    trains the gate little. Otherwise `softmax_topk` needs no sampling and gives every token a
-    gradient.
+    Cost: each token is multiplied with the gate's E rows and computed by two experts. Choose it to
+    run or to train further a model that was trained with it; if the tolerance is so small that
+    experts are seldom near, the task trains the gate little. Otherwise choose `softmax_topk`, which
+    needs no sampling and gives every token a gradient.
     """
 
     config: SparseMixerConfig
@@ -85,12 +91,12 @@ class SparseMixer(LinearRouter):
         raise AssertionError("the config refuses policies that move rows")
 
     def _sampled(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """(expert_T1, weight_T1) of one sample; experts at -inf are excluded."""
+        """(expert_T1, weight_T1) of one sample; an expert whose logit is -inf cannot be sampled."""
         probs_TE = near_best(logits_TE, self.config.tolerance).softmax(-1)
         best_T1 = logits_TE.argmax(-1, keepdim=True)
         if not self.training:
             return best_T1, probs_TE.gather(1, best_T1)
-        # The largest log p + Gumbel noise is a sample from p.
+        # The expert with the largest sum of log p and Gumbel noise is a sample from p.
         noise_TE = -torch.empty_like(probs_TE).exponential_().log()
         expert_T1 = (probs_TE.detach().log() + noise_TE).argmax(-1, keepdim=True)
         whole_T1 = expert_T1 == best_T1
@@ -99,7 +105,10 @@ class SparseMixer(LinearRouter):
 
 
 def near_best(logits_TE: Tensor, tolerance: float) -> Tensor:
-    """-inf for experts too far below the best, by transformers' measure of distance."""
+    """The logits, with -inf for an expert that is too far below the best expert.
+
+    The distance is measured as in transformers.
+    """
     with torch.no_grad():
         best_T1 = logits_TE.amax(-1, keepdim=True)
         size_TE = torch.maximum(logits_TE.abs(), best_T1)
@@ -108,6 +117,6 @@ def near_best(logits_TE: Tensor, tolerance: float) -> Tensor:
 
 
 def scaled(prob_T1: Tensor, whole_T1: Tensor) -> Tensor:
-    """p, or p / 3 where `whole_T1` is false; the gradient is that of p for both."""
+    """p where `whole_T1` is True, else p / 3; in both cases the gradient is that of p."""
     third_T1 = torch.where(whole_T1, 0.0, -2 / 3 * prob_T1.detach())
     return prob_T1 + third_T1

@@ -1,8 +1,12 @@
-"""What routers share in which tokens choose experts: score, choose, admit, weigh.
+"""The base classes of routers whose tokens choose experts.
 
-T tokens, D model width, E experts, K experts per token, N = T*K routed rows, B sequences,
-G banks: gates side by side, of which a row uses one (under a hierarchical router). R rows: T*C,
-where row r is of token r // C; without banks R is T.
+Such a router scores the experts, chooses some of them for each token, applies the capacity rule,
+and computes combine weights. The inner router of a hierarchical router has one gate, called a bank,
+for each group of experts, and scores each row by the gate of one bank.
+
+T tokens, D model width, E experts, K experts per token, N = T*K routed rows, B sequences, G banks,
+R scored rows. If a token is scored by C banks, R is T*C and row r is token r // C; tensors named T
+then have R rows. Without banks R is T.
 """
 
 from abc import abstractmethod
@@ -26,46 +30,50 @@ from mixtura.moe.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Each token's K experts before any capacity."""
+    """Each token's K chosen experts, before capacity."""
 
     chosen_TK: Tensor
-    """best first; E for an unused row"""
+    """each token's experts, the best first; E for an unused row"""
     weight_TK: Tensor
-    """combine weights of the chosen, differentiable"""
+    """the combine weights of the chosen experts, differentiable"""
     levels: tuple[Level, ...] = ()
-    """one for a flat router, several for a hierarchical one; empty without probabilities"""
+    """one level for a flat router, several levels for a hierarchical router; empty if the router
+    has no probabilities"""
     logits_TE: Tensor | None = None
     probs_TE: Tensor | None = None
     ranking_TE: Tensor | None = None
-    """orders the experts for each token; None for a router without scores of all experts"""
+    """each token's preference for each expert, higher is better; None for a router that does not
+    score all experts"""
     load_GE: Tensor | None = None
-    """smooth load of each bank's experts, differentiable; None for routers without one"""
+    """the smooth load of each bank's experts, differentiable; None if the router has no smooth
+    load"""
     reweigh: Callable[[Tensor], Tensor] | None = None
-    """weight_TK of other experts, for rows that are moved"""
+    """computes weight_TK for other experts, for capacity rules that move rows to other experts"""
     abandoned_TK: Tensor | None = None
-    """rows that take room and are not computed, as GShard's second choices"""
+    """True for a row that takes room at its expert but is not computed, such as a second choice
+    that GShard abandons"""
     terms: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A router's scores of every expert for every token, in fp32 (or float64) in any model."""
+    """A router's scores of every expert for every token, in fp32, or float64 for float64 input."""
 
     logits_TE: Tensor
-    """before any activation"""
+    """the gate's outputs before any activation"""
     score_TE: Tensor
-    """what combine weights are computed from"""
+    """the numbers from which combine weights are computed"""
     probs_TE: Tensor
-    """each row sums to 1; balance losses read it"""
+    """the probabilities that balance losses use; each row sums to 1"""
     rounded: bool = field(default=False, kw_only=True)
-    """whether the logits were rounded to less than fp32; see `LinearRouter.rounds`"""
+    """whether the logits were computed in a dtype below fp32; see `LinearRouter.rounds`"""
 
 
 class TokenRows(Router):
-    """Routers with `rows_per_token` rows for each token, under a capacity rule."""
+    """The base of routers that give each token `rows_per_token` rows and apply a capacity rule."""
 
     num_groups: int = 1
-    """see `Routing`"""
+    """see `Routing.num_groups`"""
     groups_kept: int = 1
 
     def admit(self, choice: Choice, candidates: Candidates, capacity: Capacity | None) -> Admission:
@@ -73,7 +81,7 @@ class TokenRows(Router):
         return (self.capacity if capacity is None else capacity).admit(candidates)
 
     def routed(self, choice: Choice, tokens: Tokens, capacity: Capacity | None) -> Routing:
-        """The routing of a choice of these tokens, under the capacity rule."""
+        """The routing that follows from `choice` under the capacity rule."""
         candidates = Candidates(
             choice.chosen_TK,
             self.num_experts,
@@ -125,17 +133,17 @@ class TokenRows(Router):
 
 
 class TokenChoiceRouter(TokenRows):
-    """Each token chooses its experts."""
+    """The base of routers that choose each token's experts from the token's vector."""
 
     weighs_in_fp32: bool = False
-    """whether evaluation in bf16 keeps weights, and their products with experts' outputs, in fp32,
-    as some families of transformers do"""
+    """whether evaluation in bf16 keeps combine weights, and their products with expert outputs, in
+    fp32; some model families of transformers do this"""
 
     @abstractmethod
     def choose(
         self, x_TD: Tensor, valid_R: Tensor | None = None, bank_R: Tensor | None = None
     ) -> Choice:
-        """Each row's experts among those of its bank, before capacity."""
+        """Choose each row's experts among the experts of the row's bank, before capacity."""
 
     def forward(self, tokens: Tokens, capacity: Capacity | None = None) -> Routing:
         x_TD = tokens.x_TD
@@ -148,12 +156,15 @@ class TokenChoiceRouter(TokenRows):
 
 
 class LinearRouter(TokenChoiceRouter):
-    """A gate of one (E, D) matrix; a subclass turns logits into scores, and scores into weights."""
+    """The base of routers with a gate of one (E, D) matrix, or of one such matrix for each bank.
+
+    A subclass computes scores from logits (`score`), and combine weights from scores (`weigh`).
+    """
 
     weight: nn.Parameter
     gate_bias: nn.Parameter | None
     bias: Tensor | None
-    """the choosing bias, if any"""
+    """the choosing bias; None if the router has none"""
 
     def __init__(
         self,
@@ -177,10 +188,10 @@ class LinearRouter(TokenChoiceRouter):
 
     @abstractmethod
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
-        """weight_TK of the given experts, differentiable; `expert_TK` lies in 0..E-1."""
+        """weight_TK of the given experts, differentiable; `expert_TK` is in 0..E-1."""
 
     def scores(self, x_TD: Tensor, bank_R: Tensor | None) -> Scores:
-        """The scores of all experts of each row's bank."""
+        """The scores of each row for all experts of the row's bank."""
         if self.rounds(x_TD):
             logits_TE = row_linear(x_TD, self.weight, self.gate_bias)
             return replace(self.score(logits_TE.float()), rounded=True)
@@ -191,12 +202,16 @@ class LinearRouter(TokenChoiceRouter):
         return self.score(logits_TE)
 
     def rounds(self, x_TD: Tensor) -> bool:
-        """Whether logits are rounded, as transformers does in evaluation for a gate in bf16."""
+        """Whether the logits are computed in the gate's dtype, such as bf16, instead of fp32.
+
+        transformers does so in evaluation if the input and the gate are in bf16. Training always
+        computes logits in fp32.
+        """
         low = x_TD.itemsize < torch.float32.itemsize and x_TD.dtype == self.weight.dtype
         return low and not self.training and self.shape.banks == 1
 
     def rank(self, scores: Scores, bank_R: Tensor | None) -> Tensor:
-        """ranking_TE, without gradient; the k largest of it are chosen."""
+        """ranking_TE, without a gradient; the experts with the k largest values are chosen."""
         ranking_TE = scores.score_TE.detach()
         if self.bias is None:
             return ranking_TE
@@ -208,7 +223,7 @@ class LinearRouter(TokenChoiceRouter):
     ) -> Choice:
         scores = self.scores(x_TD, bank_R)
         ranking_TE = self.rank(scores, bank_R)
-        # Rounded logits are often equal; only torch.topk then chooses as transformers does.
+        # Rounded logits are often equal, and transformers chooses among equal logits by torch.topk.
         best = topk_naive if self.rounds(x_TD) else topk
         chosen_TK = best(ranking_TE, self.top_k)
         return self.chosen(scores, ranking_TE, chosen_TK, bank_R)
@@ -216,7 +231,7 @@ class LinearRouter(TokenChoiceRouter):
     def chosen(
         self, scores: Scores, ranking_TE: Tensor, chosen_TK: Tensor, bank_R: Tensor | None
     ) -> Choice:
-        """The choice of these experts, with their weights."""
+        """The `Choice` of the experts in `chosen_TK`, with their weights."""
         token_T = torch.arange(len(chosen_TK), device=chosen_TK.device)
         return Choice(
             chosen_TK=chosen_TK,
@@ -235,7 +250,7 @@ class LinearRouter(TokenChoiceRouter):
 
 
 def linear(x_TD: Tensor, weight_ED: Tensor, bank_R: Tensor | None = None, banks: int = 1) -> Tensor:
-    """logits_TE in fp32 (float64 for float64 input), outside any autocast."""
+    """logits_TE in fp32, or in float64 for float64 input; autocast has no effect."""
     dtype = torch.promote_types(x_TD.dtype, torch.float32)
     x_TD, weight_ED = x_TD.to(dtype), weight_ED.to(dtype)
     if bank_R is None:
@@ -244,7 +259,10 @@ def linear(x_TD: Tensor, weight_ED: Tensor, bank_R: Tensor | None = None, banks:
 
 
 class _LinearOutsideAutocast(torch.autograd.Function):
-    """x W^T in the inputs' dtype, even where `backward()` is called inside an autocast block."""
+    """x W^T in the dtype of the inputs.
+
+    Autocast has no effect, even if `backward()` is called inside an autocast block.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_TD: Tensor, weight_ED: Tensor) -> Tensor:

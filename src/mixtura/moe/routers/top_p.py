@@ -1,6 +1,6 @@
-"""A gate whose number of experts depends on the token: as many as reach a probability p together.
+"""A gate that chooses as few experts for a token as reach a total probability of p.
 
-T tokens, E experts, K the most experts per token.
+T tokens, E experts, K the largest number of experts per token.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,17 @@ from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
 
 
 class TopPConfig(RouterSpec):
-    """Softmax; a token's fewest experts whose probabilities reach `p`, at most top_k of them."""
+    """Softmax over all experts; a token gets the fewest experts whose probabilities sum to `p`.
+
+    The layer's top_k is the largest number of experts of a token.
+    """
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType(
         {"balance": 0.01, "entropy": 0.0001, "z": 0.001}
     )
     kind: Literal["top_p"] = "top_p"
     p: float = Field(default=0.4, gt=0, le=1)
-    """the probability that a token's experts must have together"""
+    """the sum that the probabilities of a token's experts must reach"""
     renormalise: bool = False
     """whether a token's weights are divided by their sum"""
 
@@ -39,21 +42,21 @@ class TopPConfig(RouterSpec):
 
 @register_router(TopPConfig)
 class TopP(LinearRouter):
-    """P = softmax(W x), largest first; the fewest experts whose P sum to `p` or more; weights P.
+    """P = softmax(W x); a token gets the fewest experts whose P sum to `p` or more, with weights P.
 
-    The dynamic routing of "Harder Tasks Need More Experts" (arXiv 2403.07652), with the p of 0.4 of
-    its released code. A token takes at least one expert, and at most the layer's top_k; the paper
-    has no such bound, and top_k = num_experts is its rule. Unused rows take no room and are not
-    rerouted. `renormalise` divides by the sum of the chosen experts' P; a token with one expert
-    then gives its gate no gradient.
+    This is the dynamic routing of "Harder Tasks Need More Experts" (arXiv 2403.07652), with p = 0.4
+    as in the paper's released code. A token gets at least one expert and at most the layer's top_k.
+    The paper has no such maximum, which is the same as top_k = num_experts. Unused rows take no
+    room at experts and are not rerouted. `renormalise` divides the weights by the sum of the chosen
+    experts' P; a token with one expert then gives the gate no gradient.
 
-    The task alone prefers more experts, so the gate learns even probabilities. The entropy loss
-    counters that and lets logits grow, which the z-loss counters.
+    The task's loss favours more experts, so on its own it leads the gate to even probabilities. The
+    entropy loss prevents this, but lets logits grow; the z-loss keeps logits small.
 
-    Cost: one product of E rows a token, and 1 to top_k experts, fewer where one probability is
-    large; row buffers are those of top_k. Choose it where some tokens are harder than others and
-    the time of a step may vary with them; where it may not, `softmax_topk` gives every token as
-    many.
+    Cost: each token is multiplied with the gate's E rows and computed by 1 to top_k experts, by
+    fewer if one probability is large. Buffers have top_k rows for each token. Choose it where some
+    tokens are harder than others and the time of a step may vary; if the time must not vary choose
+    `softmax_topk`, which gives all tokens equally many experts.
     """
 
     config: TopPConfig
@@ -67,17 +70,21 @@ class TopP(LinearRouter):
     ) -> Choice:
         sum_TK = scores.score_TE.detach().gather(1, chosen_TK).cumsum(1)
         before_TK = pad(sum_TK[:, :-1], (1, 0))
-        # Rounding may leave a sum just below p: 5 of 25 equal experts sum to 0.2.
+        # A sum may be rounded to just below p, such as the sum of 5 probabilities of 1/25 for p =
+        # 0.2. The factor prevents that such a token gets one expert more.
         enough_TK = before_TK >= self.config.p * (1 - 1e-6)
         chosen_TK = chosen_TK.masked_fill(enough_TK, self.num_experts)
         return super().chosen(scores, ranking_TE, chosen_TK, bank_R)
 
     def weigh(self, scores: Scores, expert_TK: Tensor) -> Tensor:
-        """The chosen experts' P, maybe renormalised; an unused row, E, weighs 0."""
+        """The P of the given experts, divided by their sum if `renormalise` is True.
+
+        An unused row, whose expert is E, has the weight 0.
+        """
         none_TK = expert_TK == self.num_experts
         expert_TK = expert_TK.masked_fill(none_TK, 0)
         if self.config.renormalise:
-            # Equal to P over the sum of the chosen P, and never 0/0.
+            # This equals P divided by the sum of the chosen P, and is never 0/0.
             logit_TK = scores.logits_TE.gather(1, expert_TK)
             return logit_TK.masked_fill(none_TK, -float("inf")).softmax(-1)
         return scores.score_TE.gather(1, expert_TK).masked_fill(none_TK, 0.0)

@@ -1,4 +1,4 @@
-"""Families of models: from a config.json and tensor names to our decoder, and back."""
+"""Families of models: each converts a config.json and tensor names to Mixtura's, and back."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from mixtura.errors import ConfigError
 from mixtura.registry import Registry
 from mixtura.shapes.families.family import Family, Piece, shape_of
 
-# The module and the class of each model_type.
+# The module and the class of the family of each model_type.
 _HOMES = {
     "llama": ("llama", "Llama"),
     "mistral": ("llama", "Mistral"),
@@ -33,11 +33,11 @@ _HOMES = {
 
 
 _REGISTERED: Registry[Family] = Registry("model_type", "mixtura.families")
-"""families of other packages"""
+"""the families that other packages have registered"""
 
 
 class _Families(Mapping[str, Family]):
-    """All families by model_type; each is imported at first use, since a command needs only one."""
+    """All families by model_type. A family is imported at first use: a command needs only one."""
 
     def __init__(self) -> None:
         self._built: dict[str, Family] = {}
@@ -64,9 +64,9 @@ FAMILIES: Mapping[str, Family] = _Families()
 
 
 def register_family(family: Family) -> None:
-    """Let checkpoints of another package's family be read and written, by its `model_type`.
+    """Add a family of another package, so that its checkpoints can be read and written.
 
-    Raises ValueError for a model_type in use.
+    Raises ValueError if the family's `model_type` is already in use.
     """
     if family.model_type in _HOMES:
         raise ValueError(f"model_type={family.model_type!r} is Mixtura's own; choose another")
@@ -74,7 +74,10 @@ def register_family(family: Family) -> None:
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json. Raises ConfigError, with the nearest families."""
+    """The family of a config.json.
+
+    Raises ConfigError for an unknown model_type, with the nearest families.
+    """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ConfigError(
@@ -87,7 +90,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def family_named(model_type: str) -> Family:
-    """Raises ConfigError, with the nearest families."""
+    """The family of a model_type; an unknown name raises ConfigError with the nearest names."""
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     near = difflib.get_close_matches(model_type, FAMILIES, n=3, cutoff=0.5)

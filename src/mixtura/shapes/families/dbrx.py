@@ -1,4 +1,7 @@
-"""DBRX: config keys and names of its own, experts in three stacks, LayerNorm without a bias."""
+"""DBRX: its own config keys and tensor names, stacked experts, and LayerNorm without a bias.
+
+E experts, F expert width, D model width.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +17,11 @@ from mixtura.shapes.moe import MoEShape
 
 
 class Dbrx(Family):
-    """An MoE in every layer; a stack holds one matrix of all experts, (E F, D), w2's transposed."""
+    """Every layer has an MoE, whose experts are stored in three stacks.
+
+    The stacks hold w1, v1 and w2 of all experts, each of shape (E * F, D). The w2 of an expert is
+    stored transposed.
+    """
 
     model_type = "dbrx"
     architecture = "DbrxForCausalLM"
@@ -28,7 +35,7 @@ class Dbrx(Family):
             "context": keys.integer("max_seq_len"),
             "layers": keys.integer("n_layers"),
             "attention": self._read_attention(keys, config),
-            # LayerNorm's default; no published config has another.
+            # The default epsilon of LayerNorm, which every published config uses.
             "norm": {"kind": "layer", "epsilon": 1e-5},
             "activation": "swiglu",
             "moe": self._read_moe(keys.section("ffn_config"), keys.mapping("ffn_config")),
@@ -39,8 +46,8 @@ class Dbrx(Family):
         rope = {**config, "max_position_embeddings": keys.integer("max_seq_len")}
         base = own.given("rope_theta")
         if base is not None:
-            # The model was trained with this key, which its own code reads. transformers 5 ignores
-            # it and writes its default beside it, so the two may differ.
+            # DBRX's own code reads this key, so the model was trained with this value. transformers
+            # 5 ignores the key and writes a default, which may differ, into `rope_parameters`.
             rope["rope_parameters"] = {**keys.mapping("rope_parameters", {}), "rope_theta": base}
         return {
             "heads": heads,
@@ -59,7 +66,7 @@ class Dbrx(Family):
             "activation": "swiglu",
             "router": {
                 "kind": "dbrx",
-                # Null has a meaning of its own: probabilities without a norm.
+                # null means that weights are not normalised; an absent key means a norm of 1.
                 "norm": config.get("moe_normalize_expert_weights", 1.0),
                 "jitter": keys.number("moe_jitter_eps", 0.0),
             },

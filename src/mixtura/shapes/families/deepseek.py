@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3: latent attention, shared experts, many small routed ones, maybe in groups."""
+"""DeepSeek-V2 and V3: latent attention, shared experts, and many small routed experts."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -17,7 +17,10 @@ from mixtura.shapes.moe import MoEShape
 
 
 class DeepseekV2(SparseLlama):
-    """Softmax scores times a factor; a token's experts lie in a few groups, or in any."""
+    """Combine weights are softmax scores times a factor.
+
+    A config may restrict a token to experts of the token's best groups.
+    """
 
     model_type = "deepseek_v2"
     architecture = "DeepseekV2ForCausalLM"
@@ -42,7 +45,10 @@ class DeepseekV2(SparseLlama):
     )
 
     def __init__(self, *, interleaved: bool = True) -> None:
-        """`interleaved`: stored RoPE pairs are neighbours; ours lie half a head apart."""
+        """`interleaved`: whether the two rows of a stored RoPE pair are neighbours.
+
+        The two rows of a pair of Mixtura's decoder are half of the rotated dims apart.
+        """
         self.interleaved = interleaved
 
     def read(self, config: Mapping[str, Any]) -> Tree:
@@ -57,7 +63,8 @@ class DeepseekV2(SparseLlama):
 
     def read_router(self, keys: Keys) -> Tree:
         keys.expect("scoring_func", "softmax")
-        # For renormalised weights the authors' code drops the factor, and other code keeps it.
+        # Renormalised weights are refused, because implementations differ: the authors' code then
+        # drops routed_scaling_factor, and other code keeps it.
         keys.expect("norm_topk_prob", False, None)
         keys.expect("topk_method", "greedy", "group_limited_greedy")
         scale, groups, kept = keys.number("routed_scaling_factor"), 1, 1
@@ -119,12 +126,16 @@ class DeepseekV2(SparseLlama):
             )
 
 
-# V3 has one method only, and every head has its own keys whatever the config states.
+# Keys whose defaults V3 does not take from V2. V3 has only one topk_method, and its heads always
+# have keys of their own.
 _NOT_OF_V3 = ("topk_method", "num_key_value_heads")
 
 
 class DeepseekV3(DeepseekV2):
-    """Sigmoid scores and a choosing bias; a group is ranked by its two best experts."""
+    """Scores are sigmoids, and experts are chosen with a choosing bias.
+
+    A group of experts is ranked by the sum of the two highest scores (with bias) in it.
+    """
 
     model_type = "deepseek_v3"
     architecture = "DeepseekV3ForCausalLM"
@@ -147,7 +158,10 @@ class DeepseekV3(DeepseekV2):
     group_top: ClassVar[int] = 2
 
     def __init__(self, *, interleaved: bool = True, drafting: range = range(0)) -> None:
-        """`drafting`: layers after the last that only serve multi-token prediction."""
+        """`drafting`: numbers of layers that serve only multi-token prediction.
+
+        These layers follow the model's last layer and are not read.
+        """
         super().__init__(interleaved=interleaved)
         if drafting:
             numbers = "|".join(map(str, drafting))
@@ -194,7 +208,10 @@ class DeepseekV3(DeepseekV2):
 
 
 def _write_placement(decoder: Mapping[str, Any]) -> Tree:
-    """The reverse of `read_placement`; the step is the distance of the first two MoE layers."""
+    """The config keys that `read_placement` reads.
+
+    `moe_layer_freq` is the distance between the first two MoE layers.
+    """
     placement = decoder["moe"]["placement"]
     if placement["only"] is None and placement["every"] == 1:
         return {"first_k_dense_replace": placement["first_dense"], "moe_layer_freq": 1}

@@ -1,4 +1,4 @@
-"""ERNIE 4.5's MoE: a choosing bias on softmax scores, shared experts, RoPE pairs of neighbours."""
+"""ERNIE 4.5 MoE: softmax scores with a choosing bias, shared experts, interleaved RoPE pairs."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -16,9 +16,10 @@ from mixtura.shapes.moe import MoEShape
 
 
 class Ernie45Moe(SparseLlama):
-    """MoEs from one layer to another; weights renormalised; the bias affects only the choice.
+    """A range of layers has MoEs. Combine weights are renormalised, without the choosing bias.
 
-    The stored RoPE pairs of queries and keys are neighbours; ours lie half a head apart.
+    The two rows of a stored RoPE pair of queries or keys are neighbours. In Mixtura's decoder the
+    two rows are half a head apart.
     """
 
     model_type = "ernie4_5_moe"
@@ -52,7 +53,7 @@ class Ernie45Moe(SparseLlama):
     def read(self, config: Mapping[str, Any]) -> Tree:
         keys = self.keys(config)
         keys.expect("use_bias", False, None)
-        # This family has no such key: transformers reads `use_bias` instead.
+        # In this family transformers reads `use_bias` instead of `attention_bias`.
         keys.expect("attention_bias", False, None)
         least = keys.number("moe_norm_min")
         if least > _LEAST:
@@ -124,23 +125,28 @@ class Ernie45Moe(SparseLlama):
 
 
 _END = "moe_layer_end_index"
-# The chosen probabilities of a token always have a larger sum, apart from the last bits.
+# The largest moe_norm_min that is supported. The chosen probabilities of a token always have a
+# larger sum, so division by the sum gives transformers' weights, apart from the last bits.
 _LEAST = 1e-12
 _Span = tuple[slice, slice]
 
 
 def _pairs(head: int) -> list[_Span]:
-    """(ours, stored) rows of a head: the first rows of all pairs, then the second ones."""
+    """(Mixtura's rows, stored rows) of a head: the first row of each pair, then the second row."""
     half = head // 2
     return [(slice(0, half), slice(0, None, 2)), (slice(half, None), slice(1, None, 2))]
 
 
 def _values(head: int) -> list[_Span]:
+    """(Mixtura's rows, stored rows) of a head's values, which RoPE does not rotate."""
     return [(slice(0, head), slice(0, head))]
 
 
 def _write_placement(decoder: Mapping[str, Any]) -> Tree:
-    """The reverse of `read_placement`; the step is the distance of the first two MoE layers."""
+    """The config keys that `read_placement` reads.
+
+    `moe_layer_interval` is the distance between the first two MoE layers.
+    """
     placement, last = decoder["moe"]["placement"], decoder["layers"] - 1
     first, step = placement["first_dense"], placement["every"]
     if placement["only"] is not None:

@@ -1,6 +1,8 @@
-"""A family of models: its config and tensor names, to our decoder and back.
+"""The base class of families, which convert Hugging Face models to Mixtura's decoder, and back.
 
-No torch: a family gives names, shapes and parts; `mixtura.checkpoints` reads and writes tensors.
+A tensor of ours has the name and the layout of Mixtura's decoder. A stored tensor has the name and
+the layout of a Hugging Face checkpoint. A family only describes tensors, so it needs no torch;
+`mixtura.checkpoints` reads and writes them.
 """
 
 from abc import ABC, abstractmethod
@@ -16,20 +18,23 @@ from mixtura.shapes.moe import MoEShape
 
 Part = tuple[int | slice, ...]
 InFp32 = Literal["gates", "weights", "rotation"]
-"""gates, held and saved in fp32; combine weights and their products; rotated queries and keys"""
+"""gates: the gates, in memory and in saved files; weights: the combine weights and their products
+with expert outputs; rotation: the rotation of queries and keys"""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stored tensor, or a part of one, and the part of ours that it fills.
+    """A part of a stored tensor, and the part of our tensor that it fills.
 
-    ours.view(view)[at] = stored.view(stored_view)[of], with the last two dims of stored swapped if
-    `transposed`. The defaults mean the whole tensor in its own shape.
+        ours.view(view)[at] = stored.view(stored_view)[of]
+
+    If `transposed`, the last two dims of the right side are swapped. The defaults stand for the
+    whole tensor in its own shape.
     """
 
     stored: str
     shape: tuple[int, ...]
-    """of the whole stored tensor"""
+    """the shape of the whole stored tensor"""
     ours: str
     at: Part = ()
     of: Part = ()
@@ -43,52 +48,57 @@ class Family(ABC):
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
-    """transformers' class for it"""
+    """the name of transformers' class for this model_type"""
     left_out: Mapping[str, str] = MappingProxyType({})
-    """patterns of stored tensors that are not needed, and what each is"""
+    """regular expressions for names of stored tensors that are not read, each with a description"""
 
     defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """values of absent keys, as in transformers' config class; a key without a default here or in
-    `read` must be there, and null stays null"""
+    """values of absent keys, as in transformers' config class; a key that is null keeps null, and a
+    key without a default here or in `read` is required"""
     in_fp32: ClassVar[frozenset[InFp32]] = frozenset()
-    """what transformers keeps in fp32 in a bf16 model"""
+    """the parts that transformers computes in fp32 in a bf16 model"""
 
     drafting_keys: ClassVar[tuple[str, ...]] = ()
-    """keys that count layers for drafting; 0 in what is saved, which has no such layers"""
+    """keys that count the layers for multi-token prediction; a saved config has 0 there, because
+    these layers are not saved"""
 
     def keys(self, config: Mapping[str, Any]) -> Keys:
-        """The keys of a config.json, with the family's defaults."""
+        """The keys of a config.json, with the family's defaults for absent keys."""
         return Keys({**self.defaults, **config}, self.model_type)
 
     def of_config(self, config: Mapping[str, Any]) -> Self:
-        """The family for this config, where names or order of tensors depend on the config."""
+        """The family for `config`; names and order of stored tensors may depend on `config`."""
         return self
 
     @abstractmethod
     def read(self, config: Mapping[str, Any]) -> Tree:
-        """A decoder config, as plain data. Raises ConfigError for what our decoder lacks."""
+        """The config of Mixtura's decoder, as plain data.
+
+        Raises ConfigError for a feature that the decoder lacks.
+        """
 
     @abstractmethod
     def write(self, decoder: Mapping[str, Any]) -> Tree:
-        """A config.json, from `DecoderConfig.model_dump()`.
+        """A config.json for a decoder config, which is given as `DecoderConfig.model_dump()`.
 
-        `hf_config` reads the result again, and refuses a model that differs then.
+        `hf_config` reads the result back and refuses it if the decoder config then differs.
         """
 
     def copies(self, ours: Mapping[str, str]) -> Mapping[str, str]:
-        """Names under which a tensor may be stored a second time, and the tensor that each copies.
+        """Second names under which a checkpoint may repeat a stored tensor.
 
-        `ours` has for each stored tensor the tensor of ours that it fills, or the last of several.
+        The result maps each second name to the name of the tensor that it repeats. `ours` maps each
+        stored tensor to our tensor that it fills, or to the last one if it fills several.
         """
         return {}
 
     @abstractmethod
     def pieces(self, shape: DecoderShape) -> Iterator[Piece]:
-        """Every stored tensor, and its place in ours; the pieces fill each element of ours once."""
+        """The pieces of all stored tensors; they fill each element of our tensors exactly once."""
 
 
 def shape_of(decoder: Mapping[str, Any], origin: str = "config.json") -> DecoderShape:
-    """The shape in a decoder config, without its keys for routing, balancing and computing."""
+    """The shape of a decoder config; keys for routing, balancing and computing are left out."""
     fields = {key: value for key, value in decoder.items() if key in DecoderShape.model_fields}
     moe = fields.get("moe")
     if isinstance(moe, Mapping):

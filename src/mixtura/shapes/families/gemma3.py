@@ -1,4 +1,4 @@
-"""Gemma 3: norms before and after each branch, two RoPE bases, windows in five of six layers."""
+"""Gemma 3: norms before and after attention and FFN, two RoPE bases, windows in 5 of 6 layers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +15,7 @@ from mixtura.shapes.families.llama import Llama, windows_by_type, write_window_t
 from mixtura.shapes.families.rotary import read_rope, write_rope
 
 _GLOBAL_BASE, _LOCAL_BASE, _PATTERN = 1_000_000.0, 10_000.0, 6
-# Defaults of the text part of a model with images.
+# Defaults of keys that are absent from `text_config`, the text part of a model with images.
 _TEXT_DEFAULTS = {
     "vocab_size": 262_208,
     "num_attention_heads": 8,
@@ -25,7 +25,7 @@ _TEXT_DEFAULTS = {
 
 
 class Gemma3Text(Llama):
-    """The text model: unit-offset norms, a scaled embedding, a tied head, tanh GELU."""
+    """The text model: norms with scale weight + 1, a scaled embedding, a tied head, tanh GELU."""
 
     model_type = "gemma3_text"
     architecture = "Gemma3ForCausalLM"
@@ -125,7 +125,8 @@ class Gemma3Text(Llama):
 
     def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
         written = write_window_types(local, layers)
-        # transformers makes an attention mask of this width even where no layer uses it.
+        # transformers makes an attention mask of this width even if no layer has a window, so the
+        # width must be a number.
         window = written["sliding_window"] or self.defaults["sliding_window"]
         return {"sliding_window": window, "layer_types": written["layer_types"]}
 
@@ -168,7 +169,7 @@ class Gemma3(Gemma3Text):
 
 
 def _ropes(keys: Keys) -> tuple[Tree, Tree]:
-    """`rope_parameters` of layers with full attention, and of layers with a window."""
+    """The RoPE parameters of layers with full attention, and those of layers with a window."""
     given = keys.section("rope_parameters", {})
     whole = {"rope_theta": keys.number("rope_theta", _GLOBAL_BASE)}
     whole |= keys.mapping("rope_scaling", {})

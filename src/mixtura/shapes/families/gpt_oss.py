@@ -1,4 +1,7 @@
-"""gpt-oss: sinks, windows in every other layer, biases, a clamped SwiGLU."""
+"""gpt-oss: attention sinks, windows in every other layer, biases, and a clamped SwiGLU.
+
+E experts, D model width, F expert width.
+"""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -11,7 +14,8 @@ from mixtura.shapes.families.llama import windows_by_type, write_window_types
 from mixtura.shapes.families.mixtral import SparseLlama
 from mixtura.shapes.moe import MoEShape
 
-# Defaults of absent keys: windows from the first layer on, and this YaRN.
+# Defaults of absent keys: every other layer has a window, beginning with the first layer, and RoPE
+# is scaled by YaRN.
 _TYPES = ("sliding_attention", "full_attention")
 _YARN = {
     "rope_type": "yarn",
@@ -24,10 +28,10 @@ _YARN = {
 
 
 class GptOss(SparseLlama):
-    """An MoE in every layer; experts are chosen by logit, and weighed by a softmax over the chosen.
+    """Every layer has an MoE. Combine weights are a softmax over the logits of the chosen experts.
 
-    Experts are stored in stacks and transposed, (E, D, 2F) and (E, F, D); gate and up of a hidden
-    unit are neighbouring columns.
+    The matrices of all experts are stacked and stored transposed: gate and up as (E, D, 2F), down
+    as (E, F, D). The gate and the up column of a hidden unit are neighbours.
     """
 
     model_type = "gpt_oss"
@@ -90,7 +94,8 @@ class GptOss(SparseLlama):
 
     def write_windows(self, local: Mapping[str, Any] | None, layers: int) -> Tree:
         written = write_window_types(local, layers)
-        # transformers makes an attention mask of this width even where no layer uses it.
+        # transformers makes an attention mask of this width even if no layer has a window, so the
+        # width must be a number.
         window = written["sliding_window"] or self.defaults["sliding_window"]
         return {"sliding_window": window, "layer_types": written["layer_types"]}
 
@@ -113,6 +118,6 @@ class GptOss(SparseLlama):
 
 
 def _gate_and_up(hidden: int) -> Iterator[tuple[slice, slice]]:
-    """(our rows, stored columns) of the gate, then of up: stored columns alternate."""
+    """(Mixtura's rows, stored columns) of gate, then of up; the stored columns alternate."""
     yield slice(0, hidden), slice(0, None, 2)
     yield slice(hidden, 2 * hidden), slice(1, None, 2)

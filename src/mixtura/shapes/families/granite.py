@@ -1,4 +1,4 @@
-"""Granite's MoE: Llama's block with constant multipliers, and experts in stacks."""
+"""Granite MoE: Llama's block with constant multipliers, and stacked experts."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -12,7 +12,11 @@ from mixtura.shapes.moe import MoEShape
 
 
 class GraniteMoe(SparseLlama):
-    """The k largest logits, then a softmax; embedding, scores, branches and logits are scaled."""
+    """Combine weights are a softmax over the k largest logits.
+
+    Constant factors scale the embedding, the attention scores, the outputs of attention and MoE,
+    and the logits.
+    """
 
     model_type = "granitemoe"
     architecture = "GraniteMoeForCausalLM"
@@ -98,6 +102,9 @@ class GraniteMoeShared(GraniteMoe):
 
 
 def _inverse(value: float) -> float:
-    """1 / value with few digits where they invert to `value`: 6, not 6.000000000000001."""
+    """1 / value, rounded to 12 digits if the rounded number's inverse is `value`.
+
+    The result is then 6 instead of 6.000000000000001, for example.
+    """
     short = float(f"{1 / value:.12g}")
     return short if 1 / short == value else 1 / value

@@ -7,8 +7,7 @@ from mixtura.errors import ConfigError
 from mixtura.shapes import bounds
 
 _MISSING = object()
-# Bounds of counts that are looped over or divided by, and of the sides of matrices, under the names
-# that families give them.
+# (least, most) of keys of two kinds: counts that code loops over or divides by, and matrix sides.
 _BOUNDS: Mapping[str, tuple[int, int]] = {
     key: limits
     for limits, keys in {
@@ -42,32 +41,35 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
 
 
 class Keys:
-    """The keys of a config; every error names the key, its value, and what was expected."""
+    """The keys of a config. Every error names the key, its value, and what was expected.
+
+    A method's `default` replaces an absent or null value. Without a default, the key is required.
+    """
 
     def __init__(self, config: Mapping[str, Any], family: str, path: str = "config.json") -> None:
         self._config, self._family, self._path = config, family, path
 
     def states(self, key: str) -> bool:
-        """Whether the key is there, null or not."""
+        """Whether the config has the key, even if its value is null."""
         return key in self._config
 
     def given(self, key: str, default: Any = None) -> Any:
-        """The value; `default` where it is absent or null."""
+        """The value, which may be of any type."""
         value = self._config.get(key)
         return default if value is None else value
 
     def first(self, *keys: str) -> str:
-        """The first of these keys that is not null, since families rename keys; else keys[0]."""
+        """The first of `keys` that has a value, else keys[0]; a setting may have several names."""
         return next((key for key in keys if self.given(key) is not None), keys[0])
 
     def integer(self, key: str, default: Any = _MISSING) -> int:
-        """A whole number, within the key's bounds or 2^53."""
+        """A whole number within the key's bounds; a key without bounds allows -2^53..2^53."""
         found = self._typed(key, default, int, "a whole number")
         self._check_bounds(key, found)
         return found
 
     def number(self, key: str, default: Any = _MISSING) -> float:
-        """A number whose square is finite, and its inverse too unless it is 0."""
+        """A number that is 0 or has a size in 1e-30..1e30; square and inverse are then finite."""
         found = float(self._typed(key, default, (int, float), "a number"))
         if found and not 1 / bounds.NUMBER <= abs(found) <= bounds.NUMBER:
             raise ConfigError(
@@ -101,7 +103,10 @@ class Keys:
         return Keys(self.mapping(key, default), self._family, f"{self._path}: {key}")
 
     def expect(self, key: str, *allowed: Any) -> None:
-        """Raises ConfigError for a value that the family allows and our decoder lacks."""
+        """Refuse values that Mixtura's decoder does not support.
+
+        Raises ConfigError unless the value is one of `allowed`; an absent key counts as allowed[0].
+        """
         value = self._config.get(key, allowed[0])
         if value not in allowed:
             raise ConfigError(
@@ -131,7 +136,7 @@ class Keys:
                     f"{self._path}: missing key {key!r}, which a {self._family} model needs"
                 )
             return default
-        # A bool is an int in Python, and an error here.
+        # In Python a bool is an int; a config that states true for a number is wrong.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(f"{self._path}: {key}={value!r:.60} should be {expected}")
         return value

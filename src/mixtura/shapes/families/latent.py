@@ -1,4 +1,4 @@
-"""Latent attention in a config.json, and its tensors: from DeepSeek's names to ours, and back."""
+"""Converts DeepSeek's config keys and tensor names of latent attention to Mixtura's, and back."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,9 +12,12 @@ from mixtura.shapes.families.rotary import read_rope, rope_keys, write_rope, yar
 
 
 def read_latent(keys: Keys, config: Mapping[str, Any], family: str) -> Tree:
-    """Our attention. Raises ConfigError for missing keys, and for unsupported values."""
+    """The attention section of Mixtura's decoder config, as plain data.
+
+    Raises ConfigError for missing keys, and for unsupported values.
+    """
     heads = keys.integer("num_attention_heads")
-    # Each head has keys and values of its own, projected from the latent.
+    # Each head projects keys and values of its own from the latent.
     keys.expect("num_key_value_heads", heads, None)
     bias = keys.flag("attention_bias")
     nope, rope_dim = keys.integer("qk_nope_head_dim"), keys.integer("qk_rope_head_dim")
@@ -35,7 +38,7 @@ def read_latent(keys: Keys, config: Mapping[str, Any], family: str) -> Tree:
 
 
 def write_latent(attention: Mapping[str, Any]) -> Tree:
-    """The keys of a config.json, from our attention."""
+    """The keys of a config.json for the attention section of Mixtura's decoder config."""
     rope = {**write_rope(attention), **_mscales(attention)}
     return {
         "num_attention_heads": attention["heads"],
@@ -54,7 +57,11 @@ def write_latent(attention: Mapping[str, Any]) -> Tree:
 def latent_pieces(
     width: int, attention: LatentAttentionShape, stored: str, ours: str, *, interleaved: bool
 ) -> Iterator[Piece]:
-    """`interleaved`: stored RoPE pairs are neighbours; ours lie half of `rope_dim` apart."""
+    """The pieces of one layer's attention.
+
+    `interleaved`: whether the two rows of a stored RoPE pair are neighbours. In Mixtura's decoder
+    the two rows are half of `rope_dim` apart.
+    """
     rank, latent = attention.query_rank, attention.kv_rank
     rope_dim = attention.rope_dim if interleaved else 0
     if rank is not None:
@@ -82,7 +89,10 @@ def latent_pieces(
 
 
 def _rotated(whole: Piece, heads: int, rope_dim: int) -> Iterator[Piece]:
-    """A head's last `rope_dim` rows are rotated: stored pairs (2i, 2i+1), ours (i, i + half)."""
+    """The pieces of a tensor whose heads end in `rope_dim` rows that RoPE rotates in pairs.
+
+    Stored pairs are the rows (2i, 2i + 1), and Mixtura's pairs are the rows (i, i + rope_dim / 2).
+    """
     if not rope_dim:
         yield whole
         return
@@ -107,7 +117,10 @@ def _rotated(whole: Piece, heads: int, rope_dim: int) -> Iterator[Piece]:
 
 
 def _scale(config: Mapping[str, Any], scaling: Tree | None, query_dim: int) -> float | None:
-    """1/sqrt(query_dim) times `yarn_size`^2 of `mscale_all_dim`; None for 1/sqrt(query_dim)."""
+    """The factor of attention scores: yarn_size(factor, mscale_all_dim)^2 / sqrt(query_dim).
+
+    None if the factor is the default, 1 / sqrt(query_dim).
+    """
     keys = rope_keys(Keys(config, "latent"))
     share = keys.number("mscale_all_dim", 0.0)
     if scaling is None or share <= 0:
@@ -117,7 +130,7 @@ def _scale(config: Mapping[str, Any], scaling: Tree | None, query_dim: int) -> f
 
 
 def _mscales(attention: Mapping[str, Any]) -> Tree:
-    """`mscale_all_dim` and `mscale`, the reverse of `_scale` and of YaRN's amplitude."""
+    """The keys `mscale_all_dim` and `mscale`, from the factor of scores and YaRN's amplitude."""
     scaling, scale = attention["rope_scaling"], attention["scale"]
     if scale is None or scaling is None or scaling.get("factor", 1) <= 1:
         return {}
@@ -130,5 +143,5 @@ def _mscales(attention: Mapping[str, Any]) -> Tree:
 
 
 def _share(size: float, factor: float) -> float:
-    """The share for which `yarn_size` is `size`; rounded, since configs have short decimals."""
+    """The `share` for which `yarn_size` is `size`, rounded because configs have short decimals."""
     return round((size - 1) / (0.1 * math.log(factor)), 12)

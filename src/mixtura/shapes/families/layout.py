@@ -1,4 +1,7 @@
-"""Names and parts that most families share: those of Llama's block, one tensor a projection."""
+"""Pieces in the layout that most families share: Llama's names, and a tensor for each projection.
+
+A piece is a part of a stored tensor, and the part of Mixtura's tensor that it fills.
+"""
 
 from collections.abc import Iterator
 
@@ -10,13 +13,17 @@ GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
 
 
 def norm_pieces(width: int, norm: NormShape, stored: str, ours: str) -> Iterator[Piece]:
+    """The pieces of one norm."""
     for weight in norm.weights(width, ""):
         suffix = weight.name
         yield Piece(f"{stored}{suffix}", weight.shape, f"{ours}{suffix}")
 
 
 def outer_pieces(shape: DecoderShape, stored: str = "model.") -> Iterator[Piece]:
-    """Embedding, last norm and head; a tied head is stored as the embedding."""
+    """The pieces of embedding, last norm and head.
+
+    A tied head is stored under the embedding's name.
+    """
     size = (shape.vocabulary, shape.width)
     table = "head.weight" if shape.tied_head else "embedding.weight"
     yield Piece(f"{stored}embed_tokens.weight", size, table)
@@ -30,7 +37,10 @@ def outer_pieces(shape: DecoderShape, stored: str = "model.") -> Iterator[Piece]
 def attention_pieces(
     shape: DecoderShape, attention: AttentionShape, stored: str, ours: str
 ) -> Iterator[Piece]:
-    """q, k and v one above the other in our `qkv`, the output, and norms of queries and keys."""
+    """The pieces of grouped-query attention.
+
+    Mixtura's `qkv` has the rows of q, then the rows of k, then the rows of v.
+    """
     start = 0
     for name, rows in zip(("q_proj", "k_proj", "v_proj"), attention.projected, strict=True):
         at = (slice(start, start + rows),)
@@ -58,7 +68,10 @@ def ffn_pieces(
     names: tuple[str, str, str] = GATE_UP_DOWN,
     expert: int | None = None,
 ) -> Iterator[Piece]:
-    """gate and up one above the other in `w_in`, down in `w_out`; of one expert, if given."""
+    """The pieces of a gated FFN, or of the expert with the number `expert`.
+
+    Mixtura's `w_in` has the rows of gate, then the rows of up. Its `w_out` has the rows of down.
+    """
     gate, up, down = names
     of_expert = () if expert is None else (expert,)
     for name, start in ((gate, 0), (up, hidden)):

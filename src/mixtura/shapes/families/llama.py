@@ -23,7 +23,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Llama(Family):
-    """Pre-norm blocks, grouped-query attention, SwiGLU; a subclass states what differs."""
+    """Pre-norm blocks, grouped-query attention and SwiGLU; subclasses override what differs."""
 
     model_type = "llama"
     architecture = "LlamaForCausalLM"
@@ -73,7 +73,7 @@ class Llama(Family):
         }
 
     def read_windows(self, keys: Keys) -> Tree | None:
-        """Sliding windows; Llama has none."""
+        """The layers with a window, and its size. Llama has no windows, so this gives None."""
         return None
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
@@ -126,7 +126,7 @@ class Llama(Family):
             yield from self.ffn_pieces(shape, layer, stored, f"{ours}ffn.")
 
     def copies(self, ours: Mapping[str, str]) -> Mapping[str, str]:
-        """A tied head may be stored under the head's name too."""
+        """A checkpoint may repeat a tied head under the head's name."""
         tied = [stored for stored, own in ours.items() if own == "head.weight"]
         return {
             name.removesuffix(_EMBEDDING) + _HEAD: name
@@ -171,7 +171,7 @@ class Mistral(Llama):
 
 
 class Qwen2(Llama):
-    """Biases only on queries, keys and values; windows in the layers of `layer_types`."""
+    """Llama with biases only on queries, keys and values, and windows in some layers."""
 
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
@@ -199,7 +199,7 @@ class Qwen2(Llama):
         return windows_by_type(keys, self.layer_types(keys))
 
     def layer_types(self, keys: Keys) -> list[str]:
-        """By default layers from `max_window_layers` on have a window."""
+        """The default of `layer_types`: layers from `max_window_layers` on have a window."""
         first, layers = keys.integer("max_window_layers"), keys.integer("num_hidden_layers")
         return ["full_attention" if layer < first else SLIDING for layer in range(layers)]
 
@@ -208,7 +208,7 @@ class Qwen2(Llama):
 
 
 class Qwen3(Qwen2):
-    """Each head's queries and keys are normed."""
+    """Llama's biases, Qwen2's windows, and a norm on each head's queries and keys."""
 
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"
@@ -222,7 +222,7 @@ class Qwen3(Qwen2):
 
 
 def window_of_all(keys: Keys) -> Tree | None:
-    """One window for all layers, or None."""
+    """One window for all layers; None if `sliding_window` is null or 0."""
     window = keys.integer("sliding_window", 0)
     return (
         {"window": window, "layers": range(keys.integer("num_hidden_layers"))} if window else None
@@ -230,7 +230,10 @@ def window_of_all(keys: Keys) -> Tree | None:
 
 
 def windows_by_type(keys: Keys, types: list[str]) -> Tree | None:
-    """A window for the layers of `layer_types`, by default `types`."""
+    """A window for the layers that `layer_types` marks as sliding; None if there are none.
+
+    `types` is the default of `layer_types`.
+    """
     window = keys.integer("sliding_window", 0)
     if not keys.flag("use_sliding_window") or not window:
         return None
@@ -245,7 +248,7 @@ def windows_by_type(keys: Keys, types: list[str]) -> Tree | None:
 
 
 def write_window_types(local: Mapping[str, Any] | None, layers: int) -> Tree:
-    """The reverse of `windows_by_type`."""
+    """The config keys for layers with a window, the reverse of `windows_by_type`."""
     chosen = set(local["layers"]) if local else set()
     types = ["sliding" if layer in chosen else "full" for layer in range(layers)]
     return {

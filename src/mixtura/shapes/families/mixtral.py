@@ -22,7 +22,7 @@ from mixtura.shapes.moe import MoEShape
 
 
 class SparseLlama(Llama):
-    """Llama's block with an MoE in some layers; each expert is stored in tensors of its own."""
+    """Llama with an MoE in some or all layers; each expert is stored in tensors of its own."""
 
     moe_name: ClassVar[str] = "mlp"
     gate_name: ClassVar[str] = "gate"
@@ -47,7 +47,7 @@ class SparseLlama(Llama):
         return {**super().read(config), "moe": moe}
 
     def read_placement(self, keys: Keys) -> Tree:
-        """The placement of MoEs, where not all layers hold one."""
+        """The setting `placement` of the MoEs; empty if all layers have an MoE."""
         return {}
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
@@ -89,7 +89,7 @@ class SparseLlama(Llama):
 
 
 class Mixtral(SparseLlama, Mistral):
-    """An MoE in every layer; weights renormalised; one window for all layers, or none."""
+    """Every layer has an MoE with renormalised weights; all layers have one window, or none has."""
 
     model_type = "mixtral"
     architecture = "MixtralForCausalLM"
@@ -118,7 +118,7 @@ class Mixtral(SparseLlama, Mistral):
 
 
 class Olmoe(SparseLlama):
-    """Queries and keys are normed over all heads at once; weights are the softmax's."""
+    """Queries and keys are normed over all heads at once; by default weights are softmax scores."""
 
     model_type = "olmoe"
     architecture = "OlmoeForCausalLM"
@@ -142,7 +142,7 @@ class Olmoe(SparseLlama):
 
 
 class Qwen2Moe(SparseLlama, Qwen2):
-    """A gated shared expert, MoEs in some layers, biases as in Qwen2."""
+    """Qwen2 with MoEs in some layers; each MoE has a gated shared expert."""
 
     model_type = "qwen2_moe"
     architecture = "Qwen2MoeForCausalLM"
@@ -166,7 +166,7 @@ class Qwen2Moe(SparseLlama, Qwen2):
         return tree
 
     def layer_types(self, keys: Keys) -> list[str]:
-        """By default every other layer before `max_window_layers` has a window."""
+        """The default of `layer_types`: even layers before `max_window_layers` have a window."""
         end, layers = keys.integer("max_window_layers"), keys.integer("num_hidden_layers")
         return [
             SLIDING if layer < end and layer % 2 == 0 else "full_attention"
@@ -195,7 +195,7 @@ class Qwen2Moe(SparseLlama, Qwen2):
 
 
 class Qwen3Moe(SparseLlama, Qwen3):
-    """Each head's queries and keys are normed; weights are renormalised if the config says so."""
+    """Qwen3 with MoEs in some layers; `norm_topk_prob` states if weights are renormalised."""
 
     model_type = "qwen3_moe"
     architecture = "Qwen3MoeForCausalLM"
@@ -226,7 +226,7 @@ class Qwen3Moe(SparseLlama, Qwen3):
 
 
 def read_sparse_step(keys: Keys) -> Tree:
-    """The placement from `decoder_sparse_step` and `mlp_only_layers` of the Qwen families."""
+    """The MoE layers that `decoder_sparse_step` and `mlp_only_layers` of a Qwen config give."""
     dense, step = set(keys.integers("mlp_only_layers", [])), keys.integer("decoder_sparse_step")
     layers = keys.integer("num_hidden_layers")
     if not dense:
@@ -236,6 +236,7 @@ def read_sparse_step(keys: Keys) -> Tree:
 
 
 def write_sparse_step(decoder: Mapping[str, Any]) -> Tree:
+    """The reverse of `read_sparse_step`."""
     placement = decoder["moe"]["placement"]
     if placement["only"] is None and placement["first_dense"] == 0:
         return {"decoder_sparse_step": placement["every"], "mlp_only_layers": []}

@@ -12,9 +12,11 @@ from mixtura.shapes.families.rotary import rope_keys
 
 
 class PhiMoe(Mixtral):
-    """Two experts, each weighed among its near-equals; biases in attention and in the head.
+    """Attention and the head have biases, and SparseMixer routes each token to two experts.
 
-    `input_jitter_noise`, noise on a layer's inputs in training, is not supported.
+    An expert's combine weight is its softmax probability among the experts whose logits are nearly
+    equal. The key `input_jitter_noise`, which adds noise to a layer's inputs in training, is not
+    supported.
     """
 
     model_type = "phimoe"

@@ -1,4 +1,4 @@
-"""RoPE's settings in a config.json, in the older and the newer form, to ours and back."""
+"""Converts RoPE settings of a config.json, in the older or newer form, to Mixtura's, and back."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ _ORIGINAL = "original_max_position_embeddings"
 
 
 def read_rope(config: Mapping[str, Any], family: str, default_base: float = 10_000.0) -> Tree:
-    """`rope_base` and `rope_scaling` of our attention."""
+    """The settings `rope_base` and `rope_scaling` of Mixtura's attention."""
     outer = Keys(config, family)
     parameters = rope_keys(outer)
     for place in (parameters, outer):
@@ -25,14 +25,14 @@ def read_rope(config: Mapping[str, Any], family: str, default_base: float = 10_0
 
 
 def rope_keys(outer: Keys) -> Keys:
-    """`rope_scaling`, the older name, or `rope_parameters`; without keys where both are absent."""
-    # transformers prefers the older one where both are given.
+    """The section `rope_scaling` (older name) or `rope_parameters`; empty if both are absent."""
+    # transformers prefers `rope_scaling` if both are given.
     name = "rope_scaling" if outer.given("rope_scaling") else "rope_parameters"
     return outer.section(name, {})
 
 
 def write_rope(attention: Mapping[str, Any]) -> Tree:
-    """`rope_parameters` of a config.json."""
+    """The section `rope_parameters` of a config.json, for the settings of Mixtura's attention."""
     theta = {"rope_theta": attention["rope_base"]}
     scaling = attention["rope_scaling"]
     if scaling is None:
@@ -122,9 +122,10 @@ def _read_scaling(keys: Keys, outer: Keys, family: str) -> Tree | None:
 
 
 def _original(keys: Keys, outer: Keys) -> int:
-    """The original context: the outer key, null included, else the inner key, else the context.
+    """The original context, from the first of three places that states it, as in transformers.
 
-    transformers has the same order. Raises ConfigError where none is stated.
+    The places are the outer config's own key (a null there is an error), the same key in the RoPE
+    section, and `max_position_embeddings`. Raises ConfigError if none states it.
     """
     if outer.states(_ORIGINAL):
         return outer.integer(_ORIGINAL)
@@ -134,7 +135,7 @@ def _original(keys: Keys, outer: Keys) -> int:
 
 
 def _yarn_amplitude(keys: Keys, factor: float) -> float:
-    """transformers' default."""
+    """The amplitude of YaRN that transformers uses if `attention_factor` is absent."""
     one, all_dims = keys.number("mscale", 0.0), keys.number("mscale_all_dim", 0.0)
     if one > 0 and all_dims > 0:
         return yarn_size(factor, one) / yarn_size(factor, all_dims)
@@ -142,12 +143,12 @@ def _yarn_amplitude(keys: Keys, factor: float) -> float:
 
 
 def _longrope_amplitude(factor: float, original: int) -> float:
-    """sqrt(1 + ln(factor) / ln(original context)) (LongRoPE's code); 1 for a factor up to 1."""
+    """sqrt(1 + ln(factor) / ln(original)), as in LongRoPE's code; 1 for a factor up to 1."""
     if factor <= 1 or original == 1:
         return 1.0
     return math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def yarn_size(factor: float, share: float = 1.0) -> float:
-    """0.1 share ln(factor) + 1 (arXiv 2309.00071, eq. 22); 1 for a factor up to 1."""
+    """0.1 * share * ln(factor) + 1 (YaRN, arXiv 2309.00071, eq. 22); 1 for a factor up to 1."""
     return 0.1 * share * math.log(factor) + 1 if factor > 1 else 1.0

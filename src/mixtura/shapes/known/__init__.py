@@ -1,8 +1,8 @@
-"""Models by name, for their shapes alone: published configs, without weights.
+"""Configs of published models by name, for counts that need no weights. No torch.
 
-A file NAME.json has the hub `repository`, its `revision` (null for an unknown one) and the
-`config`. Long keys that change no weight, no context and no routing are left out (the 128 factors
-of Phi-3.5-MoE's RoPE scaling). No torch.
+A file NAME.json has the Hugging Face `repository`, its `revision` (null if unknown) and the
+`config`. Long keys that change no weight, no context and no routing are left out, such as the 128
+factors of Phi-3.5-MoE's RoPE scaling.
 """
 
 import difflib
@@ -22,7 +22,7 @@ _FOLDER = Path(__file__).parent
 
 @cache
 def known_names() -> tuple[str, ...]:
-    """In alphabetical order, numbers by value: mixtral-8x7b before mixtral-8x22b."""
+    """All names, in alphabetical order; numbers are sorted by value, so 8x7b precedes 8x22b."""
     return tuple(sorted((path.stem for path in _FOLDER.glob("*.json")), key=_in_order))
 
 
@@ -31,7 +31,7 @@ def _in_order(name: str) -> list[str | int]:
 
 
 def known_config(name: str) -> Mapping[str, Any]:
-    """The model's config.json. Raises ConfigError with the nearest names."""
+    """A model's config.json. For an unknown name, raises ConfigError with the nearest names."""
     names = known_names()
     if name in names:
         return json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))["config"]
@@ -41,6 +41,6 @@ def known_config(name: str) -> Mapping[str, Any]:
 
 
 def known_shape(name: str) -> DecoderShape:
-    """Raises ConfigError with the nearest names."""
+    """A model's shape. For an unknown name, raises ConfigError with the nearest names."""
     config = known_config(name)
     return shape_of(family_of(config).read(config))

@@ -1,6 +1,6 @@
-"""The bytes of a model: of its numbers, of a packed file, and of a position in a cache.
+"""Sizes in bytes of numbers, of packed files, and of positions in a KV cache. No torch.
 
-No torch: packing, kernels and caches take their sizes from here.
+Packing, kernels and caches compute their sizes with these functions.
 """
 
 from mixtura.shapes.storage.cache import (

@@ -1,6 +1,6 @@
-"""The bytes of a position in each kind of cache.
+"""The bytes of a position in each kind of KV cache.
 
-A layer with a window keeps all positions too, so a window changes no size.
+A layer with a window keeps all positions, as other layers do, so a window changes no size.
 """
 
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from mixtura.shapes.rope import LongRopeScaling
 from mixtura.shapes.storage.numbers import ITEM_BYTES, Plain
 
 KVKind = Literal["bf16", "int8", "fp32"]
-"""the numbers in the engine's cache; each int8 vector has a scale in fp32"""
+"""the format of numbers in the engine's KV cache; each int8 vector has a scale in fp32"""
 _NUMBER_BYTES: Mapping[KVKind, int] = {"bf16": 2, "int8": 1, "fp32": 4}
 
 
 class KVDims(NamedTuple):
-    """The numbers that one layer keeps of a position."""
+    """The dims of the keys and values that one layer keeps for each position."""
 
     kv_heads: int
     key_dim: int
     value_dim: int
     values_in_keys: bool
-    """true for latent attention: one head, whose values are the first dims of its keys"""
+    """true for latent attention, which keeps one head; its values are the first dims of its keys"""
 
     @classmethod
     def of(cls, shape: DecoderShape) -> Self:
@@ -34,35 +34,38 @@ class KVDims(NamedTuple):
 
     @property
     def vectors(self) -> int:
+        """The number of vectors that are kept for a position."""
         return self.kv_heads * (1 if self.values_in_keys else 2)
 
     @property
     def numbers(self) -> int:
+        """The number of numbers that are kept for a position."""
         values = 0 if self.values_in_keys else self.value_dim
         return self.kv_heads * (self.key_dim + values)
 
 
 def bytes_of_position(shape: DecoderShape, kind: KVKind) -> int:
-    """In the engine's cache: all layers, one position of one slot."""
+    """Bytes of one position of one sequence in all layers of the engine's KV cache."""
     dims = KVDims.of(shape)
     scales = dims.vectors * ITEM_BYTES["float32"] if kind == "int8" else 0
     return shape.layers * (dims.numbers * _NUMBER_BYTES[kind] + scales)
 
 
 def bytes_of_cache(shape: DecoderShape, slots: int, context: int, kind: KVKind) -> int:
-    """The engine's cache: `slots` sequences of `context` positions each."""
+    """Bytes of the engine's KV cache for `slots` sequences of `context` positions each."""
     return slots * context * bytes_of_position(shape, kind)
 
 
 def plain_bytes_of_position(shape: DecoderShape, dtype: Plain) -> int:
-    """In a decoder's own cache, in the dtype of its weights."""
+    """Bytes of one position in a decoder's own KV cache, whose dtype is that of the weights."""
     return shape.layers * KVDims.of(shape).numbers * ITEM_BYTES[dtype]
 
 
 def bytes_of_text(shape: DecoderShape) -> int:
-    """The token of a position, which is kept beside either cache under LongRoPE alone.
+    """Bytes of the token that LongRoPE keeps for each position; 0 for other kinds of RoPE.
 
-    A text that grows beyond the original context has to be read again.
+    LongRoPE changes its angles when a text grows beyond the original context. The whole text is
+    then read again, so its tokens are kept.
     """
     long = isinstance(shape.attention.rope_scaling, LongRopeScaling)
     return ITEM_BYTES["int64"] if long else 0

@@ -1,6 +1,7 @@
-"""Which tensors of a model are packed, in which format, and where each lies in the file.
+"""The layout of a packed file: which tensors are packed, in which format, and at which offset.
 
-N output channels, K inputs, E experts, H rows of w_in, D width, F expert width.
+N output channels and K inputs of a matrix; E experts, H rows of an expert's w_in, D model width,
+F expert width.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from mixtura.shapes.storage.tiles import ALIGNMENT, PAGE, expert_bytes, tiled_by
 
 Shape = tuple[int, ...]
 TensorKind = Literal["tiles", "experts", "plain"]
-"""a matrix as tiles; FFNs one after another; or plain numbers"""
+"""one packed matrix in tiles; packed FFNs, one after another; or numbers that are not packed"""
 Format = Literal["tiles4", "tiles8", "experts4", "experts8", Plain]
 
 _PACKED: Mapping[str, tuple[TensorKind, Bits]] = {
@@ -27,20 +28,21 @@ _PACKED: Mapping[str, tuple[TensorKind, Bits]] = {
     "experts8": ("experts", 8),
 }
 _OUTER = frozenset({"embedding", "head"})
-# Modules whose matrices are packed, by name, since roles do not suffice: latent attention's kv_up
-# stays plain, because the absorbed form multiplies with parts of its weights. Gates stay plain too:
-# they are small, and rounding them could change the choice of experts.
+# The names of modules whose matrices are packed. Latent attention's kv_up stays plain, because the
+# absorbed form multiplies with parts of it; gates stay plain, because rounding a gate could change
+# the choice of experts.
 _MATRICES = _OUTER | {"qkv", "out", "query_down", "query", "kv_down"}
-# Where the file's order of an attention's tensors differs from the forward pass.
+# Sort keys of attention tensors whose place in the file differs from the ledger's order: sinks come
+# first, and norms of queries and keys come last.
 _ORDER = {"sinks": -1, "q_norm": 1, "k_norm": 1}
 
 
 class FFNs(NamedTuple):
-    """The shape of a layer's experts, or of one dense FFN."""
+    """The shape of a layer's experts, or of one dense FFN (as one expert)."""
 
     experts: int
     rows: int
-    """of w_in"""
+    """rows of each expert's w_in"""
     width: int
     expert_width: int
 
@@ -54,32 +56,32 @@ class FFNs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One tensor of the file, before its format and place are set."""
+    """A tensor of the packed file, before its format and its offset are set."""
 
     name: str
-    """of a plain tensor its own name, of a packed matrix its weight's, of FFNs the module's"""
+    """the name of the plain tensor, of the matrix's weight, or of the module of the FFNs"""
     kind: TensorKind
     shape: Shape
-    """of a matrix [N, K]; of FFNs [E, H, D, F]"""
+    """[N, K] of a matrix, [E, H, D, F] of FFNs, or the shape of a plain tensor"""
 
     @property
     def padded(self) -> tuple[int, int] | None:
-        """(width, padded width) where the width is not a multiple of 32; None otherwise."""
+        """(last dim, its padded size) if packing pads it to a multiple of 32, else None."""
         if self.kind == "plain" or self.shape[-1] % GROUP == 0:
             return None
         return self.shape[-1], up(self.shape[-1], GROUP)
 
     def bits(self, bits: Bits, head_bits: Bits) -> Bits:
-        """`head_bits` for the head and the embedding, `bits` for all else."""
+        """`head_bits` for the head and the embedding, `bits` for every other tensor."""
         return head_bits if self.outer else bits
 
     @property
     def outer(self) -> bool:
-        """Whether it is the head or the embedding."""
+        """Whether this tensor belongs to the head or the embedding."""
         return is_outer(self.name)
 
     def packed_as(self, bits: Bits) -> Format:
-        """The format of a packed tensor."""
+        """The format of this packed tensor with weights of `bits` bits."""
         assert self.kind != "plain", "plain numbers have their dtype"
         if self.kind == "tiles":
             return "tiles4" if bits == 4 else "tiles8"
@@ -87,7 +89,7 @@ class Planned:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The names of the model's tensors that it holds."""
+        """The names of the model's tensors that are stored in this tensor."""
         if self.kind != "experts":
             return (self.name,)
         return f"{self.name}.w_in", f"{self.name}.w_out"
@@ -95,7 +97,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One tensor of the file, its format, and its offset from the beginning of the data."""
+    """A tensor of the packed file, with its format and its offset from the start of the data."""
 
     name: str
     format: Format
@@ -105,7 +107,7 @@ class Placed:
 
     @classmethod
     def behind(cls, end: int, name: str, stored_as: Format, shape: Shape) -> Self:
-        """The tensor at the next boundary after `end`."""
+        """Place a tensor at the first allowed offset that is not before `end`."""
         return cls(name, stored_as, shape, up(end, boundary(stored_as)), size_of(stored_as, shape))
 
     @property
@@ -114,12 +116,12 @@ class Placed:
 
     @property
     def digests(self) -> int:
-        """The number of its digests: one for each of several FFNs."""
+        """The number of this tensor's digests: one for each FFN, or one for any other tensor."""
         return self.shape[0] if kind_of(self.format) == "experts" else 1
 
 
 def is_outer(name: str) -> bool:
-    """Whether a tensor of that name is the head's or the embedding's."""
+    """Whether a tensor of this name belongs to the head or the embedding."""
     return name.partition(".")[0] in _OUTER
 
 
@@ -128,17 +130,17 @@ def kind_of(stored_as: Format) -> TensorKind:
 
 
 def bits_of(stored_as: Format) -> Bits:
-    """The bits of a packed format."""
+    """The bits of a weight in a packed format."""
     return _PACKED[stored_as][1]
 
 
 def boundary(stored_as: Format) -> int:
-    """The number that a tensor's offset is a multiple of."""
+    """The alignment of a tensor's offset: the offset is a multiple of this number of bytes."""
     return PAGE if kind_of(stored_as) == "experts" else ALIGNMENT
 
 
 def size_of(stored_as: Format, shape: Shape) -> int:
-    """Bytes of a tensor in that format."""
+    """Bytes of a tensor of this shape in this format."""
     match stored_as:
         case "tiles4" | "tiles8":
             n, k = shape
@@ -150,7 +152,7 @@ def size_of(stored_as: Format, shape: Shape) -> int:
 
 
 def planned(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Planned]:
-    """The planned tensors of a model, from names and shapes, in their order.
+    """The tensors of a packed file, in the order of `tensors`: a model's tensor names and shapes.
 
     Raises ConfigError where the model's width is not a multiple of 32.
     """
@@ -161,7 +163,7 @@ def planned(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Planned]:
             case "w_in":
                 yield _ffns(module, shape, held[f"{module}.w_out"])
             case "w_out":
-                # It is planned with its w_in.
+                # One planned tensor has both w_in and w_out, and is made at w_in.
                 pass
             case "weight" if len(shape) == 2 and module.rpartition(".")[2] in _MATRICES:
                 yield Planned(name, "tiles", shape)
@@ -170,17 +172,17 @@ def planned(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Planned]:
 
 
 def planned_of(shape: ModelShape) -> list[Planned]:
-    """The planned tensors, in the order of the file. Raises ConfigError as `planned` does."""
+    """The packed file's tensors, in the order of the file. Raises ConfigError as `planned` does."""
     return list(planned((one.name, one.shape) for one in _in_file_order(shape.tensors())))
 
 
 def packed_layout(
     shape: ModelShape, bits: Callable[[Planned], Bits], plain: Callable[[str], Plain]
 ) -> tuple[Placed, ...]:
-    """Every tensor of the file that packing writes, in its order.
+    """Every tensor of a packed file, in the order of the file.
 
-    `bits` gives the bits of a packed tensor, `plain` the dtype of a plain parameter by its name.
-    Raises ConfigError where the model's width is not a multiple of 32.
+    `bits` returns the bits of a packed tensor. `plain` returns the dtype of the plain parameter of
+    a given name. Raises ConfigError where the model's width is not a multiple of 32.
     """
     dtypes: dict[str, Plain] = {buffer.name: buffer.dtype for buffer in shape.buffers()}
     found: list[Placed] = []
@@ -194,7 +196,7 @@ def packed_layout(
 
 
 def data_bytes(layout: Sequence[Placed]) -> int:
-    """Bytes of all tensors of the file and the gaps between them, without the header."""
+    """Bytes of all tensors of the file and of the gaps between them, without the file's header."""
     return layout[-1].end if layout else 0
 
 

@@ -1,4 +1,7 @@
-"""Architectures of llama.cpp, by `general.architecture`, and the families that each one serves."""
+"""The supported architectures of llama.cpp, and the architecture of each HF family.
+
+HF stands for Hugging Face.
+"""
 
 import difflib
 from collections.abc import Mapping
@@ -58,11 +61,11 @@ OF_FAMILY: Mapping[str, str] = {
     "ernie4_5_moe": "ernie4_5-moe",
     "gpt_oss": "gpt-oss",
 }
-"""the architecture that a model of an HF family is written as, by `model_type`"""
+"""maps HF's `model_type` to the name of the architecture that the model is written as"""
 
 
 def architecture_of(metadata: Metadata) -> Architecture:
-    """Raises CheckpointError for an architecture that is not read."""
+    """The architecture of a GGUF file. Raises CheckpointError if it is not supported."""
     name = metadata.architecture
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
@@ -72,7 +75,7 @@ def architecture_of(metadata: Metadata) -> Architecture:
 
 
 def architecture_for(model_type: str) -> Architecture:
-    """Raises ConfigError for a family that is not written."""
+    """The architecture to write an HF family as. Raises ConfigError if the family has none."""
     if model_type in OF_FAMILY:
         return ARCHITECTURES[OF_FAMILY[model_type]]
     raise ConfigError(

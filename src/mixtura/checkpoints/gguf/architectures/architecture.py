@@ -1,6 +1,6 @@
-"""An architecture of llama.cpp: its metadata and tensor names in Hugging Face's terms, and back.
+"""`Architecture`: translates a llama.cpp architecture to Hugging Face's format, and back.
 
-HF: Hugging Face's config.json and tensor names, which `mixtura.shapes.families` follows.
+HF stands for Hugging Face. P pairs of dims that RoPE rotates in a head.
 """
 
 import re
@@ -58,24 +58,25 @@ NAMES: Mapping[str, str] = {
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
-"""names within a layer, HF's and GGUF's, without `.weight` or `.bias`"""
+"""maps HF's name of a tensor in a layer to GGUF's name, both without `.weight` or `.bias`"""
 _ROWS_ALONE = {"ffn_gate_inp_shexp"}
 
 
 class Architecture(ABC):
-    """One `general.architecture` with Llama's layout; a subclass states what differs."""
+    """An architecture of llama.cpp with Llama's layout; subclasses override the differences."""
 
     name: ClassVar[str]
+    """the value of `general.architecture` in a file"""
     interleaved: ClassVar[bool] = False
-    """whether the file has the two rows of Q or K that RoPE rotates together side by side: (0, 1),
-    (2, 3), ...; HF has them half a head apart"""
+    """whether two rows of Q or K that RoPE rotates together are neighbours in the file: (0, 1),
+    (2, 3), ...; in HF's layout they are half a head apart"""
     needs_head: ClassVar[bool] = False
-    """whether llama.cpp needs a copy of a tied head"""
+    """whether llama.cpp needs a head tensor in the file even if the head is tied"""
     names: ClassVar[Mapping[str, str]] = NAMES
     experts_in_ffn: ClassVar[bool] = False
-    """whether `feed_forward_length` is the width of an expert"""
+    """whether `feed_forward_length` states the width of an expert if the model has experts"""
     dense_layers: ClassVar[bool] = False
-    """whether a model with experts may have layers without"""
+    """whether a model with experts may also have dense layers"""
 
     @abstractmethod
     def model_type(self, metadata: Metadata) -> str:
@@ -84,9 +85,11 @@ class Architecture(ABC):
     def config(
         self, metadata: Metadata, names: Container[str], factors_P: NDArray[np.float32] | None
     ) -> Tree:
-        """The config.json, except what follows from the weights; `names` are GGUF's tensors.
+        """Translate a file's metadata to a config.json, without the key `dtype`.
 
-        Raises CheckpointError for a missing key, or for what the family's config cannot state.
+        `names` are the file's tensors, and `factors_P` is the tensor rope_freqs.weight, if any.
+        Raises CheckpointError for a missing key, or for a setting that the config.json of the HF
+        family cannot express.
         """
         width, heads = metadata.count(".embedding_length"), metadata.count(".attention.head_count")
         head_dim = head_dim_of(metadata, width, heads)
@@ -106,7 +109,7 @@ class Architecture(ABC):
             "max_position_embeddings": metadata.count(".context_length"),
             "rms_norm_eps": metadata.number(".attention.layer_norm_rms_epsilon"),
             "tie_word_embeddings": HEAD not in names,
-            # Both keys: transformers before 5 reads rope_theta.
+            # transformers before version 5 reads `rope_theta`, later versions `rope_parameters`.
             "rope_theta": rope["rope_theta"],
             "rope_parameters": rope,
         }
@@ -123,9 +126,10 @@ class Architecture(ABC):
         return rope_parameters(metadata, rope_dim, factors_P)
 
     def keys(self, decoder: Mapping[str, Any]) -> Tree:
-        """The metadata, from `DecoderConfig.model_dump()`; a key's leading dot stands for `name`.
+        """Translate a decoder's config, given as `DecoderConfig.model_dump()`, to metadata.
 
-        `write_gguf` reads the keys again, and refuses a model that differs then.
+        The caller puts `name` before each key that begins with a dot. `write_gguf` translates the
+        metadata back to a config, and raises ConfigError if the two configs differ.
         """
         attention, moe = decoder["attention"], decoder["moe"]
         ffn_width = decoder["ffn_width"]
@@ -160,7 +164,7 @@ class Architecture(ABC):
         }
 
     def check(self, shape: DecoderShape) -> None:
-        """Raises ConfigError where llama.cpp would compute something else than this config."""
+        """Raise ConfigError if llama.cpp would not compute what this config describes."""
         dense = [layer for layer in range(shape.layers) if not shape.holds_moe(layer)]
         if shape.moe is not None and dense and not self.dense_layers:
             raise ConfigError(
@@ -171,9 +175,10 @@ class Architecture(ABC):
     def links(
         self, stored: Mapping[str, tuple[int, ...]], shape: DecoderShape, present: Container[str]
     ) -> Iterator[Piece]:
-        """The pieces that pair each HF tensor, given by name and shape, with GGUF's.
+        """Yield the pieces that pair HF's tensors with GGUF's; `stored` has HF's names and shapes.
 
-        `present` are the tensors of a file that is read, to select one of several spellings. Raises
+        GGUF has two layouts for some tensors. `present`, the names of the tensors in the file that
+        is read, decides which of them applies; for a file to be written `present` is empty. Raises
         CheckpointError for a tensor that GGUF has no place for.
         """
         for name, size in stored.items():
@@ -198,7 +203,7 @@ class Architecture(ABC):
         shape: DecoderShape,
         present: Container[str],
     ) -> Iterator[Piece]:
-        """The pieces of a tensor in a layer; `rest` is its name within the layer."""
+        """The pieces of a tensor in a layer; `rest` is HF's name of the tensor within the layer."""
         if expert := _OF_EXPERT.fullmatch(rest):
             assert shape.moe is not None, "it has experts"
             stack = f"{block}{_EXPERTS[expert[2]]}.weight"

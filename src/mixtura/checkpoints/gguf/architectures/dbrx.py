@@ -1,4 +1,8 @@
-"""DBRX: config keys of its own, LayerNorm, one tensor for queries, keys and values."""
+"""DBRX: other config keys than Llama, LayerNorm, and one tensor for queries, keys and values.
+
+HF stands for Hugging Face. E experts, D width, F expert width, P pairs of dims that RoPE
+rotates in a head.
+"""
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
@@ -33,7 +37,7 @@ _EXPERTS = {
 
 
 class Dbrx(Architecture):
-    """Weights of the chosen experts renormalised; an MoE in every layer."""
+    """Every layer is an MoE. The combine weights of a token's experts are renormalised."""
 
     name = "dbrx"
     experts_in_ffn = True
@@ -74,7 +78,7 @@ class Dbrx(Architecture):
             "rope_theta": rope["rope_theta"],
             "rope_parameters": rope,
             "attn_config": {
-                # In llama.cpp a bound of 0 means none.
+                # In llama.cpp a bound of 0 means that nothing is clamped.
                 "clip_qkv": clamp or None,
                 "kv_n_heads": metadata.count(".attention.head_count_kv", heads),
                 "rope_theta": rope["rope_theta"],
@@ -108,7 +112,10 @@ class Dbrx(Architecture):
     def in_block(
         self, one: Named, block: str, rest: str, shape: DecoderShape, present: Container[str]
     ) -> Iterator[Piece]:
-        """HF stacks experts in one matrix, (E F, D); its w2 is transposed."""
+        """HF has the experts of a layer in one matrix, (E F, D), and GGUF in a stack of matrices.
+
+        The stack is (E, F, D) for gate and up. For the down projection, w2, it is (E, D, F).
+        """
         if rest not in _EXPERTS:
             yield from super().in_block(one, block, rest, shape, present)
             return

@@ -1,6 +1,7 @@
 """DeepSeek-V2 and V3: latent attention, whose up-projection llama.cpp stores in two parts.
 
-A heads, N dims of a head's key that are not rotated, V of its value, R of the latent.
+HF stands for Hugging Face. A heads, N dims of a head's key that RoPE does not rotate, V dims of a
+head's value, R dims of the latent, P pairs of dims that RoPE rotates in a head.
 """
 
 from collections.abc import Container, Iterator, Mapping
@@ -28,12 +29,13 @@ from mixtura.shapes.families import FAMILIES, Piece
 from mixtura.shapes.families.latent import write_latent
 
 _SOFTMAX, _SIGMOID = 1, 2
-# The layers of DeepSeek-V2-Lite and of another model without a query latent.
+# llama.cpp recognises a model without a query latent by its number of layers. DeepSeek-V2-Lite has
+# 27; another model has 26.
 _WITHOUT_QUERY_RANK = (26, 27)
 
 
 class Deepseek2(Architecture):
-    """Scores from a softmax mean V2, from a sigmoid V3."""
+    """A file is read as V2 if its router scores experts by a softmax, and as V3 for a sigmoid."""
 
     name = "deepseek2"
     dense_layers = True
@@ -49,7 +51,7 @@ class Deepseek2(Architecture):
     )
 
     def model_type(self, metadata: Metadata) -> str:
-        # The first files of V2 lack the key.
+        # The first GGUF files of V2 lack this key. Their router scores experts by a softmax.
         scores = metadata.count(".expert_gating_func", _SOFTMAX)
         if scores not in {_SOFTMAX, _SIGMOID}:
             raise metadata.error(".expert_gating_func", f"{scores}, expected 1 or 2")
@@ -95,7 +97,7 @@ class Deepseek2(Architecture):
         return {**rope, "mscale": share, "mscale_all_dim": share} if share else rope
 
     def _heads(self, metadata: Metadata) -> Tree:
-        # Files without the `_mla` keys are older, and have each head's key and value instead.
+        # Older files lack the `_mla` keys; their key_length and value_length are those of one head.
         whole = metadata.count(".attention.key_length_mla", metadata.count(".attention.key_length"))
         value = metadata.count(
             ".attention.value_length_mla", metadata.count(".attention.value_length")
@@ -140,7 +142,8 @@ class Deepseek2(Architecture):
     def head_keys(self, attention: Mapping[str, Any]) -> Tree:
         rank, rope_dim = attention["kv_rank"], attention["turning_dim"]
         found: Tree = {
-            # One latent serves all heads: it is their value, and their key with the rotated dims.
+            # All heads share one latent, so llama.cpp counts one KV head. The latent is its value.
+            # The latent and the rotated dims together are its key.
             ".attention.head_count_kv": 1,
             ".attention.key_length": rank + rope_dim,
             ".attention.value_length": rank,
@@ -197,7 +200,10 @@ class Deepseek2(Architecture):
 
 
 def _keys_and_values(one: Named, block: str, attention: LatentAttentionShape) -> Iterator[Piece]:
-    """The projection (A (N + V), R) in two parts; the keys' is (A, R, N), as it maps queries."""
+    """Split HF's matrix (A (N + V), R) into GGUF's two: (A, R, N) for keys, (A, V, R) for values.
+
+    The part for keys is transposed, because llama.cpp multiplies queries by it.
+    """
     heads, rank = attention.heads, attention.kv_rank
     nope, value = attention.nope_dim, attention.value_dim
     view = (heads, nope + value, rank)
@@ -237,6 +243,6 @@ def _router(metadata: Metadata, model_type: str) -> Tree:
 
 
 def _log_multiplier(attention: Mapping[str, Any]) -> Tree:
-    """YaRN's growth of scores in llama.cpp's units: a tenth of HF's `mscale_all_dim`."""
+    """llama.cpp's factor for YaRN's attention scale, which is a tenth of HF's `mscale_all_dim`."""
     share = write_latent(attention)["rope_parameters"].get("mscale_all_dim")
     return {} if share is None else {LOG_MULTIPLIER: 0.1 * share}

@@ -1,4 +1,8 @@
-"""ERNIE 4.5's MoE: a choosing bias, shared experts, and RoPE's pairs side by side in HF too."""
+"""ERNIE 4.5's MoE: a choosing bias, shared experts, and experts in every n-th layer.
+
+HF (Hugging Face) and GGUF both store the two rows of a RoPE pair as neighbours. P pairs of
+dims that RoPE rotates in a head.
+"""
 
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
@@ -18,7 +22,10 @@ _FIRST, _STEP = ".leading_dense_block_count", ".interleave_moe_layer_step"
 
 
 class Ernie45Moe(Architecture):
-    """The chosen experts' weights are renormalised; an MoE from one layer on, in every n-th."""
+    """After a number of dense layers every n-th layer is an MoE.
+
+    The combine weights of a token's experts are renormalised.
+    """
 
     name = "ernie4_5-moe"
     dense_layers = True

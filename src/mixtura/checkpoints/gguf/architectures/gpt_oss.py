@@ -1,6 +1,8 @@
-"""gpt-oss: sinks, windows in every other layer, biases, and experts that HF stores transposed.
+"""gpt-oss: attention sinks, biases, and a sliding window in every other layer.
 
-E experts, D width, F expert width.
+HF (Hugging Face) stores the experts' gate and up as one tensor (E, D, 2F), and down as (E, F, D).
+GGUF stores gate and up as two tensors (E, F, D), and down as (E, D, F). E experts, D width, F
+expert width, P pairs of dims that RoPE rotates in a head.
 """
 
 from collections.abc import Container, Iterator, Mapping
@@ -23,7 +25,10 @@ _TYPES = ("sliding_attention", "full_attention")
 
 
 class GptOss(Architecture):
-    """Router: k largest logits, then a softmax. An MoE in every layer, its experts mostly MXFP4."""
+    """Every layer is an MoE, whose router takes the k largest logits, then a softmax over them.
+
+    Most files store the experts as MXFP4.
+    """
 
     name = "gpt-oss"
     needs_head = True
@@ -56,7 +61,7 @@ class GptOss(Architecture):
         self, metadata: Metadata, rope_dim: int, factors_P: NDArray[np.float32] | None
     ) -> Tree:
         rope = super().rope(metadata, rope_dim, factors_P)
-        # As in the published models; GGUF has no key for it.
+        # GGUF has no key for `truncate`, which is false in the published models.
         return {**rope, "truncate": False} if rope["rope_type"] == "yarn" else rope
 
     def keys(self, decoder: Mapping[str, Any]) -> Tree:
@@ -92,6 +97,6 @@ class GptOss(Architecture):
 
 
 def _gate_and_up() -> Iterator[tuple[str, slice]]:
-    """Columns in HF's tensor, where gate and up alternate."""
+    """The columns of gate and of up in HF's tensor, where they alternate."""
     yield "gate", slice(0, None, 2)
     yield "up", slice(1, None, 2)

@@ -1,4 +1,7 @@
-"""Granite's MoE: constant multipliers, and experts whose gate and up HF stores in one tensor."""
+"""Granite's MoE: constant multipliers; HF stores an expert's gate and up in one tensor.
+
+HF stands for Hugging Face. P pairs of dims that RoPE rotates in a head.
+"""
 
 from collections.abc import Container, Iterator, Mapping
 from types import MappingProxyType
@@ -20,7 +23,7 @@ _TOGETHER = {"block_sparse_moe": "exps", "shared_mlp": "shexp"}
 
 
 class GraniteMoe(Architecture):
-    """The chosen experts' weights are renormalised; an MoE in every layer."""
+    """Every layer is an MoE. The combine weights of a token's experts are renormalised."""
 
     name = "granitemoe"
     interleaved = True
@@ -45,7 +48,8 @@ class GraniteMoe(Architecture):
         config |= {
             **expert_counts(metadata, "num_local_experts"),
             "attention_bias": "blk.0.attn_q.bias" in names,
-            # An absent multiplier, or 0, means 1.
+            # A multiplier that is absent or 0 has its default, which is 1. The default of
+            # attention's multiplier is head_dim ** -0.5.
             "embedding_multiplier": metadata.number(".embedding_scale", 1.0) or 1.0,
             "residual_multiplier": metadata.number(".residual_scale", 1.0) or 1.0,
             "attention_multiplier": metadata.number(".attention.scale", scale) or scale,

@@ -1,4 +1,7 @@
-"""Llama and Mixtral, which are one architecture in llama.cpp, and the families near them."""
+"""Llama and Mixtral, which are one architecture in llama.cpp, and OLMoE, Qwen2 and Qwen3.
+
+P pairs of dims that RoPE rotates in a head.
+"""
 
 from collections.abc import Container, Mapping
 from typing import Any
@@ -14,7 +17,7 @@ from mixtura.shapes import AttentionShape, DecoderShape
 
 
 class Llama(Architecture):
-    """Dense, or with an MoE in every layer, as Mixtral."""
+    """A dense model, or one with an MoE in every layer, such as Mixtral."""
 
     name = "llama"
     interleaved = True
@@ -48,7 +51,10 @@ class Qwen3(Architecture):
 
 
 class Olmoe(Architecture):
-    """Queries and keys are normed over all heads; llama.cpp needs as many KV heads as heads."""
+    """The norms of queries and of keys span all heads.
+
+    llama.cpp needs as many KV heads as query heads.
+    """
 
     name = "olmoe"
     needs_head = True
@@ -76,7 +82,7 @@ class Olmoe(Architecture):
 
 
 class Qwen2Moe(Architecture):
-    """A gated shared expert; an MoE in every layer."""
+    """Every layer is an MoE with a shared expert, whose output is multiplied by a gate."""
 
     name = "qwen2moe"
     needs_head = True
@@ -109,7 +115,7 @@ class Qwen2Moe(Architecture):
 
 
 class Qwen3Moe(Architecture):
-    """The chosen experts' weights are renormalised; an MoE in every layer."""
+    """Every layer is an MoE. The combine weights of a token's experts are renormalised."""
 
     name = "qwen3moe"
 
@@ -133,7 +139,7 @@ def has_experts(metadata: Metadata) -> bool:
 
 
 def expert_counts(metadata: Metadata, key: str) -> Tree:
-    """The number of experts, under the family's own `key`, and the number that a token chooses."""
+    """Read the number of experts, as the config key `key`, and the number that a token chooses."""
     experts = metadata.count(".expert_count")
     used = metadata.count(".expert_used_count")
     if used > experts:
@@ -142,13 +148,16 @@ def expert_counts(metadata: Metadata, key: str) -> Tree:
 
 
 def expert_width(metadata: Metadata, ffn_width: int) -> int:
-    """The width of one expert; older files have only that of a token's chosen experts together."""
+    """The width of one expert.
+
+    Older files state only `ffn_width`, the width of a token's chosen experts together.
+    """
     together = max(1, ffn_width // metadata.count(".expert_used_count"))
     return metadata.count(".expert_feed_forward_length", together)
 
 
 def check_head_width(shape: DecoderShape, name: str) -> None:
-    """Raises ConfigError where heads times head_dim is not the model's width."""
+    """Raise ConfigError if heads times head_dim is not the model's width."""
     attention = shape.attention
     assert isinstance(attention, AttentionShape), "this family has no other"
     if attention.heads * attention.head_dim != shape.width:

@@ -1,30 +1,36 @@
-"""Answers to many prompts: as many at a time as the cache has slots, each by its own options."""
+"""Answers to many prompts, each with its own options.
+
+As many prompts are answered at a time as the cache has slots.
+"""
 
 from collections import abc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+from mixtura.engine.cache_plan import KVKind, check_length, own_kv
 from mixtura.engine.generate import prompt_tokens
-from mixtura.engine.kv_cache import KVKind, check_length, own_kv
 from mixtura.engine.logprobs import check_count
 from mixtura.engine.readers import Reader, reader_for
 from mixtura.engine.runner import Runner, as_decoder, why_alone
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.scheduler import Scheduler
 from mixtura.engine.sequence import AnswerText, Generation, Sequence
-from mixtura.engine.stopping import StopText
+from mixtura.engine.stop_text import StopText
 from mixtura.errors import ConfigError
 from mixtura.models import LanguageModel
 from mixtura.tokenizers import Tokenizer
 
-Progress = Callable[[int, int], None]
-"""Called with tokens done and in all, answers that ended early counted as whole."""
+TokenProgress = Callable[[int, int], None]
+"""Called with the number of tokens so far, and the most that all answers may have.
+
+An answer that ended early counts as `max_tokens`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt, and how it is to be answered."""
+    """A prompt, and the options of its answer."""
 
     prompt: str
     sampling: Sampling
@@ -32,7 +38,7 @@ class Request:
     stops: tuple[str, ...] = ()
     logprobs: int | None = None
     name: str = "the prompt"
-    """what an error calls it"""
+    """the name of the request in an error message"""
 
     def as_data(self) -> dict[str, Any]:
         own = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -41,17 +47,18 @@ class Request:
 
 class Answered(NamedTuple):
     number: int
-    """of the request, from 0 on"""
+    """the number of the request, from 0 on"""
     result: Generation
 
 
-class Many:
-    """Requests that were checked, and are answered by `run`.
+class ManyPrompts:
+    """Checks requests when it is built; `run` answers them.
 
-    Through a batch where the engine has one for this decoder, else in turn: `why_in_turn` says why.
-    Each draws as it would alone. The cache has `context` positions for each of `together`
-    sequences, by default as many as the longest request needs. Raises ConfigError for a request
-    that cannot be answered, by its name.
+    Up to `together` requests are answered at a time. Where the decoder cannot run in a batch they
+    are answered one after another, and `why_in_turn` has the reason. Each answer has a random
+    generator of its own. Each sequence has `context` positions in the cache, by default as many as
+    the longest request needs. Raises ConfigError, with the name of the request, for a request that
+    cannot be answered.
     """
 
     def __init__(
@@ -79,8 +86,8 @@ class Many:
             self._check(prompt, one)
         self.why_in_turn = why_alone(self._decoder)
 
-    def run(self, progress: Progress | None = None) -> Iterator[Answered]:
-        """Each answer as it ends."""
+    def run(self, progress: TokenProgress | None = None) -> Iterator[Answered]:
+        """Each answer when it ends."""
         done = _Done(self._requests, progress)
         scheduler = Scheduler(self._reader(), self._tokenizer.vocabulary)
         waiting = list(enumerate(zip(self._requests, self._prompts, strict=True)))[::-1]
@@ -121,9 +128,9 @@ class Many:
 
 
 class _Done:
-    """Counts tokens of all requests, for progress."""
+    """Counts the tokens of all answers, for progress."""
 
-    def __init__(self, requests: abc.Sequence[Request], progress: Progress | None) -> None:
+    def __init__(self, requests: abc.Sequence[Request], progress: TokenProgress | None) -> None:
         self._most = [one.max_tokens for one in requests]
         self._progress, self._done = progress, 0
 
@@ -132,6 +139,6 @@ class _Done:
         self.moved([])
 
     def moved(self, on_their_way: abc.Sequence[int]) -> None:
-        """`on_their_way`: tokens of each answer that has not ended."""
+        """Report progress. `on_their_way` has the number of tokens of each answer that runs."""
         if self._progress is not None:
             self._progress(self._done + sum(on_their_way), sum(self._most))

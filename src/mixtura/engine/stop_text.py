@@ -1,14 +1,14 @@
-"""Text that ends an answer."""
+"""Stop texts, which end an answer."""
 
 from collections.abc import Sequence
 
 
 class StopText:
-    """Hands text on until one of `stops` appears, which is kept back.
+    """Passes text on until one of `stops` appears; the stop text itself is left out.
 
-    The one that is complete first ends it; of two that end at the same letter the longer. With
-    `opening`, white space at the very beginning is handed on unseen, so that an answer may open
-    with a blank line even where a blank line ends it.
+    The stop text that is complete first ends the answer; of two that end at the same character, the
+    longer one is left out. With `opening`, white space at the beginning of the answer is passed on
+    without a search. So an answer may begin with a blank line even if a blank line ends it.
     """
 
     def __init__(self, stops: Sequence[str] = (), *, opening: bool = False) -> None:
@@ -18,7 +18,10 @@ class StopText:
         self.met = False
 
     def push(self, piece: str) -> str:
-        """The text that is now sure to be part of the answer."""
+        """The next text that is certain to belong to the answer.
+
+        A possible beginning of a stop text is held back.
+        """
         if not self.stops:
             return piece
         opening = ""
@@ -37,12 +40,12 @@ class StopText:
         return opening + text[:sure]
 
     def rest(self) -> str:
-        """What was held back, once it is known that nothing more comes."""
+        """The text that was held back; for use once the text is complete."""
         held, self.held = self.held, ""
         return held
 
 
 def _beginning(stop: str, text: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
+    """The length of the longest end of `text` that is a proper beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,6 +1,6 @@
-"""How a conversation is laid out as the tokens that a model reads.
+"""Chat formats: how a conversation becomes the tokens that a model reads.
 
-A base model continues one growing text; a model with a chat template talks through roles.
+A base model continues one growing text. A model with a chat template reads messages with roles.
 """
 
 import re
@@ -14,37 +14,40 @@ from mixtura.tokenizers import CheckpointTokenizer, Tokenizer
 from mixtura.tokenizers.tokenizer import to_utf8
 
 BLANK_LINE = "\n\n"
-# One of Unicode's noncharacters, which no text holds. It is set behind the first letter of what a
-# speaker wrote that looks like a special token, so that nothing a template cuts off makes it one.
+# A noncharacter of Unicode, which no text contains. Set after the first letter of a special token's
+# name in a message, it keeps the name from being read as the token, even if a template trims it.
 _BREAK = "\ufdd0"
 
 
 class Exchange(NamedTuple):
-    """A turn that is over."""
+    """A question and its answer, as text."""
 
     said: str
     answer: str
 
 
-class Script(ABC):
-    """What is read before an answer, and what ends one."""
+class ChatFormat(ABC):
+    """How a conversation becomes a prompt, and what ends the answer."""
 
     stops: tuple[str, ...]
     """texts that end an answer"""
     ends: frozenset[int]
     """tokens that end an answer"""
     continues: bool
-    """whether an answer goes on with the text before it, or is a text of its own"""
+    """whether an answer continues the text of the prompt, or is a text of its own"""
 
     @abstractmethod
     def prompt(self, past: Sequence[Exchange], said: str) -> list[int]:
-        """Raises ConfigError or DataError for what cannot be laid out."""
+        """The tokens of the `past` turns and of the new question `said`.
+
+        Raises ConfigError or DataError for a conversation that the format cannot express.
+        """
 
 
-def script_for(tokenizer: Tokenizer, system: str = "") -> Script:
-    """By roles where the model came with a chat template, else one growing text.
+def chat_format_for(tokenizer: Tokenizer, system: str = "") -> ChatFormat:
+    """`Roles` where the tokenizer has a chat template, else `PlainText`.
 
-    Raises ConfigError for a template that is none, and for a `system` where there is none.
+    Raises ConfigError for a template that is not valid, and for a `system` without a template.
     """
     if isinstance(tokenizer, CheckpointTokenizer) and tokenizer.chat_template is not None:
         return Roles(tokenizer, tokenizer.chat_template, system)
@@ -56,11 +59,10 @@ def script_for(tokenizer: Tokenizer, system: str = "") -> Script:
     return PlainText(tokenizer)
 
 
-class PlainText(Script):
-    """What was said, a line break, the answer, a blank line, and so on.
+class PlainText(ChatFormat):
+    """A question, a line break, the answer, a blank line, and so on.
 
-    A base model has no roles, so no marks name the speaker; the blank line is what ends an
-    answer.
+    A base model has no roles, so the text does not name the speakers. A blank line ends an answer.
     """
 
     stops = (BLANK_LINE,)
@@ -73,17 +75,17 @@ class PlainText(Script):
     def prompt(self, past: Sequence[Exchange], said: str) -> list[int]:
         texts = [f"{one.said}\n{one.answer}".rstrip("\n") + BLANK_LINE for one in past]
         tokens: list[int] = []
-        # Text by text, so that a turn's tokens stay the same when others are forgotten.
+        # Each turn is encoded by itself, so its tokens stay the same when older turns are removed.
         for text in (*texts, f"{said}\n"):
             tokens += self._tokenizer.encode(text, continues=bool(tokens))
         return [*self._tokenizer.begin, *tokens]
 
 
-class Roles(Script):
-    """A system's word first, if any, then user and assistant in turn, as the template writes them.
+class Roles(ChatFormat):
+    """A system message, if any, then messages of user and assistant, as the template writes them.
 
-    The names of special tokens stand for them where the template wrote them, and are plain text
-    where a speaker did: a text that says that a turn ended does not end it.
+    Where the template wrote the name of a special token, the name becomes that token. In a message
+    the name stays plain text, so a message cannot end its own turn.
     """
 
     stops = ()
@@ -113,7 +115,7 @@ class Roles(Script):
         return tokens
 
     def _end_of_turn(self) -> frozenset[int]:
-        """The special token that the template writes right after an answer, if any."""
+        """The special token that the template writes directly after an answer, if any."""
         answer = "0f8b1c"
         talk = [message("user", "a"), message("assistant", answer)]
         rendered = self._template.render([*self._system, *talk], answer=False)
@@ -122,11 +124,16 @@ class Roles(Script):
         return frozenset() if found is None else frozenset({self._tokenizer.special[found[0]]})
 
     def _quoted(self, one: Message) -> Message:
+        """The message with `_BREAK` in each name of a special token."""
         text = one["content"].replace(_BREAK, "")
         return {**one, "content": self._special.sub(lambda found: _broken(found[0]), text)}
 
     def _encode(self, text: str) -> list[int]:
-        """Odd pieces are what was quoted, or None where the template tore a quotation apart."""
+        """The tokens of a rendered text.
+
+        `split` puts the names with a `_BREAK` at odd places. A place is None where the template cut
+        a name apart, so that its `_BREAK` alone is left.
+        """
         pieces = self._broken.split(text)
         tokens: list[int] = []
         for number, piece in enumerate(pieces):
@@ -141,9 +148,10 @@ class Roles(Script):
 
 
 def _any_of(names: Sequence[str]) -> str:
-    """A pattern for any of the names, the first that fits; for no names it never fits."""
+    """A pattern that matches any of the names, tried in order; without names it never matches."""
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def _broken(name: str) -> str:
+    """The name with `_BREAK` after its first letter."""
     return name[:1] + _BREAK + name[1:]

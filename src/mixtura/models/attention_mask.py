@@ -1,4 +1,4 @@
-"""Which positions a token sees: those before it, within a window, and no padding.
+"""The attention mask: a token attends to earlier tokens, within a window, and to no padding.
 
 B sequences, S new positions, L positions in all.
 """
@@ -10,45 +10,46 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """For scaled_dot_product_attention: its `is_causal`, or a mask, or neither where all is seen.
+class AttentionMask:
+    """The mask arguments of scaled_dot_product_attention.
 
-    `mask` is (S, L) or (B, 1, S, L), True where a position is seen.
+    `causal` is its `is_causal`. `mask` is its `attn_mask`, (S, L) or (B, 1, S, L), True where a new
+    position attends to a position. False and None mean that every position is attended to.
     """
 
     causal: bool
     mask: Tensor | None = None
 
     def full(self, new: int, total: int, device: torch.device) -> Tensor:
-        """The mask even where none is needed."""
+        """The mask as a tensor, even where `mask` is None."""
         if self.mask is not None:
             return self.mask
         mask_SL = torch.ones(new, total, dtype=torch.bool, device=device)
         return mask_SL.tril(total - new) if self.causal else mask_SL
 
 
-def sight(
+def attention_mask(
     new: int,
     total: int,
     device: torch.device,
     window: int | None = None,
     valid_BL: Tensor | None = None,
-) -> Sight:
-    """What the last `new` of `total` positions see.
+) -> AttentionMask:
+    """The mask of the last `new` of `total` positions; `valid_BL` is False for padding.
 
-    A token sees itself whatever `valid_BL` says of it, so that no softmax is over nothing.
+    Padding attends to itself, so that no softmax is over an empty set.
     """
     cut = window is not None and window < total
     if not cut and valid_BL is None:
         if new == total:
-            return Sight(causal=True)
+            return AttentionMask(causal=True)
         if new == 1:
-            return Sight(causal=False)
-    # Position i of the new ones is total - new + i of all.
+            return AttentionMask(causal=False)
+    # New position i is position total - new + i of all.
     mask_SL = torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
     if cut and window is not None:
         mask_SL = mask_SL.triu(total - new - window + 1)
     if valid_BL is None:
-        return Sight(False, mask_SL)
+        return AttentionMask(False, mask_SL)
     itself_SL = torch.eye(total, dtype=torch.bool, device=device)[total - new :]
-    return Sight(False, (mask_SL & (valid_BL[:, None, :] | itself_SL))[:, None])
+    return AttentionMask(False, (mask_SL & (valid_BL[:, None, :] | itself_SL))[:, None])

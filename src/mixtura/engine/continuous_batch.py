@@ -1,4 +1,4 @@
-"""Many sequences of tokens at once, which come and go while others go on."""
+"""Continuous batching: sequences of tokens begin and end while others go on."""
 
 from collections import abc
 
@@ -8,10 +8,11 @@ from mixtura.engine.scheduler import Scheduler
 from mixtura.engine.sequence import Sequence
 
 
-class Batch(Scheduler):
-    """Sequences over one runner: `add` them, and `advance` all until each has its `finish`.
+class ContinuousBatch(Scheduler):
+    """Sequences over one runner: `add` begins one, and `advance` computes a step of all.
 
-    Answers use token ids below `known`, such as the tokenizer's vocabulary size; by default all.
+    A sequence has ended once its `finish` is set. Sampled token ids are below `known`, such as the
+    tokenizer's vocabulary size; by default any id of the model may be sampled.
     """
 
     def __init__(self, runner: Runner, known: int | None = None) -> None:
@@ -26,10 +27,10 @@ class Batch(Scheduler):
         ends: frozenset[int] = frozenset(),
         logprobs: int | None = None,
     ) -> Sequence:
-        """A sequence that goes on from `prompt` until one of `ends`, or `max_tokens`.
+        """Begin a sequence that continues `prompt` until a token of `ends` or `max_tokens` tokens.
 
-        Raises ConfigError for more sequences than the cache was sized for, a prompt that is empty
-        or longer than the context, and tokens outside its vocabulary.
+        Raises ConfigError for more sequences than the cache has slots, for a prompt that is empty
+        or longer than the context, and for tokens outside the model's vocabulary.
         """
         one = Sequence.of(prompt, sampling, max_tokens, ends, logprobs)
         self.begin(one)

@@ -9,7 +9,7 @@ import torch
 from tests.engine.tiny_families import build
 from torch import Tensor
 
-from mixtura.engine.kv_cache import CachePlan, KVKind
+from mixtura.engine.cache_plan import CachePlan, KVKind
 from mixtura.engine.runner import Runner
 from mixtura.errors import ConfigError
 from mixtura.memory import free_bytes, in_words

@@ -1,6 +1,6 @@
-"""Rotary angles of every position, computed once.
+"""Cosines and sines of the RoPE angles of all positions, computed once for a decoder.
 
-R rows, L positions, C head dim, P = C/2 pairs.
+R rows of a step, L positions, S table rows, C rotated dims of a head, P = C/2 rotated pairs.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,15 @@ from mixtura.shapes import DecoderShape
 from mixtura.shapes.rope import LongRopeScaling
 
 Base = float | None
+"""A layer's own RoPE base; None for the base of the whole model."""
 
 
 @dataclass(frozen=True, slots=True)
-class AngleTables:
-    """For each rotary base of the layers, rows of angles: first of positions 0..L-1.
+class RopeTables:
+    """For each RoPE base that a layer uses, a table whose row p has the angles of position p.
 
-    Under LongRoPE the same positions follow once more, as they turn in sequences beyond the
-    original context.
+    Under LongRoPE a table has 2 L rows. Row L + p then has the angles of position p in a sequence
+    that is longer than the original context.
     """
 
     by_base: dict[Base, Rotary]
@@ -28,11 +29,11 @@ class AngleTables:
     @classmethod
     def of(
         cls, shape: DecoderShape, positions: int, device: torch.device | None = None
-    ) -> "AngleTables":
+    ) -> "RopeTables":
         bases = {shape.attention.local_base_of(layer) for layer in range(shape.layers)}
         tables = {base: _table(shape, base, positions) for base in bases}
         if device is not None:
-            # Computed on the CPU, so that they are the same numbers on every device.
+            # The CPU computes the tables, so that every device has the same numbers.
             tables = {
                 base: Rotary(table.cos_SC.to(device), table.sin_SP.to(device))
                 for base, table in tables.items()
@@ -40,7 +41,7 @@ class AngleTables:
         return cls(tables)
 
     def at(self, angle_R: Tensor, dtype: torch.dtype) -> dict[Base, Rotary]:
-        """The angles of these rows, rounded as a decoder of that dtype rounds them."""
+        """Rows `angle_R` of every table, in `dtype`."""
         return {
             base: Rotary(table.cos_SC[angle_R], table.sin_SP[angle_R]).to(dtype)
             for base, table in self.by_base.items()

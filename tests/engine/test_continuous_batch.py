@@ -4,9 +4,9 @@ import pytest
 from tests.engine.tiny_families import build, long_context, tokens
 from torch import Tensor
 
-from mixtura.engine.batch import Batch
+from mixtura.engine.cache_plan import CachePlan
+from mixtura.engine.continuous_batch import ContinuousBatch
 from mixtura.engine.generate import Writer
-from mixtura.engine.kv_cache import CachePlan
 from mixtura.engine.runner import CHUNK, Runner
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.sequence import Sequence
@@ -32,22 +32,22 @@ class Noting(Runner):
         slot_R: Tensor,
         position_R: Tensor,
         phase: Phase,
-        asked_N: Tensor | None = None,
+        logit_row_N: Tensor | None = None,
         routes: Routes | None = None,
     ) -> Tensor:
         self.steps.append((phase, len(token_R)))
-        return super().step(token_R, slot_R, position_R, phase, asked_N, routes)
+        return super().step(token_R, slot_R, position_R, phase, logit_row_N, routes)
 
 
-def run(batch: Batch) -> None:
+def run(batch: ContinuousBatch) -> None:
     while batch.running:
         batch.advance()
 
 
 def alone(decoder: Decoder, one: Sequence) -> list[int]:
     """What it writes in a batch of its own."""
-    batch = Batch(Runner.of(decoder, 1))
-    again = batch.add(one.prompt, one.chooser.sampling, one.max_tokens, one.ends)
+    batch = ContinuousBatch(Runner.of(decoder, 1))
+    again = batch.add(one.prompt, one.sampler.sampling, one.max_tokens, one.ends)
     run(batch)
     assert again.finish == one.finish
     return again.tokens
@@ -61,7 +61,7 @@ def ways(count: int) -> list[Sampling]:
 @pytest.mark.parametrize("family", ["olmoe", "phimoe"])
 def test_sixteen_together_are_each_alone(family: str) -> None:
     decoder = build(family)
-    batch = Batch(Runner.of(decoder, 16))
+    batch = ContinuousBatch(Runner.of(decoder, 16))
     running = [
         batch.add(tokens(1 + 2 * n, seed=n), way, max_tokens=14, ends=frozenset({5}))
         for n, way in enumerate(ways(16))
@@ -76,7 +76,7 @@ def test_sixteen_together_are_each_alone(family: str) -> None:
 def test_it_writes_what_a_writer_writes() -> None:
     decoder, prompt = build("olmoe"), tokens(9)
     for way in ways(4):
-        batch = Batch(Runner.of(decoder, 2, kv="fp32"))
+        batch = ContinuousBatch(Runner.of(decoder, 2, kv="fp32"))
         one = batch.add(prompt, way, 12)
         run(batch)
         stream = Writer(decoder, ByteTokenizer(), way).write(prompt, 12, ends=frozenset())
@@ -86,7 +86,7 @@ def test_it_writes_what_a_writer_writes() -> None:
 
 def test_who_joins_midway_finds_the_others_as_they_were() -> None:
     decoder = build("qwen3_moe")
-    batch = Batch(Runner.of(decoder, 3))
+    batch = ContinuousBatch(Runner.of(decoder, 3))
     running: list[Sequence] = []
     # Three at most: the fourth comes when the first, which wants the fewest tokens, has ended.
     waiting = [(tokens(3 + n, seed=n), way, 4 + 3 * n) for n, way in enumerate(ways(6))]
@@ -101,7 +101,7 @@ def test_who_joins_midway_finds_the_others_as_they_were() -> None:
 
 def test_who_leaves_frees_a_slot_and_changes_nobody() -> None:
     decoder = build("qwen3_moe")
-    batch = Batch(Runner.of(decoder, 2))
+    batch = ContinuousBatch(Runner.of(decoder, 2))
     left, stayed = (batch.add(tokens(5, seed), GREEDY, 20) for seed in (1, 2))
     for _ in range(4):
         batch.advance()
@@ -125,7 +125,7 @@ def test_who_leaves_frees_a_slot_and_changes_nobody() -> None:
     ],
 )
 def test_each_end_has_its_reason(prompt: int, max_tokens: int, finish: str, written: int) -> None:
-    batch = Batch(Runner.of(build("llama"), 1))
+    batch = ContinuousBatch(Runner.of(build("llama"), 1))
     one = batch.add(tokens(prompt), GREEDY, max_tokens)
     run(batch)
     assert (one.finish, len(one.tokens)) == (finish, written)
@@ -133,7 +133,7 @@ def test_each_end_has_its_reason(prompt: int, max_tokens: int, finish: str, writ
 
 
 def test_an_end_is_no_part_of_the_answer() -> None:
-    batch = Batch(Runner.of(build("llama"), 1))
+    batch = ContinuousBatch(Runner.of(build("llama"), 1))
     first = batch.add(tokens(5), GREEDY, 6)
     run(batch)
     again = batch.add(tokens(5), GREEDY, 6, ends=frozenset({first.tokens[3]}))
@@ -145,7 +145,7 @@ def test_an_end_is_no_part_of_the_answer() -> None:
 def test_a_long_prompt_is_read_in_chunks_of_its_own_beside_answers() -> None:
     decoder = long_context(2 * CHUNK + 40)
     runner = Noting(decoder, CachePlan(decoder.config, 3, 2 * CHUNK + 40))
-    batch = Batch(runner)
+    batch = ContinuousBatch(runner)
     short = batch.add(tokens(20), GREEDY, 6)
     batch.advance()
     long, other = batch.add(tokens(2 * CHUNK + 3), GREEDY, 3), batch.add(tokens(9), GREEDY, 3)
@@ -166,7 +166,7 @@ def test_a_long_prompt_is_read_in_chunks_of_its_own_beside_answers() -> None:
 
 def test_an_interrupted_step_can_be_taken_again() -> None:
     decoder = build("qwen3_moe")
-    batch = Batch(Runner.of(decoder, 2))
+    batch = ContinuousBatch(Runner.of(decoder, 2))
     running = [batch.add(tokens(4 + n, seed=n), way, 8) for n, way in enumerate(ways(2))]
 
     def interrupt(*_: object) -> None:
@@ -184,7 +184,7 @@ def test_an_interrupted_step_can_be_taken_again() -> None:
 
 
 def test_what_cannot_be_is_refused_and_takes_no_slot() -> None:
-    batch = Batch(Runner.of(build("llama"), 2, context=32))
+    batch = ContinuousBatch(Runner.of(build("llama"), 2, context=32))
     for prompt, max_tokens, said in (
         ([], 3, "a prompt of no tokens"),
         ([1], 0, "max_tokens=0 must be 1 or more"),
@@ -202,6 +202,6 @@ def test_what_cannot_be_is_refused_and_takes_no_slot() -> None:
 
 
 def test_a_prompt_beyond_the_model_says_so() -> None:
-    batch = Batch(Runner.of(build("llama"), 1))
+    batch = ContinuousBatch(Runner.of(build("llama"), 1))
     with pytest.raises(ConfigError, match="prompt of 49 tokens exceeds the model's context of 48;"):
         batch.add(tokens(49), GREEDY, 1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixtura.engine.choosing import Chooser, choose
+from mixtura.engine.next_token import TokenSampler, next_tokens
 from mixtura.engine.sampling import Sampling, sample
 from mixtura.errors import NonFiniteError
 
@@ -19,7 +19,7 @@ WAYS = [
 
 
 def test_each_draws_as_it_would_alone() -> None:
-    choosers = [Chooser(way) for way in WAYS]
+    samplers = [TokenSampler(way) for way in WAYS]
     generators = [torch.Generator().manual_seed(way.seed) for way in WAYS]
     noise = torch.Generator().manual_seed(0)
     for _ in range(50):
@@ -28,27 +28,27 @@ def test_each_draws_as_it_would_alone() -> None:
             int(sample(logits_V, way, generator))
             for logits_V, way, generator in zip(logits_NV, WAYS, generators, strict=True)
         ]
-        assert choose(logits_NV, choosers) == expected
+        assert next_tokens(logits_NV, samplers) == expected
 
 
 def test_neighbours_do_not_draw_from_each_others_generators() -> None:
     noise = torch.Generator().manual_seed(0)
     logits_NV = torch.randn(2, 40, generator=noise)
-    alone, together = Chooser(Sampling(seed=3)), Chooser(Sampling(seed=3))
+    alone, together = TokenSampler(Sampling(seed=3)), TokenSampler(Sampling(seed=3))
     for _ in range(20):
-        (expected,) = choose(logits_NV[1:], [alone])
-        assert choose(logits_NV, [Chooser(Sampling(seed=9)), together])[1] == expected
+        (expected,) = next_tokens(logits_NV[1:], [alone])
+        assert next_tokens(logits_NV, [TokenSampler(Sampling(seed=9)), together])[1] == expected
 
 
 def test_draws_of_a_large_vocabulary_are_those_of_sample() -> None:
     # Several blocks of 1024, the last of them short, and logits of which some are ruled out.
     way = Sampling(seed=3, temperature=2)
-    chooser, generator = Chooser(way), torch.Generator().manual_seed(way.seed)
+    sampler, generator = TokenSampler(way), torch.Generator().manual_seed(way.seed)
     noise = torch.Generator().manual_seed(0)
     for _ in range(200):
         logits_V = torch.randn(5000, generator=noise) * 3
         logits_V[:2100] = -torch.inf
-        assert choose(logits_V[None], [chooser]) == [int(sample(logits_V, way, generator))]
+        assert next_tokens(logits_V[None], [sampler]) == [int(sample(logits_V, way, generator))]
 
 
 @pytest.mark.parametrize("token", [0, 1023, 1024, 2999])
@@ -56,12 +56,12 @@ def test_the_only_token_that_is_left_is_drawn(token: int) -> None:
     logits_V = torch.full((3000,), -torch.inf)
     logits_V[token] = -7
     for seed in range(20):
-        assert choose(logits_V[None], [Chooser(Sampling(seed=seed))]) == [token]
+        assert next_tokens(logits_V[None], [TokenSampler(Sampling(seed=seed))]) == [token]
 
 
 def test_a_tiny_temperature_takes_the_likeliest() -> None:
     logits_V = torch.arange(3000.0)
-    assert choose(logits_V[None], [Chooser(Sampling(temperature=1e-40))]) == [2999]
+    assert next_tokens(logits_V[None], [TokenSampler(Sampling(temperature=1e-40))]) == [2999]
 
 
 @pytest.mark.parametrize("way", [WAYS[0], WAYS[1], WAYS[3]])
@@ -71,9 +71,9 @@ def test_no_number_is_refused(way: Sampling, number: float, token: int) -> None:
     logits_NV = torch.zeros(2, 40)
     logits_NV[1, token] = number
     with pytest.raises(NonFiniteError):
-        choose(logits_NV, [Chooser(way)] * 2)
+        next_tokens(logits_NV, [TokenSampler(way)] * 2)
 
 
 def test_a_row_of_which_all_is_ruled_out_is_refused() -> None:
     with pytest.raises(NonFiniteError):
-        choose(torch.full((1, 40), -torch.inf), [Chooser(WAYS[1])])
+        next_tokens(torch.full((1, 40), -torch.inf), [TokenSampler(WAYS[1])])

@@ -1,4 +1,4 @@
-"""How large the state of an engine is to be, and what is refused before any of it is allocated."""
+"""The size of an engine's cache, and what is refused before the cache is allocated."""
 
 from dataclasses import dataclass
 
@@ -20,16 +20,16 @@ DTYPES: dict[KVKind, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """How large a cache is to be, before any of it is allocated.
+    """The size of a cache of many sequences, computed before any memory is allocated.
 
-    Raises ConfigError for no slot, and for a context that is none or longer than the model's.
+    Raises ConfigError for fewer slots than 1, and for a context outside 1..the model's context.
     """
 
     shape: DecoderShape
     slots: int
-    """how many sequences it holds at a time"""
+    """the most sequences at a time"""
     context: int
-    """positions of each"""
+    """the most positions of a sequence"""
     kind: KVKind = "bf16"
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class CachePlan:
 
     @property
     def bytes_of_position(self) -> int:
-        """Of all layers, for one position of one sequence."""
+        """Bytes of one position of one sequence, in all layers together."""
         return bytes_of_position(self.shape, self.kind)
 
     @property
@@ -47,7 +47,10 @@ class CachePlan:
         return bytes_of_cache(self.shape, self.slots, self.context, self.kind)
 
     def allocate(self, device: torch.device | None = None) -> State:
-        """Raises ConfigError where less memory is free on that device, by default the CPU."""
+        """An empty state on `device`, by default the CPU.
+
+        Raises ConfigError where the cache exceeds the free memory of that device.
+        """
         free = _free_on(device)
         if free is not None and self.bytes > free:
             raise ConfigError(
@@ -65,7 +68,7 @@ def _free_on(device: torch.device | None) -> int | None:
 
 
 def check_context(context: int, shape: DecoderShape) -> None:
-    """Raises ConfigError for a context that is none, or longer than the model's."""
+    """Raises ConfigError for a context outside 1..the model's context."""
     if not 1 <= context <= shape.context:
         raise ConfigError(
             f"context={context} must lie in 1..{shape.context}, the model's own; choose another"
@@ -73,7 +76,7 @@ def check_context(context: int, shape: DecoderShape) -> None:
 
 
 def check_length(what: str, length: int, context: int, shape: DecoderShape) -> None:
-    """Raises ConfigError where `what` of that many tokens exceeds the context that was sized."""
+    """Raises ConfigError, naming `what`, where `length` tokens exceed a cache of `context`."""
     if length <= context:
         return
     if context == shape.context:
@@ -87,12 +90,12 @@ def check_length(what: str, length: int, context: int, shape: DecoderShape) -> N
 
 
 def own_kv(decoder: Decoder) -> KVKind:
-    """What rounds as little as the model does: of packed models bf16, as for one sequence."""
+    """The default kind of a batch's cache: bf16 for packed models and bf16 weights, else fp32."""
     if has_packed_weights(decoder) or decoder.head.weight.dtype == torch.bfloat16:
         return "bf16"
     return "fp32"
 
 
 def has_packed_weights(decoder: Decoder) -> bool:
-    """Whether its projections are computed from packed weights."""
+    """Whether the decoder has linear layers of packed weights."""
     return any(isinstance(module, PackedLinear) for module in decoder.modules())

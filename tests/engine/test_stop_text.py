@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtura.engine.stopping import StopText
+from mixtura.engine.stop_text import StopText
 
 
 def shown(stops: str | list[str], pieces: list[str]) -> tuple[str, bool]:

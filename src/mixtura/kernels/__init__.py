@@ -1,4 +1,4 @@
 """Kernels: functions from tensors to tensors.
 
-Each fast kernel has a naive twin, a slow function of a few lines that computes the same.
+Each fast kernel has a naive twin, a slow function of a few lines with the same result.
 """

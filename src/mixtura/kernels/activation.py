@@ -33,8 +33,8 @@ def activate(h_NH: Tensor, activation: Activation) -> Tensor:
     """act(gate) * up for a gated activation, else act(h). The gradient is computed by autograd.
 
     GELU is exact (by erf), except in `geglu_tanh`, which approximates it by tanh. `swiglu_clamped`
-    is gpt-oss's activation: gate is clipped to at most 7 and up to -7..7, and the result is gate *
-    sigmoid(1.702 gate) * (up + 1).
+    is gpt-oss's activation: gate is clipped to at most 7 and up to -7..7, and the result is
+    `gate * sigmoid(1.702 gate) * (up + 1)`.
     """
     return _FUNCTIONS[activation].forward(h_NH)
 

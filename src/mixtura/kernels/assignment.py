@@ -17,9 +17,9 @@ SHARPER = 5.0
 def balanced_assignment_naive(score_TE: Tensor) -> Tensor:
     """expert_T of the exact optimum; the naive twin of `balanced_assignment`.
 
-    The method is successive shortest paths: tokens are assigned one after another. Each takes the
-    best path to an expert with room, and every expert on the path passes one of its tokens to the
-    next. The time grows with T^2 E.
+    The method is successive shortest paths: tokens are assigned one after another. A token takes
+    the best path to an expert with room, where each expert on the path gets a token and moves one
+    of its own tokens to the next expert. The time grows with T^2 E.
     """
     num_tokens, num_experts = score_TE.shape
     least, extras = divmod(num_tokens, num_experts)
@@ -30,8 +30,8 @@ def balanced_assignment_naive(score_TE: Tensor) -> Tensor:
         taken = int((load_E > least).sum())
         gain_EE, mover_EE = _moves(score_TE[:token], expert_T[:token], num_experts)
         if taken == extras:
-            # An expert without an extra place may take over the extra place of another expert,
-            # which must then pass one of its tokens on.
+            # An expert without an extra place may take over the extra place of another expert. The
+            # other expert must then move one of its tokens on.
             swap_EE = (load_E == least)[:, None] & (load_E > least) & (gain_EE < 0)
             gain_EE[swap_EE], mover_EE[swap_EE] = 0.0, -1
         total_E, via_E = score_TE[token].clone(), torch.full((num_experts,), -1)
@@ -51,7 +51,7 @@ def balanced_assignment_naive(score_TE: Tensor) -> Tensor:
 
 
 def _moves(score_TE: Tensor, expert_T: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """The best gain of moving one token from expert i to expert j, and the token to move."""
+    """(gain_EE, mover_EE): the best gain of moving one token from expert i to j, and that token."""
     gain_EE = score_TE.new_full((num_experts, num_experts), -torch.inf)
     mover_EE = torch.full((num_experts, num_experts), -1)
     for expert in expert_T.unique().tolist():
@@ -64,13 +64,15 @@ def _moves(score_TE: Tensor, expert_T: Tensor, num_experts: int) -> tuple[Tensor
 def balanced_assignment(score_TE: Tensor, epsilon: float = 0.01) -> Tensor:
     """expert_T, whose total score is at most T * epsilon * (range of scores) below the optimum.
 
-    The range is the largest minus the smallest score. The method is Bertsekas' auction, in which
-    each expert is a group of equal places with a common price. In each round all tokens without a
-    place bid for their best expert, in score minus price. A bid is the price, plus the lead over
-    the second-best expert, plus epsilon. An expert keeps its highest bids, and the r extra places
-    go to the highest bids for an extra place. Prices are found with a large epsilon first, and are
-    the start of auctions with smaller ones. Each round waits for the device. Scores that are not
-    finite count as 0.
+    The range is the largest minus the smallest score. Scores that are not finite count as 0.
+
+    The method is Bertsekas' auction, in which each expert is a group of equal places with a common
+    price. In each round every token without a place bids for its best expert, that is the expert
+    with the largest score minus price. A bid is the price, plus the lead over the second-best
+    expert, plus epsilon. An expert keeps its highest bids, and the r extra places go to the highest
+    bids for an extra place. The first auction has a large epsilon; each further auction has a
+    smaller epsilon and starts with the prices of the auction before. Each round waits for the
+    device.
     """
     num_tokens, num_experts = score_TE.shape
     if num_experts == 1 or num_tokens == 0:
@@ -97,8 +99,8 @@ class _Places:
     """Each expert's places: the tokens in them and their bids, the highest bid first."""
 
     bid_EC: Tensor
-    """the bid in each place, which a new bid must exceed; -inf for an extra place that the expert
-    may not use"""
+    """the bid in each place, or the price of a free place, which a new bid must exceed; -inf for an
+    extra place that the expert may not use"""
     token_EC: Tensor
     """-1 for a place without a token"""
     extras: int
@@ -117,8 +119,9 @@ class _Places:
     def price_E(self) -> Tensor:
         """The lowest bid that a new bid for each expert must exceed.
 
-        An expert without an extra place may exceed the lowest of its own bids, or the lowest of all
-        bids in extra places.
+        If the expert has an extra place, this is the bid in its extra place. Otherwise it is the
+        lowest bid in the expert's own places, or in the extra places of all experts if that is
+        lower.
         """
         extra_E = self.bid_EC[:, -1]
         open_E = extra_E > -torch.inf
@@ -128,7 +131,7 @@ class _Places:
         return torch.where(open_E, extra_E, torch.minimum(last_E, lowest))
 
     def take(self, expert_U: Tensor, bid_U: Tensor, token_U: Tensor) -> Tensor:
-        """Enter the bids of these tokens; return the tokens that have no place then."""
+        """Enter the bids of these tokens; return the tokens that have no place afterwards."""
         expert_F, index_U = expert_U.unique(return_inverse=True)
         rank_U = _rank_among_equals(index_U)
         size = (len(expert_F), int(rank_U.max()) + 1)

@@ -19,7 +19,7 @@ def bank_linear_naive(x_TD: Tensor, weight_GED: Tensor, bank_R: Tensor) -> Tenso
 
 
 def bank_linear(x_TD: Tensor, weight_GED: Tensor, bank_R: Tensor) -> Tensor:
-    """logits_RE as the naive twin, computed bank by bank over rows sorted by bank.
+    """logits_RE, computed bank by bank over rows sorted by bank.
 
     Autocast has no effect. The number of rows of each bank is read once, which waits for the
     device.

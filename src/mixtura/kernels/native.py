@@ -22,9 +22,9 @@ LIBRARY = Library("mixtura", "FRAGMENT")
 """the library of Mixtura's torch ops; a wrapper of `torch.library.custom_op` would take longer than
 a small matrix product"""
 
-# Functions of torch's OpenMP runtime, which GNU's and LLVM's runtimes both export: run a parallel
-# region, the number of a thread in the region, the number of the region's threads, and the default
-# number of threads.
+# Functions of torch's OpenMP runtime, which GNU's and LLVM's runtimes both export. The first runs a
+# parallel region; the others give a thread's number in the region, the region's number of threads,
+# and the default number of threads.
 _OPENMP = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_get_max_threads")
 
 
@@ -37,9 +37,10 @@ def native() -> ModuleType | None:
 def compiled(name: str) -> ModuleType | None:
     """A compiled module; None if no compiler was found when Mixtura was installed.
 
-    The module uses MIXTURA_THREADS threads, by default as many as torch uses at this call. It runs
-    in torch's own threads as long as torch uses the same number. Raises ConfigError if
-    MIXTURA_THREADS is not a whole number of 1 or more.
+    The environment variable MIXTURA_THREADS sets the module's number of threads; by default it is
+    torch's number at this call. The module runs in torch's own threads as long as torch has the
+    same number of threads. Raises ConfigError if MIXTURA_THREADS is not a whole number of 1 or
+    more.
     """
     try:
         module = importlib.import_module(name)

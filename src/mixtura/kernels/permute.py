@@ -54,8 +54,8 @@ class Order:
     row_M: Tensor
     """the routed row of each sorted row; N for a padding row"""
     place_TK: Tensor | None
-    """the sorted row of each token's choices; None unless the routed rows are K for each token, in
-    order"""
+    """the sorted row of each token's k-th routed row; None unless every token has K consecutive
+    routed rows"""
     segment_E: Tensor
     """the length of each expert's segment, int64"""
     bags: "Bags | None" = None
@@ -163,7 +163,7 @@ def permute(x_TD: Tensor, order: Order) -> Tensor:
 def combine(
     y_MD: Tensor, weight_N: Tensor, order: Order, product_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """out_TD as `combine_naive`, in one pass over the rows, without a weighted copy of the rows.
+    """out_TD: the result of `combine_naive`, in one pass over the rows and without a copy of them.
 
     With a `product_dtype`, and in an order with `place_TK`, each weighted row is rounded to this
     dtype before the sum, as in transformers. This takes three passes and a copy of the rows.

@@ -1,4 +1,4 @@
-"""The phase of generation, which sets how packed modules round and the order of kernels' sums."""
+"""The phase of generation, on which the rounding and the order of sums in kernels depend."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,13 +16,13 @@ _phase: ContextVar[Phase] = ContextVar("phase", default="prefill")
 
 
 def current_phase() -> Phase:
-    """The phase in which packed modules compute now."""
+    """The phase in which modules with packed weights compute now."""
     return _phase.get()
 
 
 @contextmanager
 def in_phase(phase: Phase) -> Iterator[None]:
-    """A context manager: packed modules inside the block compute in this phase."""
+    """A context manager: inside the block, modules with packed weights compute in this phase."""
     token = _phase.set(phase)
     try:
         yield

@@ -16,7 +16,7 @@ def topk_naive(score_TE: Tensor, top_k: int) -> Tensor:
 
 
 def topk(score_TE: Tensor, top_k: int) -> Tensor:
-    """chosen_TK, as the naive twin. On a CPU a small `top_k` is computed by passes of argmax.
+    """chosen_TK: each token's K best experts; for a small K on a CPU by passes of argmax.
 
     Each token needs at least K scores above -inf; otherwise an expert may be chosen twice.
     """

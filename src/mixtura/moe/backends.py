@@ -26,8 +26,9 @@ from mixtura.moe.routing import Routing
 from mixtura.registry import Registry
 from mixtura.shapes import Activation
 
-# The number of rows of each expert is padded to a multiple of this number. In bf16 oneDNN builds a
-# kernel for each new number of rows, which takes several times as long as the product.
+# In these dtypes the rows of each expert are padded to a multiple of 32. In bf16 oneDNN builds a
+# kernel for each new number of rows, which takes several times as long as the product; padding
+# makes new numbers rare.
 ROW_MULTIPLE = {torch.bfloat16: 32, torch.float16: 32}
 # All experts are padded to equally many rows if that makes at most 1.5 times as many rows in all.
 EVEN_WITHIN = 1.5
@@ -55,7 +56,7 @@ class Backend(Protocol):
     def products(
         self, dtype: torch.dtype, device: torch.device, width: int, expert_width: int
     ) -> str:
-        """The name of the matrix products that the backend uses for this dtype, device and widths.
+        """The name of the kind of matrix products for this dtype, device and widths.
 
         A run records the name in its environment.json. Raises ConfigError if the backend does not
         support the dtype, the device or the widths.

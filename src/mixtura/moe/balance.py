@@ -26,10 +26,10 @@ class BalanceConfig(Config):
     If a weight is None, the router's default is used, which is that of the router's paper. For
     example, a softmax router has Switch's alpha of 0.01 as `loss` (arXiv 2101.03961) and ST-MoE's
     c_z of 0.001 as `z_loss` (arXiv 2202.08906). A weight above 0 is refused for a loss that the
-    router cannot serve. `choices` selects the rows that the balance loss counts: all rows, or each
-    token's first choice. By default all rows count, but GShard counts first choices. `bias_rate` is
-    the amount by which a choosing bias changes in each optimizer step, the gamma of DeepSeek-V3
-    (arXiv 2412.19437).
+    router does not support. `choices` selects the rows that the balance loss counts: all rows, or
+    each token's first choice. The default is the router's: first choices for GShard, all rows for
+    other routers. `bias_rate` is the amount by which a choosing bias changes in each optimizer
+    step, the gamma of DeepSeek-V3 (arXiv 2412.19437).
     """
 
     loss: LossWeight = None
@@ -46,9 +46,9 @@ class BalanceConfig(Config):
     bias_rate: float = Field(default=0.001, ge=0, allow_inf_nan=False)
 
     def weights_for(self, router: RouterSpec) -> dict[LossName, float]:
-        """The weight of each loss whose weight is above 0.
+        """The losses whose weight is above 0, with their weights.
 
-        Raises ValueError for a loss that `router` cannot serve, and for the communication loss
+        Raises ValueError for a loss that `router` does not support, and for the communication loss
         under scope `global_batch`.
         """
         weights: dict[LossName, float] = {}
@@ -153,7 +153,10 @@ class Balancer:
         return self.ranks.sum(load_E.clone())
 
     def end_micro_step(self) -> None:
-        """End a micro-step: the next forward pass adds its load to the load so far."""
+        """End a micro-step, which is one backward pass under gradient accumulation.
+
+        The next forward pass then adds its load to the load so far.
+        """
         self._earlier_E, self._current_E = self.step_load_E, None
 
     def end_step(self, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Capacity policies: how many rows an expert computes, and what becomes of the rows beyond.
+"""Capacity policies: the most rows that an expert computes, and what becomes of its other rows.
 
 An expert's capacity is ceil(factor * rows / E). Each token except padding counts as K rows. An
 unused row takes no room at an expert. The scope decides which rows are counted together, and which
@@ -152,9 +152,9 @@ class Reroute:
     The rule is serial: token after token gets its best K experts that still have room. A row is
     dropped only if no expert has room. The result is a stable matching in which every expert
     prefers earlier tokens, so deferred acceptance computes it in parallel: in each round every
-    token proposes to its best K experts that have not refused it, and every expert refuses all but
-    the earliest tokens. The rounds end when no expert refuses a token. Each round waits for the
-    device once.
+    token proposes to its best K experts that have not refused it, and every expert holds the
+    earliest tokens and refuses the others. The rounds end when no expert refuses a token. Each
+    round waits for the device once.
     """
 
     factor: float
@@ -205,15 +205,15 @@ def _to_rows(held_TE: Tensor, rank_TE: Tensor, chosen_TK: Tensor) -> Tensor:
 
 
 def _with_extra(of_TE: Tensor) -> Tensor:
-    """Append a column of zeros, which the expert number E of unused rows selects."""
+    """Append a column of zeros for the expert number E, which unused rows have."""
     return torch.nn.functional.pad(of_TE.detach(), (0, 1))
 
 
 def _places(candidates: Candidates, factor: float, scope: CapacityScope) -> tuple[Tensor, Tensor]:
-    """(place, capacity): the number of earlier rows of a row's expert, and the expert's capacity.
+    """(place, capacity) of each row, which decide whether the row is beyond its expert's capacity.
 
-    A row is beyond the capacity if place >= capacity. The place is (T, K). The capacity is (T, 1),
-    or (1, 1) under scope `group`.
+    The place, (T, K), is the number of earlier rows with the same expert. A row is beyond the
+    capacity if place >= capacity. The capacity is (T, 1), or (1, 1) under scope `group`.
     """
     expert_TK, num_experts = candidates.expert_TK, candidates.num_experts
     num_tokens, top_k = expert_TK.shape

@@ -29,10 +29,10 @@ def communication_loss(routing: Routing, scope: LossScope = "sequence") -> Tenso
     """sum_i f''_i P''_i over devices i (DeepSeek-V2, arXiv 2405.04434, eq. 29-31).
 
     f''_i is G/(M T) times the number of tokens that are sent to device i, where M is `groups_kept`,
-    the largest number of devices of a token. A token counts once, however many of the device's
-    experts it chose. P''_i is the sum of the mean probabilities of the device's experts, as in
-    `device_balance_loss`. The loss is 1 if each token is sent to M devices and each device receives
-    equally many tokens.
+    the largest number of devices to which a token may be sent. A token counts once, however many of
+    the device's experts it chose. P''_i is the sum of the mean probabilities of the device's
+    experts, as in `device_balance_loss`. The loss is 1 if each token is sent to M devices and each
+    device receives equally many tokens.
     """
     prob_BG = group_shares_of(routing, scope).prob_BC
     share_BG = _sent_share(routing, token_parts(routing, scope), prob_BG.dtype)

@@ -54,9 +54,9 @@ class Experts(nn.Module):
         return self._compute(x_TD.to(dtype), routing, bank)
 
     def products_for(self, dtype: torch.dtype, device: torch.device) -> str:
-        """The name of the matrix products that the backend uses for this dtype and device.
+        """The name of the kind of matrix products that the backend uses.
 
-        Raises ConfigError if the backend has no products for them.
+        Raises ConfigError if the backend does not support this dtype or device.
         """
         return self._compute.products(dtype, device, *self.w_out.shape[1:])
 

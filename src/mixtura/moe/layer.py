@@ -62,8 +62,8 @@ class MoEConfig(MoEShape):
         """The config for a causal language model with `vocabulary` different tokens.
 
         Raises ValueError for a router whose choices depend on later tokens, unless its config
-        accepts that. Raises it also for a hash router whose table has fewer rows than the
-        vocabulary.
+        accepts that. It also raises ValueError for a hash router whose table has fewer rows than
+        the vocabulary.
         """
         if self.router.leaks:
             raise ValueError(
@@ -77,8 +77,8 @@ class MoEConfig(MoEShape):
     def check_training(self) -> None:
         """Raises ConfigError if a causal language model with this layer must not be trained.
 
-        This is so if the task's loss would give the router no gradient. It is also so if the
-        router's choices in training depend on later tokens, unless its config accepts that. The
+        The reason may be that the task's loss would give the router no gradient, or that the
+        router's choices in training depend on later tokens and its config does not accept that. The
         model may still be evaluated: evaluation needs no gradient, and the router may be causal in
         evaluation.
         """
@@ -117,7 +117,7 @@ class MoEOutput:
 
 
 class RowLinear(nn.Linear):
-    """A linear layer whose result for a row within `rows_alone()` depends only on that row."""
+    """A linear layer; within `rows_alone()` a row's result does not depend on other rows."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002, the name in torch
         return row_linear(input, self.weight)
@@ -126,9 +126,9 @@ class RowLinear(nn.Linear):
 class MoE(nn.Module):
     """An MoE layer: a router, routed experts, shared experts and a residual branch.
 
-    The output is y = sum_k weight_k expert_k(x) + shared(x). With a residual branch it is c_0 y +
-    c_1 residual(x), where c = softmax(W x). Call `mixtura.moe.end_step(model)` after each optimizer
-    step; without the call, choosing biases and thresholds never change.
+    The output is y = sum_k weight_k expert_k(x) + shared(x). With a residual branch the output is
+    `c_0 y + c_1 residual(x)`, where c = softmax(W x). Call `mixtura.moe.end_step(model)` after each
+    optimizer step; without the call, choosing biases and thresholds never change.
     """
 
     def __init__(self, width: int, config: MoEConfig) -> None:
@@ -187,14 +187,14 @@ class MoE(nn.Module):
         tokens = Tokens(
             x_TD,
             None if valid is None else valid.reshape(-1),
-            # An empty batch counts as one sequence without tokens, since nothing can be divided by
-            # 0 sequences.
+            # An empty batch counts as one sequence without tokens, because the number of sequences
+            # is a divisor.
             max(x.shape[0], 1) if x.dim() == 3 else 1,
             None if ids is None else ids.reshape(-1),
         )
         routing: Routing = self.router(tokens, capacity)
-        # The experts copy rows of x, and a cast to bf16 before that halves the bytes. The router
-        # has already read x in full precision.
+        # x is cast before the experts copy its rows, because bf16 halves the bytes of the copies.
+        # The router has read x before the cast.
         x_TD = x_TD.to(compute_dtype(x_TD))
         out_TD = self.experts(x_TD, routing)
         if self.shared is not None:
@@ -221,10 +221,10 @@ class MoE(nn.Module):
 def late_losses(
     outputs: Iterable[MoEOutput | None], nats_T: Tensor
 ) -> tuple[MoEOutput | None, ...]:
-    """The outputs of a model's layers, with the losses that depend on the model's final loss.
+    """The outputs of a model's layers, with the late loss of each layer added to its losses.
 
-    `nats_T` is each token's cross-entropy in nats. Only `reinforce` routers have a loss that
-    depends on it; this loss is added to the layer's `losses` under the name `policy`.
+    `nats_T` is each token's cross-entropy in nats, from which late losses are computed. Only
+    `reinforce` routers have a late loss; its name in `losses` is `policy`.
     """
     return tuple(
         output
@@ -269,7 +269,7 @@ def spread_over(model: nn.Module, ranks: Ranks) -> None:
 
 
 def needs_token_counts(model: nn.Module) -> bool:
-    """Whether the router of any layer needs the counts of each token in training.
+    """Whether the router of any layer needs the token counts of the training data.
 
     Hash routers with a balanced table need these counts.
     """
@@ -277,10 +277,10 @@ def needs_token_counts(model: nn.Module) -> bool:
 
 
 def set_token_counts(model: nn.Module, counts_V: Tensor) -> None:
-    """Set how often each token of the vocabulary occurs in training, for the routers that need it.
+    """Give the token counts of the training data to the routers that need them.
 
-    Raises ConfigError if no router needs the counts, and if they do not fit the router's
-    vocabulary.
+    `counts_V` has the number of occurrences of each token. Raises ConfigError if no router needs
+    the counts, and if they do not fit the router's vocabulary.
     """
     if not needs_token_counts(model):
         raise ConfigError(

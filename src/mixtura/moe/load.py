@@ -90,7 +90,7 @@ def dropped_share(routing: Routing) -> Tensor:
 
 
 def starving(load_E: Tensor) -> Tensor:
-    """True for an expert whose load is below a tenth of the mean load, or 0.
+    """True for an expert whose load is 0 or below a tenth of the mean load.
 
     `load_E` must be the load of `WINDOW` steps. Without rows the result is True for all experts.
     """

@@ -33,10 +33,10 @@ def balance_loss(
     router's probabilities for expert e. Padding is not counted.
 
     Scope `sequence` averages the losses of all sequences. A sequence of padding alone has the loss
-    1, so the result does not depend on the number of ranks. Scope `micro_batch` computes one loss
-    over the tokens of this rank's forward pass, so its result does depend on the number of ranks.
-    Scope `global_batch` takes f from `step_load_E`, the load of the optimizer step so far, summed
-    over ranks.
+    1, so that the mean over all ranks does not depend on the rank to which it belongs. Scope
+    `micro_batch` computes one loss over the tokens of this rank's forward pass, so its result
+    depends on the number of ranks. Scope `global_batch` takes f from `step_load_E`, the load of the
+    optimizer step so far, summed over ranks.
 
     A hierarchical router has one loss for each level, and the result is the mean of these losses.
     The outermost level's loss is over groups of experts. An inner level's loss is the mean of the

@@ -31,7 +31,8 @@ class Level:
     banks: int = 1
     """number of gates"""
     used_R: Tensor | None = None
-    """False for a row whose token abandoned the gate's group; None if no token abandoned a group"""
+    """False for a row whose token abandoned the gate's group, as GShard abandons second choices;
+    None if no token abandoned a group"""
 
 
 rules_are_checked = False
@@ -186,7 +187,7 @@ def _rules(routing: Routing) -> Iterator[tuple[str, bool]]:
     yield "sequences are of equal length", routing.num_tokens % routing.num_sequences == 0
     if routing.probs_TE is not None:
         sum_T = routing.probs_TE.detach().float().sum(-1)
-        # NaN keeps this rule, because the trainer reports NaN and names its source.
+        # NaN does not break this rule: the trainer reports NaN and names its source.
         yield "each token's probabilities sum to 1", not bool(((sum_T - 1).abs() >= 1e-2).any())
 
 

@@ -54,7 +54,7 @@ def shares_of(
     Under scope `sequence` each sequence is a part; otherwise all local tokens are one part. Under
     `global_batch` the load is `step_load_E`, if that is given. A part without tokens gets even
     shares, and so does a gate without rows: their loss is then 1, as at even load. So the mean loss
-    over sequences does not depend on how they are divided into batches.
+    over all sequences does not depend on their division into batches.
     """
     parts = token_parts(routing, scope)
     if scope == "global_batch" and step_load_E is not None:

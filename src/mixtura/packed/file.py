@@ -190,8 +190,7 @@ class TensorWriter:
         self.bytes += prod(raw.shape)
 
     def digests(self) -> tuple[str, ...]:
-        """Wait until all parts are written; return the digests. Raises OSError for a failed write.
-        """
+        """Wait until all parts are written; return the digests. Raises OSError if a write fails."""
         return tuple(digest.result() for digest in self._digests)
 
 

@@ -30,7 +30,7 @@ from mixtura.shapes.storage.tiles import PAGE
 
 MAGIC, VERSION = b"MIXTURA\0", 1
 _PREFIX = struct.Struct("<8sIIQ")
-"""magic, format version, 0, and the number of bytes of the JSON header"""
+"""magic bytes, format version, 0, and the number of bytes of the JSON header"""
 _DIGEST_BYTES = 32
 
 PLAIN: dict[Format, torch.dtype] = {

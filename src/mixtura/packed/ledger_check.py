@@ -1,7 +1,7 @@
 """Compares the tensors of a packed file with the ledger of the model that its header describes.
 
-The header's digest does not ensure that they agree: a program may write a wrong header with a
-correct digest. E experts, H rows of w_in, D width, F expert width.
+A header with a correct digest may still differ from the tensors, since a program may write a wrong
+header. E experts, H rows of w_in, D width, F expert width.
 """
 
 from mixtura.errors import CheckpointError

@@ -48,7 +48,7 @@ def install(model: nn.Module, file: PackedFile) -> None:
 def check_fits(model: nn.Module, file: PackedFile) -> None:
     """Raises CheckpointError, naming the tensor, if the file's tensors differ from the model's.
 
-    They may differ only in floating-point dtype.
+    Only a floating-point dtype may differ.
     """
     expected = {one.name: (one.kind, one.shape) for one in plan(model)}
     held = {name: (entry.kind, entry.shape) for name, entry in file.entries.items()}

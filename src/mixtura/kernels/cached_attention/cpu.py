@@ -1,8 +1,8 @@
-"""Ops of attention over cached keys and values: compiled kernels on a CPU, torch on a GPU.
+"""Torch ops for attention over cached keys and values: by compiled kernels on a CPU.
 
-A row is one token of a sequence. A slot is the place of one sequence in the cache. R rows, A query
-heads, G key-value heads, H = A/G query heads that share a key, C key dim, V value dim, L positions
-that one row attends to.
+On a GPU the ops use torch's own operations. A row is one token of a sequence. A slot is the place
+of one sequence in the cache. R rows, A query heads, G key-value heads, H = A/G query heads that
+share a key, C key dim, V value dim, L positions that one row attends to.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ def append(
     position_R: Tensor,
     kernels: InstructionSet = "auto",
 ) -> None:
-    """Store each row's key and value at its position of its slot, bit for bit as the naive twin.
+    """Store each row's key and value in the cache, with the same bits as the naive twin.
 
     Keys and values are fp32 or bf16, slots and positions int64. Raises IndexError for a slot or a
     position outside the cache.
@@ -51,14 +51,14 @@ def cached_attention(
     """out_RAV in fp32: row r attends to positions 0..position_R[r] of its slot, or to the last
     `window` of these positions.
 
-    Rows may be of any mix of slots: one row of each sequence in decode, several rows in verify, and
+    Rows may belong to any slots: one row of each sequence in decode, several rows in verify, and
     chunks of sequences in prefill. With AMX, products over a bf16 or int8 cache are computed in
     bf16 in prefill, and in the other phases if enough query heads share a key. A row's result
-    depends only on the row, its slot and the phase: positions are processed in fixed blocks, which
-    decode and verify divide into fixed splits and combine in order. `sinks_A` are logits that take
-    part in each head's softmax without a value (gpt-oss). Raises IndexError for a slot or a
-    position outside the cache, and ConfigError for an instruction set in `kernels` that this
-    machine does not offer.
+    depends only on the row, its slot and the phase: positions are processed in fixed blocks. Decode
+    and verify also divide positions into fixed splits, whose results are combined in order.
+    `sinks_A` are logits that take part in each head's softmax without a value (gpt-oss). Raises
+    IndexError for a slot or a position outside the cache, and ConfigError for an instruction set in
+    `kernels` that this machine does not offer.
     """
     rows = (q_RAC, slot_R, position_R)
     how = (scale, phase, window or 0, sinks_A, cache.values.shape[3], kernels)
@@ -140,7 +140,7 @@ def _append(
     rows, (_, heads, _, key_dim) = len(slot_R), keys.shape
     k_RGC = k_RGC.float().contiguous()
     v_RGV = None if v_RGV is None else v_RGV.float().contiguous()
-    # The names keep the tensors alive until the call returns; their addresses would not.
+    # These names keep the tensors alive until the call returns; an address alone does not.
     slot_R, position_R = slot_R.contiguous(), position_R.contiguous()
     _check_rows(k_RGC, (rows, heads, key_dim), slot_R, position_R)
     assert v_RGV is None or v_RGV.shape == (rows, heads, value_dim), "one value for each key"
@@ -178,7 +178,7 @@ def _attend(
     rows, heads, _ = q_RAC.shape
     _check_rows(q_RAC, (len(slot_R), heads, keys.shape[3]), slot_R, position_R)
     assert heads % keys.shape[1] == 0, "each key serves as many heads"
-    # The names keep the tensors alive until the call returns; their addresses would not.
+    # These names keep the tensors alive until the call returns; an address alone does not.
     q_RAC, slot_R, position_R = (
         q_RAC.float().contiguous(),
         slot_R.contiguous(),

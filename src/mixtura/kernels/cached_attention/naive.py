@@ -84,8 +84,8 @@ def _keep(
         return
     x_RGC = x_RGC.float()
     size_RG = x_RGC.abs().amax(-1)
-    # The dividend is a tensor: torch divides a Python float by multiplying with the reciprocal,
-    # which rounds twice.
+    # The dividend is a tensor, because torch divides a Python float by a tensor through the
+    # reciprocal, which rounds twice.
     inverse_RG = torch.where(size_RG > 0, torch.full_like(size_RG, _LARGEST) / size_RG, 0.0)
     kept[slot_R, :, position_R] = (x_RGC * inverse_RG[..., None]).round().to(torch.int8)
     scales[slot_R, :, position_R] = size_RG / _LARGEST

@@ -1,8 +1,9 @@
 """Attention over cached keys and values by torch's own operations, on any device.
 
-A slot is the place of one sequence in the cache. R rows, n consecutive rows of one slot, A query
-heads, G key-value heads, H = A/G query heads that share a key, C key dim, V value dim, L positions
-of the slot, up to the last position that one of the n rows attends to.
+A row is one token of a sequence. A slot is the place of one sequence in the cache. R rows, n
+consecutive rows of one slot, A query heads, G key-value heads, H = A/G query heads that share a
+key, C key dim, V value dim, L positions of the slot, up to the last position that one of the n rows
+attends to.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ def cached_attention_torch(
     window: int | None = None,
     sinks_A: Tensor | None = None,
 ) -> Tensor:
-    """out_RAV in fp32, as the naive twin. Consecutive rows of one slot are computed together."""
+    """out_RAV in fp32. Consecutive rows of one slot are computed together."""
     out_RAV = q_RAC.new_empty(*q_RAC.shape[:2], cache.values.shape[3], dtype=torch.float32)
     for slot, rows in _runs(slot_R.tolist()):
         position_n = position_R[rows]

@@ -1,8 +1,8 @@
 """Matrix products of MKL for rows sorted by expert.
 
 torch's builds for x86 contain MKL, but have no Python API for these products. `ragged_rows` and
-`ragged_weights` multiply all experts' rows in one call, in fp32 or float64. Each expert is computed
-by one thread; `grouped_mm` and a loop over experts would divide each small product among all
+`ragged_weights` multiply all experts' rows in one call, in fp32 or float64. One thread multiplies
+the rows of one expert; `grouped_mm` and a loop over experts divide each small product among all
 threads. `bf16_rows` and `one_token_swiglu` multiply few bf16 rows and have no backward pass. A
 product of one row reads weights at about the speed of memory. Unlike oneDNN, MKL builds no kernel
 for each new number of rows.
@@ -45,7 +45,7 @@ def ragged_takes(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def ragged_rows(rows_NI: Tensor, weight_EIO: Tensor, count_E: list[int]) -> Tensor:
-    """(N, O): each segment's rows times its expert's weights; later rows give 0."""
+    """(N, O): each segment's rows times its expert's weights; rows after all segments give 0."""
     num_experts, inputs, outputs = weight_EIO.shape
     rows_NI = rows_NI.contiguous()
     out_NO = rows_NI.new_empty(len(rows_NI), outputs)
@@ -160,13 +160,13 @@ def _computes_in_bf16() -> bool:
 def bf16_takes(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether `bf16_rows` supports rows of this dtype on this device.
 
-    This torch and this processor must have MKL's bf16 product.
+    This torch must have MKL's bf16 product, and the processor must have bf16 instructions.
     """
     return device.type == "cpu" and dtype == torch.bfloat16 and _computes_in_bf16()
 
 
 def bf16_rows(rows_NI: Tensor, weight_EIO: Tensor, count_E: list[int]) -> Tensor:
-    """(N, O): each segment's rows times its expert's weights; later rows give 0."""
+    """(N, O): each segment's rows times its expert's weights; rows after all segments give 0."""
     inputs, outputs = weight_EIO.shape[1:]
     rows_NI = rows_NI.contiguous()
     out_NO = rows_NI.new_empty(len(rows_NI), outputs)

@@ -35,7 +35,7 @@ def experts_ffn(
     products: Products,
     biases: Biases | None = None,
 ) -> Tensor:
-    """y_ND as `experts_ffn_naive`.
+    """y_ND: the result of `experts_ffn_naive`, by the given kind of products.
 
     Of the intermediate tensors only h, the input of the activation, is kept for the backward pass.
     """
@@ -114,9 +114,9 @@ class SegmentProducts:
 
     def __init__(self, products: Products, count_E: Tensor, x_ND: Tensor) -> None:
         self.rows: Callable[[Tensor, Tensor], Tensor]
-        """(N, I) rows and (E, I, O) weights -> (N, O); rows of no expert give 0"""
+        """multiplies (N, I) rows by (E, I, O) weights to (N, O); rows without an expert give 0"""
         self.weights: Callable[[Tensor, Tensor], Tensor]
-        """(N, O) and (N, I) rows -> (E, O, I), the sum of outer products of each expert's rows"""
+        """sums the outer products of each expert's (N, O) and (N, I) rows to (E, O, I)"""
         if products == "grouped":
             self._ends_E = count_E.cumsum(0).to(torch.int32)
             self._num_rows = x_ND.shape[0]
@@ -125,11 +125,7 @@ class SegmentProducts:
         self._counts: list[int] = count_E.tolist()
         if products == "ragged":
             self.rows = partial(ragged_rows, count_E=self._counts)
-            """multiplies rows (N, I) with weights (E, I, O) to (N, O); rows without an expert give
-            0"""
             self.weights = partial(ragged_weights, count_E=self._counts)
-            """from rows (N, O) and rows (N, I), (E, O, I): the sum of the outer products of each
-            expert's rows"""
         elif products == "batched" and len(set(self._counts)) == 1 and self._counts[0] > 0:
             self.rows, self.weights = self._batched_rows, self._batched_weights
         else:

@@ -1,4 +1,4 @@
-"""The op that computes a layer's routed experts from packed weights, up to the weighted sum.
+"""The op that computes the weighted sum of a layer's routed experts from packed weights.
 
 T tokens, N routed rows, n rows of one expert, D width, E experts, F expert width, H rows of w_in in
 the order of its tiles (gate and up interleaved if gated), S bytes of an expert.
@@ -47,8 +47,7 @@ assert set(ACTIVATIONS) == set(OWN), "each of our own has a number"
 
 
 class PackedBiases(NamedTuple):
-    """The experts' biases in fp32, from `biases_in_tiles`; `in_EH` has the order of w_in's tiles.
-    """
+    """The experts' biases in fp32, made by `biases_in_tiles`; `in_EH` is in the order of tiles."""
 
     in_EH: Tensor
     out_ED: Tensor
@@ -122,8 +121,8 @@ def packed_experts(
 ) -> Tensor:
     """(T, D) in fp32: the weighted sum of each token's experts; tokens are fp32 or bf16.
 
-    Each row of `tiles_ES` has the bytes of one expert, as from `tile_expert`. A token's result
-    depends only on the token, its rows and the phase.
+    Each row of `tiles_ES` has the bytes of one expert, which `tile_expert` returns. A token's
+    result depends only on the token, its rows and the phase.
     """
     in_EH, out_ED = biases or (None, None)
     return torch.ops.mixtura.packed_experts(

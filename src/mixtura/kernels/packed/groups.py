@@ -73,7 +73,7 @@ def dequantise(groups: Groups) -> Tensor:
 def quantise(
     w_NK: Tensor, bits: Bits, name: str = "the matrix", kernels: InstructionSet = "auto"
 ) -> Groups:
-    """The groups of a matrix, as `quantise_naive`, but by the compiled kernels if there are any.
+    """Quantise a matrix like `quantise_naive`, by the compiled kernels if there are any.
 
     All instruction sets choose the same numbers and scales. The kernels sum in another order than
     the naive twin, so they may choose another scale if two scales are nearly equally good.
@@ -112,11 +112,12 @@ def quantise(
 
 
 def quantise_naive(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups:
-    """The groups of a matrix with the scales of least squared error, weighed as in `_Fit`.
+    """Quantise a matrix: each group gets the scale of least squared error, weighed as in `_Fit`.
 
-    Several scales are tried for each group. A scale is the least-squares scale for its numbers, <w,
-    q> / <q, q>, rounded to fp16. Raises ConfigError, beginning with `name`, for a width that is not
-    a multiple of 32, for weights that are not finite, and for weights too large for an fp16 scale.
+    Several scales are tried for each group. A scale is the least-squares scale of its numbers q,
+    that is `<w, q> / <q, q>`, rounded to fp16. Raises ConfigError, whose message begins with
+    `name`, for a width that is not a multiple of 32, for weights that are not finite, and for
+    weights too large for an fp16 scale.
     """
     check_width(w_NK.shape[1], name)
     q_NK = torch.empty(w_NK.shape, dtype=torch.int8)
@@ -165,8 +166,8 @@ def _best_scale(w_MC: Tensor, bits: Bits) -> Tensor:
     kept_M = torch.full((len(w_MC),), -1.0)
     for level in _TRIED[bits]:
         wq_M, qq_M = fit(level)
-        # The least-squares error is <w, w> - <w, q>^2 / <q, q>, so the largest last term is the
-        # best.
+        # The least-squares error is <w, w> - <w, q>^2 / <q, q>, so the scale with the largest last
+        # term is the best.
         explained_M = wq_M.square() / qq_M
         better_M = explained_M > kept_M
         kept_M = torch.where(better_M, explained_M, kept_M)
@@ -181,12 +182,12 @@ def _best_scale(w_MC: Tensor, bits: Bits) -> Tensor:
 class _Fit:
     """A least-squares fit of groups w by q times a scale; errors of large weights count more.
 
-    A squared error is multiplied by 1 + 0.03 (w/r)^4, where r is the root mean square of the group.
-    So only the errors of the few largest weights count clearly more than others. This rule was
-    measured on SmolLM2 in 4 bits, as the divergence of its predictions from those of the unrounded
-    model over 2,550 tokens. The divergence is 0.363 nats with this rule, and 0.400 nats with
-    llama.cpp's rule for Q4_0. It is 0.457 nats if all errors count equally, although the plain
-    squared error is then 3% smaller.
+    The squared error of a weight w is multiplied by 1 + 0.03 (w/r)^4, where r is the root mean
+    square of the group. So only the errors of the few largest weights count clearly more than
+    others. This rule was measured on SmolLM2 in 4 bits, as the divergence of its predictions from
+    those of the unrounded model over 2,550 tokens. The divergence is 0.363 nats with this rule, and
+    0.400 nats with llama.cpp's rule for Q4_0. It is 0.457 nats if all errors count equally,
+    although the plain squared error is then 3% smaller.
     """
 
     def __init__(self, w_MC: Tensor, bits: Bits) -> None:

@@ -60,8 +60,8 @@ def quantise_rows(x_TK: Tensor, span: int) -> tuple[Tensor, Tensor]:
     """
     x_TSC = F.pad(x_TK.float(), (0, -x_TK.shape[1] % span)).unflatten(1, (-1, span))
     largest_TS = x_TSC.abs().amax(-1)
-    # The dividend is a tensor: torch divides a Python float by multiplying with the reciprocal,
-    # which rounds twice.
+    # The dividend is a tensor, because torch divides a Python float by a tensor through the
+    # reciprocal, which rounds twice.
     inverse_TS = torch.where(largest_TS > 0, torch.tensor(127.0) / largest_TS, 0)
     q_TSC = (x_TSC * inverse_TS[..., None]).round()
     q_TSC = torch.where(inverse_TS[..., None] > 0, q_TSC, 0).to(torch.int8)

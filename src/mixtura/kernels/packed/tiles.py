@@ -94,8 +94,8 @@ def untile_rows(tiles: Tensor, row_R: Tensor, n: int, k: int, bits: Bits) -> Gro
     """
     scales, quants = _parts(_blocks(tiles, n, k, bits))
     unit_R, tile_R, channel_R = row_R // UNIT, row_R % UNIT // TILE, row_R % TILE
-    # Slices between index tensors move the indexed dim R to the front: the shapes are (R, B, G, L)
-    # and (R, B, G).
+    # With slices between its tensors, an index puts the dim R of the tensors first: the shapes are
+    # (R, B, G, L) and (R, B, G).
     rows, inputs = len(row_R), up(k, BLOCK)
     q_RK = _numbers(quants[unit_R, :, :, :, tile_R, channel_R], bits).view(rows, inputs)
     scale_RG = scales[unit_R, :, tile_R, :, channel_R].reshape(rows, inputs // GROUP)
@@ -103,7 +103,7 @@ def untile_rows(tiles: Tensor, row_R: Tensor, n: int, k: int, bits: Bits) -> Gro
 
 
 def interleave_gate_up(w_HD: Tensor) -> Tensor:
-    """[gate; up] with rows in turn: 16 rows of gate, the same 16 rows of up, and so on.
+    """[gate; up] in turn: rows 0..15 of gate, rows 0..15 of up, rows 16..31 of gate, and so on.
 
     Gate and up are padded with zeros to a multiple of 16 rows.
     """
@@ -187,8 +187,7 @@ def _blocks(tiles: Tensor, n: int, k: int, bits: Bits) -> Tensor:
 
 
 def _parts(tiles_UB: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of the scales, fp16 (U, B, T, G, C), and the numbers, int32 words (U, B, G, L, T, C).
-    """
+    """Views of scales as fp16 (U, B, T, G, C), and of numbers as int32 words (U, B, G, L, T, C)."""
     scales = tiles_UB[..., :BLOCK_SCALE_BYTES].view(torch.float16)
     quants = tiles_UB[..., BLOCK_SCALE_BYTES:].view(torch.int32)
     return scales.unflatten(2, (2, 2, TILE)), quants.unflatten(2, (2, -1, 2, TILE))

@@ -63,13 +63,13 @@ class Base(LinearRouter):
     T tokens are those of this rank's micro-batch without padding; if E does not divide T, some
     experts get one token more. Bertsekas' auction finds the assignment. Its mean score is below the
     best by at most `epsilon` times the range of all scores, and usually by far less. By default
-    there is no balance loss, and there is no capacity rule. In training, too, `chosen_N` is the
-    expert with the largest score, so that the load shows the gate's own choices, while `expert_N`
-    is the assigned expert.
+    there is no balance loss, and there is no capacity rule. In training `expert_N` is the assigned
+    expert, but `chosen_N` is the expert with the largest score, so that the load shows the gate's
+    own choices.
 
-    The router reads later tokens, but only in training: the expert with a token's largest score may
-    be assigned to another token of the batch, even to a later token. Training a language model with
-    it needs `accept_leak`.
+    The router reads later tokens, but only in training: whether a token gets its best expert
+    depends on all tokens of the batch, later tokens included. Training a language model with it
+    needs `accept_leak`.
 
     Cost: each token is multiplied with the gate's E rows and computed by one expert. Training runs
     an auction of some hundreds of rounds, each of which waits for a GPU; on one core an auction of
@@ -132,16 +132,16 @@ class Sinkhorn(LinearRouter):
     S-BASE of Clark et al. 2022 (arXiv 2202.01169) solves BASE's assignment approximately, by
     Sinkhorn's iteration. For the logits L the plan is P = diag(u) exp(L / temperature) diag(v).
     After `iterations` passes the sum of P is near 1 for each token, and near T/E for each expert,
-    where T are the tokens of this rank's micro-batch without padding. The plan is computed as
+    where T counts the tokens of this rank's micro-batch without padding. The plan is computed as
     logarithms in fp32. A token gets the experts with its K largest P_te, which are also those with
     the K largest L_te / temperature + log v_e. The weights are softmax(L) or sigmoid(L) of the
     chosen experts. No gradient passes through the plan. The paper has only top-1, without a
     temperature; top-k, the temperature and the choice of the weight function are our additions.
 
-    In training, too, `chosen_N` are the experts with the largest logits, so that the load shows the
-    gate's own choices, while `expert_N` follows the plan. Choosing whole experts by the largest
-    shares makes the load only nearly even, so every capacity policy may be set; it is applied to
-    the plan's choices.
+    In training `expert_N` follows the plan, but `chosen_N` are the experts with the largest logits,
+    so that the load shows the gate's own choices. Choosing whole experts by the largest shares
+    makes the load only nearly even, so every capacity policy may be set; it is applied to the
+    plan's choices.
 
     The router reads later tokens, but only in training: v depends on all tokens of the batch.
     Training a language model with it needs `accept_leak`.

@@ -35,9 +35,9 @@ class BatchwiseConfig(RouterSpec):
     In evaluation an expert takes the tokens whose score is above a learned threshold.
     """
 
-    # AdamW's step of a threshold has the same size for any weight of this loss. But the weight
-    # affects the clipping of all gradients: E of them are of this loss, and each is the share of
-    # tokens by which an expert's number of tokens is wrong.
+    # AdamW steps a threshold by the same amount for any weight of this loss. But the weight matters
+    # when all gradients are clipped by their common norm: this loss adds E gradients, each of which
+    # is the share of tokens that an expert takes too many or too few.
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType(
         {"threshold": 0.01, "z": 0.0, "importance": 0.0}
     )

@@ -139,9 +139,9 @@ class DeepSeekV3(SigmoidTopK):
     equal for the paper's 8 experts in 4 nodes. The bias b affects only which experts are chosen.
     After each optimizer step it rises by `balance.bias_rate` for an expert whose load is below the
     mean, and falls by the same amount for an expert whose load is above the mean. A small balance
-    loss is computed over each sequence (eq. 17-20); its P uses s divided by the sum of all s. As in
-    all our losses, f counts the experts that were chosen with bias and groups, while eq. 18 counts
-    the k largest s.
+    loss, E sum_e f_e P_e, is computed over each sequence (eq. 17-20); P is the mean of s divided by
+    the sum of all s. As in all our losses, f counts the experts that were chosen with bias and
+    groups, while eq. 18 counts the k largest s.
 
     Cost: that of `sigmoid_topk`, and a top-k of `group_top` in each group. A token is sent to at
     most M nodes. Choose it for many experts over several nodes, and where a balance loss costs

@@ -61,9 +61,9 @@ class ExpertChoice(Router):
     The router reads later tokens, in training and in evaluation. Whether an expert takes a token
     depends on the tokens that compete with it: later tokens of its sequence, and under
     `scope: batch` also tokens of other sequences. A language model that is trained with it reads a
-    little of its own future, so its loss is better than its generated text. In generation one token
-    at a time has no competitors, so every expert takes it, and the model behaves differently.
-    Decoders refuse the router; `expert_threshold` is the router for them.
+    little of its own future, which does not exist in generation. When text is generated one token
+    at a time, the token has no competitors, so every expert takes it and the model behaves
+    differently. Decoders refuse the router; `expert_threshold` is the router for them.
 
     Cost: each token is multiplied with the gate's E rows. Each of the E experts selects k of n
     tokens, and n c rows are computed. Choose it for encoders, vision and other models that read all
@@ -127,7 +127,8 @@ def best_tokens(score_TE: Tensor, valid_T: Tensor | None, groups: int, mean_expe
     """Each expert takes its ceil(n c / E) best tokens of the n valid tokens of a group.
 
     c is `mean_experts`. Scores must be above -1. The result has as many rows as without padding, so
-    that the number of rows depends only on shapes; the rows beyond are unused.
+    that the number of rows depends only on shapes. Rows for which padding leaves no token are
+    unused.
     """
     num_tokens, num_experts = score_TE.shape
     size = num_tokens // groups

@@ -140,7 +140,7 @@ def most_experts(most: int | None, shape: RouterShape) -> int:
 
 
 def check_most(most: int | None, num_experts: int, top_k: int) -> None:
-    """Raises ValueError unless top_k <= most <= num_experts; top_k is the mean per token."""
+    """Raises ValueError unless top_k <= most <= num_experts."""
     if most is not None and not top_k <= most <= num_experts:
         raise ValueError(
             f"router.most={most} must lie in top_k={top_k}..num_experts={num_experts}; "

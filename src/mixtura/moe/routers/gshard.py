@@ -47,8 +47,8 @@ class GShard(LinearRouter):
 
     The balance loss counts only first choices: `balance.choices` is `first` by default. The paper's
     loss, l_aux = (1/E) sum_e (c_e / S) m_e, is our balance loss divided by E^2. The paper's
-    algorithm gives no weight for it; the default weight, 0.01 times our balance loss, is that of
-    Switch.
+    algorithm gives no weight for this loss; the default weight, 0.01 times our balance loss, is
+    that of Switch.
 
     Cost: each token is multiplied with the gate's E rows. It is computed by 1 + 2 g2 experts on
     average in training, and by 2 in evaluation. Choose it to reproduce GShard; for a plain top-2

@@ -71,10 +71,10 @@ class Hash(TokenRows):
     experts once, from `seed`. `table: balanced` takes the tokens from the most to the least
     frequent, and gives each token to the least loaded expert. The frequencies are the counts of the
     training corpus, which `mixtura.moe.set_token_counts` sets; training from a recipe calls this
-    function. `table: token_id` computes id mod E and needs no table. With top_k > 1 a token has K
-    hashes, which always give K different experts. The paper's MultiHash instead joins segments of
-    experts; here whole experts have weights of 1/K. All layers with the same config have the same
-    table.
+    function. `table: token_id` needs no table: its hash h_k is (id + k) mod E, with k from 0. With
+    top_k > 1 a token has K hashes, which always give K different experts. The paper's MultiHash
+    instead joins segments of experts; here whole experts have weights of 1/K. All layers with the
+    same config have the same table.
 
     The router has no parameters, logits or probabilities, and so it has no loss. A token's experts
     depend only on the token's own id, so the router reads no later tokens. All rows of one token

@@ -1,8 +1,8 @@
 """A hierarchical router: an outer gate chooses groups of experts, and inner gates choose experts.
 
 T tokens, D model width, E experts, G groups of S = E/G experts. A token takes O groups and I
-experts in each group, so K = O*I. The outer gate scores R rows: the T tokens, or the rows of a
-further hierarchical router around this router. The inner gates score Q = R*O rows: each of the R
+experts in each group, so K = O*I. The outer gate scores R rows: the T tokens, or Q rows of another
+hierarchical router whose inner router this is. The inner gates score Q = R*O rows: each of the R
 rows in each of its groups.
 """
 
@@ -110,10 +110,10 @@ class HierarchicalConfig(RouterSpec):
 class Hierarchical(TokenChoiceRouter):
     """y = sum_i sum_j G_outer(x)_i G_i(x)_j E_ij(x) (Shazeer 2017, arXiv 1701.06538, appendix B).
 
-    E_ij is expert j of group i, which has the number i*S + j. A group may be the experts of one
-    device or machine. Only the gates of the chosen groups are computed. If both gates are noisy,
-    `load_E` of the routing's terms is Load_H. The balance loss is the mean of two losses: a loss
-    over groups, and a loss over the experts of each group.
+    Expert j of group i, E_ij, has the number i*S + j. A group may be the experts of one device or
+    machine. Only the gates of the chosen groups are computed. If both gates are noisy, `load_E` of
+    the routing's terms is Load_H. The balance loss is the mean of two losses: a loss over groups,
+    and a loss over the experts of each group.
 
     Cost: each token is multiplied with G rows of the outer gate and O times S rows of inner gates,
     where a flat gate has E rows; K experts compute it. Choose it for thousands of experts, whose

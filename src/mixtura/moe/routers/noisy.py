@@ -61,10 +61,11 @@ class NoisyTopK(LinearRouter):
     This is the gate of arXiv 1701.06538, eq. 3-5; both matrices start at 0 (appendix A). Evaluation
     adds no noise. In training the routing's terms contain `load_E`, the smooth Load(X) of eq. 10.
 
-    Cost: each token is multiplied with 2 E rows in training and with E rows in evaluation, and
-    computed by k experts. Choose it to reproduce Shazeer 2017, or where a gate settles too early:
-    the noise, of learned size, tries experts that rank just below the k best. If training must
-    choose experts as evaluation does, choose `topk_softmax`, the same gate without noise.
+    Cost: each token is multiplied with both matrices (2 E rows) in training and with one (E rows)
+    in evaluation, and computed by k experts. Choose it to reproduce Shazeer 2017, or where a gate
+    settles too early: the noise, of learned size, tries experts that rank just below the k best. If
+    training must choose experts as evaluation does, choose `topk_softmax`, the same gate without
+    noise.
     """
 
     def __init__(self, config: NoisyTopKConfig, shape: RouterShape, capacity: Capacity) -> None:

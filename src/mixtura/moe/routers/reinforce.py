@@ -59,9 +59,9 @@ class Reinforce(LinearRouter):
     """pi = softmax(W x); e is sampled from pi in training, argmax pi in evaluation; y = E_e(x).
 
     This is RL-R of Clark et al. 2022 (arXiv 2202.01169). The gate is trained by REINFORCE with a
-    learned baseline, by `reinforce_loss`. The weight of the expert's output is 1, so the gate gets
-    no gradient through it; this weight is our reading of a secondary source that says no more about
-    it. The reward of a token is the batch's mean cross-entropy minus the token's own, so that the
+    learned baseline (see `reinforce_loss`). The weight of the expert's output is 1, so it passes no
+    gradient to the gate. That the weight is 1 is our reading of a secondary source without details.
+    The reward of a token is the batch's mean cross-entropy minus the token's own, so that the
     baseline need not follow the falling loss. The trainer passes the cross-entropies to
     `mixtura.moe.late_losses`, and a training loop of your own must do so too. The baseline is
     linear in x and passes no gradient to x. The reward contains only the loss of the token's own
@@ -75,7 +75,7 @@ class Reinforce(LinearRouter):
 
     Cost: each token is multiplied with the gate's E rows and computed by one expert. Training adds
     one row, for the baseline, and needs the cross-entropy of each token. Choose it to study routing
-    as decision; a softmax gate learns faster, because it gets the gradient through the weight.
+    as decision; a softmax gate learns faster, because the weight passes a gradient to the gate.
     """
 
     config: ReinforceConfig
@@ -128,11 +128,11 @@ def reinforce_loss(
 ) -> Tensor:
     """mean_t -(r_t - b_t) log pi(e_t) + baseline (r_t - b_t)^2 - entropy H(pi_t), without padding.
 
-    This is REINFORCE (Williams 1992) with a learned baseline. The mean over the tokens t is of the
-    whole sum. r_t is the token's reward, and b_t its expected reward, `baseline_T` of the routing's
-    terms. log pi(e_t) is `log_prob_T`, and the policy's entropy H(pi_t) is `entropy_T`. In the
-    first summand r_t - b_t is a constant, so only the square trains the baseline. The arguments
-    `baseline` and `entropy` are weights.
+    This is REINFORCE (Williams 1992) with a learned baseline. The mean over tokens t is taken of
+    the whole expression. r_t is the token's reward, and b_t its expected reward, `baseline_T` of
+    the routing's terms. log pi(e_t) is `log_prob_T`, and the policy's entropy H(pi_t) is
+    `entropy_T`. In the first summand r_t - b_t is a constant, so only the square trains the
+    baseline. The arguments `baseline` and `entropy` are weights.
     """
     terms = routing.terms
     surprise_T = reward_T.detach() - terms["baseline_T"]

@@ -52,13 +52,13 @@ class RouterSpec(Config):
     """The base of all routers' configs."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"balance": 0.01, "z": 0.001})
-    """the losses that the router can serve, with their default weights; the default of `served`"""
+    """the losses that the router supports, with their default weights; the default of `served`"""
     loss_choices: ClassVar[CountedChoices] = "all"
     """the choices that the balance loss counts by default: all, or each token's first choice"""
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType({})
     """capacity policies that have no meaning under this router, each with the reason"""
     causal: ClassVar[bool] = True
-    """False if a token's experts depend on later tokens, in evaluation too"""
+    """False if a token's experts depend on later tokens, in evaluation as well as in training"""
     causal_in_training: ClassVar[bool] = True
     """False if a token's experts depend on later tokens in training"""
     needs_ids: ClassVar[bool] = False
@@ -70,7 +70,7 @@ class RouterSpec(Config):
     hierarchical router"""
 
     def served(self) -> Mapping[LossName, float]:
-        """The losses that the router can serve, with their default weights; by default `losses`."""
+        """The losses that the router supports, with their default weights; by default `losses`."""
         return self.losses
 
     @property
@@ -189,15 +189,15 @@ class Router(nn.Module, ABC):
 
     @property
     def needs_token_counts(self) -> bool:
-        """Whether the router needs to have the number of times each token occurs in training."""
+        """Whether the router needs the token counts of the training data."""
         return False
 
     def set_token_counts(self, counts_V: Tensor) -> None:
-        """Set how often each token occurs in training, for a router that needs these counts."""
+        """Set the token counts of the training data, for a router that needs them."""
         raise AssertionError(f"{type(self).__name__} needs no token counts")
 
     def late_loss(self, routing: Routing, nats_T: Tensor) -> Tensor:
-        """A loss from each token's cross-entropy, for a router whose config serves such a loss.
+        """A loss from each token's cross-entropy, for a router whose config supports such a loss.
 
         `nats_T` is the detached cross-entropy in nats. It is computed only after the model's last
         layer, so the loss is called late.

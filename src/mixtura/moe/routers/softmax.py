@@ -41,9 +41,9 @@ class SoftmaxTopK(LinearRouter):
     """p = softmax(W x); the weights are the k largest p (OLMoE), or these over their sum (Mixtral).
 
     With the division, which is the default, the weights are Mixtral's Softmax(TopK(W x))
-    (arXiv 2401.04088), and they sum to 1. Without the division, even probabilities make the layer's
-    output small. A choosing bias affects only which experts are chosen, and changes by
-    `balance.bias_rate` after each optimizer step.
+    (arXiv 2401.04088), and they sum to 1. Without the division, even probabilities give weights of
+    1/E, which make the layer's output small. A choosing bias affects only which experts are chosen,
+    and changes by `balance.bias_rate` after each optimizer step.
 
     Cost: each token is multiplied with the gate's E rows and computed by k experts. Choose it where
     nothing favours another router: Mixtral and Qwen3-MoE renormalise the weights, OLMoE does not.
@@ -67,7 +67,7 @@ class SoftmaxTopK(LinearRouter):
             # This equals p divided by the sum of the chosen p, and is never 0/0.
             return scores.logits_TE.gather(1, expert_TK).softmax(-1)
         weight_TK = scores.score_TE.gather(1, expert_TK)
-        # This is the division of transformers, to the last bit. A bias may choose experts that all
+        # This division gives the same bits as in transformers. A bias may choose experts that all
         # have p = 0, so the sum is clamped.
         return weight_TK / weight_TK.sum(-1, keepdim=True).clamp(min=1e-12)
 

@@ -20,7 +20,7 @@ from mixtura.moe.routers.token_choice import Choice, LinearRouter, Scores
 class SparseMixerConfig(RouterSpec):
     """SparseMixer-v2: two experts a token, each sampled among the experts near the best logit.
 
-    Its weight is a softmax over these near experts. The second choice excludes the first expert.
+    The weight is a softmax over these experts. The second choice excludes the first expert.
     """
 
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType(

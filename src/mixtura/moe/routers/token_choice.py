@@ -204,8 +204,8 @@ class LinearRouter(TokenChoiceRouter):
     def rounds(self, x_TD: Tensor) -> bool:
         """Whether the logits are computed in the gate's dtype, such as bf16, instead of fp32.
 
-        transformers does so in evaluation if the input and the gate are in bf16. Training always
-        computes logits in fp32.
+        This is so in evaluation if the input and the gate are both in bf16, as in transformers.
+        Training, and a router with several banks, compute logits in fp32.
         """
         low = x_TD.itemsize < torch.float32.itemsize and x_TD.dtype == self.weight.dtype
         return low and not self.training and self.shape.banks == 1
@@ -223,7 +223,8 @@ class LinearRouter(TokenChoiceRouter):
     ) -> Choice:
         scores = self.scores(x_TD, bank_R)
         ranking_TE = self.rank(scores, bank_R)
-        # Rounded logits are often equal, and transformers chooses among equal logits by torch.topk.
+        # Rounded logits are often equal. Among equal logits only torch.topk chooses as transformers
+        # does.
         best = topk_naive if self.rounds(x_TD) else topk
         chosen_TK = best(ranking_TE, self.top_k)
         return self.chosen(scores, ranking_TE, chosen_TK, bank_R)

@@ -1,4 +1,4 @@
-"""A gate that chooses as few experts for a token as reach a total probability of p.
+"""A gate that chooses, for each token, the fewest experts whose probabilities sum to p.
 
 T tokens, E experts, K the largest number of experts per token.
 """
@@ -70,8 +70,8 @@ class TopP(LinearRouter):
     ) -> Choice:
         sum_TK = scores.score_TE.detach().gather(1, chosen_TK).cumsum(1)
         before_TK = pad(sum_TK[:, :-1], (1, 0))
-        # A sum may be rounded to just below p, such as the sum of 5 probabilities of 1/25 for p =
-        # 0.2. The factor prevents that such a token gets one expert more.
+        # Rounding may make a sum slightly too small: 5 probabilities of 1/25 should reach p = 0.2.
+        # The factor keeps such a token from getting a sixth expert.
         enough_TK = before_TK >= self.config.p * (1 - 1e-6)
         chosen_TK = chosen_TK.masked_fill(enough_TK, self.num_experts)
         return super().chosen(scores, ranking_TE, chosen_TK, bank_R)

@@ -44,16 +44,31 @@ void bind_parts(nb::module_& module) {
 }
 
 void bind_blocks(nb::module_& module) {
-  nb::class_<AttentionBlock>(module, "AttentionBlock")
-      .def("__init__", [](AttentionBlock* self, const Norm& norm, const Linear& qkv,
-                          const Linear& out, const Norm& q_norm, const Norm& k_norm,
-                          bool norm_of_all, const Norm& post_norm, int heads, float clip,
-                          float scale, int64_t window, uintptr_t sinks, uintptr_t cosines,
-                          uintptr_t sines, const GivenCache& cache) {
-        new (self) AttentionBlock{norm, qkv, out, q_norm, k_norm, norm_of_all, post_norm, heads,
-                                  clip, scale, window, at<const float>(sinks),
-                                  at<const float>(cosines), at<const float>(sines), cache.cache};
+  nb::class_<CachedHeads>(module, "CachedHeads")
+      .def("__init__", [](CachedHeads* self, const Linear& out, int heads, float scale,
+                          int64_t window, uintptr_t sinks, uintptr_t cosines, uintptr_t sines,
+                          int rope_dim, const GivenCache& cache) {
+        new (self) CachedHeads{out, heads, scale, window, at<const float>(sinks),
+                               at<const float>(cosines), at<const float>(sines), rope_dim,
+                               cache.cache};
       });
+  nb::class_<GroupedAttention>(module, "GroupedAttention")
+      .def("__init__", [](GroupedAttention* self, const CachedHeads& over, const Linear& qkv,
+                          const Norm& q_norm, const Norm& k_norm, bool norm_of_all, float clip) {
+        new (self) GroupedAttention{over, qkv, q_norm, k_norm, norm_of_all, clip};
+      });
+  nb::class_<LatentAttention>(module, "LatentAttention")
+      .def("__init__", [](LatentAttention* self, const CachedHeads& over,
+                          const Linear* query_down, const Norm& query_norm, const Linear& query,
+                          const Linear& kv_down, const Norm& kv_norm, uintptr_t kv_up, int kept,
+                          int nope_dim, int value_dim) {
+        new (self) LatentAttention{over, query_down != nullptr,
+                                   query_down != nullptr ? *query_down : Linear{}, query_norm,
+                                   query, kv_down, kv_norm, at<const uint8_t>(kv_up),
+                                   static_cast<Kept>(kept), nope_dim, value_dim};
+      }, nb::arg("over"), nb::arg("query_down").none(), nb::arg("query_norm"), nb::arg("query"),
+         nb::arg("kv_down"), nb::arg("kv_norm"), nb::arg("kv_up"), nb::arg("kept"),
+         nb::arg("nope_dim"), nb::arg("value_dim"));
   nb::class_<FfnBlock>(module, "FfnBlock")
       .def("__init__", [](FfnBlock* self, const Norm& norm, const Gate* gate,
                           const Experts& experts, const Experts* shared, uintptr_t shared_gate,
@@ -63,6 +78,12 @@ void bind_blocks(nb::module_& module) {
                             at<const float>(shared_gate), post_norm};
       }, nb::arg("norm"), nb::arg("gate").none(), nb::arg("experts"), nb::arg("shared").none(),
          nb::arg("shared_gate"), nb::arg("post_norm"));
+}
+
+template <class Mixer>
+void add(Program& program, const Norm& norm, const Mixer& mixer, const Norm& post_norm,
+         const FfnBlock& ffn) {
+  program.add({norm, mixer, post_norm, ffn});
 }
 
 StepRows rows_of(const Program& program, const GivenCache& cache, int64_t angles, uintptr_t token,
@@ -119,9 +140,8 @@ void bind_decoder(nb::module_& module) {
                           const Norm& norm, const Linear& head, float logits) {
         new (self) Program(embedding.matrix, embedded, residual, norm, head, logits);
       })
-      .def("add", [](Program& program, const AttentionBlock& attention, const FfnBlock& ffn) {
-        program.add({attention, ffn});
-      })
+      .def("add", &add<GroupedAttention>)
+      .def("add", &add<LatentAttention>)
       .def("step", &step, nb::call_guard<nb::gil_scoped_release>())
       .def("step_routed", &step_routed, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
            nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),

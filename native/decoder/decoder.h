@@ -9,51 +9,9 @@
 #include <mutex>
 #include <vector>
 
-#include "attention/attention.h"
-#include "decoder/gate.h"
-#include "decoder/norm.h"
-#include "packed/experts.h"
-#include "packed/linear.h"
+#include "decoder/mixers.h"
 
 namespace mixtura {
-
-struct AttentionBlock {
-  Norm norm;
-  Linear qkv;
-  Linear out;
-  Norm q_norm, k_norm;
-  bool norm_of_all;       // q_norm and k_norm: over all heads at once, else over each head
-  Norm post_norm;         // of the attention output, before the residual addition
-  int heads;
-  float clip;             // bound of |q|, |k| and |v|; 0: none
-  float scale;
-  int64_t window;         // of sliding-window attention; 0: none
-  const float* sinks;     // [heads] attention-sink logits, or null
-  const float* cosines;   // RoPE table [angles, head dim]; only the first half of a row is read
-  const float* sines;     // RoPE table [angles, head dim / 2]
-  LayerCache cache;
-
-  int head_dim() const { return cache.key_dim; }
-  int64_t q_width() const { return int64_t{heads} * head_dim(); }
-  int64_t k_width() const { return int64_t{cache.kv_heads} * head_dim(); }
-  int64_t qkv_width() const { return q_width() + 2 * k_width(); }
-};
-
-struct FfnBlock {
-  Norm norm;
-  bool routed;                // if false, `experts` holds one expert, applied to all rows
-  Gate gate;
-  Experts experts;
-  bool shares;                // whether the layer has shared experts
-  Experts shared;
-  const float* shared_gate;   // [width] gate of the shared experts' output, or null
-  Norm post_norm;             // of the FFN output, before the residual addition
-};
-
-struct Layer {
-  AttentionBlock attention;
-  FfnBlock ffn;
-};
 
 // The new tokens of a step, one a row. In decode each row belongs to another sequence; in prefill
 // and verify a sequence may have several rows.
@@ -99,15 +57,16 @@ class Program {
  private:
   friend class Step;
 
-  // The attention plans of all layers with the same window.
+  // The attention plans of all layers with the same window and the same number of heads.
   struct Plans {
-    size_t layer;         // the first layer with this window
+    int64_t window;
+    int heads, kv_heads;
     AttentionPlan all;    // of all rows
     AttentionPlan asked;  // of StepRows::asked, for the last layer
   };
 
   void make_plans(const StepRows& step);
-  const Plans& plans_of(int64_t window) const;
+  const Plans* plans_of(const CachedHeads& over) const;
   Scratch stage_scratch(const StepRows& step, InstructionSet set) const;
 
   const Matrix embedding_;

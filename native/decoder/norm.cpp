@@ -54,7 +54,7 @@ void Norm::apply(const float* x, int64_t width, float* out) const {
   }
 }
 
-void turn(float* x, const float* cosine, const float* sine, int pairs) {
+void rotate(float* x, const float* cosine, const float* sine, int pairs) {
   for (int i = 0; i < pairs; ++i) {
     const float first = x[i], second = x[i + pairs];
     x[i] = first * cosine[i] - second * sine[i];

@@ -21,7 +21,7 @@ float sum_of_squares(const float* x, int64_t count);
 float dot(const float* a, const float* b, int64_t count);
 
 // RoPE: rotates each pair (x[i], x[i + pairs]) by the angle with cosine[i] and sine[i].
-void turn(float* x, const float* cosine, const float* sine, int pairs);
+void rotate(float* x, const float* cosine, const float* sine, int pairs);
 
 void clip(float* x, int64_t count, float bound);
 

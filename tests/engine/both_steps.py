@@ -51,8 +51,6 @@ OTHERS: dict[str, dict[str, Any]] = {
 REFUSED = {
     "half_dense": "a residual branch beside experts",
     "hash": "router kind=hash",
-    "deepseek_v2_lite": "attention kind=latent",
-    "deepseek_v3": "attention kind=latent",
 }
 COVERED = [*(family for family in FAMILIES if family not in REFUSED), *OTHERS]
 BOUNDS: dict[Phase, float] = {"prefill": 2e-2, "decode": 1e-3}

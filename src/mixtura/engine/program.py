@@ -7,13 +7,14 @@ V vocabulary.
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mixtura.engine.program_gate import gate_of
+from mixtura.engine.program_mixers import mixer_of, why_no_mixer
+from mixtura.engine.program_parts import Parts
 from mixtura.engine.rope_tables import RopeTables
 from mixtura.engine.steps import Chosen, Routes, StepRows
 from mixtura.kernels.cached_attention import cache_of
@@ -21,12 +22,10 @@ from mixtura.kernels.native import InstructionSet, native, number_of
 from mixtura.kernels.packed.experts import ACTIVATIONS
 from mixtura.kernels.phase import PHASES, Phase
 from mixtura.models import Decoder, State
-from mixtura.models.attention import Attention, SinkAttention
 from mixtura.models.decoder import Block
 from mixtura.models.norms import UnitOffsetRMSNorm
 from mixtura.moe import MoE
 from mixtura.packed import PackedEmbedding, PackedExperts, PackedFFN, PackedLinear
-from mixtura.shapes import AttentionShape
 
 _NORMS = (nn.Identity, nn.RMSNorm, nn.LayerNorm, UnitOffsetRMSNorm)
 
@@ -54,7 +53,7 @@ class Program:
         assert module is not None, "the reason would have been this"
         self._vocabulary, self._state = decoder.config.vocabulary, state
         self._set = number_of(kernels)
-        parts = _Parts(module)
+        parts = Parts(module)
         scales = decoder.config.multipliers
         self._program: Any = module.Program(
             parts.embedding(decoder.embedding),
@@ -67,8 +66,12 @@ class Program:
         self._caches = [cache_of(module, layer.kv) for layer in state.layers]
         for number, (block, kept) in enumerate(zip(decoder.blocks, self._caches, strict=True)):
             assert isinstance(block, Block), "a decoder has nothing else"
-            attention = _attention(parts, decoder, number, block, kept, angles)
-            self._program.add(attention, _ffn(parts, number, block))
+            self._program.add(
+                parts.norm(block.attention_norm),
+                mixer_of(parts, block, number, kept, angles),
+                parts.norm(block.attention_post_norm),
+                _ffn(parts, number, block),
+            )
         self._held = parts.held
         self.experts = parts.experts_of
         ffns = [block.get_submodule("ffn") for block in decoder.blocks]
@@ -133,15 +136,13 @@ def why_not(decoder: Decoder) -> str | None:
     """Why a program cannot compute this decoder; None where it can."""
     if native() is None:
         return "there are no compiled kernels"
-    if not isinstance(decoder.config.attention, AttentionShape):
-        return f"attention kind={decoder.config.attention.kind}"
     if not isinstance(decoder.head, PackedLinear):
         return "a head that is not packed"
     if not isinstance(decoder.embedding, PackedEmbedding):
         return "an embedding that is not packed"
     for block in decoder.blocks:
         assert isinstance(block, Block), "a decoder has nothing else"
-        reason = _why_not_attention(block.attention) or _why_not_ffn(block.ffn)
+        reason = why_no_mixer(block.attention) or _why_not_ffn(block.ffn)
         if reason is not None:
             return reason
     norms = [module for block in decoder.blocks for module in _norms_of(block)]
@@ -150,14 +151,6 @@ def why_not(decoder: Decoder) -> str | None:
 
 def _norms_of(block: nn.Module) -> list[nn.Module]:
     return [module for name, module in block.named_modules() if name.endswith("norm")]
-
-
-def _why_not_attention(attention: nn.Module) -> str | None:
-    if not isinstance(attention, Attention):
-        return f"a {type(attention).__name__}"
-    if isinstance(attention.qkv, PackedLinear) and isinstance(attention.out, PackedLinear):
-        return None
-    return "attention that is not packed"
 
 
 def _why_not_ffn(ffn: nn.Module) -> str | None:
@@ -175,101 +168,7 @@ def _why_not_ffn(ffn: nn.Module) -> str | None:
     return None if gate_of(ffn.router) is not None else f"router kind={ffn.config.router.name}"
 
 
-class _Parts:
-    """Parts of a decoder as arguments of the compiled module, which takes tensors by address.
-
-    `held` keeps these tensors in memory.
-    """
-
-    def __init__(self, module: ModuleType) -> None:
-        self.module = module
-        self.held: list[Tensor] = []
-        self.experts_of: dict[int, Tensor] = {}
-
-    def at(self, tensor: Tensor | None) -> int:
-        """The address of a tensor; 0 for None."""
-        if tensor is None:
-            return 0
-        tensor = tensor.detach().contiguous()
-        self.held.append(tensor)
-        return tensor.data_ptr()
-
-    def floats(self, tensor: Tensor | None) -> int:
-        """The address of the tensor in fp32; 0 for None."""
-        return self.at(None if tensor is None else tensor.detach().float())
-
-    def norm(self, norm: nn.Module) -> Any:
-        match norm:
-            case UnitOffsetRMSNorm():
-                return self.module.Norm(1, self.floats(1 + norm.weight.float()), 0, norm.epsilon)
-            case nn.RMSNorm():
-                assert norm.eps is not None, "ours have one"
-                return self.module.Norm(1, self.floats(norm.weight), 0, norm.eps)
-            case nn.LayerNorm():
-                bias = self.floats(norm.bias)
-                return self.module.Norm(2, self.floats(norm.weight), bias, norm.eps)
-            case _:
-                return self.module.Norm(0, 0, 0, 0.0)
-
-    def linear(self, linear: nn.Module) -> Any:
-        assert isinstance(linear, PackedLinear), "why_not has looked"
-        shape = (linear.out_features, linear.in_features, linear.bits)
-        return self.module.Linear(self.at(linear.tiles), *shape, self.floats(linear.bias))
-
-    def embedding(self, table: nn.Module | None) -> Any:
-        assert isinstance(table, PackedEmbedding), "why_not has looked"
-        return self.module.Linear(self.at(table.tiles), table.rows, table.width, table.bits, 0)
-
-    def experts(self, experts: nn.Module, layer: int | None = None) -> Any:
-        """`layer` is given for routed experts, whose table enters `experts_of`."""
-        assert isinstance(experts, PackedExperts), "why_not has looked"
-        tiles_ES = experts.tiles
-        # `at` is not used here: it could copy these bytes, which are mapped from a file and may
-        # exceed the memory.
-        assert tiles_ES.stride(1) == 1, "an expert's bytes stand in a row"
-        table_E = tiles_ES.data_ptr() + tiles_ES.stride(0) * torch.arange(len(tiles_ES))
-        self.held += [tiles_ES, table_E]
-        if layer is not None:
-            self.experts_of[layer] = table_E
-        return self.module.Experts(
-            table_E.data_ptr(),
-            len(tiles_ES),
-            experts.width,
-            experts.expert_width,
-            experts.bits,
-            ACTIVATIONS.index(experts.activation),
-            self.floats(experts.bias_in),
-            self.floats(experts.bias_out),
-        )
-
-
-def _attention(
-    parts: _Parts, decoder: Decoder, number: int, block: Block, kept: object, angles: RopeTables
-) -> Any:
-    attention, shape = block.attention, decoder.config.attention
-    assert isinstance(attention, Attention), "why_not has looked"
-    assert isinstance(shape, AttentionShape), "why_not has looked"
-    table = angles.by_base[shape.local_base_of(number)]
-    return parts.module.AttentionBlock(
-        parts.norm(block.attention_norm),
-        parts.linear(attention.qkv),
-        parts.linear(attention.out),
-        parts.norm(attention.q_norm),
-        parts.norm(attention.k_norm),
-        shape.norm == "all",
-        parts.norm(block.attention_post_norm),
-        shape.heads,
-        shape.clip or 0.0,
-        shape.scale or shape.head_dim**-0.5,
-        shape.window_of(number) or 0,
-        parts.floats(attention.sinks if isinstance(attention, SinkAttention) else None),
-        parts.floats(table.cos_SC),
-        parts.floats(table.sin_SP),
-        kept,
-    )
-
-
-def _ffn(parts: _Parts, number: int, block: Block) -> Any:
+def _ffn(parts: Parts, number: int, block: Block) -> Any:
     norm, post_norm, ffn = parts.norm(block.ffn_norm), parts.norm(block.ffn_post_norm), block.ffn
     if not isinstance(ffn, MoE):
         return parts.module.FfnBlock(norm, None, parts.experts(ffn), None, 0, post_norm)

@@ -17,7 +17,7 @@ from mixtura.kernels.native import LIBRARY, InstructionSet, native, number_of
 from mixtura.kernels.phase import PHASES, Phase
 
 # The number of each cache dtype in native/attention/kernels.h.
-_KEPT = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+KEPT = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 def append(
@@ -107,7 +107,7 @@ def native_cache(module: Any, parts: _Parts, value_dim: int) -> Any:
         _address(keys if values is None else values),
         _address(key_scales),
         _address(key_scales if values is None else value_scales),
-        _KEPT[keys.dtype],
+        KEPT[keys.dtype],
         slots,
         heads,
         capacity,

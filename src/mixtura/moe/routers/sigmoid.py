@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from mixtura.kernels.row_linear import row_sigmoid
 from mixtura.moe.capacity import Capacity
 from mixtura.moe.routers.router import (
     RouterShape,
@@ -62,7 +63,7 @@ class SigmoidTopK(LinearRouter):
         super().__init__(config, shape, capacity, choosing_bias=config.choosing_bias)
 
     def score(self, logits_TE: Tensor) -> Scores:
-        score_TE = logits_TE.sigmoid()
+        score_TE = row_sigmoid(logits_TE)
         # If all scores of a row are 0, the 1e-20 (as in transformers' DeepSeek-V3) avoids 0/0.
         return Scores(logits_TE, score_TE, score_TE / (score_TE.sum(-1, keepdim=True) + 1e-20))
 

@@ -193,7 +193,10 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[Measured]:
-    """The harness's results as rows; their keys are `metric,filter` and `metric_stderr,filter`."""
+    """The harness's results as rows.
+
+    The keys of the harness's results are `metric,filter` and `metric_stderr,filter`.
+    """
     counts = found.get("n-samples", {})
     for task, numbers in found["results"].items():
         questions = counts.get(task, {}).get("effective")

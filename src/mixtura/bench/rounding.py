@@ -46,8 +46,8 @@ def round_by_llama_cpp(
     """Apply llama.cpp's rounding (Q4_0 or Q8_0) to the weights that packing would pack, in place.
 
     `head_bits` are the bits of the head and the embedding. `progress` is called with the number of
-    finished tensors and the number of all tensors. Returns the bytes of the rounded model: groups
-    with their scales, and 16 bits for every other weight.
+    finished tensors and the number of all tensors. Returns the size of the rounded model in
+    bytes: its groups with their scales, and 16 bits for each weight that is not rounded.
     """
     weights: list[tuple[Tensor, Bits]] = [
         (weight, one.bits(bits, head_bits or bits))

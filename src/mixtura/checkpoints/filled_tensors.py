@@ -45,8 +45,8 @@ def filled_groups(
 ) -> Groups | None:
     """Assemble a stored tensor from quantised groups; all dims but the last are flattened to rows.
 
-    `ours` reads the groups of the tensor that a piece names. `stack` returns the shape of that
-    tensor without its last dim, because `Groups` flattens the other dims too. Returns None if a
+    `ours` reads the groups of the tensor that a piece names. `Groups` flattens all dims of that
+    tensor but the last, so `stack` returns the sizes of those dims. Returns None if a
     piece does not take whole rows, if a tensor has no groups, or if the tensors differ in bits.
     """
     rows = [one for one in map(in_groups, pieces) if one is not None]

@@ -1,4 +1,4 @@
-"""Attention of one decoder layer in a step of the engine, whose rows are of many sequences.
+"""Attention of one decoder layer in a step of the engine; the step has rows of many sequences.
 
 It computes with the weights of the decoder's own attention modules, and stores keys and values in
 the layer's cache.
@@ -73,8 +73,8 @@ class GroupedLayerAttention:
 class LatentLayerAttention:
     """Latent attention in its absorbed form, with one key head that all query heads share.
 
-    A key is a latent beside its rotated key, C = K + P, and the latent is the value too. See
-    `LatentAttention.absorbed`.
+    A cached key is the latent followed by the part that RoPE rotates, so C = K + P. The latent
+    alone is also the value. See `LatentAttention.absorbed`.
     """
 
     def __init__(self, attention: LatentAttention, kept: LayerKV) -> None:

@@ -89,9 +89,9 @@ class Model:
     ) -> Stream:
         """Pieces of the text that follows `prompt`, as they are generated.
 
-        The stream's `result` has the tokens, the times and the reason for the end. The text ends
-        with the document, before a `stop` text, after `max_tokens` (by default the model's own
-        number, else 256), or where the context is full.
+        The stream's `result` has the tokens, the times and the reason for the end. Generation
+        stops at the end of the document, just before a `stop` text, after `max_tokens` tokens (by
+        default the model's own number, else 256), or when the context is full.
         """
         return generate(
             self.decoder,
@@ -189,8 +189,8 @@ def load(
     """Open a run's folder, a packed folder, a Hugging Face folder, a GGUF file, the name of a
     pulled model, or a hub id.
 
-    A quantised GGUF file is packed when it is opened for the first time, with `progress`; later
-    calls map the packed file. With a `dtype` the GGUF file's own numbers are used instead. Digests
+    The first call for a quantised GGUF file packs it and reports to `progress`; later calls map the
+    packed file. With a `dtype` the GGUF file's own numbers are used instead. Digests
     are compared before this returns, or in the background with `wait=False` (see `open_model`).
     Raises CheckpointError, ConfigError or DataError for a model that cannot be opened, and
     ConfigError for weights that exceed the free memory.

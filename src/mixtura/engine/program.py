@@ -34,10 +34,10 @@ class Program:
     """Implements `Steps` in the compiled kernels, which compute all layers in one call.
 
     The decoder must be one for which `why_not` gives None. The program uses the tensors that the
-    decoder has at construction. `experts` maps the number of an MoE layer to a table_E of
-    the addresses of its experts' bytes, int64. The caller may write new addresses there between two
-    steps, or in `Routes.between`. Address 0 means that the expert is not in memory. Where there is
-    a `between`, a row that chooses such an expert raises IndexError.
+    decoder has at construction. `experts` maps the number of an MoE layer to a table_E of the
+    addresses of its experts' bytes, int64. The caller may write new addresses there between two
+    steps, or while `Routes.between` is being called. Address 0 means that the expert is not in
+    memory. Where there is a `between`, a row that chooses such an expert raises IndexError.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Program:
         ffns = [block.get_submodule("ffn") for block in decoder.blocks]
         routers = {n: ffn.router for n, ffn in enumerate(ffns) if isinstance(ffn, MoE)}
         self._routed = [(number, router.num_experts) for number, router in routers.items()]
-        # All MoE layers have one top_k: a pyramid changes the number of experts alone.
+        # All MoE layers share the same top_k: where layers differ, only the number of experts does.
         self._top_k = max((router.top_k for router in routers.values()), default=0)
         (first, *_) = angles.by_base.values()
         self._num_angles = len(first.cos_SC)

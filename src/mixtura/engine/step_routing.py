@@ -1,4 +1,4 @@
-"""The routing of whole texts from the engine's steps, for traces.
+"""Collects, for traces, the experts that each token of a text was routed to in the engine's steps.
 
 S tokens of a text, R rows of a step, K experts per token, N = S K routed rows, T1 = S + 1.
 """
@@ -16,16 +16,16 @@ from mixtura.models import Decoder, LanguageModel
 from mixtura.trace import LayerRows, TraceMeta
 from mixtura.tracing.text_trace import RoutingOf
 
-# The fewest positions of a cache. It grows with the texts, since a cache for a whole context of
-# 128k positions may exceed the memory.
+# The fewest positions of a cache. The cache grows with the texts, since a cache for a whole context
+# of 128k positions may exceed the memory.
 _LEAST_POSITIONS = 4096
 
 
 def routing_for(model: LanguageModel, meta: TraceMeta) -> RoutingOf | None:
     """A `StepRouting` where the native program supports the model.
 
-    None means that the trace needs the model's own forward passes. So do traces with probabilities,
-    which the program does not return.
+    The result is None where the trace needs the model's own forward passes. A trace with
+    probabilities always needs them, because the program returns no probabilities.
     """
     if meta.probabilities is not None or not isinstance(model, Decoder):
         return None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class OneRowLinear(nn.Linear):
-    """nn.Linear with the same parameters under the same names."""
+    """Replaces an nn.Linear: it has the parameters of nn.Linear, under the same names."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """(..., K) -> (..., N)"""

@@ -21,7 +21,10 @@ class LayerHistory:
     """The load of one layer, by column and expert."""
 
     relative_XE: NDArray[np.float64]
-    """each expert's load over an even share, from the log lines of a column; 1 is even"""
+    """each expert's load, summed over a column's log lines and divided by the mean over experts
+
+    A balanced load gives 1.
+    """
     max_over_mean_X: NDArray[np.float64]
     recent_E: NDArray[np.int64]
     """the load of those of the last 100 steps that are in the log"""
@@ -69,7 +72,7 @@ def _layer(
 ) -> LayerHistory:
     load_XE = np.add.reduceat(load_IE, starts, axis=0)
     recent_E = torch.from_numpy(load_IE[recent_I].sum(0))
-    # The lower bound avoids a division by 0 for a column without rows.
+    # The lower bound avoids a division by 0 for a column in which no expert got a token.
     mean_X1 = np.maximum(load_XE.mean(-1, keepdims=True), 1e-300)
     return LayerHistory(
         relative_XE=load_XE / mean_X1,

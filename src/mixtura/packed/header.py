@@ -205,7 +205,7 @@ def _check_entries(path: Path, entries: Iterable[Entry]) -> None:
 def _stated(entry: Entry, end: int) -> Iterator[tuple[str, int, int]]:
     """(name, value in the entry, value required by the format) for each rule of an entry.
 
-    `end` is the end of the tensor before.
+    `end` is where the previous tensor ends.
     """
     dims = {"tiles": 2, "experts": 4, "plain": len(entry.shape)}[entry.kind]
     yield "dims", len(entry.shape), dims

@@ -55,7 +55,10 @@ class StepPlan:
         return replace(self, corrections=(*self.corrections, correction))
 
     def place(self, step: int) -> float:
-        """The place of `step` in the recipe's schedule, from 0 to `steps` for the last step."""
+        """The place of `step` in the recipe's schedule.
+
+        It grows from 0, and the last step has the place `steps`, even after corrections.
+        """
         start, last, place = 0, self.steps, 0.0
         for correction in self.corrections:
             if step <= correction.after:

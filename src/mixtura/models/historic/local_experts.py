@@ -100,9 +100,9 @@ def mixture_error(output: LocalExpertsOutput, target_BO: Tensor) -> Tensor:
     """error_B of equation 3, -log sum_i p_i exp(-||d - o_i||^2 / 2).
 
     Up to a constant it is the negative log-likelihood of a mixture of Gaussians with means o_i and
-    variance 1. dE/do_i = -h_i (d - o_i), equation 5, with h the posterior, so the expert that fits
-    a case best adapts to this case fastest. Raises ValueError where the target's shape is not
-    (B, O).
+    variance 1. dE/do_i = -h_i (d - o_i), equation 5, with h the posterior, so the expert with the
+    best fit to a case adapts fastest to it. Raises ValueError where the target's shape is not (B,
+    O).
     """
     return -output.log_joint_BE(target_BO).logsumexp(-1)
 

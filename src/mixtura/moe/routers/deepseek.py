@@ -82,10 +82,11 @@ class DeepSeekV2(SoftmaxTopK):
     This is DeepSeek-V2's device-limited routing (arXiv 2405.04434, section 2.2.2, with D = 8
     devices and M = 3). A device is a group of E/D consecutive experts; the largest s of its experts
     ranks the device. The weight of an expert is s times `scale`, as in eq. 21; under `renormalise`
-    s is first divided by the sum of the k chosen s. Three losses have the weights of the paper. The
-    loss between experts (eq. 23-25) equals our balance loss, since E/(K T) times a count is E times
-    a share. The loss between devices is that of eq. 26-28, and the communication loss, which counts
-    the tokens that each device receives, is that of eq. 29-31.
+    s is first divided by the sum of the k chosen s. There are three losses, whose weights are those
+    of the paper. The loss between experts (eq. 23-25) equals our balance loss: the paper multiplies
+    an expert's number of tokens by E/(K T), and we multiply its share of the rows, which is that
+    number over K T, by E. The loss between devices is that of eq. 26-28, and the communication
+    loss, which counts the tokens that each device receives, is that of eq. 29-31.
 
     Cost: that of `softmax_topk`, and a ranking of D numbers for each token. For any k a token is
     sent to at most M devices, which bounds the all-to-all. Choose it where experts are spread over
@@ -114,7 +115,7 @@ class DeepSeekV3Config(GroupedSpec):
     kind: Literal["deepseek_v3"] = "deepseek_v3"
     groups_kept: int = Field(default=4, ge=1)
     group_top: int = Field(default=2, ge=1)
-    """a group is ranked by the sum of this number of its best scores"""
+    """how many of a group's best scores are summed to rank the group"""
     renormalise: bool = True
     scale: float = Field(default=2.5, gt=0, allow_inf_nan=False)
 
@@ -136,12 +137,13 @@ class DeepSeekV3(SigmoidTopK):
     This is the router of DeepSeek-V3 (arXiv 2412.19437, eq. 12-16) with the node-limited routing of
     its section 2.1.2. A group is the E/G consecutive experts of one node, and is ranked by the sum
     of its `group_top` largest s + b. The released model uses 2, while the paper says K/M; both are
-    equal for the paper's 8 experts in 4 nodes. The bias b affects only which experts are chosen.
-    After each optimizer step it rises by `balance.bias_rate` for an expert whose load is below the
-    mean, and falls by the same amount for an expert whose load is above the mean. A small balance
-    loss, E sum_e f_e P_e, is computed over each sequence (eq. 17-20); P is the mean of s divided by
-    the sum of all s. As in all our losses, f counts the experts that were chosen with bias and
-    groups, while eq. 18 counts the k largest s.
+    equal for the paper's K = 8 experts in M = 4 nodes. The bias b affects only which experts are
+    chosen. After each optimizer step it rises by `balance.bias_rate` for an expert whose load is
+    below the mean, and falls by the same amount for an expert whose load is above the mean. A small
+    balance loss, E sum_e f_e P_e, is computed over each sequence (eq. 17-20); each token's s is
+    first divided by its sum over all experts, and P is the mean of the result over the tokens. As
+    in all our losses, f counts the experts that were chosen with bias and groups, while eq. 18
+    counts the k largest s.
 
     Cost: that of `sigmoid_topk`, and a top-k of `group_top` in each group. A token is sent to at
     most M nodes. Choose it for many experts over several nodes, and where a balance loss costs

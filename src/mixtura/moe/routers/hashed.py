@@ -77,8 +77,9 @@ class Hash(TokenRows):
     same config have the same table.
 
     The router has no parameters, logits or probabilities, and so it has no loss. A token's experts
-    depend only on the token's own id, so the router reads no later tokens. All rows of one token
-    have the same experts, so the expert of a very frequent token may stay the busiest. Routing with
+    depend only on the token's own id, so the router reads no later tokens. All
+    occurrences of a token id go to the same experts, so the expert of a very frequent token may
+    stay the busiest. Routing with
     `balanced` raises ConfigError until the counts are set, and routing without ids raises
     ValueError.
 

@@ -12,7 +12,7 @@ def random(*size: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(sum(size)))
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(2048, 64), (576, 8), (33, 1)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(2048, 64), (576, 8), (33, 1), (6, 8), (7, 9)])
 def test_rows_are_the_same_to_the_bit_among_others(inputs: int, outputs: int) -> None:
     x_TD, weight_ND = random(40, inputs), random(outputs, inputs)
     with rows_alone():
@@ -22,13 +22,21 @@ def test_rows_are_the_same_to_the_bit_among_others(inputs: int, outputs: int) ->
     torch.testing.assert_close(alone_TN, F.linear(x_TD, weight_ND), rtol=1e-4, atol=1e-3)
 
 
-def test_heads_are_the_same_to_the_bit_among_others() -> None:
-    x_TAD, weight_AND = random(40, 3, 128), random(3, 512, 128)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [(128, 512), (6, 8), (16, 7), (7, 5)])
+def test_heads_are_the_same_to_the_bit_among_others(
+    inputs: int, outputs: int, transposed: bool
+) -> None:
+    x_TAD, weight_AND = random(40, 3, inputs), random(3, outputs, inputs)
+    if transposed:
+        weight_AND = weight_AND.mT.contiguous().mT
     with rows_alone():
         alone = [row_linear_of_heads(x_TAD[row : row + 1], weight_AND) for row in range(40)]
         for rows in (0, 1, 2, 15, 16, 17, 40):
             found_TAN = row_linear_of_heads(x_TAD[:rows], weight_AND)
-            assert torch.equal(found_TAN, torch.cat([*alone[:rows], x_TAD.new_empty(0, 3, 512)]))
+            assert torch.equal(
+                found_TAN, torch.cat([*alone[:rows], x_TAD.new_empty(0, 3, outputs)])
+            )
     expected_TAN = torch.einsum("tad,and->tan", x_TAD, weight_AND)
     torch.testing.assert_close(torch.cat(alone), expected_TAN, rtol=1e-4, atol=1e-3)
 

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK = 16
+# The dims of a matrix are padded to a multiple of this. With other sizes, products of MKL on AMD
+# processors sum a row in an order that depends on the row's place in the block.
+_EVEN = 8
 _ALONE = ContextVar("rows_alone", default=False)
 
 
@@ -29,7 +32,13 @@ def rows_alone() -> Iterator[None]:
 
 def row_linear(x_TD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """x W^T + b, (T, N)."""
-    return _in_blocks(x_TD, lambda block_TD: F.linear(block_TD, weight_ND, bias_N))
+    if not _ALONE.get():
+        return F.linear(x_TD, weight_ND, bias_N)
+    outputs = len(weight_ND)
+    x_TD, weight_ND = _even(x_TD, weight_ND)
+    if bias_N is not None:
+        bias_N = F.pad(bias_N, (0, len(weight_ND) - outputs))
+    return _in_blocks(x_TD, lambda block_TD: F.linear(block_TD, weight_ND, bias_N))[:, :outputs]
 
 
 def row_sigmoid(x_TN: Tensor) -> Tensor:
@@ -43,11 +52,22 @@ def row_sigmoid(x_TN: Tensor) -> Tensor:
 
 def row_linear_of_heads(x_TAD: Tensor, weight_AND: Tensor) -> Tensor:
     """x W^T for each head separately, (T, A, N)."""
+    outputs = weight_AND.shape[1]
+    if _ALONE.get():
+        x_TAD, weight_AND = _even(x_TAD, weight_AND)
 
     def product(block_TAD: Tensor) -> Tensor:
         return torch.bmm(block_TAD.transpose(0, 1), weight_AND.mT).transpose(0, 1)
 
-    return _in_blocks(x_TAD, product)
+    return _in_blocks(x_TAD, product)[..., :outputs]
+
+
+def _even(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, with zeros at the end of the dims N and D of the weight and D of x."""
+    outputs, inputs = (-size % _EVEN for size in weight.shape[-2:])
+    if not outputs and not inputs:
+        return x, weight
+    return F.pad(x, (0, inputs)), F.pad(weight, (0, inputs, 0, outputs))
 
 
 def _in_blocks(x_T: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:

@@ -51,6 +51,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 REFUSED = {
     "half_dense": "a residual branch beside experts",
     "hash": "router kind=hash",
+    "lfm2": "recurrence kind=short_conv",
+    "lfm2_moe": "recurrence kind=short_conv",
 }
 COVERED = [*(family for family in FAMILIES if family not in REFUSED), *OTHERS]
 BOUNDS: dict[Phase, float] = {"prefill": 2e-2, "decode": 1e-3}

@@ -16,6 +16,7 @@ from mixtura.errors import ConfigError
 from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder
 from mixtura.models.historic import LstmMoE, LstmMoEConfig
+from mixtura.models.recurrent_state import RecurrentLayer
 
 LSTM = {"vocabulary": 9, "width": 8, "context": 8, "hidden": [4]}
 # A slot that is not the first, so that nothing is right by accident.
@@ -41,7 +42,11 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 def with_garbage(runner: Runner) -> Runner:
     """What nobody wrote is NaN, so that whoever reads it shows."""
-    for layer in (each.kv for each in runner.state.layers):
+    for layer in runner.state.layers:
+        if isinstance(layer, RecurrentLayer):
+            for memory in (*layer.states, *layer.copies):
+                memory.fill_(torch.nan)
+    for layer in (each.kv for each in runner.state.kv_layers):
         scales = (layer.key_scales, layer.value_scales)
         for kept in (layer.keys, layer.values, *scales):
             if kept is not None and kept.is_floating_point():

@@ -101,6 +101,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe": {**MOE, "router": {"kind": "sigmoid_topk"}, "placement": {"first_dense": 1}},
     },
 }
+# Of three layers the middle one has attention.
+FAMILIES["lfm2"] = {
+    "layers": 3,
+    "attention": {**HEADS, "norm": "head"},
+    "recurrence": {"kind": "short_conv", "kernel": 3, "layers": [0, 2]},
+    "tied_head": True,
+}
+FAMILIES["lfm2_moe"] = {
+    **FAMILIES["lfm2"],
+    "layers": 4,
+    "recurrence": {"kind": "short_conv", "kernel": 4, "bias": True, "layers": [3, 0, 1]},
+    "moe": {**MOE, "router": {"kind": "sigmoid_topk"}, "placement": {"first_dense": 1}},
+}
 
 
 def build(family: str, width: int = 16) -> Decoder:

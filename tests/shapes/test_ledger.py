@@ -27,6 +27,8 @@ def configs(draw: st.DrawFn) -> DecoderConfig:
             st.builds(dict, only=st.lists(st.integers(0, layers - 1), min_size=1, max_size=3)),
         )
     )
+    recurrent = draw(st.lists(st.integers(0, layers - 1), max_size=layers - 1, unique=True))
+    conv = {"kind": "short_conv", "kernel": draw(st.integers(2, 4)), "bias": draw(st.booleans())}
     activation = draw(st.sampled_from(OWN))
     router = draw(st.sampled_from(["softmax_topk", "topk_softmax", "sigmoid_topk"]))
     moe = {
@@ -51,6 +53,7 @@ def configs(draw: st.DrawFn) -> DecoderConfig:
                 "kv_heads": kv_heads,
                 "head_dim": draw(st.sampled_from([2, 6])),
             },
+            "recurrence": {**conv, "layers": recurrent} if recurrent else None,
             "ffn_width": draw(st.integers(1, 9)),
             "activation": activation,
             "moe": draw(st.sampled_from([moe, moe, moe, None])),
@@ -108,3 +111,17 @@ def test_matmul_flops_are_those_that_torch_counts(tied: bool) -> None:
         decoder(torch.arange(8)[None])
     # Its registry knows no attention on a CPU: length 0 leaves ours out as well.
     assert counter.get_total_flops() == 8 * config.flops_per_token(0)
+
+
+def test_a_short_conv_by_hand() -> None:
+    # Width 16: 3 x 16 x 16 = 768, 16 x 3 = 48 and 16 x 16 = 256; attention: 4 x 4 heads x 16 rows
+    # of 4 = 256 and 16 x 8 = 128.
+    tree = {**FLOPS_CASE.model_dump(), "moe": None}
+    recurrence = {"kind": "short_conv", "kernel": 3, "layers": [0]}
+    mixed = DecoderConfig.parse({**tree, "recurrence": recurrence})
+    plain = DecoderConfig.parse(tree)
+    assert mixed.attention_layers == [1]
+    assert mixed.total_parameters() - plain.total_parameters() == 768 + 48 + 256 - (256 + 128)
+    # Two FLOPs a weight, and one layer less that attends to 5 positions of 2 heads of 4.
+    fewer = mixed.flops_per_token(5) - plain.flops_per_token(5)
+    assert fewer == 2 * (768 + 48 + 256 - 384) - 5 * 4 * 2 * 4

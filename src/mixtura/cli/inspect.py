@@ -177,6 +177,11 @@ def _described(found: "Inspection") -> str:
     words = [
         f"{shape.layers} layers of width {shape.width}",
         f"{heads.heads} heads",
+        *(
+            [f"{shape.recurrence.kind} in {len(shape.recurrence.layers)} layers"]
+            if shape.recurrence is not None
+            else []
+        ),
         f"vocabulary {shape.vocabulary}",
         f"context {shape.context:,}",
     ]

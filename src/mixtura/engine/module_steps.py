@@ -11,15 +11,17 @@ from typing import Self
 from torch import Tensor
 
 from mixtura.engine.layer_attention import LayerAttention, layer_attention, selected
+from mixtura.engine.recurrent_mixing import RecurrentMixing, SlotRows, mixing_of
 from mixtura.engine.rope_tables import RopeTables
 from mixtura.engine.steps import Chosen, Routes, StepRows
 from mixtura.errors import ConfigError
-from mixtura.kernels.cached_attention import LayerKV
 from mixtura.kernels.phase import Phase, in_phase
 from mixtura.kernels.row_linear import rows_alone
 from mixtura.models import Decoder, State
 from mixtura.models.decoder import Block
+from mixtura.models.recurrent_state import RecurrentLayer
 from mixtura.models.rotary import Rotary
+from mixtura.models.state import KVLayer
 from mixtura.moe import MoE
 from mixtura.moe.capacity import Dropless
 from mixtura.moe.routing import Routing
@@ -27,25 +29,33 @@ from mixtura.moe.routing import Routing
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block of the decoder; `attention` writes to the layer's cache and reads it."""
+    """One block of the decoder; its mixer writes to what the layer keeps, and reads it."""
 
     number: int
     block: Block
-    attention: LayerAttention
+    attention: LayerAttention | None
+    """None for a layer with a recurrent mixer"""
+    recurrent: RecurrentMixing | None
     base: float | None
     """the layer's own RoPE base; None for the model's"""
 
     @classmethod
-    def of(cls, decoder: Decoder, number: int, kept: LayerKV) -> Self:
+    def of(cls, decoder: Decoder, number: int, kept: KVLayer | RecurrentLayer) -> Self:
         shape, block = decoder.config.attention, decoder.blocks[number]
         assert isinstance(block, Block), "a decoder has nothing else"
-        attention = layer_attention(block.attention, kept, shape.window_of(number))
-        return cls(number, block, attention, shape.local_base_of(number))
+        attention, recurrent = None, None
+        if isinstance(kept, RecurrentLayer):
+            assert block.recurrence is not None, "a state's layers are the decoder's"
+            recurrent = mixing_of(block.recurrence, kept)
+        else:
+            attention = layer_attention(block.attention, kept.kv, shape.window_of(number))
+        return cls(number, block, attention, recurrent, shape.local_base_of(number))
 
     def __call__(
         self,
         x_RD: Tensor,
         rows: StepRows,
+        slot_rows: SlotRows,
         rope: Rotary,
         phase: Phase,
         logit_row_N: Tensor | None,
@@ -58,6 +68,9 @@ class Layer:
         ffn = self.block.ffn
 
         def mix(normed_RD: Tensor) -> Tensor:
+            if self.recurrent is not None:
+                return self.recurrent(normed_RD, slot_rows, phase, logit_row_N)
+            assert self.attention is not None, "a layer has a mixer"
             return self.attention(normed_RD, rows, rope, phase, logit_row_N)
 
         def feed(normed_ND: Tensor) -> Tensor:
@@ -94,9 +107,7 @@ class ModuleSteps:
 
     def __init__(self, decoder: Decoder, state: State, angles: RopeTables) -> None:
         self._decoder, self._angles = decoder, angles
-        self._layers = [
-            Layer.of(decoder, number, kept.kv) for number, kept in enumerate(state.layers)
-        ]
+        self._layers = [Layer.of(decoder, number, kept) for number, kept in enumerate(state.layers)]
 
     def __call__(
         self, rows: StepRows, phase: Phase, logit_row_N: Tensor, routes: Routes | None = None
@@ -110,13 +121,14 @@ class ModuleSteps:
         with rows_alone(), in_phase(phase):
             x_RD = self._decoder.embed(rows.token_R)
             ropes = self._angles.at(rows.angle_R, self._decoder.rope_dtype(x_RD.dtype))
+            slot_rows = SlotRows(rows)
             *all_but_last, last = self._layers
             for layer in all_but_last:
-                x_RD = layer(x_RD, rows, ropes[layer.base], phase, None, chosen)
+                x_RD = layer(x_RD, rows, slot_rows, ropes[layer.base], phase, None, chosen)
             # The last layer computes its FFN for the logit rows alone. With `routes` it computes
             # all rows, because their choices are returned.
             some_N = logit_row_N if routes is None else None
-            x_ND = last(x_RD, rows, ropes[last.base], phase, some_N, chosen)
+            x_ND = last(x_RD, rows, slot_rows, ropes[last.base], phase, some_N, chosen)
             if routes is not None:
                 routes.chosen, x_ND = tuple(chosen or ()), x_ND[logit_row_N]
             return self._decoder.logits(x_ND).float()

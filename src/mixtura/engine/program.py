@@ -63,7 +63,7 @@ class Program:
             parts.linear(decoder.head),
             scales.logits,
         )
-        self._caches = [cache_of(module, layer.kv) for layer in state.layers]
+        self._caches = [cache_of(module, layer.kv) for layer in state.kv_layers]
         for number, (block, kept) in enumerate(zip(decoder.blocks, self._caches, strict=True)):
             assert isinstance(block, Block), "a decoder has nothing else"
             self._program.add(
@@ -136,6 +136,8 @@ def why_not(decoder: Decoder) -> str | None:
     """Why a program cannot compute this decoder; None where it can."""
     if native() is None:
         return "there are no compiled kernels"
+    if decoder.config.recurrence is not None:
+        return f"recurrence kind={decoder.config.recurrence.kind}"
     if not isinstance(decoder.head, PackedLinear):
         return "a head that is not packed"
     if not isinstance(decoder.embedding, PackedEmbedding):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixtura.engine.cache_plan import CachePlan, KVKind, has_packed_weights
+from mixtura.engine.history_steps import HistorySteps
 from mixtura.engine.module_steps import ModuleSteps
 from mixtura.engine.program import Program, why_not
 from mixtura.engine.rope_tables import RopeTables
@@ -63,7 +64,8 @@ class Runner:
         self._device = None if decoder.device.type == "cpu" else decoder.device
         self.state = plan.allocate(self._device)
         angles = RopeTables.of(decoder.config, plan.context, self._device)
-        self._steps = _steps_of(decoder, self.state, angles, fused)
+        steps, histories = _steps_of(decoder, self.state, angles, fused), self.state.histories
+        self._steps = steps if histories is None else HistorySteps(steps, histories)
         self._texts = self.state.texts
 
     @classmethod

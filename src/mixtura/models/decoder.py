@@ -1,4 +1,4 @@
-"""The decoder: pre-norm blocks of attention and an FFN, which is dense or an MoE.
+"""The decoder: pre-norm blocks of a mixer (attention or a recurrence) and an FFN, dense or an MoE.
 
 B sequences, S new positions, L positions in all, D width, N logit rows, V vocabulary.
 """
@@ -17,12 +17,15 @@ from mixtura.models.attention_mask import AttentionMask, attention_mask
 from mixtura.models.language_model import DecoderOutput, LanguageModel
 from mixtura.models.latent_attention import LatentAttention
 from mixtura.models.norms import build_norm
+from mixtura.models.recurrence import Recurrence
+from mixtura.models.recurrent_state import RecurrentLayer
 from mixtura.models.rotary import Rotary, rotary
-from mixtura.models.state import Keep, State
+from mixtura.models.short_conv import ShortConv
+from mixtura.models.state import KVLayer, State
 from mixtura.moe import MoE, MoEConfig, MoEOutput
 from mixtura.moe.capacity import Dropless
 from mixtura.moe.experts import DenseFFN
-from mixtura.shapes import AttentionShape, DecoderShape
+from mixtura.shapes import AnyRecurrence, AttentionShape, DecoderShape, ShortConvShape
 
 
 class DecoderConfig(DecoderShape):
@@ -56,21 +59,34 @@ def build_attention(config: DecoderConfig) -> nn.Module:
             return LatentAttention(config.width, shape)
 
 
+def build_recurrence(width: int, shape: AnyRecurrence) -> Recurrence:
+    match shape:
+        case ShortConvShape():
+            return ShortConv(width, shape)
+
+
 Branch = Callable[[Tensor], Tensor]
-"""Attention or an FFN: a function of normed rows, whose result is added to the residual stream."""
+"""A mixer or an FFN: a function of normed rows, whose result is added to the residual stream."""
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x)).
+    """x + mixer(norm(x)), then x + ffn(norm(x)).
 
-    A branch's result may be normed and scaled before it is added. This order is written only in
-    `run` and in the native program (native/decoder).
+    The mixer is attention or a recurrence, and the other of the two is None. A branch's result may
+    be normed and scaled before it is added. This order is written only in `run` and in the native
+    program (native/decoder).
     """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = build_norm(config.width, config.norm)
-        self.attention = build_attention(config)
+        recurrence = config.recurrence_of(layer)
+        self.attention: nn.Module | None = None
+        self.recurrence: Recurrence | None = None
+        if recurrence is None:
+            self.attention = build_attention(config)
+        else:
+            self.recurrence = build_recurrence(config.width, recurrence)
         self.ffn_norm = build_norm(config.width, config.norm)
         moe = config.moe_of(layer)
         if moe is not None:
@@ -90,18 +106,25 @@ class Block(nn.Module):
         seen: AttentionMask,
         ids_BS: Tensor,
         valid_BS: Tensor | None,
-        keep: Keep | None,
+        kept: KVLayer | RecurrentLayer | None,
+        start: int,
     ) -> tuple[Tensor, MoEOutput | None]:
+        """`kept` is what the layer holds of the sequences; the new positions begin at `start`."""
         outputs: list[MoEOutput] = []
 
         def mix(normed_BSD: Tensor) -> Tensor:
+            if self.recurrence is not None:
+                states = kept.states if isinstance(kept, RecurrentLayer) else None
+                return self.recurrence(normed_BSD, valid_BS, states)
+            assert self.attention is not None, "a block has a mixer"
+            keep = partial(kept.extend, start) if isinstance(kept, KVLayer) else None
             return self.attention(normed_BSD, rope, seen, keep)
 
         def feed(normed_BSD: Tensor) -> Tensor:
             if not isinstance(self.ffn, MoE):
                 return self.ffn(normed_BSD)
             # Generation is dropless: a token must not depend on the number of tokens in its pass.
-            capacity = None if keep is None else Dropless()
+            capacity = None if kept is None else Dropless()
             outputs.append(self.ffn(normed_BSD, valid_BS, capacity, ids_BS))
             return outputs[0].hidden
 
@@ -113,7 +136,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """The residual stream after the block.
 
-        `mix` computes attention from normed rows, and `feed` the FFN. With `logit_row_N`, `mix`
+        `mix` computes the mixer from normed rows, and `feed` the FFN. With `logit_row_N`, `mix`
         returns the rows of these numbers alone, and only they go through the FFN.
         """
         mixed = self.attention_post_norm(mix(self.attention_norm(x)))
@@ -154,7 +177,7 @@ class Decoder(LanguageModel):
         shrink = (2 * self.config.layers) ** -0.5
         with torch.no_grad():
             for name, parameter in self.blocks.named_parameters():
-                if name.endswith(("w_out", "attention.out.weight")):
+                if name.endswith(("w_out", "attention.out.weight", "recurrence.out.weight")):
                     parameter.mul_(shrink)
 
     def forward(
@@ -185,9 +208,9 @@ class Decoder(LanguageModel):
         ropes = {base: self._rope(positions_S, base, x_BSD.dtype) for base in self._rope_bases}
         layers: list[MoEOutput | None] = []
         for index, block in enumerate(self.blocks):
-            keep = None if state is None else partial(state.layers[index].extend, start)
+            kept = None if state is None else state.layers[index]
             rope, window = ropes[self._rope_bases[index]], self._windows[index]
-            x_BSD, output = block(x_BSD, rope, seen[window], tokens_BS, valid_BS, keep)
+            x_BSD, output = block(x_BSD, rope, seen[window], tokens_BS, valid_BS, kept, start)
             layers.append(output)
         if state is not None:
             state.end_pass(start + new)

@@ -16,6 +16,8 @@ from torch import Tensor
 from mixtura.errors import ConfigError
 from mixtura.kernels.cached_attention import LayerKV
 from mixtura.models.long_texts import LongTexts
+from mixtura.models.recurrence import States
+from mixtura.models.recurrent_state import INTERVAL, Histories, RecurrentLayer
 from mixtura.shapes import DecoderShape
 from mixtura.shapes.rope import LongRopeScaling
 from mixtura.shapes.storage.cache import KVDims
@@ -30,11 +32,14 @@ class LayerState(Protocol):
     @property
     def bytes(self) -> int: ...
 
-    def snapshot(self, slot: int) -> Tensor | None:
+    @property
+    def device(self) -> torch.device: ...
+
+    def snapshot(self, slot: int) -> States | None:
         """A copy of the data that a later pass overwrites; None where there is no such data."""
         ...
 
-    def rewind(self, slot: int, kept: Tensor | None) -> None:
+    def rewind(self, slot: int, kept: States | None) -> None:
         """Restore a slot from what `snapshot` returned."""
         ...
 
@@ -53,10 +58,14 @@ class KVLayer(LayerState):
             kept += [kv.values, kv.value_scales]
         return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
+    @property
+    def device(self) -> torch.device:
+        return self.kv.keys.device
+
     def snapshot(self, slot: int) -> None:
         """No copy: a later pass leaves the positions before a length unchanged."""
 
-    def rewind(self, slot: int, kept: Tensor | None) -> None:
+    def rewind(self, slot: int, kept: States | None) -> None:
         """Nothing to restore; see `snapshot`."""
 
     def extend(self, start: int, k_BGSC: Tensor, v_BGSV: Tensor, /) -> tuple[Tensor, Tensor]:
@@ -92,7 +101,7 @@ class Snapshot:
 
     slot: int
     length: int
-    layers: tuple[Tensor | None, ...]
+    layers: tuple[States | None, ...]
 
 
 class State:
@@ -103,9 +112,16 @@ class State:
     """
 
     def __init__(
-        self, layers: tuple[KVLayer, ...], slots: int, capacity: int, texts: LongTexts | None
+        self,
+        layers: tuple[KVLayer | RecurrentLayer, ...],
+        slots: int,
+        capacity: int,
+        texts: LongTexts | None,
     ) -> None:
         self.layers, self.slots, self.capacity = layers, slots, capacity
+        recurrent = [layer for layer in layers if isinstance(layer, RecurrentLayer)]
+        self.histories = Histories(recurrent, slots, capacity) if recurrent else None
+        """with recurrent layers alone: what each slot has read, and the way back"""
         self.texts = texts
         """under LongRoPE the tokens of each slot, since its keys may have to be computed again"""
         self.length = 0
@@ -124,10 +140,15 @@ class State:
         dims = KVDims.of(shape)
         sizes = (slots, dims.kv_heads, capacity, dims.key_dim, dims.value_dim)
         kind = LatentLayer if dims.values_in_keys else KVLayer
-        layers = tuple(
-            kind(LayerKV.empty(*sizes, dtype, values_in_keys=dims.values_in_keys, device=device))
-            for _ in range(shape.layers)
-        )
+
+        def layer(number: int) -> KVLayer | RecurrentLayer:
+            recurrence = shape.recurrence_of(number)
+            if recurrence is not None:
+                return RecurrentLayer(recurrence.state(shape.width), slots, device)
+            latent = dims.values_in_keys
+            return kind(LayerKV.empty(*sizes, dtype, values_in_keys=latent, device=device))
+
+        layers = tuple(map(layer, range(shape.layers)))
         scaling, texts = shape.attention.rope_scaling, None
         if isinstance(scaling, LongRopeScaling):
             texts = LongTexts(scaling.original_context, slots, capacity, device)
@@ -135,7 +156,12 @@ class State:
 
     @property
     def device(self) -> torch.device:
-        return self.layers[0].kv.keys.device
+        return self.layers[0].device
+
+    @property
+    def kv_layers(self) -> list[KVLayer]:
+        """The layers with attention."""
+        return [layer for layer in self.layers if isinstance(layer, KVLayer)]
 
     @property
     def bytes(self) -> int:
@@ -144,12 +170,18 @@ class State:
 
     def snapshot(self, slot: int, length: int) -> Snapshot:
         """The place after the first `length` tokens of a slot, valid until one of them changes."""
+        histories = self.histories
+        if histories is not None and histories.held(slot) != length:
+            # Going back there reads tokens again, from a copy that `histories` has.
+            return Snapshot(slot, length, (None,) * len(self.layers))
         return Snapshot(slot, length, tuple(layer.snapshot(slot) for layer in self.layers))
 
     def rewind(self, snapshot: Snapshot) -> int:
         """Go back to a snapshot; returns its length, where the sequence goes on."""
         for layer, kept in zip(self.layers, snapshot.layers, strict=True):
             layer.rewind(snapshot.slot, kept)
+        if self.histories is not None and any(kept is not None for kept in snapshot.layers):
+            self.histories.rewound(snapshot.slot, snapshot.length)
         return snapshot.length
 
     def check_room(self, new: int) -> None:
@@ -166,15 +198,32 @@ class State:
         """(tokens, valid, start): the tokens that a pass reads, False for padding, first position.
 
         Usually these are the given tokens, from `length` on. Where LongRoPE needs other factors
-        than the cached keys have, they are all tokens from position 0 on. Call `end_pass` once
+        than the cached keys have, they are all tokens from position 0 on; where recurrent layers
+        have read beyond `length`, all tokens from a copy of their states on. Call `end_pass` once
         every layer has read them. Until then `length` is unchanged, so an interrupted pass can be
         repeated.
         """
+        if self.histories is not None:
+            return self._to_read_recurrent(self.histories, tokens_BS, valid_BS)
         if self.texts is None or not self.texts.to_read_whole(tokens_BS, self.length):
             return tokens_BS, valid_BS, self.length
         batch, new = tokens_BS.shape
         valid_BL = self.remember(valid_BS, self.length, batch, new)
         return self.texts.token_SL[:, : self.length + new], valid_BL, 0
+
+    def _to_read_recurrent(
+        self, histories: Histories, tokens_BS: Tensor, valid_BS: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, int]:
+        batch, new = tokens_BS.shape
+        assert batch == self.slots, "one sequence would be copied into all"
+        (start,) = {histories.go_to(slot, self.length) for slot in range(self.slots)}
+        end = self.length + new
+        valid_BL = self.remember(valid_BS, self.length, batch, new)
+        position_L = torch.arange(self.length, end)
+        slot_B1 = torch.arange(batch)[:, None]
+        histories.begin(slot_B1, position_L, tokens_BS.cpu(), decoded=False)
+        tokens_BL = histories.tokens(start, end).to(tokens_BS.device)
+        return tokens_BL, None if valid_BL is None else valid_BL[:, start:], start
 
     def remember(self, valid_BS: Tensor | None, start: int, batch: int, new: int) -> Tensor | None:
         """Store which of the `new` positions from `start` on are padding.
@@ -192,6 +241,11 @@ class State:
 
     def end_pass(self, length: int) -> None:
         """Call this once every layer has `length` positions."""
-        self.length = length
+        before, self.length = self.length, length
         if self.texts is not None:
             self.texts.end_pass()
+        if self.histories is not None:
+            for slot in range(self.slots):
+                self.histories.end(slot, length)
+                if length - before > 1 or length % INTERVAL == 0:
+                    self.histories.keep(slot)

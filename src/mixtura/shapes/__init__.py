@@ -20,10 +20,12 @@ from mixtura.shapes.decoder import (
 from mixtura.shapes.ledger import Buffer, Convention, Role, Saved, Weight
 from mixtura.shapes.model import ModelShape
 from mixtura.shapes.moe import MoEPlacement, MoEShape, PyramidStep
+from mixtura.shapes.recurrence import AnyRecurrence, RecurrenceSpec, ShortConvShape
 
 __all__ = [
     "Activation",
     "AnyAttention",
+    "AnyRecurrence",
     "AttentionShape",
     "Buffer",
     "Convention",
@@ -36,8 +38,10 @@ __all__ = [
     "Multipliers",
     "NormShape",
     "PyramidStep",
+    "RecurrenceSpec",
     "Role",
     "Saved",
+    "ShortConvShape",
     "Weight",
     "dense_of_total",
     "dense_twin",

@@ -13,6 +13,8 @@ from mixtura.shapes.attention import AnyAttention, AttentionShape
 from mixtura.shapes.ledger import Role, Saved, Weight
 from mixtura.shapes.model import ModelShape
 from mixtura.shapes.moe import MoEShape, ffn_weights
+from mixtura.shapes.recurrence import AnyRecurrence
+from mixtura.shapes.rope import LongRopeScaling
 
 # The roles of weights in a block's FFN or MoE.
 _FFN_ROLES: frozenset[Role] = frozenset({"ffn", "router", "expert", "shared_expert", "residual"})
@@ -55,6 +57,8 @@ class DecoderShape(ModelShape):
 
     layers: int = Field(ge=1, le=bounds.LAYERS)
     attention: AnyAttention
+    recurrence: AnyRecurrence | None = None
+    """the mixer of the layers that it names, in place of attention"""
     norm: NormShape = NormShape()
     post_norms: bool = False
     """whether outputs of attention and FFN are normed before the residual addition (Gemma)"""
@@ -96,13 +100,35 @@ class DecoderShape(ModelShape):
         if self.ffn_width is None and moe_layers < self.layers:
             raise ValueError("ffn_width is missing; the layers without an MoE need it")
         self._refuse_idle_steps()
+        self._check_recurrence()
         return self
+
+    def _check_recurrence(self) -> None:
+        if self.recurrence is None:
+            return
+        if len(self.recurrence.layers) == self.layers:
+            raise ValueError(
+                f"recurrence.layers names all {self.layers} layers; leave attention in one of them"
+            )
+        for layer in self.recurrence.layers:
+            if self.attention.window_of(layer) is not None:
+                raise ValueError(
+                    f"layer {layer} has a window in attention.local.layers and no attention, "
+                    "since recurrence.layers names it too; take it out of one of the lists"
+                )
+        if isinstance(self.attention.rope_scaling, LongRopeScaling):
+            raise ValueError(
+                "rope_scaling kind=longrope reads long texts again, which recurrence does not "
+                "support; choose another rope_scaling, or leave recurrence out"
+            )
 
     def _listed_layers(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         if self.moe is not None and self.moe.placement.only is not None:
             yield "moe.placement.only", self.moe.placement.only
         if isinstance(self.attention, AttentionShape) and self.attention.local is not None:
             yield "attention.local.layers", self.attention.local.layers
+        if self.recurrence is not None:
+            yield "recurrence.layers", self.recurrence.layers
 
     def _refuse_idle_steps(self) -> None:
         """Refuse a pyramid step without MoE layers, because it would have no effect."""
@@ -113,6 +139,18 @@ class DecoderShape(ModelShape):
                     f"moe.pyramid from_layer={begin} governs no MoE layer of "
                     f"layers={self.layers}; move the step or leave it out"
                 )
+
+    def recurrence_of(self, layer: int) -> AnyRecurrence | None:
+        """The layer's recurrent mixer; None for a layer with attention."""
+        if self.recurrence is None or layer not in self.recurrence.layers:
+            return None
+        return self.recurrence
+
+    @property
+    def attention_layers(self) -> list[int]:
+        """The numbers of the layers with attention; all others have a recurrent mixer."""
+        recurrent = frozenset(() if self.recurrence is None else self.recurrence.layers)
+        return [layer for layer in range(self.layers) if layer not in recurrent]
 
     def holds_moe(self, layer: int) -> bool:
         return self.moe is not None and self.moe.placement.holds_moe(layer)
@@ -135,7 +173,7 @@ class DecoderShape(ModelShape):
         for layer in range(self.layers):
             block = f"blocks.{layer}."
             yield from norm.weights(width, f"{block}attention_norm")
-            yield from self.attention.weights(width, f"{block}attention.")
+            yield from self._mixer(layer, block)
             yield from norm.weights(width, f"{block}ffn_norm")
             yield from self._ffn(layer, f"{block}ffn.")
             if self.post_norms:
@@ -145,6 +183,13 @@ class DecoderShape(ModelShape):
         yield Weight("head.weight", (self.vocabulary, width), "head")
         if self.head_bias:
             yield Weight("head.bias", (self.vocabulary,), "head")
+
+    def _mixer(self, layer: int, block: str) -> Iterator[Saved]:
+        recurrence = self.recurrence_of(layer)
+        if recurrence is None:
+            yield from self.attention.weights(self.width, f"{block}attention.")
+        else:
+            yield from recurrence.weights(self.width, f"{block}recurrence.")
 
     def _ffn(self, layer: int, prefix: str) -> Iterator[Saved]:
         moe = self.moe_of(layer)
@@ -159,9 +204,12 @@ class DecoderShape(ModelShape):
         A multiply-add counts as 2. Norms, activations and the embedding's look-up are not counted.
         """
         attended = self.context if length is None else length
-        windows = [self.attention.window_of(layer) for layer in range(self.layers)]
+        windows = [self.attention.window_of(layer) for layer in self.attention_layers]
         positions = sum(attended if w is None else min(w, attended) for w in windows)
-        return super().flops_per_token() + positions * self.attention.flops_of_position()
+        mixed = positions * self.attention.flops_of_position()
+        if self.recurrence is not None:
+            mixed += len(self.recurrence.layers) * self.recurrence.flops_of_token(self.width)
+        return super().flops_per_token() + mixed
 
 
 def dense_twin(shape: DecoderShape, multiple: int = 8) -> DecoderShape:

@@ -4,10 +4,12 @@ Packing, kernels and caches compute their sizes with these functions.
 """
 
 from mixtura.shapes.storage.cache import (
+    SNAPSHOTS,
     KVDims,
     KVKind,
     bytes_of_cache,
     bytes_of_position,
+    bytes_of_states,
     bytes_of_text,
     plain_bytes_of_position,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "GROUP",
     "ITEM_BYTES",
     "PAGE",
+    "SNAPSHOTS",
     "TILE",
     "TRAINED_BYTES",
     "UNIT",
@@ -62,6 +65,7 @@ __all__ = [
     "block_bytes",
     "bytes_of_cache",
     "bytes_of_position",
+    "bytes_of_states",
     "bytes_of_text",
     "data_bytes",
     "expert_bytes",

@@ -1,6 +1,7 @@
-"""The bytes of a position in each kind of KV cache.
+"""The bytes of a position in each kind of KV cache, and of recurrent layers' states.
 
-A layer with a window keeps all positions, as other layers do, so a window changes no size.
+A layer with a window keeps all positions, as other layers do, so a window changes no size. A layer
+with a recurrent mixer keeps no position: its state of a sequence has one size.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from mixtura.shapes.storage.numbers import ITEM_BYTES, Plain
 
 KVKind = Literal["bf16", "int8", "fp32"]
 """the format of numbers in the engine's KV cache; each int8 vector has a scale in fp32"""
+SNAPSHOTS = 4
+"""copies of a recurrent layer's state of each sequence, at earlier positions, to go back to"""
 _NUMBER_BYTES: Mapping[KVKind, int] = {"bf16": 2, "int8": 1, "fp32": 4}
 
 
@@ -48,24 +51,35 @@ def bytes_of_position(shape: DecoderShape, kind: KVKind) -> int:
     """Bytes of one position of one sequence in all layers of the engine's KV cache."""
     dims = KVDims.of(shape)
     scales = dims.vectors * ITEM_BYTES["float32"] if kind == "int8" else 0
-    return shape.layers * (dims.numbers * _NUMBER_BYTES[kind] + scales)
+    return len(shape.attention_layers) * (dims.numbers * _NUMBER_BYTES[kind] + scales)
 
 
 def bytes_of_cache(shape: DecoderShape, slots: int, context: int, kind: KVKind) -> int:
-    """Bytes of the engine's KV cache for `slots` sequences of `context` positions each."""
-    return slots * context * bytes_of_position(shape, kind)
+    """Bytes of the engine's cache for `slots` sequences of `context` positions each."""
+    return slots * (context * bytes_of_position(shape, kind) + bytes_of_states(shape))
+
+
+def bytes_of_states(shape: DecoderShape) -> int:
+    """Bytes of one sequence in all recurrent layers, whatever its length, with the snapshots."""
+    if shape.recurrence is None:
+        return 0
+    numbers = len(shape.recurrence.layers) * shape.recurrence.state_numbers(shape.width)
+    return (1 + SNAPSHOTS) * numbers * ITEM_BYTES["float32"]
 
 
 def plain_bytes_of_position(shape: DecoderShape, dtype: Plain) -> int:
     """Bytes of one position in a decoder's own KV cache, whose dtype is that of the weights."""
-    return shape.layers * KVDims.of(shape).numbers * ITEM_BYTES[dtype]
+    return len(shape.attention_layers) * KVDims.of(shape).numbers * ITEM_BYTES[dtype]
 
 
 def bytes_of_text(shape: DecoderShape) -> int:
-    """Bytes of the token that LongRoPE keeps for each position; 0 for other kinds of RoPE.
+    """Bytes of the text that LongRoPE and recurrent layers keep, for each position; 0 otherwise.
 
     LongRoPE changes its angles when a text grows beyond the original context. The whole text is
-    then read again, so its tokens are kept.
+    then read again, so its tokens are kept. Recurrent layers read tokens again to go back to an
+    earlier position, and keep one byte more of each: whether it was read in decode.
     """
+    if shape.recurrence is not None:
+        return ITEM_BYTES["int64"] + 1
     long = isinstance(shape.attention.rope_scaling, LongRopeScaling)
     return ITEM_BYTES["int64"] if long else 0

@@ -14,6 +14,7 @@ from mixtura.models import Decoder, State
 
 TOKENS = 11
 GREEDY = 32
+CHOOSING = ("correction_bias", "expert_bias")
 Built = tuple[Any, LoadedModel]
 Parity = Callable[..., Built]
 
@@ -50,7 +51,7 @@ def build(model_type: str, **keys: Any) -> Any:
     model.generation_config.eos_token_id = None
     with torch.no_grad():
         # A bias that chooses experts is a buffer.
-        biases = [b for name, b in model.named_buffers() if name.endswith("correction_bias")]
+        biases = [b for name, b in model.named_buffers() if name.endswith(CHOOSING)]
         for tensor in (*model.parameters(), *biases):
             tensor.add_(torch.randn_like(tensor), alpha=0.1)
     return model.float()

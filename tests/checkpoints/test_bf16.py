@@ -51,6 +51,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "phimoe": {"num_local_experts": 8},
     "gpt_oss": {"num_local_experts": 16, "num_experts_per_tok": 4, "head_dim": 32},
     "ernie4_5_moe": {"moe_num_experts": 16, "moe_k": 4},
+    "lfm2_moe": {**MANY, "layer_types": ["conv", "full_attention", "conv", "conv"]},
     "deepseek_v2": LATENT,
     "deepseek_v3": {**LATENT, "n_group": 4, "topk_group": 2},
 }
@@ -103,7 +104,7 @@ def parted(ours: Decoder, theirs: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    "model_type", ["qwen3_moe", "olmoe", "mixtral", "qwen2_moe", "granitemoe", "phimoe"]
+    "model_type", ["qwen3_moe", "olmoe", "mixtral", "qwen2_moe", "granitemoe", "phimoe", "lfm2_moe"]
 )
 def test_every_token_has_the_experts_that_transformers_gives_it(
     model_type: str, tmp_path: Path

@@ -3,6 +3,7 @@
 T tokens, E experts, K experts per token.
 """
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -62,6 +63,14 @@ class SigmoidTopK(LinearRouter):
     def __init__(self, config: SigmoidTopKConfig, shape: RouterShape, capacity: Capacity) -> None:
         super().__init__(config, shape, capacity, choosing_bias=config.choosing_bias)
 
+    def scores(self, x_TD: Tensor, bank_R: Tensor | None) -> Scores:
+        scores = super().scores(x_TD, bank_R)
+        if not scores.rounded:
+            return scores
+        # transformers rounds the sigmoid of a rounded logit too, and computes weights in its dtype
+        # (LFM2).
+        return replace(scores, score_TE=scores.score_TE.to(x_TD.dtype))
+
     def score(self, logits_TE: Tensor) -> Scores:
         score_TE = row_sigmoid(logits_TE)
         # If all scores of a row are 0, the 1e-20 (as in transformers' DeepSeek-V3) avoids 0/0.
@@ -71,4 +80,4 @@ class SigmoidTopK(LinearRouter):
         weight_TK = scores.score_TE.gather(1, expert_TK)
         if self.config.renormalise:
             weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)
-        return weight_TK * self.config.scale
+        return (weight_TK * self.config.scale).to(scores.logits_TE.dtype)

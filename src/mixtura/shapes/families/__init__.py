@@ -27,6 +27,8 @@ _HOMES = {
     "granitemoeshared": ("granite", "GraniteMoeShared"),
     "phimoe": ("phimoe", "PhiMoe"),
     "ernie4_5_moe": ("ernie", "Ernie45Moe"),
+    "lfm2": ("lfm2", "Lfm2"),
+    "lfm2_moe": ("lfm2", "Lfm2Moe"),
     "deepseek_v2": ("deepseek", "DeepseekV2"),
     "deepseek_v3": ("deepseek", "DeepseekV3"),
 }

@@ -69,6 +69,12 @@ void bind_blocks(nb::module_& module) {
       }, nb::arg("over"), nb::arg("query_down").none(), nb::arg("query_norm"), nb::arg("query"),
          nb::arg("kv_down"), nb::arg("kv_norm"), nb::arg("kv_up"), nb::arg("kept"),
          nb::arg("nope_dim"), nb::arg("value_dim"));
+  nb::class_<ShortConv>(module, "ShortConv")
+      .def("__init__", [](ShortConv* self, const Linear& projection, const Linear& out,
+                          uintptr_t weight, uintptr_t bias, int kernel, uintptr_t state) {
+        new (self) ShortConv{projection, out, at<const float>(weight), at<const float>(bias),
+                             kernel, at<float>(state)};
+      });
   nb::class_<FfnBlock>(module, "FfnBlock")
       .def("__init__", [](FfnBlock* self, const Norm& norm, const Gate* gate,
                           const Experts& experts, const Experts* shared, uintptr_t shared_gate,
@@ -142,6 +148,7 @@ void bind_decoder(nb::module_& module) {
       })
       .def("add", &add<GroupedAttention>)
       .def("add", &add<LatentAttention>)
+      .def("add", &add<ShortConv>)
       .def("step", &step, nb::call_guard<nb::gil_scoped_release>())
       .def("step_routed", &step_routed, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
            nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),

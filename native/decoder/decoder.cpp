@@ -17,9 +17,9 @@ void Step::take_shared(Carver& carver) {
   for (const Layer& layer : program_.layers_) {
     std::visit([&](const auto& mixer) {
       projected = std::max(projected, mixer.projected_width());
+      q = std::max(q, mixer.query_width());
+      mixed = std::max(mixed, mixer.mixed_width());
     }, layer.mixer);
-    q = std::max(q, layer.heads().query_width());
-    mixed = std::max(mixed, layer.heads().mixed_width());
     if (!layer.ffn.routed) continue;
     chosen = std::max(chosen, int64_t{layer.ffn.gate.top_k});
     logits = std::max(logits, layer.ffn.gate.blocks() * kPositions);
@@ -74,7 +74,12 @@ void Step::compute(Team& team) {
     each(team, rows_, [&](int64_t i) { add_branch(i, layer.post_norm); });
     if (!ffn(team, layer.ffn, number)) return;
   }
-  if (!program_.all_asked_ && !some_) leave_others(team);
+  if (!program_.all_asked_ && !some_) {
+    // The last layer computed all rows. What other threads added to the stream is copied here.
+    team.barrier();
+    some_ = true;
+    leave_others(team);
+  }
   norm_rows(team, program_.norm_);
   multiply(team, program_.head_, normed_, width(), logits_, program_.head_.matrix.outputs);
   if (program_.logits_ == 1.0f) return;
@@ -89,13 +94,15 @@ void Step::norm_rows(const Team& team, const Norm& norm) {
   each(team, rows_, [&](int64_t i) { norm.apply(row(x_, i), width(), row(normed_, i)); });
 }
 
-// Keeps only the asked rows of the residual stream, after a last layer that computed all rows.
+// A barrier, and then the residual stream has the rows that go on alone.
 void Step::leave_others(Team& team) {
+  if (some_) {
+    each(team, asked_.count, [&](int64_t i) {
+      std::copy_n(row(x_, given_.asked[i]), width(), row(normed_, i));
+    });
+  }
   team.barrier();
-  each(team, asked_.count, [&](int64_t i) {
-    std::copy_n(row(x_, given_.asked[i]), width(), row(normed_, i));
-  });
-  team.barrier();
+  if (!some_) return;
   std::swap(x_, normed_);
   rows_ = asked_.count;
 }
@@ -227,13 +234,13 @@ const Program::Plans* Program::plans_of(const CachedHeads& over) const {
 }
 
 void Program::add(const Layer& layer) {
-  const CachedHeads& over = layer.heads();
-  if (plans_of(over) == nullptr) {
+  const CachedHeads* over = layer.heads();
+  if (over != nullptr && plans_of(*over) == nullptr) {
     plans_.emplace_back();
     Plans& made = plans_.back();
-    made.window = over.window;
-    made.heads = over.heads;
-    made.kv_heads = over.cache.kv_heads;
+    made.window = over->window;
+    made.heads = over->heads;
+    made.kv_heads = over->cache.kv_heads;
   }
   layers_.push_back(layer);
 }
@@ -251,10 +258,11 @@ Scratch Program::stage_scratch(const StepRows& step, InstructionSet set) const {
         take(linear_scratch(one, rows, step.phase, set));
       });
     }, layer.mixer);
-    const CachedHeads& over = layer.heads();
-    const Plans& plans = *plans_of(over);
-    take(attention_scratch(plans.all, over.cache, over.heads, set));
-    take(attention_scratch(plans.asked, over.cache, over.heads, set));
+    if (const CachedHeads* over = layer.heads()) {
+      const Plans& plans = *plans_of(*over);
+      take(attention_scratch(plans.all, over->cache, over->heads, set));
+      take(attention_scratch(plans.asked, over->cache, over->heads, set));
+    }
     const FfnBlock& ffn = layer.ffn;
     const int64_t routed = ffn.routed ? rows * ffn.gate.top_k : rows;
     take(experts_scratch(ffn.experts, routed, rows, step.phase, set));

@@ -16,17 +16,7 @@ void Step::mix(Team& team, const GroupedAttention& block) {
 }
 
 void Step::attend_rows(Team& team, const CachedHeads& over) {
-  if (some_) {
-    // The residual stream of the rows that go on takes the place of all rows' stream.
-    each(team, asked_.count, [&](int64_t i) {
-      std::copy_n(row(x_, given_.asked[i]), width(), row(normed_, i));
-    });
-  }
-  team.barrier();
-  if (some_) {
-    std::swap(x_, normed_);
-    rows_ = asked_.count;
-  }
+  leave_others(team);
   const Program::Plans& plans = *program_.plans_of(over);
   const Queries queries{q_,          over.query_width(), over.heads, over.scale,
                         over.window, over.sinks,         attended_};

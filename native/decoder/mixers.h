@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <variant>
 
 #include "attention/attention.h"
@@ -42,6 +43,8 @@ struct GroupedAttention {
 
   int64_t key_width() const { return int64_t{over.cache.kv_heads} * over.key_dim(); }
   int64_t projected_width() const { return over.query_width() + 2 * key_width(); }
+  int64_t query_width() const { return over.query_width(); }
+  int64_t mixed_width() const { return over.mixed_width(); }
   int64_t own_floats() const { return over.key_dim(); }
   template <class Function>
   void each_linear(const Function& f) const {
@@ -77,6 +80,8 @@ struct LatentAttention {
     const int64_t queries = query_start() + int64_t{over.heads} * query_dim();
     return std::max(queries, int64_t{over.heads} * value_dim);
   }
+  int64_t query_width() const { return over.query_width(); }
+  int64_t mixed_width() const { return over.mixed_width(); }
   // Rows `first`, first + 1, ... of a head's part of kv_up: keys, then values.
   Vectors up_at(int head, int first) const {
     const int64_t row = int64_t{head} * (nope_dim + value_dim) + first;
@@ -100,7 +105,33 @@ struct LatentAttention {
   }
 };
 
-using Mixer = std::variant<GroupedAttention, LatentAttention>;
+// The gated short convolution of LFM2 (arXiv 2511.23404): out(c * conv(b * v)). A row of its
+// projections is [b, c, v].
+struct ShortConv {
+  Linear projection;
+  Linear out;
+  const float* weight;    // [kernel, width], the tap of the oldest token first
+  const float* bias;      // [width], or null
+  int kernel;
+  float* state;           // [slots, kernel - 1, width] the last inputs of conv, the oldest first
+
+  int64_t width() const { return out.matrix.inputs; }
+  int64_t projected_width() const { return 3 * width(); }
+  int64_t query_width() const { return width(); }
+  int64_t mixed_width() const { return width(); }
+  int64_t own_floats() const { return 0; }
+  float* state_of(int64_t slot) const { return state + slot * (kernel - 1) * width(); }
+  template <class Function>
+  void each_linear(const Function& f) const {
+    f(projection);
+    f(out);
+  }
+};
+
+using Mixer = std::variant<GroupedAttention, LatentAttention, ShortConv>;
+
+template <class Kind>
+constexpr bool kAttends = requires(const Kind& kind) { kind.over; };
 
 struct FfnBlock {
   Norm norm;
@@ -119,9 +150,12 @@ struct Layer {
   Norm post_norm;             // of the mixer's output, before the residual addition
   FfnBlock ffn;
 
-  // The mixer's heads.
-  const CachedHeads& heads() const {
-    return std::visit([](const auto& one) -> const CachedHeads& { return one.over; }, mixer);
+  // The heads of attention, or null for a recurrent mixer.
+  const CachedHeads* heads() const {
+    return std::visit([](const auto& one) -> const CachedHeads* {
+      if constexpr (kAttends<std::decay_t<decltype(one)>>) return &one.over;
+      return nullptr;
+    }, mixer);
   }
 };
 

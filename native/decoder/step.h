@@ -35,6 +35,7 @@ class Step {
   // The mixer's output for all rows, or in a last layer for the asked rows alone, into branch_.
   void mix(Team& team, const GroupedAttention& block);
   void mix(Team& team, const LatentAttention& block);
+  void mix(Team& team, const ShortConv& block);
 
   void rotate_queries(const Team& team, const GroupedAttention& block);
   void keep_rows(const Team& team, const GroupedAttention& block);
@@ -47,6 +48,8 @@ class Step {
   void absorb_in_blocks(const LatentAttention& block, int head, int64_t rows);
   void find_values(const Team& team, const LatentAttention& block);
   void find_values_in_blocks(const LatentAttention& block, int head);
+
+  void convolve(const Team& team, const ShortConv& block);
 
   // Attention of the rows that go on, from q_ into attended_. A barrier has to be before; there is
   // one at its end.

@@ -19,6 +19,8 @@ from mixtura.engine.steps import StepRows, Steps
 from mixtura.kernels.native import InstructionSet, instruction_sets
 from mixtura.kernels.phase import Phase
 from mixtura.models import Decoder, State
+from mixtura.models.recurrent_state import RecurrentLayer
+from mixtura.models.state import KVLayer
 from mixtura.moe.routers import LinearRouter
 
 SETS = cast("tuple[InstructionSet, ...]", instruction_sets())
@@ -51,8 +53,6 @@ OTHERS: dict[str, dict[str, Any]] = {
 REFUSED = {
     "half_dense": "a residual branch beside experts",
     "hash": "router kind=hash",
-    "lfm2": "recurrence kind=short_conv",
-    "lfm2_moe": "recurrence kind=short_conv",
 }
 COVERED = [*(family for family in FAMILIES if family not in REFUSED), *OTHERS]
 BOUNDS: dict[Phase, float] = {"prefill": 2e-2, "decode": 1e-3}
@@ -65,6 +65,15 @@ def with_choosing_biases(decoder: Decoder) -> Decoder:
         if router.bias is not None:
             router.bias.copy_(torch.linspace(-0.4, 0.4, len(router.bias)))
     return decoder
+
+
+def tensors_of(layer: KVLayer | RecurrentLayer) -> list[Tensor]:
+    """What the layer keeps of all slots."""
+    if isinstance(layer, RecurrentLayer):
+        return list(layer.states)
+    kv = layer.kv
+    parts = (kv.keys, kv.values, kv.key_scales, kv.value_scales)
+    return [part for part in parts if part is not None]
 
 
 @dataclass(frozen=True)
@@ -82,12 +91,8 @@ class Pair:
             found_NV = self.program(rows, phase, everything_N)
             expected_NV = self.modules(rows, phase, everything_N)
             for mine, other in zip(*(state.layers for state in self.states), strict=True):
-                parts = ("keys", "values", "key_scales", "value_scales")
-                for found, into in (
-                    (getattr(of.kv, part) for of in (mine, other)) for part in parts
-                ):
-                    if found is not None:
-                        into.copy_(found)
+                for found, into in zip(tensors_of(mine), tensors_of(other), strict=True):
+                    into.copy_(found)
         difference_N = (found_NV - expected_NV).abs().amax(1) / expected_NV.abs().max()
         # Norms, gates and turns sum in other orders, so what is rounded may fall on the other side
         # of a tie, for all that see it. In bf16 it seldom does; in two terms of int8 it is little.

@@ -19,10 +19,10 @@ from mixtura.engine.runner import Runner
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.scheduler import Scheduler
 from mixtura.engine.sequence import Sequence as Answer
+from mixtura.engine.steps import Chosen, Routes
 from mixtura.errors import ConfigError
 from mixtura.kernels.native import native
 from mixtura.kernels.phase import Phase
-from mixtura.models import Decoder
 from mixtura.models.recurrent_state import RecurrentLayer
 from mixtura.shapes.storage import bytes_of_states, bytes_of_text
 
@@ -30,6 +30,14 @@ pytestmark = pytest.mark.skipif(native() is None, reason="no compiled kernels he
 NAMES = ["lfm2", "lfm2_moe"]
 names = pytest.mark.parametrize("name", NAMES)
 TEXT = tokens(48)
+
+
+@pytest.fixture(autouse=True, params=["program", "modules"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every rule holds in the fused program and in module steps."""
+    if request.param == "modules":
+        monkeypatch.setattr("mixtura.engine.runner.why_not", lambda _: "these tests' choice")
+    return request.param
 
 
 def read(
@@ -159,7 +167,9 @@ def test_a_slot_given_to_another_sequence_begins_anew(pack: Pack, name: str) -> 
 
 @names
 @pytest.mark.parametrize("phase", ["prefill", "decode", "verify"])
-def test_an_interrupted_step_is_undone(pack: Pack, name: str, phase: Phase) -> None:
+def test_an_interrupted_step_is_undone(pack: Pack, name: str, phase: Phase, way: str) -> None:
+    if way == "program":
+        pytest.skip("hooks of modules interrupt; the next test interrupts the program")
     decoder = pack(name)
     one, other = (Runner.of(decoder, 2) for _ in range(2))
     for runner in (one, other):
@@ -175,6 +185,24 @@ def test_an_interrupted_step_is_undone(pack: Pack, name: str, phase: Phase) -> N
             read(one, 13, 14, phase)
         handle.remove()
     assert torch.equal(read(one, 13, 14, phase), read(other, 13, 14, phase))
+    assert_same(states(one), states(other))
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode", "verify"])
+def test_an_interrupted_program_is_undone(pack: Pack, phase: Phase, way: str) -> None:
+    if way == "modules":
+        pytest.skip("only the program calls between layers")
+    one, other = (Runner.of(pack("lfm2_moe"), 2) for _ in range(2))
+    for runner in (one, other):
+        read(runner, 0, 9, "prefill")
+
+    def interrupt(_: Chosen) -> None:
+        raise KeyboardInterrupt
+
+    row = (torch.tensor(TEXT[9:10]), torch.tensor([1]), torch.tensor([9]), phase)
+    with pytest.raises(KeyboardInterrupt):
+        one.step(*row, routes=Routes(between=interrupt))
+    assert torch.equal(read(one, 9, 10, phase), read(other, 9, 10, phase))
     assert_same(states(one), states(other))
 
 
@@ -257,9 +285,3 @@ def test_every_byte_of_a_state_is_counted(name: str) -> None:
     assert state.histories is not None
     memory = [one for one in vars(state.histories).values() if isinstance(one, Tensor)]
     assert sum(one.nbytes for one in memory) == 3 * 7 * bytes_of_text(config)
-
-
-def test_why_no_program_serves(pack: Pack) -> None:
-    decoder: Decoder = pack("lfm2")
-    with pytest.raises(ConfigError, match="recurrence kind=short_conv"):
-        Runner(decoder, CachePlan(decoder.config, 1, 8), fused=True)

@@ -63,8 +63,9 @@ class Program:
             parts.linear(decoder.head),
             scales.logits,
         )
-        self._caches = [cache_of(module, layer.kv) for layer in state.kv_layers]
-        for number, (block, kept) in enumerate(zip(decoder.blocks, self._caches, strict=True)):
+        # The rows of a step are checked against one cache, which has the slots of all.
+        self._cache = cache_of(module, state.kv_layers[0].kv)
+        for number, (block, kept) in enumerate(zip(decoder.blocks, state.layers, strict=True)):
             assert isinstance(block, Block), "a decoder has nothing else"
             self._program.add(
                 parts.norm(block.attention_norm),
@@ -89,7 +90,7 @@ class Program:
         token_R, slot_R, position_R, angle_R, logit_row_N = (of_R.contiguous() for of_R in every)
         logits_NV = torch.empty(len(logit_row_N), self._vocabulary)
         given = (
-            self._caches[0],
+            self._cache,
             self._num_angles,
             token_R.data_ptr(),
             len(rows),
@@ -136,15 +137,13 @@ def why_not(decoder: Decoder) -> str | None:
     """Why a program cannot compute this decoder; None where it can."""
     if native() is None:
         return "there are no compiled kernels"
-    if decoder.config.recurrence is not None:
-        return f"recurrence kind={decoder.config.recurrence.kind}"
     if not isinstance(decoder.head, PackedLinear):
         return "a head that is not packed"
     if not isinstance(decoder.embedding, PackedEmbedding):
         return "an embedding that is not packed"
     for block in decoder.blocks:
         assert isinstance(block, Block), "a decoder has nothing else"
-        reason = why_no_mixer(block.attention) or _why_not_ffn(block.ffn)
+        reason = why_no_mixer(block) or _why_not_ffn(block.ffn)
         if reason is not None:
             return reason
     norms = [module for block in decoder.blocks for module in _norms_of(block)]

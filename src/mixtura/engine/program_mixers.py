@@ -7,40 +7,68 @@ from torch import Tensor, nn
 
 from mixtura.engine.program_parts import Parts
 from mixtura.engine.rope_tables import RopeTables
+from mixtura.kernels.cached_attention import cache_of
 from mixtura.kernels.cached_attention.cpu import KEPT
 from mixtura.models.attention import Attention, SinkAttention
 from mixtura.models.decoder import Block
 from mixtura.models.latent_attention import LatentAttention
+from mixtura.models.recurrent_state import RecurrentLayer
+from mixtura.models.short_conv import ShortConv
+from mixtura.models.state import KVLayer
 from mixtura.packed import PackedLinear
 
 
-def why_no_mixer(mixer: nn.Module) -> str | None:
-    """The reason why the program cannot compute this mixer; None where it can."""
+def why_no_mixer(block: Block) -> str | None:
+    """The reason why the program cannot compute the block's mixer; None where it can."""
+    mixer = block.attention if block.recurrence is None else block.recurrence
     match mixer:
         case Attention():
             linears = [mixer.qkv, mixer.out]
         case LatentAttention():
             linears = [mixer.query, mixer.kv_down, mixer.out]
             linears += [] if mixer.query_down is None else [mixer.query_down]
+        case ShortConv():
+            linears = [mixer.projection, mixer.out]
         case _:
             return f"a {type(mixer).__name__}"
     packed = all(isinstance(linear, PackedLinear) for linear in linears)
-    return None if packed else "attention that is not packed"
+    return None if packed else f"a {type(mixer).__name__} that is not packed"
 
 
-def mixer_of(parts: Parts, block: Block, layer: int, kept: object, angles: RopeTables) -> Any:
-    """The layer's mixer, for which `why_no_mixer` gave None; `kept` is its cache."""
+def mixer_of(
+    parts: Parts, block: Block, layer: int, kept: KVLayer | RecurrentLayer, angles: RopeTables
+) -> Any:
+    """The layer's mixer, for which `why_no_mixer` gave None, with what it keeps."""
+    if isinstance(kept, RecurrentLayer):
+        return _recurrent(parts, block.recurrence, kept)
+    cache = cache_of(parts.module, kept.kv)
     match block.attention:
         case Attention() as attention:
-            return _grouped(parts, attention, layer, kept, angles)
+            return _grouped(parts, attention, layer, cache, angles)
         case LatentAttention() as attention:
-            return _latent(parts, attention, kept, angles)
+            return _latent(parts, attention, cache, angles)
         case mixer:
             raise AssertionError(f"no program has a {type(mixer).__name__}")
 
 
+def _recurrent(parts: Parts, mixer: nn.Module | None, kept: RecurrentLayer) -> Any:
+    match mixer:
+        case ShortConv():
+            (state_SWD,) = kept.states
+            return parts.module.ShortConv(
+                parts.linear(mixer.projection),
+                parts.linear(mixer.out),
+                parts.floats(mixer.conv.weight.mT),
+                parts.floats(mixer.conv.bias),
+                mixer.conv.weight.shape[1],
+                parts.at(state_SWD),
+            )
+        case _:
+            raise AssertionError(f"no program has a {type(mixer).__name__}")
+
+
 def _grouped(
-    parts: Parts, attention: Attention, layer: int, kept: object, angles: RopeTables
+    parts: Parts, attention: Attention, layer: int, cache: object, angles: RopeTables
 ) -> Any:
     shape = attention.shape
     table = angles.by_base[shape.local_base_of(layer)]
@@ -53,7 +81,7 @@ def _grouped(
         parts.floats(table.cos_SC),
         parts.floats(table.sin_SP),
         shape.rope_dim,
-        kept,
+        cache,
     )
     return parts.module.GroupedAttention(
         over,
@@ -65,7 +93,7 @@ def _grouped(
     )
 
 
-def _latent(parts: Parts, attention: LatentAttention, kept: object, angles: RopeTables) -> Any:
+def _latent(parts: Parts, attention: LatentAttention, cache: object, angles: RopeTables) -> Any:
     shape, table = attention.shape, angles.by_base[None]
     over = parts.module.CachedHeads(
         parts.linear(attention.out),
@@ -76,7 +104,7 @@ def _latent(parts: Parts, attention: LatentAttention, kept: object, angles: Rope
         parts.floats(table.cos_SC),
         parts.floats(table.sin_SP),
         shape.rope_dim,
-        kept,
+        cache,
     )
     kv_up = narrowest(attention.kv_up.weight)
     return parts.module.LatentAttention(

@@ -26,7 +26,7 @@ class TensorGroup:
     """Tensors whose names differ only in the numbers of layers and experts."""
 
     pattern: str
-    """the common name, with each number that varies as a range, such as `layers.{0..31}.weight`"""
+    """the common name, where each number that varies is a range, such as `layers.{0..31}.weight`"""
     shape: tuple[int, ...]
     dtype: str
     count: int
@@ -46,7 +46,7 @@ class Inspection:
     check: Check = field(default_factory=Check)
     """the comparison of the weights with their recorded digests"""
     config: Mapping[str, Any] | None = None
-    """the model's config in Mixtura's keys for a run, recipe or packed folder; None for others"""
+    """the config, with Mixtura's keys, of a run, a recipe or a packed folder; None for others"""
     verified: bool = False
     """whether this call compared the weights with their recorded digests, and found them equal"""
 

@@ -93,7 +93,7 @@ def convert_model(
 
 
 def _like(weights: Weights, family: Family) -> Source | None:
-    """Return the checkpoint whose config and files, such as a chat template, are copied.
+    """Return the checkpoint from which the config and files, such as a chat template, are copied.
 
     Returns None for a run.
     """

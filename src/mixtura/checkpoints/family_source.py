@@ -35,8 +35,8 @@ class _Own(NamedTuple):
 class FamilySource(Source):
     """A Source whose tensors are assembled from a decoder's weights when they are read.
 
-    The weights of one expert are read at a time. Raises ConfigError if the family's config cannot
-    express what the decoder computes.
+    For a tensor of one expert, only this expert's weights are read. Raises ConfigError if the
+    family's config cannot express what the decoder computes.
     """
 
     def __init__(self, weights: Weights, family: Family) -> None:
@@ -68,7 +68,7 @@ class FamilySource(Source):
         )
 
     def _narrowed(self, piece: Piece) -> Piece:
-        """Return the piece as a part of one expert's tensor, if it belongs to one expert alone.
+        """Return a piece of a single expert as a part of that expert's own tensor.
 
         Any other piece is returned unchanged.
         """

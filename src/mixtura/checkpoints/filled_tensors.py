@@ -45,9 +45,9 @@ def filled_groups(
 ) -> Groups | None:
     """Assemble a stored tensor from quantised groups; all dims but the last are flattened to rows.
 
-    `ours` reads the groups of the tensor that a piece names. `Groups` flattens all dims of that
-    tensor but the last, so `stack` returns the sizes of those dims. Returns None if a
-    piece does not take whole rows, if a tensor has no groups, or if the tensors differ in bits.
+    `ours` reads the groups of the tensor that a piece names. In `Groups` all dims of that tensor
+    but the last are flattened, and `stack` returns the sizes of these dims. Returns None if a piece
+    does not take whole rows, if a tensor has no groups, or if the tensors differ in bits.
     """
     rows = [one for one in map(in_groups, pieces) if one is not None]
     found: dict[str, Groups] = {}

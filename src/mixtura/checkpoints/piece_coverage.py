@@ -64,8 +64,8 @@ def covered_once(
         return False
     size = views.pop()
     boxes = [_ranges(part, size) for _, part in parts]
-    # Each dim is cut only where a part begins or ends. So `times` has few cells, even for a stack
-    # of many experts.
+    # `times` counts, for each cell between two cuts, the parts that cover it. Each dim is cut only
+    # where a part begins or ends, so there are few cells even for a stack of many experts.
     cuts = [_cuts([box[dim] for box in boxes], length) for dim, length in enumerate(size)]
     times = np.zeros([len(cut) - 1 for cut in cuts], np.int32)
     for box in boxes:
@@ -95,7 +95,7 @@ def _cells(own: range, cuts: Sequence[int]) -> slice:
 
 
 def _resolved(view: tuple[int, ...] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The view's shape, with a dim of -1 computed."""
+    """The view's shape, with the size of a dim that is given as -1."""
     if view is None:
         return shape
     known = prod(length for length in view if length != -1)

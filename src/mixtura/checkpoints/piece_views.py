@@ -29,7 +29,8 @@ def taken(whole: "Tensor", stored: "Tensor", piece: Piece) -> "tuple[Tensor, Ten
 def in_groups(piece: Piece) -> Piece | None:
     """Return the piece with views whose last dim is -1; None if it does not take whole rows.
 
-    Such a piece fits tensors with one column for each weight or one for each group of 32 weights.
+    The returned piece fits a tensor with a column for each weight, and also a tensor with a column
+    for each group of 32 weights, such as the scales.
     """
     ours, stored = piece.view, piece.stored_view or piece.shape
     if piece.transposed or len(piece.of) >= len(stored) or len(piece.at) >= len(ours or stored):

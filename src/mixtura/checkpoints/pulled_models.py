@@ -50,7 +50,7 @@ NAMED = {
     )
 }
 
-# Leases on models opened by name. They keep the models cached until this process ends.
+# Leases on models opened by name. The models are kept in the cache until this process ends.
 _in_use: "dict[str, Lease]" = {}
 
 
@@ -61,8 +61,8 @@ def is_named(model: str) -> bool:
 
 def pulled_cache() -> "FolderCache":
     """The cache of pulled models. No model is removed to make room for another."""
-    # Every command imports this file, and `mixtura.user_cache` cannot be imported on Windows.
-    # It is imported here, so that its error still reaches the user as one line.
+    # Every command imports this file, and importing `mixtura.user_cache` raises an error on
+    # Windows. Imported here and not above, it still reaches the user as an error of one line.
     from mixtura.user_cache import FolderCache, user_cache
 
     return FolderCache(user_cache() / "models", sys.maxsize)

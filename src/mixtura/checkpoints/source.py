@@ -73,13 +73,13 @@ class Source(ABC):
         """Read a tensor in the dtype `dtype_of(name)`, as a view of the file if possible."""
 
     def dtype_of(self, name: str) -> "torch.dtype":
-        """The dtype of the tensor that `read` returns; fp32 for a format that is unpacked."""
+        """The dtype of the tensor that `read` returns; fp32 for a format that `read` unpacks."""
         import torch
 
         return getattr(torch, _DTYPES.get(self.tensors[name].dtype, "float32"))
 
     def own_check(self, roles: Mapping[str, str]) -> Check | None:
-        """A check of all tensors by digests that the source itself holds; None if it holds none."""
+        """A check of all tensors against the source's own digests; None if it has no digests."""
         return None
 
     def place_of(self, name: str) -> Place | None:
@@ -87,7 +87,7 @@ class Source(ABC):
         return None
 
     def stored_bits(self, name: str) -> "Bits":
-        """The fewest bits, 4 or 8, with which quantised groups keep the stored precision.
+        """The fewest bits, 4 or 8, with which quantised groups keep a tensor's stored precision.
 
         The result for a tensor that is not quantised is 8.
         """

@@ -50,7 +50,7 @@ def dtypes_of(
     Parameters other than gates get `dtype`. With `dtype` None they get the dtype that they are
     stored in; if they are stored in several dtypes, CheckpointError is raised. A gate gets a dtype
     that holds its stored dtype, `dtype` and `gate_dtype` without rounding. Buffers, such as a
-    choosing bias, get their dtype in `shapes`.
+    choosing bias, get the dtype that they have in `shapes`.
     """
     by_ours = _by_ours(pieces)
     weights = [name for name, like in shapes.items() if _is_weight(like) and name not in gates]

@@ -23,9 +23,10 @@ class SourceWeights(Weights):
     """The weights of a checkpoint; each tensor is assembled from its pieces when it is read."""
 
     def __init__(self, source: Source, pieces: Sequence[Piece] | None = None) -> None:
-        """`pieces` pair stored tensors with the decoder's; by default they are those of the family.
+        """Each piece pairs a part of a stored tensor with the part of a decoder's tensor it fills.
 
-        Raises ConfigError, naming the tensor, if the pieces do not fill a tensor of the decoder.
+        By default all pieces of the checkpoint's family are used. Raises ConfigError, naming the
+        tensor, if the pieces do not fill a tensor of the decoder.
         """
         self.family = family_of(source.config)
         self.source, self.path = source, source.path
@@ -59,7 +60,7 @@ class SourceWeights(Weights):
         self._reader.release()
 
     def remarks(self) -> Iterator[str]:
-        """Report how many stored tensors were copied exactly, and how many were requantised."""
+        """Yield lines on how many stored tensors were copied exactly, and how many requantised."""
         for kind, count in self._kinds(self._reader.exact).items():
             yield f"{tensors_in_words(count)} of {kind} carried over exactly"
         for bits in (4, 8):
@@ -73,7 +74,7 @@ class SourceWeights(Weights):
             yield f"weights of quant_method {method} were unpacked and quantised again"
 
     def in_memory(self) -> Weights:
-        """Load all weights, in one dtype except for gates.
+        """Load all weights. Except for router gates, they get one dtype.
 
         Raises ConfigError or CheckpointError, as `load_source` does.
         """

@@ -1,7 +1,7 @@
 """Builds the check of a checkpoint's weights against the SHA-256 digests in its folder.
 
-The folder may have digests of all tensors (digests.json), digests of the experts alone
-(expert_digests.json, which older versions of Mixtura wrote), or none.
+The folder may have digests of all tensors (digests.json), digests of only the experts
+(expert_digests.json, which older versions of Mixtura wrote), or no digests.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from mixtura.shapes.families import Piece
 from mixtura.tensor_files.digests import FILE, folder_claims, recorded_digests
 
 OF_EXPERTS = "expert_digests.json"
-"""a file of older versions of Mixtura: one SHA-256 for all tensors of an expert"""
+"""a file of older versions of Mixtura, with one SHA-256 for each expert, of all its tensors"""
 _EXPERTS = ".experts."
 OfExpert = tuple[Piece, int | None]
-"""a piece and the index of an expert within it; None for a piece that holds one expert alone"""
+"""a piece, and the index of an expert within it; the index is None if it holds only one expert"""
 
 
 def check_of(source: Source, pieces: Sequence[Piece], shape: ModelShape) -> Check:
@@ -79,7 +79,7 @@ def _check_of_experts(source: Source, pieces: Sequence[Piece]) -> Check:
 
 
 def _of_experts(piece: Piece) -> Iterator[tuple[str, OfExpert]]:
-    """Yield the name and the place of each expert in a piece that holds experts."""
+    """Yield the name and the place of each expert in a piece; a piece of other weights has none."""
     layer, experts, _ = piece.ours.partition(_EXPERTS)
     if not experts:
         return

@@ -76,7 +76,7 @@ def open_weights(path: Path) -> OpenWeights:
 def source_of(weights: Weights, family: Family) -> Source:
     """Present the weights as a checkpoint of `family`.
 
-    This is the checkpoint that the weights are read from, if it is of that family.
+    If the weights are read from a checkpoint of that family, this checkpoint itself is returned.
     """
     if isinstance(weights, SourceWeights) and weights.family.model_type == family.model_type:
         return weights.source
@@ -103,8 +103,8 @@ def _of_run(path: Path) -> OpenWeights:
 def _of_source(path: Path) -> OpenWeights:
     source = open_source(path)
     family = family_of(source.config)
-    # Checked first: `SourceWeights` lists every piece of the config, and a damaged config may
-    # describe far more layers than the files hold.
+    # The check comes first, because `SourceWeights` lists every piece that the config describes. A
+    # damaged config may describe far more layers than the files hold.
     left_out = check_tensors(source, family, family.pieces(decoder_config(family, source)))
     weights = SourceWeights(source)
     try:

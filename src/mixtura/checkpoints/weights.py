@@ -67,13 +67,13 @@ class Weights(ABC):
         return None
 
     def stored_bits(self, names: Iterable[str]) -> Bits:
-        """The fewest bits, 4 or 8, with which groups keep the stored precision of all `names`."""
+        """The fewest bits, 4 or 8, that keep the stored precision of all tensors in `names`."""
         return 8
 
     def matrix(self, name: str, bits: Bits, expert: int | None = None) -> Groups:
         """Read a matrix as groups to be packed; each row is padded with zeros to a multiple of 32.
 
-        A subclass may keep stored groups of at most `bits` bits; all other weights are quantised.
+        A subclass may return stored groups of at most `bits` bits; all other weights are quantised.
         Raises ConfigError, naming the matrix, for weights that cannot be quantised.
         """
         w_NK = self.tensor(name, expert)
@@ -89,7 +89,7 @@ class Weights(ABC):
         return iter(())
 
     def in_memory(self) -> "Weights":
-        """The same weights, unpacked in memory; `self` if reading a tensor is cheap."""
+        """Return the same weights, unpacked in memory; this is `self` if reading them is cheap."""
         return self
 
 

@@ -14,8 +14,8 @@ OLDEST = "5.7"
 def register() -> None:
     """Add `experts_implementation="mixtura"` to transformers; a second call changes nothing.
 
-    "mixtura-8bit" and "mixtura-4bit" are added too. They pack a model's experts at their first use,
-    for inference on a CPU.
+    "mixtura-8bit" and "mixtura-4bit" are added too. With them, each experts module of a model is
+    packed at the module's first use, for inference on a CPU.
 
     Raises ConfigError if transformers is not installed, or is older than 5.7.
     """
@@ -39,5 +39,6 @@ def register() -> None:
     forwards = {NAME: experts_forward, **{name: forward_of(bits) for name, bits in NAMES.items()}}
     for name, forward in forwards.items():
         ExpertsInterface.register(name, forward)
-        # FP8 experts have a second interface, in which Mixtura's function raises an error for them.
+        # Models with FP8 experts look in an interface of their own. Mixtura's functions are added
+        # there too, so that such experts are refused with an error of one line.
         FP8ExpertsInterface.register(name, forward)

@@ -41,7 +41,8 @@ class BalancingConfig(Config):
     """The losses that are added to a model's loss, and the updates of its choosing biases."""
 
     balance: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    """weight of Switch's loss E * sum_e f_e * P_e, a mean over layers that is 1 at even load"""
+    """weight of Switch's loss E * sum_e f_e * P_e, where f_e is the load share of expert e and P_e
+    its mean probability; the loss is averaged over layers and is 1 at even load"""
     z_loss: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """weight of the z-loss, the mean squared logsumexp of the logits"""
     bias_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -111,7 +112,7 @@ class _Pass:
     recomputed_later: dict[FoundRouter, Routing] = field(default_factory=dict)
     """routings, by router, of layers that the backward pass will run again with gradients"""
     scale: Tensor | None = None
-    """gradient of the total loss with respect to the balancing loss; None before backward"""
+    """gradient of the total loss with respect to the pass's balancing loss; None before backward"""
 
 
 class Balancing:
@@ -155,7 +156,8 @@ class Balancing:
     def take_loss(self) -> Tensor:
         """The last pass's balancing loss, for a training loop that computes its loss from logits.
 
-        It is weighted and averaged over layers. Raises ConfigError if the model's loss includes it.
+        It is weighted and averaged over layers. Raises ConfigError if the model's loss includes it,
+        or if it was taken before.
         """
         if self._pending_loss is None:
             raise ConfigError(
@@ -187,11 +189,12 @@ class Balancing:
         return tuple(report for report in reports if report is not None)
 
     def take_log(self) -> dict[str, float]:
-        """Values for a logger, by name, since the last call. This waits for the device.
+        """Return values for a logger, by name. This waits for the device.
 
-        `moe/balance_loss` (1 at even load) and `moe/z_loss` are means without their weights.
-        `moe/layer_NN/max_over_mean` is computed from the load since the last call, and
-        `moe/collapsed_layers` and `moe/starving_experts` from the load of the last 100 steps.
+        `moe/balance_loss` (1 at even load) and `moe/z_loss` are means over the passes since the
+        last call, without their weights. `moe/layer_NN/max_over_mean` is computed from the load
+        since the last call. `moe/collapsed_layers` and `moe/starving_experts` are numbers of layers
+        and of experts, by the load of the last 100 steps.
         """
         log = {
             f"moe/{name}_loss": total.item() / self._summed for name, total in self._sums.items()
@@ -216,7 +219,7 @@ class Balancing:
                 logs.update(self.take_log())
             log(logs, start_time)
 
-        # Trainer would call a callback only after it has written its history and TensorBoard.
+        # A callback would come too late: Trainer calls it after its history and TensorBoard.
         trainer.log = with_balance
 
     def _find_biases(self) -> dict[FoundRouter, ChoosingBias]:
@@ -235,7 +238,7 @@ class Balancing:
                 )
 
     def _hook(self, model: nn.Module) -> list[RemovableHandle]:
-        # Each hook compares its module, since a copy of the model has the same hooks.
+        # A copy of the model has the same hooks, so each hook acts only when `model` calls it.
         def begin(module: nn.Module, _: object) -> None:
             if module is model:
                 self._begin()
@@ -290,11 +293,11 @@ class Balancing:
         return None
 
     def _loss(self, done: _Pass) -> Tensor | None:
-        """The sum of the pass's weighted losses, averaged over layers; None if there is no loss."""
+        """Sum the pass's weighted losses, averaged over layers; None if there is no loss."""
         by_layer: list[dict[str, Tensor]] = []
         for router, routing in done.routings:
             layer = self._layer(router, routing)
-            # Otherwise a layer that is used twice in a pass would count only its second use.
+            # Without this call, a layer used twice in one pass would count only its second use.
             layer.balancer.end_micro_step()
             layer.balancer.observe(routing)
             if routing.probs_TE is None:
@@ -326,7 +329,7 @@ class Balancing:
                 scope=self.config.scope,
             )
             self._layers[router] = _Layer(
-                # The router's config matters only for loss weights that are not given.
+                # Balancer reads the router's config only for loss weights that `config` leaves out.
                 Balancer(config, SoftmaxTopKConfig(), routing.num_experts, _ProcessGroup()),
                 LayerLoad(router.layer, router.name, routing.top_k),
                 routing.chosen_N.device,
@@ -342,7 +345,7 @@ class Balancing:
 
     def _on_backward(self, done: _Pass, scale: Tensor) -> None:
         # Autograd runs the latest nodes first. If one backward pass covers two forward passes, it
-        # completes the second forward pass before it begins with the first.
+        # completes the nodes of the second before it reaches this node of the first.
         done.scale, self._in_backward = scale, done
 
     def _on_recomputed(self, router: FoundRouter, decision: Decision) -> WeightFunction | None:
@@ -358,8 +361,8 @@ class Balancing:
         return partial(with_attached_loss, loss=loss, scale=done.scale)
 
     def _on_optimizer_step(self, optimizer: Optimizer, *_: object) -> None:
-        # accelerate's wrapper may skip the step of the optimizer inside it. So the wrapper's steps
-        # are ignored, and the steps of the inner optimizer call this method by its own hook.
+        # The steps of accelerate's wrapper are ignored, because it may skip the step of the
+        # optimizer inside it. Each step of that inner optimizer calls this method too.
         if isinstance(vars(optimizer).get("optimizer"), Optimizer):
             return
         own_ids = {id(parameter) for parameter in self._model.parameters()}

@@ -19,7 +19,7 @@ NAMES = ("e_score_correction_bias", "expert_bias")
 
 @dataclass(frozen=True, slots=True)
 class ChoosingBias:
-    """The module and the name of a router's bias.
+    """The module that holds a router's bias, and the bias's name in this module.
 
     The tensor is looked up at each use, since `Module.to` may replace it.
     """
@@ -34,7 +34,7 @@ class ChoosingBias:
         return bias_E
 
     def step(self, load_E: Tensor, rate: float) -> None:
-        """Update the bias after an optimizer step with the load `load_E`."""
+        """Change each expert's bias by `rate`, up or down, from the load of one optimizer step."""
         with torch.no_grad():
             bias_E = self.value
             bias_E.copy_(bias_step(bias_E.flatten(), load_E, rate).view_as(bias_E))

@@ -22,7 +22,7 @@ def _multiply(rows_N: Tensor, count_E: Tensor, *widths: int) -> SegmentProducts:
 def segment_rows(
     rows_NI: Tensor, weight: Tensor, count_E: Tensor, transposed: bool, inference: bool
 ) -> Tensor:
-    """(N, O): each segment's rows times the expert's weights; 0 for rows after the last segment.
+    """Return (N, O): each segment's rows times its expert's weights; 0 after the last segment.
 
     Weights are stored as (E, O, I), or as (E, I, O) if `transposed`. With `inference`, products
     that have no backward pass may be used.
@@ -42,7 +42,7 @@ def _(rows_NI: Tensor, weight: Tensor, _count_E: Tensor, transposed: bool, *_: o
 
 @custom_op("mixtura::segment_outer", mutates_args=())
 def segment_outer(left_NO: Tensor, right_NI: Tensor, count_E: Tensor) -> Tensor:
-    """(E, O, I): for each segment, the sum of the outer products of its rows."""
+    """Return (E, O, I): for each segment, the sum over its rows of left row times right row."""
     with torch.autocast(left_NO.device.type, enabled=False):
         multiply = _multiply(left_NO, count_E, left_NO.shape[1], right_NI.shape[1])
         return multiply.weights(left_NO.contiguous(), right_NI.contiguous())
@@ -80,7 +80,7 @@ segment_rows.register_autograd(_backward, setup_context=_save_inputs)
 def swiglu_tokens(
     x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, w_in_EHD: Tensor, w_out_EDF: Tensor
 ) -> Tensor:
-    """y_TD: each token's weighted sum of the outputs of SwiGLU experts; has no backward pass."""
+    """Return y_TD, each token's weighted sum of SwiGLU experts' outputs; has no backward pass."""
     if len(x_TD) == 1 and bf16_takes(w_in_EHD.dtype, x_TD.device):
         chosen, weights = expert_TK[0].tolist(), weight_TK[0].tolist()
         return one_token_swiglu(x_TD[0], chosen, weights, w_in_EHD, w_out_EDF)[None]

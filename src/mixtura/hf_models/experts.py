@@ -71,10 +71,10 @@ class _Bank:
 def experts_forward(
     self: ExpertsModule, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """The experts' output, (T, D), from hidden states (T, D), expert ids (T, K) and weights (T, K).
+    """Return the experts' output (T, D) for hidden states (T, D), ids (T, K) and weights (T, K).
 
     The signature is that of transformers' interface. An id equal to the number of experts marks an
-    unused row, which adds nothing to the output and whose weight gets no gradient. Raises
+    unused row: it adds nothing to the output, and its weight gets no gradient. Raises
     ConfigError for experts that this function cannot compute.
     """
     x_TD, expert_TK = hidden_states, top_k_index.long()
@@ -88,8 +88,8 @@ def experts_forward(
     if not _is_swiglu(self):
         y_TD = _any_experts(self, x_TD, expert_TK, weight_TK, bank, trains)
     elif not trains and x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16:
-        # For one token, the call of a custom operator takes as long as the products, so only
-        # compiled code, which needs the operator, calls it.
+        # For one token, calling a custom operator takes as long as the products themselves. So
+        # only compiled code calls the operator, since it cannot do without.
         compute = swiglu_tokens_operator if torch.compiler.is_compiling() else swiglu_tokens
         y_TD = compute(x_TD, expert_TK, weight_TK, bank.w_in, bank.w_out)
     elif torch.compiler.is_compiling():
@@ -116,7 +116,7 @@ def _bank(module: ExpertsModule, x_TD: Tensor) -> _Bank:
 def _refuse_or_dtype(module: ExpertsModule, tensors: Sequence[Tensor], x_TD: Tensor) -> torch.dtype:
     """The dtype of the products: autocast's dtype if autocast is on, else that of the weights.
 
-    Raises ConfigError for weights that are not plain floating-point tensors of (E, ...).
+    Raises ConfigError for weights that are not plain floating-point tensors of shape (E, ...).
     """
     name, first = type(module).__name__, tensors[0]
     for tensor in tensors:
@@ -140,7 +140,7 @@ def _refuse_or_dtype(module: ExpertsModule, tensors: Sequence[Tensor], x_TD: Ten
 
 
 def _is_swiglu(module: ExpertsModule) -> bool:
-    """Whether experts compute silu(gate) * up from one [gate; up] product, and nothing else."""
+    """Whether experts compute only silu(gate) * up, where one product gives [gate; up]."""
     return (
         module.has_gate
         and module.is_concatenated
@@ -156,7 +156,7 @@ def _has_norm(module: ExpertsModule) -> bool:
 
 
 def _swiglu_experts(x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, bank: _Bank) -> Tensor:
-    """y_TD by Mixtura's fused experts, which keep one tensor of width H for the backward pass."""
+    """Compute y_TD by Mixtura's fused experts, which keep one (M, H) tensor for backward."""
     products = best_products(x_TD.dtype, x_TD.device, *bank.w_out.shape[1:])
     order = order_tokens(expert_TK, bank.num_experts, padding_of(products, x_TD.dtype))
     with torch.autocast(x_TD.device.type, enabled=False):
@@ -173,7 +173,7 @@ def _any_experts(
     bank: _Bank,
     trains: bool,
 ) -> Tensor:
-    """y_TD by Mixtura's products, and by the module's own gate, biases and norm."""
+    """Compute y_TD with Mixtura's products, and with the module's own gate, biases and norm."""
     order = order_tokens(expert_TK, bank.num_experts)
     expert_N = expert_TK.flatten()[order.row_M]
     unused_N = expert_N >= bank.num_experts
@@ -189,7 +189,7 @@ def _any_experts(
         y_ND = y_ND + bank.bias_out_ED[expert_N]
     if _has_norm(module):
         y_ND = module.post_expert_norm(y_ND)
-    # An unused row has zeros, which a bias or a norm changes to other values.
+    # The products leave zeros in unused rows, but a bias or a norm may have changed them.
     y_ND = y_ND.masked_fill(unused_N[:, None], 0)
     return _combine(y_ND, weight_TK, order)
 

@@ -1,4 +1,4 @@
-"""Counts the load of one layer over the last optimizer steps. E experts."""
+"""Sums the load of one layer over the last optimizer steps. E experts."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mixtura.moe.load import WINDOW, collapsed, max_over_mean, starving
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """The load of one layer over the last optimizer steps, at most 100."""
+    """The load of one layer over the last 100 optimizer steps, or over all steps if fewer."""
 
     layer: int
     """the number of the layer's block"""
@@ -22,7 +22,7 @@ class LayerReport:
     load: tuple[int, ...]
     """for each expert, the number of rows that chose it in these steps, on all ranks"""
     max_over_mean: float
-    """the busiest expert's load over the mean load; 1 at even load"""
+    """the busiest expert's load divided by the mean load; 1 at even load"""
     collapsed: bool
     """whether over 90% of the rows chose the busiest top_k experts"""
     starving: tuple[int, ...]
@@ -38,7 +38,7 @@ class LayerReport:
 
 
 class LayerLoad:
-    """The loads of the last steps, kept on the device until `report` copies them."""
+    """Keeps the loads of the last steps on the device; `report` copies their sum to the CPU."""
 
     def __init__(self, layer: int, router: str, top_k: int) -> None:
         self.layer, self.router, self.top_k = layer, router, top_k

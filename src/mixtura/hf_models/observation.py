@@ -44,7 +44,7 @@ def observe_routing(
 
 @dataclass(slots=True)
 class _Forward:
-    """A forward pass of a model that is still running."""
+    """A forward pass that is still running."""
 
     module: nn.Module
     num_sequences: int
@@ -86,7 +86,8 @@ class Observation:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    # Each hook compares its module: a copy of the model has the same hooks, but must not report.
+    # A copy of the model has the same hooks. So each hook compares its module, and a copy reports
+    # nothing.
 
     def _hook_model(self, model: PreTrainedModel) -> None:
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -156,14 +157,14 @@ class Observation:
         )
 
     def _end(self, model: PreTrainedModel, *, finished: bool) -> None:
-        # A forward pass that failed before its first hook is not in the list.
+        # A forward pass that failed before its `begin` hook is not in the list.
         if not self._running or self._running[-1].module is not model:
             return
         forward = self._running.pop()
         if not finished:
             return
-        # Outputs are read here, after the layers. Inside a checkpointed layer, the reading would
-        # save tensors for backward that the layer's second run does not compute.
+        # Outputs are read here, after all layers have run. Inside a checkpointed layer, the reading
+        # would save tensors for backward, which the layer's second run would not compute again.
         called_layers = {router.layer for router, _ in forward.outputs}
         for router in self.routers:
             if router.owner is model and router.layer not in called_layers:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class OneRowLinear(nn.Linear):
-    """Replaces an nn.Linear: it has the parameters of nn.Linear, under the same names."""
+    """An nn.Linear with another `forward`; its parameters and their names are unchanged."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """(..., K) -> (..., N)"""

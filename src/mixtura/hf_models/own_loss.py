@@ -33,7 +33,7 @@ def own_losses_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def _places(model: nn.Module) -> list[object]:
-    """The objects that may hold weights of router losses: the models in `model`, and configs."""
+    """The objects that may hold weights of router losses: models within `model`, and configs."""
     models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     configs = {id(config): config for module in models for config in _configs(module.config)}
     return [*models, *configs.values()]

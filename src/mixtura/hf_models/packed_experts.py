@@ -27,7 +27,7 @@ from mixtura.shapes import Activation
 
 NAMES: dict[str, Bits] = {"mixtura-4bit": 4, "mixtura-8bit": 8}
 
-# Fewer tokens are computed in the phase `decode`, since each weight is then used for few rows.
+# A call with fewer tokens runs in the phase `decode`, whose kernels suit few rows per expert.
 _PREFILL_FROM = 64
 _GATED: list[tuple[str, Activation]] = [
     ("silu", "swiglu"),
@@ -65,10 +65,10 @@ def packed_forward(
     top_k_index: Tensor,
     top_k_weights: Tensor,
 ) -> Tensor:
-    """The experts' output, (T, D), from hidden states (T, D), expert ids (T, K) and weights (T, K).
+    """Return the experts' output (T, D) for hidden states (T, D), ids (T, K) and weights (T, K).
 
     A row with the id `num_experts` adds nothing, and there is no backward pass. The first call
-    packs the module's weights, which are on the meta device from then on.
+    packs the module's weights, and replaces them by empty tensors on the meta device.
     """
     if torch.is_grad_enabled() and hidden_states.requires_grad:
         raise ConfigError(f"packed experts have no backward pass{_REMEDY} to train")
@@ -85,7 +85,7 @@ def forward_of(bits: Bits) -> Callable[..., Tensor]:
 
 
 def _is_experts_module(module: nn.Module) -> bool:
-    # The decorator of transformers' experts interface sets these flags on each experts module.
+    # transformers' experts interface sets these flags on each experts module.
     return {"has_gate", "has_bias", "is_transposed"} <= vars(module).keys()
 
 

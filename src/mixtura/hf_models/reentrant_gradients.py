@@ -2,8 +2,9 @@
 
 A layer under reentrant checkpointing records no graph in the forward pass; the backward pass runs
 the layer again with a graph. In this second run the layer's balancing loss is computed again, and
-attached to the router's combine weights. Its gradient is scaled by the gradient of the total loss
-with respect to the first balancing loss, which autograd computes before it reaches any layer.
+attached to the router's combine weights: their backward pass then also runs that of the loss.
+The gradient of this loss is multiplied by a scale, the gradient of the total loss with respect to
+the balancing loss of the forward pass. Autograd computes the scale before it reaches any layer.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class _AttachedLoss(torch.autograd.Function):
 
 
 def gradient_probe(on_gradient: Callable[[Tensor], None], device: torch.device) -> Tensor:
-    """A zero to add to a loss; the backward pass calls `on_gradient` with the zero's gradient."""
+    """Return a zero to add to a loss; its backward pass calls `on_gradient` with its gradient."""
     anchor = torch.zeros((), device=device, requires_grad=True)
     zero = _GradientProbe.apply(anchor, on_gradient)
     assert isinstance(zero, Tensor)
@@ -51,7 +52,7 @@ def gradient_probe(on_gradient: Callable[[Tensor], None], device: torch.device) 
 
 
 def with_attached_loss(values: Tensor, loss: Tensor, scale: Tensor) -> Tensor:
-    """`values`; their backward pass also runs the backward pass of `loss`, times `scale`."""
+    """Return `values`; their backward pass also runs that of `loss`, with the gradient `scale`."""
     attached = _AttachedLoss.apply(values, loss, scale.to(loss))
     assert isinstance(attached, Tensor)
     return attached

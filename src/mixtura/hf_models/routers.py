@@ -1,8 +1,7 @@
 """Finds the routers of a transformers model, and reads their outputs.
 
-From version 5 of transformers on, a model declares which classes of its modules return
-`router_logits`, in `_can_record_outputs`. T tokens, E experts, K experts per token, B sequences of
-S tokens.
+From version 5 of transformers on, a model declares in `_can_record_outputs` which of its modules'
+classes return `router_logits`. T tokens, E experts, K experts per token, B sequences of S tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,11 +40,11 @@ class FoundRouter:
     """the name of the router's class"""
     module: nn.Module
     owner: PreTrainedModel
-    """the innermost model with the router, whose forward gets the tokens and their mask"""
+    """the innermost model around the router; its forward gets the tokens and the attention mask"""
     logits_at: int
     """the index of the logits among the router's outputs"""
     experts: nn.Module | None = None
-    """the module whose arguments are the choices, if the router returns only logits"""
+    """for a router that returns only logits, the module whose arguments hold its choices"""
 
     @property
     def has_logits(self) -> bool:
@@ -104,7 +103,8 @@ def _read_llama4(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
 def _read_switch(router: FoundRouter, outputs: tuple[Any, ...]) -> Decision:
     """Read a router that returns (kept_BSE, weight_BS1, logits_BSE).
 
-    For each token, kept_BSE is 1 for the chosen expert, but 0 for all experts if it is dropped.
+    For each token, kept_BSE is 1 for the chosen expert, but 0 for all experts if the token is
+    dropped.
     """
     kept_TE, weight_T1 = outputs[0].flatten(0, 1), outputs[1].flatten(0, 1)
     logits_TE = outputs[router.logits_at].flatten(0, 1)
@@ -120,9 +120,9 @@ READERS: Mapping[str, Callable[[FoundRouter, tuple[Any, ...]], Decision]] = {
     "SwitchTransformersTop1Router": _read_switch,
     "DeepseekV4HashRouter": _read_hash,
 }
-# Routers that return only logits; the experts module beside them is called with ids and weights.
+# Routers that return only logits. Their experts module is called with expert ids and weights.
 LOGITS_ALONE = frozenset({"DbrxRouter"})
-# Routers that are not among the modules that their model declares.
+# Routers that models do not declare in `_can_record_outputs`.
 UNNAMED = frozenset({"DeepseekV4HashRouter"})
 REFUSED: Mapping[str, str] = {
     "DogeCDMoE": "it chooses by product keys, and has no probability for each expert",
@@ -186,7 +186,7 @@ def _found(modules: Mapping[str, nn.Module], name: str, kind: str, logits_at: in
 
 
 def _around(name: str) -> Iterator[str]:
-    """Names of the modules around a module, from the inside out; the last is '', for the model."""
+    """Names of the modules around a module, from the inside out; the last name is '', the model."""
     while name:
         name = name.rpartition(".")[0]
         yield name
@@ -194,7 +194,7 @@ def _around(name: str) -> Iterator[str]:
 
 def _check_experts(modules: Mapping[str, nn.Module], found: list[FoundRouter]) -> None:
     for name, module in modules.items():
-        # Every class of transformers' experts interface has this attribute.
+        # Every experts module of transformers' experts interface has this attribute.
         parallel = vars(module).get("_is_expert_parallel")
         if parallel is None:
             continue

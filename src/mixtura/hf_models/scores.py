@@ -23,10 +23,11 @@ SCORES: Mapping[ScoreName, Callable[[Tensor], Tensor]] = {
     # For routers whose `logits` are already the result of a softmax.
     "probabilities": lambda logits_TE: logits_TE,
 }
-"""score functions, from logits_TE to score_TE; a token's probabilities are its scores over their
-sum"""
+"""score functions, from logits_TE to score_TE; a token's probabilities are its scores divided by
+their sum"""
 
-# Routers whose weights are proportional to no score, as they are sampled or scaled by expert.
+# The score functions of routers for which `score_behind` finds none: their weights are sampled, or
+# scaled for each expert, and so are not proportional to any scores.
 KNOWN: Mapping[str, ScoreName] = {
     "PhimoeTopKRouter": "softmax",
     "Gemma4TextRouter": "probabilities",
@@ -42,7 +43,7 @@ HALF_TOLERANCE = 0.02
 def probabilities(name: ScoreName, logits_TE: Tensor) -> Tensor:
     """probs_TE in fp32; the probabilities of each token sum to 1."""
     score_TE = SCORES[name](logits_TE.float())
-    # DeepSeek-V3's epsilon keeps a row of zeros finite.
+    # The epsilon, which is DeepSeek-V3's, avoids 0 / 0 for a token whose scores are all 0.
     return score_TE if name == "softmax" else score_TE / (score_TE.sum(-1, keepdim=True) + 1e-20)
 
 
@@ -73,9 +74,13 @@ def score_behind(name: str, logits_TE: Tensor, chosen_TK: Tensor, weight_TK: Ten
 
 
 def _misfit(score_TE: Tensor, chosen_TK: Tensor, weight_TK: Tensor) -> float:
-    """The mean relative deviation of weight / score from its mean; 0 for a perfect fit."""
+    """The mean relative deviation of the ratio weight / score from its mean; 0 for a perfect fit.
+
+    The mean of the ratio is over a token's experts or, with one expert per token, over all tokens.
+    """
     if weight_TK.shape[1] == 1 and bool((weight_TK == weight_TK[0]).all()):
-        # A single weight that is divided by itself is constant, and proportional to no score.
+        # A router that divides its single weight by the sum of weights always returns 1, which is
+        # proportional to no score.
         return float("inf")
     ratio_TK = weight_TK.double() / score_TE.gather(1, chosen_TK)
     mean = ratio_TK.mean(1, keepdim=True) if ratio_TK.shape[1] > 1 else ratio_TK.mean()

@@ -11,12 +11,13 @@ IGNORED = -100
 
 
 def share_of_step(model: nn.Module, arguments: Mapping[str, Any]) -> Tensor | float:
-    """The number of this pass's targets, over the number that Trainer counted for the whole step.
+    """The number of this pass's targets divided by that of the whole step, which Trainer counted.
 
-    Given `num_items_in_batch`, a model divides the sum of its targets' losses by that number, and
-    Trainer adds the losses of all micro-batches. A balancing loss is a mean, so it must be
-    multiplied by this share. Without `num_items_in_batch` the training loop divides by the number
-    of micro-batches, and the share is 1.
+    Given `num_items_in_batch`, the number for the step, a model divides the sum of its targets'
+    losses by it, and Trainer adds the losses of all micro-batches. A balancing loss is a mean over
+    one micro-batch, so it must be multiplied by this share before it is added. Without
+    `num_items_in_batch` the training loop divides by the number of micro-batches, and the share
+    is 1.
     """
     items = arguments.get("num_items_in_batch")
     labels = arguments.get("shift_labels")
@@ -28,7 +29,10 @@ def share_of_step(model: nn.Module, arguments: Mapping[str, Any]) -> Tensor | fl
 
 
 def _shifts(model: nn.Module) -> bool:
-    """Whether the model's loss leaves out each sequence's first label, as Trainer's count does."""
+    """Whether the model's loss leaves out each sequence's first label.
+
+    If it does, Trainer's count leaves out these labels too.
+    """
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     causal = LOSS_MAPPING.get(inner.loss_type or "") is ForCausalLMLoss
     return causal and not vars(inner.config).get("is_encoder_decoder", False)

@@ -13,7 +13,10 @@ from mixtura.moe.routing import Routing
 
 
 class Translation:
-    """Translates routers' outputs; with `auto`, a router's first call shows its score function."""
+    """Translates routers' outputs to `Routing`s.
+
+    With `auto`, a router's score function is found from the outputs of the router's first call.
+    """
 
     def __init__(self, scores: Literal["auto"] | ScoreName = "auto") -> None:
         self._named_score: Literal["auto"] | ScoreName = scores
@@ -26,7 +29,7 @@ class Translation:
         num_sequences: int,
         valid_T: Tensor | None,
     ) -> Routing:
-        """The decision as a `Routing`.
+        """Return the decision as a `Routing`; `valid_T` is False for padding.
 
         Raises ConfigError if the router's score function cannot be found (see `score_behind`).
         """
@@ -46,7 +49,7 @@ class Translation:
     def _probabilities(
         self, router: FoundRouter, decision: Decision
     ) -> tuple[Tensor | None, Tensor | None, int]:
-        """logits_TE, probs_TE and E."""
+        """Return logits_TE, probs_TE and E."""
         logits_TE = decision.logits_TE
         if logits_TE is None:
             return None, None, router.number("num_experts")

@@ -1,5 +1,5 @@
 // Draws charts of losses and expert load with Plotly, in the page's colours.
-// A double click shows a whole curve, with its steep beginning.
+// A double click shows the whole curves, with the steep beginning that `settledRange` cuts off.
 const PLOT = { displayModeBar: false, responsive: true, doubleClick: "autosize" };
 
 function frame(extra) {
@@ -20,8 +20,9 @@ const axisName = () => document.querySelector("#axis input:checked").value;
 const colourOf = (run) => rgb(run.who === "twin" ? "var(--twin)" : "var(--moe)");
 
 /**
- * The range of the y axis: from the lowest value to the highest value that a line has at a tenth of
- * the x axis. It is null, which shows all values, if no line has 15 points.
+ * The range of the y axis, without the steep beginning of the lines: from the lowest value to the
+ * highest value that any line has at a tenth of the x axis. It is null, for all values, if every
+ * line has fewer than 15 points, or if the range would be empty.
  */
 function settledRange(lines, faint = lines) {
   if (Math.max(...lines.map(([x]) => x.length)) < 15) return null;
@@ -33,7 +34,7 @@ function settledRange(lines, faint = lines) {
   return [low - 0.06 * (high - low), high + 0.06 * (high - low)];
 }
 
-/** A label with each line's last value, beside its end; two labels that would touch move apart. */
+/** For each line a label beside its end, with its last value; two labels never touch each other. */
 function endLabels(ends, range) {
   const sorted = [...ends].sort((a, b) => a.y - b.y);
   const near = sorted.length === 2 && range && sorted[1].y - sorted[0].y < 0.085 * (range[1] - range[0]);
@@ -51,8 +52,9 @@ function timeTicks(axis) {
 }
 
 /**
- * The tokens or seconds after which the run, and its twin, reached the twin's last value. It is null
- * unless the run was over 5% sooner, and both were last evaluated after equally many tokens.
+ * The tokens or seconds after which the run reached the twin's last value (`run`), and after which
+ * the twin reached it (`twin`). It is null unless the run needed over 5% less than the twin, and
+ * both were last evaluated after equally many tokens.
  */
 function soonerBy(axis) {
   const sooner = D.comparison?.sooner?.[axis];
@@ -131,7 +133,7 @@ function drawLoad(one, chart) {
     x: D.load.last, y: one.max, yaxis: "y2", mode: D.load.last.length > 1 ? "lines" : "markers", line: { color: rgb("var(--over)"), width: 1.8 },
     customdata: steps, hovertemplate: "%{customdata}<br>busiest: %{y:.2f}× the mean<extra></extra>",
   };
-  // Each row begins with the colour that its expert has in the coloured text.
+  // Each row of the heat map begins with the colour that its expert has in the coloured text.
   const strip = one.relative.map((_, expert) => ({
     type: "rect", xref: "paper", x0: -0.028, x1: -0.008, y0: expert - 0.5, y1: expert + 0.5, line: { width: 0 }, fillcolor: rgb(`var(--e${expert})`),
   }));

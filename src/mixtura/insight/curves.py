@@ -18,7 +18,7 @@ from mixtura.runs.folder import RunFolder
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
-# A larger number in a log is refused, so that sums of numbers stay within the range of fp64.
+# A log with a larger number is refused, so that sums of its numbers stay within range.
 _MOST = 1e18
 
 
@@ -34,7 +34,8 @@ class Curves:
     """training loss in nats per token, without the balancing losses"""
     tokens_per_second_I: Floats
     loads: tuple[Counts, ...]
-    """load_IE of each MoE layer: the rows that chose each expert; empty for a dense model"""
+    """for each MoE layer load_IE, the number of rows that chose each expert in the log line's step;
+    empty for a dense model"""
     eval_tokens_J: Counts
     bits_per_byte_J: Floats
 
@@ -57,7 +58,8 @@ class Curves:
     @classmethod
     def _read(cls, run: Path) -> Self:
         folder = RunFolder(run)
-        # Each line's load becomes an array at once, as a long run's integers need much memory.
+        # Each line's load becomes an array at once, since a long run's loads need much memory as
+        # lists of Python integers.
         log = [
             {**row, "load": [_counts(load_E) for load_E in row.get("load", [])]}
             for _, row in read_lines(folder.log, DataError)
@@ -87,7 +89,10 @@ class Curves:
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str, dtype: type[np.generic]) -> NDArray:
-    """One number per row; a row without the key has NaN, or 0 if `dtype` is an integer type."""
+    """The values of `key`, one for each line of a log.
+
+    A line without the key has NaN, or 0 if `dtype` is an integer type.
+    """
     absent = np.nan if np.issubdtype(dtype, np.floating) else 0
     values = [row.get(key) for row in rows]
     for value in values:
@@ -97,7 +102,10 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str, dtype: type[np.generic]
 
 
 def _counts(load_E: Any) -> Counts:
-    """The load of one layer in one log line, as an array. Raises ValueError for another value."""
+    """Convert the load of one layer in one log line to an array.
+
+    Raises ValueError if `load_E` is no list of numbers from 0 on.
+    """
     counts_E = np.array(load_E, np.int64)
     if counts_E.ndim != 1 or (counts_E < 0).any():
         raise ValueError(f"load={load_E!r:.40}")
@@ -115,7 +123,10 @@ def _loads(rows: Sequence[Mapping[str, Any]], path: Path) -> tuple[Counts, ...]:
 
 
 def running_mean(values_I: Floats, window: int) -> Floats:
-    """The mean of up to `window` values around each value, fewer at the ends, without NaNs."""
+    """For each value, the mean of it and of the `window // 2` values on either side of it.
+
+    NaNs are left out, and there are fewer values at the ends.
+    """
     half = max(0, window // 2)
     present_I = np.isfinite(values_I)
     summed_I = np.concatenate([[0.0], np.cumsum(np.where(present_I, values_I, 0.0))])

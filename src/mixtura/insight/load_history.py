@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mixtura.insight.curves import Counts, Curves
 from mixtura.moe.load import collapsed, max_over_mean, starving
 
-# Starving experts and collapsed layers are found by the load of this many last steps.
+# Starving experts and collapsed layers are found from the load of this number of last steps.
 WINDOW_STEPS = 100
 
 
@@ -21,13 +21,11 @@ class LayerHistory:
     """The load of one layer, by column and expert."""
 
     relative_XE: NDArray[np.float64]
-    """each expert's load, summed over a column's log lines and divided by the mean over experts
-
-    A balanced load gives 1.
-    """
+    """each expert's load, summed over a column's log lines and divided by the mean over experts;
+    1 at even load"""
     max_over_mean_X: NDArray[np.float64]
     recent_E: NDArray[np.int64]
-    """the load of those of the last 100 steps that are in the log"""
+    """the load summed over the last 100 steps, as far as these steps are in the log"""
     starving_E: NDArray[np.bool_]
     collapsed: bool
 
@@ -46,7 +44,7 @@ class LoadHistory:
 
     @property
     def top(self) -> float:
-        """The upper end of an axis of max/mean load: a little above the largest value."""
+        """The upper end of the axis for max_over_mean_X: a little above the largest value."""
         return max(1.5, 1.08 * max(float(one.max_over_mean_X.max()) for one in self.layers))
 
 
@@ -72,7 +70,7 @@ def _layer(
 ) -> LayerHistory:
     load_XE = np.add.reduceat(load_IE, starts, axis=0)
     recent_E = torch.from_numpy(load_IE[recent_I].sum(0))
-    # The lower bound avoids a division by 0 for a column in which no expert got a token.
+    # The lower bound avoids a division by 0 for a column in which no expert was chosen.
     mean_X1 = np.maximum(load_XE.mean(-1, keepdims=True), 1e-300)
     return LayerHistory(
         relative_XE=load_XE / mean_X1,

@@ -20,7 +20,8 @@ Tree = dict[str, Any]
 # The most points of a line, and the most columns of a heat map.
 _POINTS = 1500
 _COLUMNS = 72
-# The loss is smoothed by a mean over this share of the log, which still follows the loss.
+# The smoothed loss is a running mean over this share of the log lines. A larger share would no
+# longer follow the loss.
 _SMOOTHED = 1 / 40
 
 
@@ -81,7 +82,10 @@ def _run(run: RecordedRun, label: str, is_twin: bool, window: int) -> Tree:
 
 
 def _median(values: NDArray) -> float | None:
-    """The median of the finite values, which a slow first step hardly affects; None if empty."""
+    """The median of the finite values; None if there are none.
+
+    Unlike a mean, it is hardly affected by a slow first step.
+    """
     present = values[np.isfinite(values)]
     return float(np.median(present)) if len(present) else None
 
@@ -95,7 +99,8 @@ def _thinned(count: int) -> NDArray[np.int64]:
 def comparison(run: RecordedRun, twin: RecordedRun) -> Tree | None:
     """Both runs' results after the largest number of tokens at which both were evaluated.
 
-    None if there is no such number.
+    Returns None if there is no such number. `sooner` has the tokens and the seconds at which `run`
+    reached the twin's result, beside the twin's own.
     """
     run_curves, twin_curves = run.curves, twin.curves
     common = np.intersect1d(run_curves.eval_tokens_J, twin_curves.eval_tokens_J)

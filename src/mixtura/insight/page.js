@@ -1,9 +1,9 @@
-// Reads the page's data, and sets up its theme and its header. Text from the run becomes text nodes
-// and never markup, so that the name of a file or a run cannot become HTML.
+// Reads the page's data, and sets up the page's theme and header. Text from the run becomes text
+// nodes and never markup, so that the name of a file or a run cannot become HTML.
 const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
-/** An element with attributes and children; a string child becomes text. */
+/** Creates an element with attributes and children; a child that is a string becomes text. */
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -46,7 +46,8 @@ function rgb(colour) {
   return `rgb(${r},${g},${b})`;
 }
 
-// Colours are full at this log2 of a ratio: at four times an even share, or at a quarter of it.
+// A colour has its full strength where the log2 of the ratio is this number or its negative: at
+// four times an even share, or at a quarter of an even share.
 const FULL = 2;
 
 /**

@@ -23,7 +23,8 @@ def render(data: dict[str, Any], title: str, num_experts: int) -> str:
         "SCRIPT": "\n".join(_resource(name) for name in _SCRIPTS),
     }
     page = _resource("page.html")
-    # Marks are replaced in one pass from the front, so that a %MARK% inside a part is kept.
+    # Marks are replaced in one pass from the front. So a part that contains the text of a mark,
+    # such as %DATA%, keeps it.
     rendered: list[str] = []
     for mark, part in parts.items():
         before, found, page = page.partition(f"%{mark}%")
@@ -33,7 +34,7 @@ def render(data: dict[str, Any], title: str, num_experts: int) -> str:
 
 
 def embedded(data: dict[str, Any]) -> str:
-    """The data as JSON for the inside of a <script>, without characters that can end it."""
+    """The data as JSON for a <script> element, without characters that can end the element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# A level's lightness and chroma on a light page, then its lightness and chroma on a dark page.
+# Each level has a lightness and a chroma for a light page, and a lightness and a chroma for a dark
+# page. A candidate is one hue at one level.
 _LEVELS = (
     ((0.885, 0.062), (0.385, 0.060)),
     ((0.845, 0.105), (0.455, 0.110)),
@@ -53,7 +54,8 @@ _PROTANOPIA = np.array(
         [-0.003882, -0.048116, 1.051998],
     ]
 )
-# Distances in deficient vision are smaller than in normal vision. This factor makes up for it.
+# Distances in deficient vision are smaller than in normal vision. This factor makes the two
+# comparable.
 _DEFICIENT_WEIGHT = 2.2
 _MOST_EXCHANGES = 500
 
@@ -67,9 +69,9 @@ class Palette:
 
 
 def palette(num_experts: int) -> Palette:
-    """The colours of experts, selected so that the two closest colours are far apart.
+    """Select the experts' colours so that even the two most similar colours are far apart.
 
-    A simple, deterministic search selects them from 432 candidates. For more experts than
+    A simple, deterministic search selects them from 432 candidates. With more experts than
     candidates, colours repeat.
     """
     light_N3, dark_N3 = _candidates()
@@ -106,7 +108,10 @@ def _oklab(rgb_N3: Array) -> Array:
 
 
 def _distances(rgb_N3: Array) -> Array:
-    """The smallest distance of each pair in normal, deuteranope and protanope vision."""
+    """For each pair of colours, the smallest of its distances in the three kinds of vision.
+
+    These are normal, deuteranope and protanope vision.
+    """
     views = [_between(_oklab(rgb_N3))]
     for matrix in (_DEUTERANOPIA, _PROTANOPIA):
         seen_N3 = np.clip(rgb_N3 @ matrix.T, 0.0, 1.0)
@@ -119,7 +124,8 @@ def _between(lab_N3: Array) -> Array:
 
 
 def _farthest_first(distance_NN: Array, count: int) -> list[int]:
-    # The first colour is of the second level, which looks best; most reports have few experts.
+    # The search begins with the first hue of the second level, since colours of this level look
+    # best, and a report of few experts has only the first colours.
     order = [_HUES]
     nearest_N = distance_NN[order[0]].copy()
     while len(order) < count:
@@ -131,7 +137,7 @@ def _farthest_first(distance_NN: Array, count: int) -> list[int]:
 def _exchanged(distance_NN: Array, order: list[int]) -> list[int]:
     """Replace one of the two closest colours by the candidate that is farthest from the others.
 
-    This is repeated while it increases the smallest distance.
+    This is repeated for as long as it increases the smallest distance between two colours.
     """
     order = list(order)
     for _ in range(_MOST_EXCHANGES if len(order) > 1 else 0):

@@ -24,7 +24,7 @@ class _Section(Config):
 
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
-    """A run's recipe, and its curves so far."""
+    """What a report needs of a run: parts of the recipe, and the curves so far."""
 
     folder: Path
     name: str
@@ -32,14 +32,14 @@ class RecordedRun:
     steps: int
     """the number of planned steps, after all corrections of the plan"""
     length: int
-    """tokens of a training sequence"""
+    """the number of tokens of a training sequence"""
     source: str
-    """kind of the data's source"""
+    """the kind of source that the training text comes from, such as `stdlib`"""
     corpus: str | None
     """digest of the corpus that the run was trained on"""
     recent_max_over_mean: tuple[float, ...] | None
-    """for each MoE layer, the busiest expert's load over the mean load, in the last 100 steps; None
-    before the run is complete"""
+    """for each MoE layer, the busiest expert's load divided by the mean load, in the last 100
+    steps; None before the run is complete"""
     curves: Curves
 
     @classmethod
@@ -106,7 +106,10 @@ def _recent(folder: Path) -> tuple[float, ...] | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty if there is no file. Raises CheckpointError for damage."""
+    """Read the object in a JSON file; it is empty if there is no file.
+
+    Raises CheckpointError for a damaged file.
+    """
     try:
         return read_object(path, CheckpointError)
     except FileNotFoundError:

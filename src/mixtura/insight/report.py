@@ -34,7 +34,8 @@ def write_report(
     its last log line. Raises CheckpointError if the run or its checkpoint is missing, DataError for
     a damaged log or a twin on other text, and StorageError if `out` cannot be written.
     """
-    # A damaged run, or a run of an earlier version, may raise errors for which there is no check.
+    # No check foresees every error from a damaged run, or from a run of an earlier version.
+    # `reading` makes a MixturaError of those that are left.
     with reading(run):
         data = report_data(run, twin, subject, progress)
     experts = data["text"]["experts"] if data["text"] else 0

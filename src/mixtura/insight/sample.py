@@ -1,7 +1,7 @@
 """Runs a model over windows of held-out text, and collects its routing as arrays.
 
 S tokens of a window, T tokens of all windows, K choices per token, E experts, N routed rows,
-B sequences, V vocabulary.
+B sequences, V tokens of the vocabulary.
 """
 
 from collections.abc import Iterator
@@ -64,9 +64,9 @@ def read(
     """Run the decoder over `tokens_T` in windows of `window` tokens; the last may be shorter.
 
     A window begins every `stride` tokens. The default is `window`, so that windows do not overlap,
-    as in evaluation. The results of a token in several windows come from the first of them, in
-    which the most tokens precede it. Without `probs`, probs_TE is left out; it is by far the
-    largest array of a layer.
+    as in evaluation. If several windows contain a token, its results come from the first of these
+    windows, since there the most tokens precede it. Without `probs`, probs_TE is left out; it is by
+    far the largest array of a layer.
     """
     tokens_T = np.asarray(tokens_T, np.int64)
     was_training = decoder.training
@@ -111,7 +111,7 @@ def _spans(length: int, window: int, stride: int) -> Iterator[_Span]:
 def _read_span(
     decoder: LanguageModel, tokens_T: NDArray[np.int64], span: _Span, probs: bool
 ) -> tuple[NDArray[np.float32], dict[int, LayerRows]]:
-    """bits_S of the window's new tokens, and the routed rows of these tokens by layer."""
+    """Return the window's new tokens: their bits_S, and their routed rows by layer."""
     tokens_S = tokens_T[span.start : span.end]
     tokens_BS = torch.from_numpy(tokens_S)[None].to(decoder.device)
     output: DecoderOutput = decoder(tokens_BS)

@@ -1,6 +1,7 @@
-"""Counts experts' first choices by domain and by token, and computes statistics of the counts.
+"""Counts which expert is each token's first choice, by domain and by token.
 
-D domains, E experts, T tokens, V different tokens.
+It also computes statistics of the counts. D domains, E experts, T tokens of a text, V different
+tokens among them.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Specialisation:
 
     @property
     def lift_DE(self) -> Shares:
-        """share_DE over share_E: 1 if the domain makes no difference, NaN for 0 / 0."""
+        """share_DE divided by share_E: 1 if the domain makes no difference, NaN for 0 / 0."""
         return _divided(self.share_DE, self.share_E)
 
     @property
@@ -67,9 +68,9 @@ def telling_tokens(
 ) -> list[list[int]]:
     """For each expert its most characteristic tokens, the most characteristic first.
 
-    A token that chose the expert n times is ranked by n log(n / n_even), its part of the mutual
-    information of token and expert. If choices did not depend on the token, n would be n_even. Only
-    tokens with n > n_even that occur five times or more are ranked.
+    A token that chose the expert n times is ranked by n log(n / n_even), its term in the mutual
+    information of token and expert. n_even is the number to expect if choices did not depend on the
+    token. Only tokens with n > n_even that occur five times or more are ranked.
     """
     has = first_T >= 0
     kinds, kind_T = np.unique(tokens_T[has], return_inverse=True)

@@ -1,6 +1,6 @@
 """Selects texts, and gives them and their routing as plain data for the page.
 
-T tokens, K choices per token, E experts, P probabilities kept, D domains.
+T tokens, K choices per token, E experts, P kept probabilities per token, D domains.
 """
 
 import base64
@@ -21,12 +21,13 @@ Tree = dict[str, Any]
 _TEXTS = 4
 _TEXT_TOKENS = 1024
 _STUDIED_TOKENS = 2**15
-# The most probabilities of a token in the page, which states the others as one sum.
+# The page has at most this many probabilities of a token, and shows the others as one sum.
 _KEPT = 16
 _TELLING = 6
 _FEW = 20
-# The number of places from which texts are selected, and the most tokens to the next line.
+# The number of places in the held-out text from which the texts are selected.
 _CANDIDATES = 24
+# A text begins at most this many tokens after its place, so that it begins with a line.
 _LINE = 400
 
 
@@ -78,13 +79,13 @@ def _chosen_starts(corpus: Corpus, length: int) -> list[int]:
 
 
 def _mixture(domains_T: NDArray[np.uint8]) -> float:
-    """Entropy of the domains, in nats."""
+    """Entropy of the tokens' domains, in nats."""
     share_D = np.bincount(domains_T) / max(1, len(domains_T))
     return float(-(share_D[share_D > 0] * np.log(share_D[share_D > 0])).sum())
 
 
 def _line_start(corpus: Corpus, start: int) -> int:
-    """The index after the next line break or document's end; `start` if none is near."""
+    """The index after the next line break or document's end; `start` if none is within `_LINE`."""
     if start == 0:
         return 0
     tokenizer = corpus.tokenizer
@@ -108,7 +109,8 @@ def _text(subject: Subject, start: int, window: int) -> _Text:
     place = slice(start, start + max(window, _TEXT_TOKENS // window * window))
     tokens_T = np.asarray(heldout.tokens[place], np.int64)
     return _Text(
-        # Windows overlap by half, so that tokens within a text have half a window as context.
+        # Windows overlap by half, so that a token has at least half a window before it, except at
+        # the beginning of the text.
         reading=read(subject.decoder, tokens_T, window, max(1, window // 2)),
         token_texts=token_texts(tokenizer, tokens_T),
         domains_T=np.asarray(heldout.domains[place]),
@@ -147,9 +149,9 @@ def _text_tree(shown: list[_Text], found: list[Specialisation]) -> Tree:
 def packed(choices: Choices, width: int, kept: int) -> Tree:
     """A layer's choices as little-endian arrays in base64.
 
-    Each token has `width` choices and `kept` probabilities, in units of 1/65535. If a layer has
-    fewer, the array is filled with the expert -1. `computed` is left out if every chosen expert
-    computed its row.
+    Each token has `width` choices, and `kept` probabilities in units of 1/65535. If the layer has
+    fewer, the arrays are filled with the expert -1 and with 0. `computed` is left out if every
+    chosen expert computed its row.
     """
     spare = ((0, 0), (0, width - choices.chosen_TK.shape[1]))
     tree = {

@@ -8,7 +8,7 @@ function unpacked(text, Kind) {
   return new Kind(bytes.buffer);
 }
 
-/** The choices of one layer for one text, which are unpacked at their first use. */
+/** Returns one layer's choices for one text; the first call for a layer and a text unpacks them. */
 function choicesOf(text, layer) {
   const packed = text.layers[layer];
   packed.open ??= {
@@ -72,7 +72,10 @@ function nameOf(text, index) {
   return whole ? `part of ${visible(whole)}` : "part of a character";
 }
 
-/** Rows of the tip: an expert, the router's probability of it, and its weight if it was chosen. */
+/**
+ * The rows of the tip. Each has an expert, the router's probability of this expert, and the combine
+ * weight if the expert was chosen.
+ */
 function tipRows(choices, index) {
   const K = D.text.choices, P = D.text.kept, rows = new Map();
   for (let p = 0; choices.likely && p < P; p++) {
@@ -190,7 +193,7 @@ function ordered(shares) {
   return state.order === "load" ? experts.sort((a, b) => shares.overall[b] - shares.overall[a]) : byDomain(shares);
 }
 
-/** The title of a cell; for a domain with few tokens, which has no colour, it states how many. */
+/** A cell's title; for a domain with few tokens, whose cells have no colour, it states how few. */
 function cellTitle(shares, expert, d) {
   const share = shares.share[d][expert], lift = shares.lift[d][expert];
   const few = D.domains.few[d] ? `, of only ${D.domains.tokens[d]} tokens` : "";
@@ -268,7 +271,7 @@ function choose(what, value) {
   document.querySelector(`input[name=${what}][value="${value}"]`).checked = true;
   hideTip();
   if (what === "text") state.at = null;
-  // Layers may have different numbers of experts.
+  // The new layer may have fewer experts, so that it lacks the selected one.
   if (what === "layer" && state.only >= D.domains.layers[value].counts[0].length) state.only = null;
   if (what !== "order") drawTokens();
   drawExperts();

@@ -1,6 +1,6 @@
-"""Writes and reads digests.json, which records the SHA-256 of every tensor in its folder.
+"""Writes and reads digests.json, which records a SHA-256 of each tensor in the folder's files.
 
-A tensor that stacks several experts is cut into equal parts, and has one digest for each expert.
+A tensor that stacks several experts is cut into equal parts, and each expert has its own digest.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ def digests_of(
 ) -> Digests:
     """Compute the digests of tensors on any device.
 
-    `experts` maps a tensor's name to the number of experts that the tensor stacks. A tensor that is
-    not listed counts as 1.
+    `experts` maps a tensor's name to the number of experts that the tensor stacks. A tensor that
+    `experts` does not list gets one digest.
     """
     parts = experts or {}
     with ThreadPoolExecutor(_THREADS, "digests") as pool:

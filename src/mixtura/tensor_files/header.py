@@ -40,8 +40,8 @@ def read_header(path: Path) -> Mapping[str, TensorSpan]:
     """Read the entry of every tensor, in the order of the tensors' bytes in the file.
 
     Raises CheckpointError if the file is missing or cut short, if an entry is malformed, or if the
-    tensors do not fill the file exactly. The message contains no remedy, because the remedy depends
-    on the kind of checkpoint; the caller adds one.
+    tensors do not fill the file exactly. The message contains no remedy: the remedy depends on the
+    kind of checkpoint, so the caller adds it.
     """
     try:
         with open_regular(path, CheckpointError) as opened:

@@ -18,7 +18,7 @@ def write_tensors(
     out: Path,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `tensors` to `path`, a file in a temporary folder that is later renamed to `out`.
+    """Write `tensors` to the file `path`, whose folder is temporary and is later renamed to `out`.
 
     Raises StorageError, whose message names `out`, if the file cannot be written.
     """
@@ -29,7 +29,7 @@ def write_tensors(
     try:
         save_file(whole, path, None if metadata is None else dict(metadata))
     except SafetensorError as error:
-        # For a full disk safetensors raises SafetensorError, not OSError.
+        # If the disk is full, safetensors raises SafetensorError, not OSError.
         raise StorageError(
             f"{out}: cannot be written ({error}); nothing was half-written: free some space or "
             "choose another place"

@@ -1,6 +1,6 @@
-"""Builds a byte-level BPE tokenizer from tokens, merges, and the split of text into words.
+"""Builds a byte-level BPE tokenizer from its tokens, its merges and its rule for words.
 
-As in GPT-2, each of the 256 bytes is written as one printable character: its letter.
+As in GPT-2, each of the 256 bytes is written as one printable character, its letter.
 """
 
 import difflib
@@ -18,14 +18,14 @@ class Splitting:
     """How a family of tokenizers splits text into words; merges never cross a split."""
 
     patterns: tuple[str, ...]
-    """regular expressions, applied in turn: each makes its matches parts of their own, and the next
-    one splits all parts further"""
+    """regular expressions, applied in turn: each cuts out its matches as separate parts, and the
+    next expression splits every part further"""
     whole_words: bool = False
     """whether a word that is itself a token becomes this token without any merge"""
     canonical: bool = False
     """whether text is first normalised to Unicode's NFC"""
     begins: bool = False
-    """whether every text begins with bos_token if the tokenizer's file does not state it"""
+    """whether every text begins with bos_token; used if the tokenizer's file does not state it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ class ByteLevelVocabulary:
 
 
 def _words(digits: str) -> str:
-    """The regular expression of a word in GPT-4 and similar tokenizers.
+    """Return the regular expression of a word in GPT-4 and similar tokenizers.
 
-    `digits` is the part that matches digits.
+    `digits` is the part of the expression that matches digits.
     """
     contractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
     letters = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -95,12 +95,12 @@ SPLITTINGS: Mapping[str, Splitting] = {
     ),
     "default": Splitting((r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
-"""splits by their names in llama.cpp (the key tokenizer.ggml.pre of a GGUF file); llama.cpp uses
-`default` for a file without this key"""
+"""each split under its name in llama.cpp, which a GGUF file states as tokenizer.ggml.pre; llama.cpp
+uses `default` for a file without this key"""
 
 
 def splitting_of(name: str) -> Splitting:
-    """The split of this name. Raises DataError if SPLITTINGS does not have the name."""
+    """Return the split that SPLITTINGS lists under `name`. Raises DataError if it lists none."""
     if name in SPLITTINGS:
         return SPLITTINGS[name]
     near = difflib.get_close_matches(name, SPLITTINGS, n=1, cutoff=0.5)
@@ -109,7 +109,9 @@ def splitting_of(name: str) -> Splitting:
 
 
 def byte_level_tokenizer(vocabulary: ByteLevelVocabulary, facts: TokenFacts) -> CheckpointTokenizer:
-    """Build the tokenizer. Raises DataError for a token that occurs twice or that a merge lacks."""
+    """Build the tokenizer. Raises DataError if a token occurs twice or if a merge needs a token
+    that does not exist.
+    """
     splitting = vocabulary.splitting
     token_of = _numbered(vocabulary)
     model = models.BPE(token_of, list(vocabulary.merges), ignore_merges=splitting.whole_words)
@@ -131,15 +133,15 @@ def byte_level_tokenizer(vocabulary: ByteLevelVocabulary, facts: TokenFacts) -> 
 
 
 def pre_tokenizer_of(splitting: Splitting) -> pre_tokenizers.PreTokenizer:
-    """A step that splits text into words and writes each word in GPT-2's letters for bytes."""
+    """Return a step that splits text into words and writes them in GPT-2's letters for bytes."""
     isolate = [pre_tokenizers.Split(Regex(p), "isolated") for p in splitting.patterns]
     in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([*isolate, in_bytes])
 
 
 def _numbered(vocabulary: ByteLevelVocabulary) -> dict[str, int]:
-    """The number of each token. Raises DataError for a token that occurs twice, or for a merge with
-    a token that does not exist.
+    """Map each token to its number. Raises DataError if a token occurs twice, or if a part or the
+    result of a merge is not a token.
     """
     token_of = {token: number for number, token in enumerate(vocabulary.tokens)}
     if len(token_of) < len(vocabulary.tokens):

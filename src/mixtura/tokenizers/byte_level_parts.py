@@ -1,4 +1,4 @@
-"""Takes a byte-level BPE tokenizer apart: its tokens, its merges, and its split into words."""
+"""Takes a byte-level BPE tokenizer apart: into its tokens, its merges and its rule for words."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer
 from mixtura.tokenizers.tokenizer_library import read_again
 from tokenizers import Tokenizer as Backend
 
-# These texts hold everything in which the splits of SPLITTINGS differ: contractions in both cases,
-# digits of several scripts, spaces, line ends, signs beside letters, and scripts without spaces.
+# These texts have all that the splits of SPLITTINGS treat differently: contractions in upper and in
+# lower case, digits of several scripts, spaces, line ends, signs next to letters, and scripts that
+# put no spaces between words.
 _PROBES = (
     "Don't DON'T we'Ll it's I'd  x1 12 123 1234 12345678  7\u0664\u0665\u0666\u0667 \u00bd\u00b2",
     "a\tb\n\nc \n d\r\n\r\n  e   \n\t\tf(x)==[1,2];!!!\n...?? --__-- $9 #if <|x|> \u00a0\u3000y ",
@@ -23,24 +24,24 @@ _PROBES = (
 
 @dataclass(frozen=True, slots=True)
 class ByteLevelParts:
-    """The parts of a tokenizer; `byte_level_tokenizer` builds the same tokenizer from them."""
+    """The parts from which `byte_level_tokenizer` can build the same tokenizer again."""
 
     tokens: tuple[str | None, ...]
     """tokens in the order of their numbers; None for a number without a token"""
     merges: tuple[str, ...]
     """merges in their order; each is two tokens with a space between them"""
     splitting: str
-    """the name of the split in SPLITTINGS"""
+    """the name, in SPLITTINGS, of the rule that splits text into words"""
     special: frozenset[int]
     """numbers of the special tokens"""
     added: frozenset[int]
-    """numbers of the other tokens that are found in a text before it is split into words"""
+    """numbers of the tokens that are found in a text before its split, but are not special"""
 
 
 def byte_level_parts(tokenizer: CheckpointTokenizer) -> ByteLevelParts:
     """Take `tokenizer` apart.
 
-    Raises DataError if it is not byte-level BPE, or if SPLITTINGS does not have its split.
+    Raises DataError if `tokenizer` is not byte-level BPE, or if no split in SPLITTINGS is its own.
     """
     text = tokenizer.to_json()
     tree = parse_object(text, "the tokenizer", DataError)
@@ -66,9 +67,9 @@ def byte_level_parts(tokenizer: CheckpointTokenizer) -> ByteLevelParts:
 
 
 def _splitting_of(backend: Backend, whole_words: bool) -> str:
-    """The name of the first split in SPLITTINGS that splits all probes as `backend` does.
+    """Return the name of the first split in SPLITTINGS that splits all probes as `backend` does.
 
-    The split's `whole_words` must be equal too.
+    The split must also have the given `whole_words`.
     """
     if backend.pre_tokenizer is not None:
         cuts = [backend.pre_tokenizer.pre_tokenize_str(probe) for probe in _PROBES]

@@ -1,13 +1,13 @@
-"""The places of a text's characters in its UTF-8 bytes."""
+"""Computes where each character of a text begins in the text's UTF-8 bytes."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def byte_offsets(text: str) -> NDArray[np.int64]:
-    """The index of each character's first byte in the text's UTF-8, followed by the text's bytes.
+    """Return the index of each character's first byte in the text's UTF-8 bytes.
 
-    The result has len(text) + 1 values.
+    One more value, the number of all bytes, follows, so the result has len(text) + 1 values.
     """
     if text.isascii():
         return np.arange(len(text) + 1)

@@ -1,4 +1,4 @@
-"""Replaces characters by SentencePiece's map `precompiled_charsmap`, such as the map of NFKC.
+"""Replaces characters as SentencePiece's `precompiled_charsmap` states, a map such as NFKC's.
 
 The map's bytes begin with a trie of the texts to replace: a double array in the layout of
 darts-clone. The replacement texts follow, and the trie holds their offsets.
@@ -13,7 +13,7 @@ from mixtura.errors import DataError
 
 # The most bytes of a map; the map of SentencePiece's rule nmt_nfkc_cf has 260 KB.
 _LARGEST = 8 * 2**20
-# The most characters of a text to replace; the longest in SentencePiece's maps has 18.
+# The most characters of a text to replace; the longest such text in SentencePiece's maps has 18.
 _LONGEST = 64
 
 
@@ -23,10 +23,10 @@ class _Found(NamedTuple):
 
 
 class Charsmap:
-    """Replaces, from left to right, the longest text that has a replacement.
+    """At each place in a text, from left to right, replaces the longest part with a replacement.
 
-    Raises DataError, which begins with `origin`, if the map's bytes are damaged. Some damage is
-    found only when a text that leads to it is replaced.
+    Raises DataError, whose message begins with `origin`, if the map is damaged. Some damage is
+    found only when a text uses the damaged bytes.
     """
 
     def __init__(self, raw: bytes, origin: str = "the tokenizer") -> None:
@@ -53,7 +53,7 @@ class Charsmap:
             for byte in text[end].encode():
                 place ^= byte
                 unit = self._unit(place)
-                # The low 8 bits are the node's byte. Bit 31 marks a unit that is a value, no node.
+                # A node has its byte in the low 8 bits. Bit 31 marks a unit that holds a value.
                 if unit & 0x800000FF != byte:
                     return found
                 place ^= _offset(unit)
@@ -77,5 +77,8 @@ class Charsmap:
 
 
 def _offset(unit: int) -> int:
-    """The offset of a unit's children: unit index XOR offset XOR byte is the child of that byte."""
+    """Return the offset of a unit's children.
+
+    The child for a byte is the unit at the index (the unit's own index) XOR offset XOR byte.
+    """
     return (unit >> 10) << ((unit & 0x200) >> 6)

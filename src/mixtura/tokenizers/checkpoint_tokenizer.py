@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, with special tokens, the ends of an answer, and a chat template.
+"""A checkpoint's tokenizer, with special tokens, tokens that end an answer, and a chat template.
 
 A special token's text, such as "[INST]", is called a mark.
 """
@@ -27,7 +27,8 @@ class Spelling(Config):
     prefix: bool = True
     """whether a space is added before a text"""
     prefix_after: Literal["nothing", "marks", "added"] = "nothing"
-    """the tokens after which a space is added too: special tokens ("marks") or all added tokens"""
+    """the tokens after which a space is added too: none, special tokens ("marks"), or all tokens
+    that are added to the vocabulary ("added")"""
     collapse: bool = False
     """whether spaces around a text are removed, and each run of spaces becomes one space"""
 
@@ -41,16 +42,16 @@ class TokenFacts(Config):
     """Facts about a checkpoint's tokens from files other than its tokenizer.json."""
 
     end_of_document: str | None = None
-    """the text of the token that ends a document; None: the vocabulary's first usual one, such as
-    "</s>", or else the first of `ends`"""
+    """the text of the token that ends a document; None selects the first usual one, such as "</s>",
+    that the vocabulary has, or else the first of `ends`"""
     ends: tuple[str | int, ...] = ()
     """tokens that end an answer, by text or number, in addition to the end of a document"""
     names: Mapping[str, str] = {}
-    """texts of tokens by their names in chat templates, such as bos_token and eos_token"""
+    """the texts of tokens by the names that chat templates use, such as bos_token and eos_token"""
     add_bos: bool | None = None
     """whether every text begins with bos_token; None: as the tokenizer.json states"""
     chat_template: str | None = None
-    """a Jinja template, as in transformers; None for a model without roles"""
+    """a Jinja template, as in transformers; None for a model without a chat format"""
     spelling: Spelling | None = None
     """None: the tokenizer.json states all rules for spaces"""
 
@@ -83,7 +84,7 @@ class CheckpointTokenizer(SubwordTokenizer):
         return {token.content: number for number, token in added.items() if token.special}
 
     def encode_with_marks(self, text: str, continues: bool = False) -> list[int]:
-        """The tokens of a text; a mark, which is a special token's text, becomes that token."""
+        """Encode a text, in which each mark (a special token's text) becomes its special token."""
         with checked(self._origin):
             backend = self._continuing_with_marks if continues else self._backend_with_marks
             return backend.encode(text, add_special_tokens=False).ids
@@ -105,7 +106,7 @@ class CheckpointTokenizer(SubwordTokenizer):
 
     @cached_property
     def _backend_with_marks(self) -> Backend:
-        # A copy of the backend: the setting changes a whole backend, and threads share `_backend`.
+        # This is a copy: threads share `_backend`, and the setting changes a whole backend.
         backend = read_again(self._backend.to_str(), self._origin)
         backend.encode_special_tokens = False
         return backend
@@ -132,7 +133,7 @@ class CheckpointTokenizer(SubwordTokenizer):
         return (self._token(self.facts.names["bos_token"], origin),)
 
     def _added_in_front(self) -> tuple[int, ...]:
-        """Tokens that the post-processor of the tokenizer.json adds before a text."""
+        """Return the tokens that the tokenizer.json's post-processor adds before a text."""
         with checked(self._origin), captured_stderr():
             plain = self._backend.encode("a", add_special_tokens=False).ids
             full = self._backend.encode("a").ids

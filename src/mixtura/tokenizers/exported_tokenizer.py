@@ -7,13 +7,13 @@ from mixtura.tokenizers.checkpoint_tokenizer import CheckpointTokenizer, TokenFa
 from mixtura.tokenizers.subwords import END_OF_DOCUMENT, SubwordTokenizer
 from mixtura.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 
-# GPT-2 writes a byte in these ranges as the character of the same number. It writes the other
-# bytes, in their order, as the characters from 256 on.
+# GPT-2 writes a byte in these ranges as the character with the same number. It writes the other
+# bytes, in their order, as the characters from number 256 on.
 _PRINTABLE = (range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100))
 
 
 def as_checkpoint(tokenizer: Tokenizer) -> CheckpointTokenizer:
-    """A tokenizer that encodes each text to the same tokens; its `save` writes a tokenizer.json."""
+    """Return a tokenizer that encodes text to the same tokens, and can save a tokenizer.json."""
     match tokenizer:
         case CheckpointTokenizer():
             return tokenizer
@@ -28,7 +28,7 @@ def as_checkpoint(tokenizer: Tokenizer) -> CheckpointTokenizer:
 
 
 def _bytes_as_bpe() -> CheckpointTokenizer:
-    """A byte-level BPE tokenizer without merges, which encodes text as ByteTokenizer does."""
+    """Build a byte-level BPE tokenizer without merges, which encodes text as ByteTokenizer does."""
     vocabulary = ByteLevelVocabulary(
         tokens=[*letters_of_bytes(), END_OF_DOCUMENT],
         merges=[],
@@ -42,7 +42,7 @@ def _bytes_as_bpe() -> CheckpointTokenizer:
 
 
 def letters_of_bytes() -> Iterator[str]:
-    """The character with which GPT-2 writes each byte, for the bytes 0 to 255 in order."""
+    """Yield the character with which GPT-2 writes each byte, for the bytes 0 to 255 in order."""
     spare = 0x100
     for byte in range(0x100):
         if any(byte in kept for kept in _PRINTABLE):

@@ -1,4 +1,4 @@
-"""Reads the tokenizer of a Hugging Face folder: its vocabulary, and facts in the other files."""
+"""Reads the tokenizer of a Hugging Face folder: its vocabulary, and facts from other files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ _MODEL = "config.json"
 
 
 def hugging_face_tokenizer(folder: Path) -> CheckpointTokenizer:
-    """Read the vocabulary from tokenizer.json, or from tokenizer.model if there is no such file.
+    """Read the vocabulary from tokenizer.json, or from tokenizer.model if only that file exists.
 
     The files tokenizer_config.json, special_tokens_map.json and chat_template.jinja are optional.
     The tokens that end an answer are read from generation_config.json, or else from config.json.
@@ -45,8 +45,9 @@ def hugging_face_tokenizer(folder: Path) -> CheckpointTokenizer:
 def sentencepiece_beside(path: Path, end_of_document: str | None = None) -> SentencePieceTokenizer:
     """Read a tokenizer from a `tokenizer.model`, and facts from the other files of its folder.
 
-    As in transformers, a text begins with bos_token, if the model has one, unless add_bos_token is
-    false in tokenizer_config.json. Raises DataError as `hugging_face_tokenizer` does.
+    If tokenizer_config.json does not set add_bos_token, every text begins with bos_token, provided
+    that this token exists; transformers does the same. Raises DataError as `hugging_face_tokenizer`
+    does.
     """
     folder = path.parent
     config = _object(folder / HF_CONFIG)
@@ -54,7 +55,8 @@ def sentencepiece_beside(path: Path, end_of_document: str | None = None) -> Sent
     stated = config.get("add_prefix_space")
     spelling = {
         "prefix": file.prefix if stated is None else stated,
-        # Models whose older config lacks the key were trained with a space after special tokens.
+        # An older config lacks the key `legacy`: its model was trained with a space after special
+        # tokens.
         "prefix_after": "nothing" if config.get("legacy") is False else "marks",
         "collapse": file.collapse,
     }
@@ -78,10 +80,11 @@ def sentencepiece_beside(path: Path, end_of_document: str | None = None) -> Sent
 def _facts(
     folder: Path, config: Mapping[str, Any], own: Mapping[str, str], further: Mapping[str, Any]
 ) -> TokenFacts:
-    """Facts from the folder's files; `own` are names of tokens that the vocabulary itself states.
+    """Collect facts from the folder's files.
 
-    A name in the folder's files replaces the same name in `own`. `further` are more fields of
-    TokenFacts.
+    `own` maps the token names that the vocabulary itself states to token texts. A text that the
+    folder's files state for the same name takes precedence. `further` has the values of other
+    fields of TokenFacts.
     """
     names = {**own, **_names(_object(folder / "special_tokens_map.json")), **_names(config)}
     ends = _object(folder / _GENERATION).get("eos_token_id")
@@ -98,7 +101,10 @@ def _facts(
 
 
 def _added_tokens(folder: Path, config: Mapping[str, Any]) -> list[AddedPiece]:
-    """Tokens that other files add to tokenizer.model. Raises DataError for a malformed entry."""
+    """Collect the tokens that other files add to those of tokenizer.model.
+
+    Raises DataError for a malformed entry.
+    """
     found: list[AddedPiece] = []
     for text, number in _object(folder / "added_tokens.json").items():
         found.append(AddedPiece(_number(number, folder / "added_tokens.json"), text, False))
@@ -127,10 +133,10 @@ def _number(number: object, path: Path) -> int:
 
 
 def chat_template_of(folder: Path) -> str | None:
-    """The template in chat_template.jinja, else the one in tokenizer_config.json, else None.
+    """Return the template in chat_template.jinja, else that in tokenizer_config.json, else None.
 
-    tokenizer_config.json may have several named templates; then the template named "default" is
-    returned. Raises DataError for a value that is neither text nor a list of named texts.
+    If tokenizer_config.json has several named templates, the template named "default" is returned.
+    Raises DataError for a value that is neither text nor a list of named texts.
     """
     if (folder / HF_TEMPLATE).is_file():
         return read_text(folder / HF_TEMPLATE)
@@ -147,13 +153,16 @@ def chat_template_of(folder: Path) -> str | None:
 
 
 def template_origin(folder: Path) -> str:
-    """The first words of an error about the chat template, with the name of its file."""
+    """Return the first words of an error about the chat template: they name the template's file."""
     own = folder / HF_TEMPLATE
     return f"{own if own.is_file() else folder / HF_CONFIG}: the chat template"
 
 
 def _named_templates(stated: object) -> dict[str, str] | None:
-    """Templates by name, from a list of named templates or a mapping; None for anything else."""
+    """Map names to templates, given a list of named templates or a mapping.
+
+    Returns None for any other value.
+    """
     if isinstance(stated, list):
         if not all(isinstance(one, dict) and {"name", "template"} <= one.keys() for one in stated):
             return None
@@ -175,7 +184,7 @@ def read_text(path: Path) -> str:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one if there is no file."""
+    """Read the object in a JSON file. Returns an empty object if the file is missing."""
     try:
         return read_object(path, DataError)
     except FileNotFoundError:
@@ -183,9 +192,9 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _names(config: Mapping[str, Any]) -> dict[str, str]:
-    """Texts of tokens by name, such as eos_token.
+    """Map the names of tokens in `config`, such as eos_token, to the tokens' texts.
 
-    A config states a token as its text, or as an object of settings with the text in "content".
+    A config states a token as its text, or as an object that has the text in "content".
     """
     found = {key: value for key, value in config.items() if key.endswith("_token")}
     texts = {

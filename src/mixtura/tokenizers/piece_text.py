@@ -1,4 +1,4 @@
-"""Decodes pieces: in a piece "▁" means a space, and the piece `<0xE9>` means the byte 0xE9."""
+"""Decodes pieces. In a piece "▁" means a space, and the piece `<0xE9>` means the byte 0xE9."""
 
 import codecs
 import re
@@ -19,14 +19,14 @@ _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 @dataclass(frozen=True, slots=True)
 class PieceText:
-    """Decodes tokens; byte pieces are joined as in SentencePiece and llama.cpp.
+    """Decodes tokens; as in SentencePiece and llama.cpp, each invalid byte becomes one U+FFFD.
 
-    The package `tokenizers` replaces a whole run of byte pieces by U+FFFD if one byte of the run is
-    invalid UTF-8. Then a later token could change text that a stream has already shown.
+    The package `tokenizers` would replace a whole run of byte pieces by U+FFFD if one byte of the
+    run is invalid. A later token could then change text that a stream has already returned.
     """
 
     piece_of: Callable[[int], str | None]
-    """maps a token to its piece, or to None if the token is not shown"""
+    """maps a token to its piece, or to None if the token gives no text"""
     strips: bool
     """whether the space in front of a text is removed"""
     collapse: bool = False
@@ -45,7 +45,7 @@ class PieceText:
                 continue
             if strips and not raw and piece.startswith(SPACE):
                 piece = piece[1:]
-                # With `collapse`, the next pieces lose their spaces too, until there is some text.
+                # With `collapse`, each further piece loses its space too, until there is text.
                 strips = self.collapse
             raw += piece.replace(SPACE, " ").encode()
         return raw.decode("utf-8", _EACH_BYTE)
@@ -57,15 +57,15 @@ def decoder_steps(strips: bool) -> list[dict[str, Any]]:
 
 
 def strips_of(decoder: Mapping[str, Any] | None) -> bool | None:
-    """The `strips` with which `decoder_steps` made this decoder; None for any other decoder."""
+    """Return the `strips` with which `decoder_steps` wrote `decoder`; None for any other."""
     steps = (decoder or {}).get("decoders")
     return next((strips for strips in (False, True) if steps == decoder_steps(strips)), None)
 
 
 def _each_byte(error: UnicodeError) -> tuple[str, int]:
-    """A decoding error's handler that writes one U+FFFD for each invalid byte.
+    """Handle a decoding error by writing one U+FFFD for each invalid byte.
 
-    Python's own handler `replace` writes one U+FFFD for several bytes of a cut character.
+    Python's own handler `replace` writes a single U+FFFD for all bytes of a character that is cut.
     """
     assert isinstance(error, UnicodeDecodeError), "registered for decoding only"
     return "\ufffd" * (error.end - error.start), error.end

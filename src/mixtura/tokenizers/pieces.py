@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 from mixtura.errors import DataError
 
 Algorithm = Literal["bpe", "unigram"]
-# Bounds on the number of pieces, four times Gemma's, and on a piece's characters. Gemma's longest
-# piece is a run of 31 spaces.
+# Bounds on the number of pieces and on the characters of a piece. Gemma has a quarter as many
+# pieces, and its longest piece is a run of 31 spaces.
 _MOST_PIECES = 2**20
 _LONGEST = 512
 
@@ -92,7 +92,7 @@ class AddedPiece(NamedTuple):
 
 
 def extended(pieces: Pieces, added: Iterable[AddedPiece], marks: Container[str]) -> Pieces:
-    """`pieces` with the added tokens; special tokens and texts in `marks` become control pieces.
+    """Add tokens to `pieces`; special tokens and texts in `marks` become control pieces.
 
     Raises DataError if an added token has the number of a piece with another text.
     """
@@ -123,7 +123,7 @@ def byte_name(byte: int) -> str:
 
 
 def model_of(pieces: Pieces) -> dict[str, Any]:
-    """The section `model` of a tokenizer.json. Raises DataError for pieces that do not fit it."""
+    """Write `pieces` as a tokenizer.json's section `model`. Raises DataError if they do not fit."""
     unknown = pieces.of_kind(PieceKind.UNKNOWN)
     if pieces.algorithm == "bpe":
         return {
@@ -150,10 +150,11 @@ def model_of(pieces: Pieces) -> dict[str, Any]:
 
 
 def merges_of(pieces: Pieces) -> list[tuple[str, str]]:
-    """Every pair of pieces that join to a piece, from the highest score of that piece downwards.
+    """List every pair of pieces that join to a third piece, the third piece's highest score first.
 
-    SentencePiece joins the two neighbours that make the piece of the highest score. Of several with
-    equal scores it joins the leftmost. Raises DataError if no order of merges has this effect.
+    SentencePiece joins the two neighbours that make the piece of the highest score. If several
+    pairs make pieces of this score, it joins the leftmost pair. Raises DataError if no order of
+    merges has this effect.
     """
     normal = {
         text
@@ -180,11 +181,11 @@ def merges_of(pieces: Pieces) -> list[tuple[str, str]]:
 
 
 def _pairs(text: str, normal: set[str]) -> list[tuple[str, str]]:
-    """The pairs of pieces that join to `text`, in an order that merges the leftmost pair first.
+    """List the pairs of pieces that join to `text`, so ordered that the leftmost merges first.
 
-    In a row of pieces x, y, z the pairs (x, y) and (y, z) can join to the same text. SentencePiece
-    then joins (x, y), so this pair must come first. It is the pair whose second part y is also the
-    beginning of the text.
+    Three neighbours x, y, z can have xy = yz = `text`. SentencePiece then joins x and y, so (x, y)
+    must come before (y, z). Since `text` is also yz, it begins with y: (x, y) is the pair whose
+    second part is also the beginning of `text`.
     """
     cuts = [cut for cut in range(1, len(text)) if text[:cut] in normal and text[cut:] in normal]
     if len(cuts) > 1:
@@ -195,8 +196,9 @@ def _pairs(text: str, normal: set[str]) -> list[tuple[str, str]]:
 def _check_tie(texts: Sequence[str]) -> None:
     """Raise DataError for pieces of equal score, unless all are runs of the same character.
 
-    Llama's runs of spaces have equal scores. A run is joined from the left, so no piece of it is
-    longer than the piece to its left, and the leftmost pair also makes the longest piece.
+    Llama's runs of spaces have equal scores. SentencePiece joins a run from the left, so each piece
+    in it is at most as long as the piece before. The leftmost pair therefore makes the longest
+    piece.
     """
     if len(texts) > 1 and len(set("".join(texts))) > 1:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Loads a tokenizer from its folder."""
+"""Loads a tokenizer from the folder that holds its files."""
 
 from collections.abc import Mapping
 from pathlib import Path

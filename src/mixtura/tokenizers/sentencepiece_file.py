@@ -16,7 +16,7 @@ from mixtura.tokenizers.charsmap import Charsmap
 from mixtura.tokenizers.pieces import Algorithm, PieceKind, Pieces
 from mixtura.tokenizers.subwords import MODEL_FILE
 
-# The most bytes of a file; Gemma's file, with 262,144 pieces, has 4.7 MB.
+# The most bytes of a file; Gemma's file has 262,144 pieces and 4.7 MB.
 _LARGEST = 64 * 2**20
 _ALGORITHMS: dict[int, Algorithm] = {1: "unigram", 2: "bpe"}
 _OTHERS = {3: "word", 4: "char"}
@@ -36,17 +36,21 @@ class SentencePieceFile:
 
     pieces: Pieces
     charsmap: bytes
-    """the replacements of characters that are made first, as `Charsmap` reads them; may be empty"""
+    """the bytes of the map for `Charsmap`, which replaces characters before all other steps; may be
+    empty"""
     collapse: bool
     """whether spaces around the text are removed, and each run of spaces becomes one space"""
     prefix: bool
     """whether a space is added before every text"""
     names: dict[NamedPiece, str]
-    """texts of those pieces of unk, bos, eos and pad that the vocabulary has"""
+    """the texts of the pieces unk, bos, eos and pad, as far as the vocabulary has these pieces"""
 
 
 def read_sentencepiece(path: Path) -> SentencePieceFile:
-    """Read a file. Raises DataError for another kind of file, damage, or unsupported settings."""
+    """Read a `tokenizer.model`.
+
+    Raises DataError for a file of another kind, a damaged file, or unsupported settings.
+    """
     try:
         raw = read_bytes(path, DataError, _LARGEST)
     except FileNotFoundError:
@@ -124,7 +128,7 @@ def _names(training: "_Message", pieces: Pieces) -> dict[NamedPiece, str]:
 class _Message:
     """The fields of a protobuf message; if a field occurs twice, its last value counts.
 
-    Methods raise DataError if the field has another type.
+    A method raises DataError if the field's value is not of the type that the method returns.
     """
 
     def __init__(self, raw: bytes) -> None:

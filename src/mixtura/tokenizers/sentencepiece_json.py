@@ -1,4 +1,4 @@
-"""Writes scored pieces as a tokenizer.json for other programs, and derives our encoder from it."""
+"""Writes scored pieces as a tokenizer.json, and derives from it the encoder that Mixtura uses."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ Tree = dict[str, Any]
 def sentencepiece_json(
     pieces: Pieces, spelling: Spelling, *, charsmap: bytes = b"", begin: str | None = None
 ) -> str:
-    """Write pieces and spelling as a tokenizer.json, which cannot express every spelling exactly.
+    """Write pieces and spelling as a tokenizer.json; some spellings cannot be expressed exactly.
 
     `begin` is the token that every text begins with. Raises DataError for pieces that the format
     cannot express.
@@ -39,9 +39,10 @@ def sentencepiece_json(
 
 
 def charsmap_of(tree: Tree, origin: str = "the tokenizer") -> Charsmap | None:
-    """The map of characters in a tokenizer.json of `sentencepiece_json`; None if it has none.
+    """Read the map of characters from a tokenizer.json that `sentencepiece_json` wrote.
 
-    Raises DataError, which begins with `origin`, for a damaged map.
+    Returns None if there is no map. Raises DataError, whose message begins with `origin`, if the
+    map is damaged.
     """
     for one in (tree["normalizer"] or {}).get("normalizers", []):
         if one["type"] == "Precompiled":
@@ -50,16 +51,17 @@ def charsmap_of(tree: Tree, origin: str = "the tokenizer") -> Charsmap | None:
 
 
 def plain_of(tree: Tree) -> Tree:
-    """A tokenizer.json for prepared text, in which "▁" already replaces each space."""
+    """Return a tokenizer.json for prepared text: text whose spaces are already replaced by "▁"."""
     added = [{**one, "normalized": False} for one in tree["added_tokens"]]
     return {**tree, "added_tokens": added, "normalizer": None, "pre_tokenizer": None}
 
 
 def lattice_of(tree: Tree) -> Tree:
-    """A unigram tokenizer.json that encodes prepared text, and is not used to decode.
+    """Return a unigram tokenizer.json to encode prepared text; it is not used to decode.
 
-    The library finds every piece in a text. So special tokens and byte pieces, which text must not
-    become, are renamed. A character without a piece becomes the unknown token.
+    The library looks for every piece of the vocabulary in a text, but no text may be encoded as a
+    special token or a byte piece. These pieces therefore get names that no prepared text contains.
+    A character without a piece becomes the unknown token.
     """
     shown = {one["content"] for one in tree["added_tokens"] if not one["special"]}
     never = {one["content"] for one in tree["added_tokens"]} - shown
@@ -70,7 +72,7 @@ def lattice_of(tree: Tree) -> Tree:
 
     def renamed(number: int, text: str, score: float) -> tuple[str, float]:
         if text in never:
-            # A prepared text has no space, so it cannot contain this name.
+            # The name begins with a space, and a prepared text contains none.
             return f" {number}", 0.0
         # SentencePiece gives a user-defined piece this score, so that the piece is always chosen.
         return text, len(text.encode()) * best - 0.1 if text in shown else score
@@ -81,7 +83,10 @@ def lattice_of(tree: Tree) -> Tree:
 
 
 def unigram_bytes(tree: Tree) -> tuple[int, list[int]] | None:
-    """The unknown token and each byte's token; None unless a unigram model has byte fallback."""
+    """Return the unknown token, and the token of each byte from 0 to 255.
+
+    Returns None unless the model is a unigram model with byte fallback.
+    """
     model = tree["model"]
     if model["type"] != "Unigram" or not model["byte_fallback"]:
         return None
@@ -91,8 +96,8 @@ def unigram_bytes(tree: Tree) -> tuple[int, list[int]] | None:
 
 def _is_added(pieces: Pieces, text: str, kind: int) -> bool:
     if kind == PieceKind.UNUSED:
-        # No text may become an unused piece. Merges do not make one, but a unigram model can, and
-        # a single character needs no merge; as a special token the piece is never used.
+        # No text may become an unused piece, so the piece is made a special token. In BPE no merge
+        # makes an unused piece, so only pieces of one character need this.
         return pieces.algorithm == "unigram" or len(text) == 1
     return kind in {PieceKind.CONTROL, PieceKind.UNKNOWN, PieceKind.USER_DEFINED}
 
@@ -133,7 +138,9 @@ def _pre_tokenizer(spelling: Spelling) -> Tree | None:
 
 
 def _by_first_word(spelling: Spelling) -> bool:
-    """Whether to use the step Metaspace, the only one that adds no space after special tokens."""
+    """Whether to use Metaspace: only this step can add a space to the beginning of a text without
+    adding one after special tokens.
+    """
     return spelling.prefix and spelling.prefix_after == "nothing"
 
 

@@ -1,4 +1,4 @@
-"""Takes a tokenizer of scored pieces apart, into what llama.cpp needs for the same tokens."""
+"""Takes a tokenizer of scored pieces apart, so that llama.cpp can encode to the same tokens."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +17,11 @@ _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceParts:
-    """The parts of a tokenizer, with which llama.cpp encodes text to the same tokens."""
+    """The parts of a tokenizer; with them llama.cpp encodes text to the same tokens."""
 
     pieces: Pieces
-    """scored by the negative rank of their merge: a tokenizer.json orders merges without scores"""
+    """the score of a piece is minus the rank of the first merge that makes the piece, since a
+    tokenizer.json ranks merges but has no scores"""
     prefix: bool
     """whether a space is added before a text"""
 
@@ -33,7 +34,8 @@ def is_scored_pieces(tree: Mapping[str, Any]) -> bool:
 def sentencepiece_parts(tokenizer: CheckpointTokenizer) -> SentencePieceParts:
     """Take `tokenizer` apart.
 
-    Raises DataError if its tokens depend on more than pieces, their order and the prefix.
+    Raises DataError if the encoding of a text depends on more than the pieces, the order of their
+    merges, and the prefix.
     """
     tree = json.loads(tokenizer.to_json())
     if tree["model"]["type"] != "BPE":
@@ -74,7 +76,7 @@ def _prefix_of(tree: Mapping[str, Any]) -> bool:
                 prefix = True
             case "Metaspace" if step["replacement"] == SPACE and not step.get("split", True):
                 prefix = prefix or step["prepend_scheme"] != "never"
-            # Gemma splits at spaces, but its normalizer has replaced all spaces before.
+            # Gemma has a split at spaces, which finds none: its normalizer has replaced them all.
             case "Split" if step["pattern"] == {"String": " "}:
                 pass
             case "Replace" if step == _REPLACE:

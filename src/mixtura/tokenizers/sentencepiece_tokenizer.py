@@ -1,8 +1,9 @@
 """Tokenizers of scored pieces that treat spaces and bytes as SentencePiece and llama.cpp do.
 
-A `tokenizer.json` cannot state two rules: a space is added before every text, whatever the text
-begins with, and SentencePiece replaces several characters together. So this module applies the
-rules of `Spelling` and `Charsmap` to a text, and then encodes the prepared text.
+A `tokenizer.json` cannot state two of their rules. One adds a space before every text, whatever the
+text begins with. The other, SentencePiece's, replaces a sequence of several characters at once. So
+this module applies the rules of `Spelling` and `Charsmap` to a text, and then encodes the prepared
+text.
 """
 
 import json
@@ -33,11 +34,11 @@ _SPACES = re.compile(" {2,}")
 
 
 class _PreparedText(NamedTuple):
-    """A text as pieces spell it, with "▁" for each space."""
+    """A text in the spelling of the pieces: "▁" stands for each space."""
 
     text: str
     set_at: tuple[int, ...]
-    """the indices of added spaces, which the original text does not have"""
+    """the indices, in `text`, of added spaces, which the original text does not have"""
 
 
 class _Token(NamedTuple):
@@ -68,7 +69,7 @@ class SentencePieceTokenizer(CheckpointTokenizer):
             self._shown = _one_of(special.keys() - self._hidden)
         except DataError:
             raise
-        # The package `tokenizers` raises plain Exception.
+        # For a bad file the package `tokenizers` raises plain Exception, and no subclass of it.
         except Exception as error:
             raise DataError(f"{origin}: not a tokenizer.json of scored pieces ({error})") from error
         super().__init__(plain, facts, origin)
@@ -87,7 +88,7 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         to_utf8(text)
         ids: list[int] = []
         begins = not continues
-        # `split` returns the special tokens as the parts with an odd number.
+        # Of the parts that `split` returns, those with an odd index are special tokens.
         for number, piece in enumerate(self._marks.split(text)):
             if number % 2:
                 ids.append(self.special[piece])
@@ -98,9 +99,9 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
-        """The tokens of texts, and each token's bytes.
+        """Encode texts; each result has the tokens, and each token's number of bytes.
 
-        Raises DataError if the tokenizer changes text, since a token's bytes are then undefined.
+        Raises DataError if the tokenizer changes text, since that number is then undefined.
         """
         if self._charsmap is not None or self._spelling.collapse:
             raise DataError(
@@ -134,7 +135,7 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         if not text:
             return _PreparedText("", ())
         if self._charsmap is not None:
-            # The parts with an odd number are user-defined pieces, which stay unchanged.
+            # The parts with an odd index are user-defined pieces, which stay unchanged.
             parts = self._shown.split(text)
             parts[::2] = map(self._charsmap, parts[::2])
             text = "".join(parts)
@@ -161,8 +162,8 @@ class SentencePieceTokenizer(CheckpointTokenizer):
                 yield from (_Token(of_byte[byte], at + 1) for byte in prepared.text[at].encode())
 
     def _check_text_comes_back(self, origin: str) -> None:
-        """Check nothing: generation works for tokenizers that change text. `encode_batch` does not
-        work for them, and raises an error itself.
+        """Check nothing: a tokenizer that changes text can be used to generate text. It cannot be
+        used for `encode_batch`, which raises an error itself.
         """
 
 
@@ -186,15 +187,16 @@ def sentencepiece_tokenizer(
 
 
 def _one_of(names: Collection[str]) -> re.Pattern[str]:
-    """A pattern for `split`: the parts with an odd number are the longest names that match."""
+    """Return a pattern whose `split` puts names at the odd indices; longer names match first."""
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def _spaced(parts: Sequence[str], ahead: bool) -> _PreparedText:
-    """Add a space before the text, if `ahead`, and after each added token.
+    """Join `parts`, of which those with an odd index are added tokens, and the others are texts.
 
-    The parts with an odd number are added tokens.
+    A space is added before each text that follows an added token, and before the first text if
+    `ahead`.
     """
     prepared = ""
     set_at: list[int] = []
@@ -211,7 +213,7 @@ def _spaced(parts: Sequence[str], ahead: bool) -> _PreparedText:
 def _with_bytes(text: str, prepared: _PreparedText, tokens: Iterator[_Token]) -> Encoded:
     found = list(tokens)
     end_N = np.array([token.end for token in found], np.int64)
-    # Spaces that were added before a token's end are subtracted: the text does not have them.
+    # The original text lacks the added spaces, so those before a token's end are subtracted.
     end_N -= np.searchsorted(np.array(prepared.set_at, np.int64), end_N)
     ids_N = np.array([token.number for token in found], np.int64)
     return Encoded(ids_N, bytes_added(text, end_N))

@@ -1,4 +1,4 @@
-"""Tokenizers that run in the package `tokenizers`: BPE that is trained here, or a given file.
+"""Tokenizers that run in the package `tokenizers`: trained here as BPE, or read from a file.
 
 N tokens of a text.
 """
@@ -32,7 +32,7 @@ MODEL_FILE = "tokenizer.model"
 MOST_BYTES = 128 << 20
 """the most bytes of a tokenizer.json; the largest published file has a third of that"""
 END_OF_DOCUMENT = "<|endoftext|>"
-# Tokens that end a document in published tokenizers; the first one in a vocabulary is used.
+# Tokens that end a document in published tokenizers; the first that a vocabulary has is used.
 _KNOWN_ENDS = (
     END_OF_DOCUMENT,
     "<|end_of_text|>",
@@ -40,15 +40,17 @@ _KNOWN_ENDS = (
     "</s>",
     "<eos>",
 )
-# The probe has both cases, accents, runs of spaces, line ends, a ligature, scripts and an emoji.
+# The probe has upper and lower case, accents, runs of spaces, line ends, a ligature, several
+# scripts and an emoji.
 _PROBE = "If x==1:\n\tprint('Ünï-code')  # 2026\r\n Жук 木 🙂 ﬁn \n"
 
 
 class BpeConfig(Config):
     """Byte-level BPE with `vocabulary` tokens, including the end of a document.
 
-    It is trained on the training documents, or on a sample of `sample_mb` (10^6 bytes) if they are
-    larger. A small text yields fewer tokens, and the prepared corpus states their number.
+    It is trained on the training documents. If these have more than `sample_mb` megabytes (10^6
+    bytes each), it is trained on a sample of that size. A small text yields fewer tokens than
+    `vocabulary`, and the prepared corpus states how many.
     """
 
     kind: Literal["bpe"]
@@ -66,8 +68,8 @@ class BpeConfig(Config):
             vocab_size=self.vocabulary,
             special_tokens=[END_OF_DOCUMENT],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            # A frequent row of dashes would become one long token. A corpus stores the number of a
-            # token's bytes in one byte, so a token has at most 255.
+            # Without a bound, a frequent row of dashes would become one long token. A corpus stores
+            # a token's number of bytes in one byte, so a token may have at most 255 bytes.
             max_token_length=128,
             show_progress=False,
         )
@@ -78,8 +80,8 @@ class BpeConfig(Config):
 class FileConfig(Config):
     """A `tokenizer.json` or SentencePiece's `tokenizer.model`, or a folder with one of them.
 
-    `end_of_document` is the text of the token that ends a document; None selects the vocabulary's
-    first usual one, such as "</s>".
+    `end_of_document` is the text of the token that ends a document; None selects the first usual
+    one, such as "</s>", that the vocabulary has.
     """
 
     kind: Literal["file"]
@@ -122,8 +124,8 @@ class SubwordTokenizer:
     """A tokenizer from the text of a `tokenizer.json`; `encode_batch` uses all cores.
 
     Raises DataError if the text is no tokenizer.json, if the token that ends a document is missing,
-    or if decoding an encoded text gives another text. The texts are compared in Unicode's NFC,
-    since many published tokenizers apply NFC.
+    or if a sample text is not the same after encoding and decoding. The comparison is made in
+    Unicode's NFC, since many published tokenizers apply NFC.
     """
 
     def __init__(self, text: str, end: str | None = None, origin: str = FILE) -> None:
@@ -195,7 +197,7 @@ class SubwordTokenizer:
 
     @cached_property
     def _piece_decoder(self) -> PieceText | None:
-        """The decoder if the tokenizer has scored pieces, else None."""
+        """The decoder of scored pieces; None for a tokenizer of another kind."""
         decoder = self._backend.decoder
         strips = None if decoder is None else strips_of(json.loads(decoder.__getstate__()))
         if strips is None:
@@ -225,7 +227,10 @@ class SubwordTokenizer:
 
 
 def without_prefix(backend: Backend, origin: str) -> Backend:
-    """A copy of `backend` that adds no space before a text; `backend` itself if it adds none."""
+    """Return a copy of `backend` that adds no space before a text.
+
+    Returns `backend` itself if it adds none.
+    """
     tree = json.loads(backend.to_str())
     steps = {"type": "Sequence", "normalizers": [tree["normalizer"]] if tree["normalizer"] else []}
     changed = [_drop_prefix(steps), _drop_prefix(tree["pre_tokenizer"])]
@@ -238,7 +243,10 @@ def without_prefix(backend: Backend, origin: str) -> Backend:
 
 
 def _drop_prefix(step: Any) -> bool:
-    """Change a step of a tokenizer.json to add no space before a text; False if it added none."""
+    """Change a step of a tokenizer.json so that it adds no space before a text.
+
+    Returns whether the step added one.
+    """
     if step is None:
         return False
     inner = [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
@@ -255,11 +263,12 @@ def _drop_prefix(step: Any) -> bool:
 
 
 def bytes_added(text: str, end_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The UTF-8 bytes that each token adds to the text; `end_N` has the tokens' ends in characters.
+    """Return the number of UTF-8 bytes that each token adds to the text.
 
-    If several tokens share a character, the first token has all its bytes. Some tokenizers leave
-    out spaces: characters between two tokens count for the second token, and characters at the
-    text's end count for the last token.
+    `end_N` states where each token ends, as an index of a character. If several tokens share a
+    character, all its bytes count for the first of these tokens. Some tokenizers leave out spaces:
+    characters between two tokens count for the second token, and characters after the last token
+    count for that token.
     """
     if not len(end_N):
         return np.zeros(0, np.int64)

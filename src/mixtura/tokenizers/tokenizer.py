@@ -28,9 +28,9 @@ TrainingText = Callable[[float], Iterable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The tokens of a text, and the UTF-8 bytes that each token adds to the text.
+    """The tokens of a text, and the number of UTF-8 bytes that each token adds to the text.
 
-    The sum of `bytes_N` is the size of the text.
+    The sum of `bytes_N` is the number of bytes of the text.
     """
 
     ids_N: NDArray[np.integer]
@@ -59,10 +59,10 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str, continues: bool = False) -> list[int]:
-        """The tokens of a text. No special token is added, and no text becomes a special token.
+        """Encode a text. No special token is added, and no text becomes a special token.
 
-        Some tokenizers add a space before a text. `continues` states that other tokens precede the
-        text, and then no space is added. Raises DataError for half a surrogate pair, which UTF-8
+        Some tokenizers add a space before a text. They add none with `continues`, which states that
+        other tokens precede the text. Raises DataError for half a surrogate pair, which UTF-8
         cannot encode.
         """
         ...
@@ -70,18 +70,18 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]: ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens. The end of a document gives no text, an invalid byte gives U+FFFD.
+        """Return the text of tokens. The end of a document gives no text, an invalid byte U+FFFD.
 
         Raises DataError if a token is not in the vocabulary.
         """
         ...
 
     def byte_length(self, tokens: Sequence[int]) -> int:
-        """UTF-8 bytes of the decoded text."""
+        """Return the number of UTF-8 bytes of the decoded text."""
         ...
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
-        """A stream for tokens that follow `after`; the text of `after` is not repeated."""
+        """Return a stream for tokens that follow `after`; the text of `after` is not repeated."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -90,7 +90,7 @@ class Tokenizer(Protocol):
 
 
 class BytesConfig(Config):
-    """UTF-8 bytes as tokens: a vocabulary of 257, without training."""
+    """UTF-8 bytes as tokens: 256 bytes and the end of a document, without training."""
 
     kind: Literal["bytes"] = "bytes"
 
@@ -102,9 +102,9 @@ class BytesConfig(Config):
 
 
 class GivenConfig(Config):
-    """A tokenizer that the caller passes to `prepare`, such as that of a model to train further.
+    """A tokenizer that the caller passes to `prepare`, such as the tokenizer of another model.
 
-    `digest` identifies the tokenizer, so that a corpus that was packed with it is found again.
+    `digest` identifies the tokenizer. So a corpus that was packed with it is found again.
     """
 
     kind: Literal["given"]

@@ -1,7 +1,7 @@
 """Guards calls into the package `tokenizers`, in which an untrusted file can cause a Rust panic.
 
 In Python a panic is no subclass of Exception, so `except Exception` does not catch it. A panic also
-writes a line to the process's standard error, or forty lines with RUST_BACKTRACE.
+writes a line to the process's standard error, or forty lines if RUST_BACKTRACE is set.
 """
 
 import json
@@ -21,14 +21,14 @@ from tokenizers import Tokenizer as Backend
 MOST_TOKENS = 1 << 24
 """all token numbers are below this; the largest published vocabularies have 262,144 tokens"""
 MOST_ADDED = 1 << 16
-"""the most added tokens of a tokenizer; to read 60,000 of them takes the library 2 seconds"""
+"""the most added tokens of a tokenizer; the library needs 2 seconds to read 60,000 of them"""
 MOST_GROWTH = 64
 """the most bytes that a normalizer or a decoder may make of one byte; when memory runs out, the
 library ends the process"""
 _SHOWN = 200
 _PREFIX = "continuing_subword_prefix"
-# The pattern matches the key if its value is neither null nor empty. It also matches an escaped
-# letter, which may be part of the key; only a text with a match is parsed to look for the key.
+# The pattern matches the key `_PREFIX` with a value that is neither null nor empty. It also matches
+# an escaped letter, which may be part of the key. Only a text with a match is parsed for the key.
 _MAY_STATE_A_PREFIX = re.compile(rf'"{_PREFIX}"\s*:\s*(?!null|""|\s)|\\u00(?:5[fF]|6|7[0-9aA])')
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -36,12 +36,12 @@ _ONE_AT_A_TIME = threading.RLock()
 def backend_of(text: str, origin: str) -> Backend:
     """Read a `tokenizer.json` with the library, check its bounds, and switch off random dropout.
 
-    Raises DataError, which begins with `origin`, if the text is not a tokenizer.json or exceeds a
-    bound.
+    Raises DataError, whose message begins with `origin`, if the text is not a tokenizer.json or if
+    the tokenizer exceeds a bound.
     """
     _check_prefix(text, origin)
     with captured_stderr(), checked(origin):
-        # The library raises plain Exception.
+        # For a bad file the library raises plain Exception, and no subclass of it.
         try:
             backend = Backend.from_str(text)
         except Exception as error:
@@ -62,11 +62,11 @@ def backend_of(text: str, origin: str) -> Backend:
 
 @contextmanager
 def checked(origin: str) -> Iterator[None]:
-    """Raise a DataError for an error or a panic of the library in the block."""
+    """Replace an error or a panic that the library raises in the block by a DataError."""
     try:
         yield
     except BaseException as error:
-        # The library raises plain Exception, and the class of panics cannot be imported.
+        # An error is a plain Exception. A panic is recognised by name, as its class has no import.
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise DataError(
@@ -76,7 +76,9 @@ def checked(origin: str) -> Iterator[None]:
 
 @contextmanager
 def captured_stderr() -> Iterator[None]:
-    """Hold standard error back in the block; then write it, or discard it after a DataError."""
+    """Hold back standard error in the block; then write it, or discard it if the block raised
+    DataError.
+    """
     with _ONE_AT_A_TIME, tempfile.TemporaryFile() as kept:
         sys.stderr.flush()
         original = os.dup(2)
@@ -95,7 +97,7 @@ def captured_stderr() -> Iterator[None]:
 
 
 def read_again(text: str, origin: str) -> Backend:
-    """Read a tokenizer from a text that the library wrote; the library may panic even then."""
+    """Read a tokenizer from a text that the library wrote; even such a text may cause a panic."""
     with captured_stderr(), checked(origin):
         return Backend.from_str(text)
 
@@ -103,7 +105,7 @@ def read_again(text: str, origin: str) -> Backend:
 def _check_prefix(text: str, origin: str) -> None:
     """Refuse a BPE model whose pieces inside words begin with a prefix, such as BERT's "##".
 
-    The library removes as many bytes from a piece as the prefix has characters. If that cuts a
+    From such a piece the library removes as many bytes as the prefix has characters. If that cuts a
     character in two, the process ends.
     """
     if not _MAY_STATE_A_PREFIX.search(text):
@@ -136,12 +138,12 @@ def _check_tokens(backend: Backend, origin: str) -> None:
 
 
 def _tree_of(part: Any) -> Mapping[str, Any] | None:
-    """A part of a tokenizer, as a tokenizer.json states it."""
+    """Return a part of a tokenizer in the form in which a tokenizer.json states it."""
     return None if part is None else json.loads(part.__getstate__())
 
 
 def _growth(step: Mapping[str, Any] | None) -> int:
-    """The most bytes that the steps of a normalizer or a decoder may make of one byte."""
+    """Return the most bytes that the steps of a normalizer or a decoder may make of one byte."""
     if step is None:
         return 1
     growth = 1

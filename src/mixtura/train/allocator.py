@@ -13,9 +13,9 @@ _TOP_PAD = 64 * 2**20
 def keep_freed_memory() -> bool:
     """Keep freed memory in this process; return True if that took effect (on Linux with glibc).
 
-    By default glibc maps every large block anew, and unmaps it when it is freed. So the system
-    zeroes the memory of all activations and gradients in each training step on a CPU, which takes
-    up to half of a step's time (docs/lab-notes.md). With kept memory the process never becomes
+    By default glibc maps new pages for every large block, and unmaps them when the block is freed.
+    The system zeroes new pages. On a CPU, zeroing the memory of all activations and gradients takes
+    up to half of each training step (docs/lab-notes.md). With kept memory the process never becomes
     smaller than its largest size so far.
     """
     if sys.platform != "linux":

@@ -1,4 +1,4 @@
-"""Chooses the device of a run by its name in a recipe."""
+"""Chooses the device of a run by the device's name in the recipe."""
 
 import torch
 

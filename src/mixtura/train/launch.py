@@ -48,14 +48,14 @@ def train(
     A resumed run keeps its recorded recipe, except for the keys in `changed`. A new run takes its
     first weights and its tokenizer from `origin`, if it is given.
 
-    After SIGINT the current step is finished, a checkpoint is saved, and `Summary.interrupted` is
-    True. Raises ConfigError, DataError, CheckpointError, StorageError or NonFiniteError, each with
-    a message of one line.
+    After SIGINT or SIGTERM the current step is finished, a checkpoint is saved, and
+    `Summary.interrupted` is True. Raises ConfigError, DataError, CheckpointError, StorageError or
+    NonFiniteError, each with a message of one line.
     """
     view = view or View()
     folder = RunFolder(out)
-    # Errors are found before the corpus is prepared, which may take minutes. `opened_run` repeats
-    # the checks once the folder is locked against other processes.
+    # These checks come before the preparation of the corpus, which may take minutes. `opened_run`
+    # repeats them once the folder is locked against other processes.
     check_model(recipe)
     recipe = folder.check(recipe, resume=resume, changed=changed)
     with view:
@@ -71,7 +71,7 @@ def train(
 def prepare_corpus(
     recipe: Recipe, view: View, cache: Path | None = None, tokenizer: Tokenizer | None = None
 ) -> Corpus:
-    """Prepare the recipe's corpus or open it from the cache, and log files that were left out."""
+    """Prepare the recipe's corpus or open it from the cache, and log which files were left out."""
     choose_device(recipe.train.device)
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
@@ -91,7 +91,10 @@ def opened_run(
     changed: ChangedKeys | None = None,
     origin: Origin | None = None,
 ) -> Iterator[TrainingRun]:
-    """Lock the run's folder, and yield the run at its newest checkpoint, for `train_in_turn`."""
+    """Lock the run's folder, restore its newest checkpoint, and yield the run for `train_in_turn`.
+
+    Without a checkpoint the run begins at step 0.
+    """
     keep_freed_memory()
     trainer = build_trainer(recipe, corpus)
     with folder.claimed():
@@ -102,7 +105,10 @@ def opened_run(
 
 
 def _given_tokenizer(recipe: Recipe, folder: RunFolder, origin: Origin | None) -> Tokenizer | None:
-    """The tokenizer of the kind `given`: the origin's, or its copy in the run's folder."""
+    """The origin's tokenizer, or its copy in the folder of a run whose tokenizer is `given`.
+
+    None lets `prepare` make the tokenizer by the recipe.
+    """
     if origin is not None:
         return origin.tokenizer
     if isinstance(recipe.data.tokenizer, GivenConfig) and folder.tokenizer.is_dir():
@@ -188,7 +194,7 @@ def _change(trainer: Trainer, recipe: Recipe, folder: RunFolder, view: View) -> 
         )
     planned = folder.plan(before)
     if steps != before.train.steps and planned.corrections:
-        # A new number of steps in the recipe replaces the corrected number.
+        # A new number of steps in the recipe replaces the number that `TrainingRun.correct` set.
         folder.write_plan(StepPlan(steps))
     lines = folder.change(recipe, done)
     trainer.plan = folder.plan(recipe)

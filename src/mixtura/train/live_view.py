@@ -1,4 +1,4 @@
-"""The live screen of a run: loss, speed, time left, and a bar of expert load for each layer."""
+"""The live screen of a run: loss, speed, time left, and each layer's expert load as a bar chart."""
 
 from collections import deque
 from time import monotonic
@@ -30,9 +30,10 @@ def choose_view() -> View:
 
 
 def load_bar(load_E: list[int], width: int) -> Text:
-    """A bar chart in one line of text; a column is an expert, or the busiest of several experts.
+    """A bar chart in one line of text, at most `width` columns wide.
 
-    A column for an even share of the load has half the height; for twice that share or more it has
+    A column is one expert or, with more experts than `width`, the busiest of several neighbours. A
+    column for an even share of the load has half the height; for twice that share or more it has
     the full height. It is green up to twice an even share, yellow above, and red above four times.
     It is also red if one of its experts has less than a tenth of an even share.
     """
@@ -123,7 +124,7 @@ class LiveView(View):
         return Group(line, self._loads(report, pace.facts.moe_layers), Text(self._heldout))
 
     def _loads(self, report: "StepReport", layers: list[int]) -> RenderableType:
-        """The bars of the least even layers, as many as the screen holds, in the model's order."""
+        """The bar charts of the least even layers, as many as fit, in the order of the model."""
         table = Table.grid(padding=(0, 2))
         busiest = report.max_over_mean
         room = max(1, self._console.height - 6)

@@ -17,7 +17,11 @@ from mixtura.moe.load import WINDOW, collapsed, starving
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """An alarm about starving experts or a collapsed layer; each gets one alarm in a run."""
+    """An alarm about starving experts or a collapsed layer.
+
+    In a run each expert is reported as starving at most once, and each layer as collapsed at most
+    once.
+    """
 
     kind: Literal["starving", "collapsed"]
     layer: int
@@ -40,7 +44,7 @@ class Alarm:
 
 
 class LoadWatch:
-    """The load of the last 100 steps. Alarms begin after min(100, `steps`) steps."""
+    """The load of the last 100 steps. There are no alarms before min(100, `steps`) steps."""
 
     def __init__(self, experts: Mapping[int, int], top_k: int, steps: int) -> None:
         """`experts`: the number of experts of each MoE layer, by the layer's number."""
@@ -105,5 +109,8 @@ class LoadWatch:
 
 
 def _stored(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """The tensor `name` of a checkpoint; older checkpoints have two dims LE in place of X."""
+    """The tensor `name` of a checkpoint.
+
+    In older checkpoints the name and the dims of this tensor have LE in place of X.
+    """
     return state[name] if name in state else state[name.replace("X", "LE")]

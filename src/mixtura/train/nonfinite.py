@@ -13,7 +13,8 @@ from mixtura.moe import MoEOutput, Routing
 def in_forward(decoder: LanguageModel, forward: Callable[[], object]) -> str | None:
     """Run `forward`; return the first module with an output that is not finite, or None.
 
-    An inner module ends before the modules around it, so the first module found is the innermost.
+    A module is checked when its forward pass ends. An inner module ends before the modules around
+    it, so the first module found is the innermost.
     """
     found: list[str] = []
     with torch.no_grad(), _watching(decoder, found):
@@ -22,7 +23,7 @@ def in_forward(decoder: LanguageModel, forward: Callable[[], object]) -> str | N
 
 
 def in_gradients(decoder: LanguageModel) -> str:
-    """The first parameter in the backward pass whose gradient is not finite.
+    """Find the parameter for which the backward pass first computed a gradient that is not finite.
 
     The backward pass computes gradients in the reverse order of the forward pass, so parameters are
     searched in this reverse order.
@@ -41,7 +42,7 @@ def in_parameters(decoder: LanguageModel) -> str | None:
 
 
 def _in_forward_order(decoder: LanguageModel) -> list[tuple[str, nn.Parameter]]:
-    """Names and parameters in the order of the forward pass, which `config.weights()` has too."""
+    """Names and parameters in the order of the forward pass, in which `config.weights()` lists."""
     named = dict(decoder.named_parameters())
     return [(weight.name, named[weight.name]) for weight in decoder.config.weights()]
 
@@ -80,7 +81,7 @@ def _finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
-    """The floating-point tensors in a module's output."""
+    """Yield the tensors of a module's output in which a number may not be finite."""
     match value:
         case Tensor():
             yield value

@@ -9,9 +9,9 @@ from mixtura.models import LanguageModel
 from mixtura.runs.train_config import TrainConfig
 from mixtura.shapes import Role
 
-# Roles without weight decay. Decay would shrink the scales of norms towards 0, and the embedding
-# rows of rare tokens, which have no gradient in most steps. It would push every router towards an
-# even choice, and is not needed for small logits, since the z-loss keeps logits small.
+# Roles without weight decay. Decay would shrink the scales of norms towards 0. It would shrink the
+# embeddings of rare tokens too, since most steps have no gradient that restores them. It would push
+# every router towards even probabilities; the z-loss keeps a router's logits small without decay.
 UNDECAYED: frozenset[Role] = frozenset({"norm", "embedding", "router"})
 
 
@@ -29,7 +29,7 @@ def decayed_names(decoder: LanguageModel) -> set[str]:
 def build_optimizer(decoder: LanguageModel, config: TrainConfig) -> torch.optim.AdamW:
     """Fused AdamW with three groups: parameters with weight decay, without it, and router gates.
 
-    The key `share` of a group is the factor of its learning rate in `set_rate`.
+    `set_rate` multiplies a group's learning rate by the group's key `share`.
     """
     decayed = decayed_names(decoder)
     gates = {weight.name for weight in decoder.config.weights() if weight.role == "router"}
@@ -74,7 +74,7 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, decoder: LanguageModel) -> d
 def restore_optimizer(
     optimizer: torch.optim.AdamW, decoder: LanguageModel, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Restore the optimizer's state from copies of the tensors of `optimizer_tensors`."""
+    """Copy `tensors`, in the form that `optimizer_tensors` returns, to the optimizer's state."""
     optimizer.state.clear()
     parameters = dict(decoder.named_parameters())
     for key, value in tensors.items():

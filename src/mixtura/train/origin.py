@@ -20,7 +20,7 @@ from mixtura.runs.folder import RunFolder
 from mixtura.runs.recipe import Recipe, differences
 from mixtura.tokenizers import GivenConfig, Tokenizer
 
-# These keys concern only training, so a run may set other values than its origin.
+# These keys concern only training, so a run's values for them may differ from its origin's values.
 _OF_TRAINING = ("model.moe.balance.", "model.moe.capacity.", "model.moe.backend")
 
 
@@ -30,9 +30,9 @@ class OriginRecord(Config):
     model: str
     """the name that the user gave"""
     step: int | None
-    """the step of the checkpoint if the model is a run, else None"""
+    """if `model` names a run, the step of the checkpoint that was taken; else None"""
     digest: str
-    """SHA-256 of the weights' names and values, in fp32"""
+    """SHA-256 of the names of the weights and of their values in fp32"""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Origin:
 
     @classmethod
     def open(cls, model: str) -> "Origin":
-        """Open a model. Raises CheckpointError for a packed one, and the errors of `open_model`."""
-        # Without a dtype a quantised GGUF file would be packed, and its weights rounded again.
+        """Open a model. Raises the errors of `open_model`, and CheckpointError if it is packed."""
+        # Without a dtype `open_model` packs a quantised GGUF file, which rounds its weights again.
         found: OpenModel = open_model(model, "float32" if is_gguf(model) else None)
         if found.packed is not None:
             raise CheckpointError(
@@ -57,7 +57,7 @@ class Origin:
         return cls(model, found.step, found.decoder, found.tokenizer)
 
     def begin(self, decoder: LanguageModel) -> None:
-        """Copy the origin's weights into `decoder`, a model of the same shape, in its dtype."""
+        """Copy the origin's weights to `decoder`, which has the same shape and keeps its dtype."""
         weights = self.decoder.state_dict()
         check_fits(decoder, weights, Path(self.name))
         decoder.load_state_dict(weights)
@@ -69,9 +69,9 @@ class Origin:
         )
 
     def recipe(self, tree: Mapping[str, Any], place: str) -> Recipe:
-        """The recipe in `tree`, with the origin's shape and tokenizer if `tree` has none.
+        """Parse the recipe in `tree`; if it names no model or no tokenizer, it gets the origin's.
 
-        Raises ConfigError if `tree` has another model or another tokenizer.
+        Raises ConfigError if `tree` names a model or a tokenizer that differs from the origin's.
         """
         own = self.decoder.config.model_dump(mode="json")
         given = tree.get("model")
@@ -94,10 +94,10 @@ class Origin:
 def recipe_and_origin(
     tree: Mapping[str, Any], folder: RunFolder, model: str | None, *, resume: bool, place: str
 ) -> tuple[Recipe, Origin | None]:
-    """The recipe to train, and the origin of its first weights; None for random weights.
+    """Return the recipe to train, and the run's origin; the origin is None for random weights.
 
-    The origin of a resumed run is None too: it has its own weights, and only the record of its
-    origin is read.
+    It is None for a resumed run too: the weights come from the run's checkpoint. If there is no
+    checkpoint yet, `reopened_origin` opens the origin by its record.
     """
     recorded = folder.recorded() if resume else None
     record = None if recorded is None else recorded_origin(folder)
@@ -120,7 +120,10 @@ def recipe_and_origin(
 
 
 def recorded_origin(folder: RunFolder) -> OriginRecord | None:
-    """The run's origin.json; None for random weights. Raises CheckpointError if it is damaged."""
+    """Read the run's origin.json. Returns None for a run that began with random weights.
+
+    Raises CheckpointError if the file is damaged.
+    """
     if not folder.origin.exists():
         return None
     try:
@@ -130,9 +133,10 @@ def recorded_origin(folder: RunFolder) -> OriginRecord | None:
 
 
 def reopened_origin(folder: RunFolder) -> Origin | None:
-    """Open the origin of a run that stopped before its first checkpoint; None for random weights.
+    """Open the origin of a run that stopped before its first checkpoint.
 
-    Raises CheckpointError if the origin now has other weights than the run began with.
+    Returns None for a run that began with random weights. Raises CheckpointError if the origin no
+    longer has the weights that the run began with.
     """
     record = recorded_origin(folder)
     if record is None:
@@ -147,7 +151,7 @@ def reopened_origin(folder: RunFolder) -> Origin | None:
 
 
 def _resumed(tree: Mapping[str, Any], recorded: Recipe, place: str) -> Recipe:
-    """The recipe in `tree`, with the recorded run's model and tokenizer if `tree` has none."""
+    """Parse the recipe in `tree`; if it names no model or no tokenizer, it gets the run's."""
     run = recorded.tree()
     model = tree.get("model", run["model"])
     if isinstance(model, Mapping):

@@ -1,4 +1,4 @@
-"""A random state for each trainer, so that two trainers in a process do not disturb each other."""
+"""Gives each trainer in a process its own random state, so that trainers do not interfere."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +19,10 @@ def seeded(seed: int, device: torch.device) -> RandomState:
 
 @contextmanager
 def randomness_of(state: RandomState, device: torch.device) -> Iterator[RandomState]:
-    """Take torch's random numbers from `state` in the block; then restore torch's own state.
+    """Set torch's generators to `state` for the block, and afterwards to what they were before.
 
-    If the block raises nothing, the yielded mapping holds the new state at the end of the block.
+    The yielded mapping is empty during the block. If the block ends without an error, the mapping
+    gets the state that the generators reached.
     """
     outside = _read(device)
     after: RandomState = {}

@@ -28,9 +28,9 @@ class StepReport:
     seconds: float
     """the time of this step, without evaluation and checkpoints"""
     load: list[list[int]]
-    """for each MoE layer and expert, the number of rows that chose the expert"""
+    """for each MoE layer and expert, the number of routed rows that chose the expert"""
     dropped: list[float]
-    """for each MoE layer, the share of rows that no expert computed"""
+    """for each MoE layer, the share of routed rows that were dropped because an expert was full"""
     alarms: tuple[Alarm, ...]
     """the alarms that this step raised"""
 
@@ -40,12 +40,12 @@ class StepReport:
 
     @property
     def max_over_mean(self) -> list[float]:
-        """For each MoE layer, the load of this step's busiest expert over the mean load."""
+        """For each MoE layer, the load of this step's busiest expert divided by the mean load."""
         return busiest_over_mean(self.load)
 
 
 def busiest_over_mean(load: list[list[int]]) -> list[float]:
-    """For each layer, the largest load of an expert over the mean load."""
+    """For each layer, the largest load of an expert divided by the mean load."""
     return [float(max_over_mean(torch.tensor(load_E))) for load_E in load]
 
 
@@ -60,7 +60,7 @@ class StepMeans:
 
 
 class Tally:
-    """Sums over the micro-batches of one step, which stay on the device until `means`."""
+    """Adds up one step's micro-batches; the sums stay on the device until `means` is called."""
 
     def __init__(self) -> None:
         self._count = 0

@@ -1,6 +1,7 @@
 """Writes a run's curves as TensorBoard event files, in the caller's thread.
 
-torch's SummaryWriter writes in another thread, in which a full disk causes a traceback.
+torch's SummaryWriter writes in another thread. An error there, such as a full disk, would print a
+traceback instead of reaching the caller.
 """
 
 # Protobuf makes its classes at import, so type checkers cannot find them.
@@ -20,7 +21,7 @@ from mixtura.train.step_report import StepReport
 
 
 class TensorBoardCurves:
-    """Writes a new event file in `folder`. Raises StorageError if it cannot be written."""
+    """Writes a new event file in `folder`. Raises StorageError if the file cannot be written."""
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         moment = time.time_ns()
@@ -31,7 +32,7 @@ class TensorBoardCurves:
         except OSError as error:
             raise self._refused(error) from error
         self._records = RecordWriter(self._file)
-        # This event makes TensorBoard hide later steps that an earlier start of the run logged.
+        # This event makes TensorBoard hide the steps after `resumed_step` that are in older files.
         restart = SessionLog(status=SessionLog.START)
         self._write(
             Event(wall_time=time.time(), file_version="brain.Event:2"),

@@ -1,6 +1,7 @@
 """Trains a model step by step, and evaluates it; writes to no terminal and no file.
 
-B sequences, S tokens, T = B*S, V vocabulary, E experts, X experts of all MoE layers.
+B sequences of S tokens, T = B*S, V tokens of the vocabulary, E experts of one layer, X experts of
+all MoE layers together.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,7 +36,10 @@ from mixtura.train.step_report import StepMeans, StepReport, Tally
 
 
 class BatchSource(Protocol):
-    """Batches as a pure function of their number, so that a resumed run has the same batches."""
+    """Returns batches by number, and always the same batch for the same number.
+
+    So a resumed run gets the batches that it would have got without the interruption.
+    """
 
     def at(self, step: int) -> Batch: ...
 
@@ -45,7 +49,7 @@ class Trainer:
 
     Two trainers in one process may take turns, since each has its own random state. `heldout`
     must return the same batches at each call. With several ranks, each rank has its part of every
-    batch, gradients and reports are means over all ranks, and all ranks have the same weights.
+    batch. Gradients and reported losses are means over all ranks, so all ranks keep equal weights.
     """
 
     def __init__(
@@ -69,8 +73,8 @@ class Trainer:
         experts = {layer: shape.num_experts for layer, shape in shapes.items()}
         top_k = max((shape.top_k for shape in shapes.values()), default=1)
         self._watch = LoadWatch(experts, top_k, config.steps)
-        # `config.seed` initialises the weights. Noise in training has another seed, so that it does
-        # not repeat the same random numbers.
+        # The weights were initialised with `config.seed`. Another seed keeps the noise in training
+        # from repeating the random numbers of the weights.
         self._random = seeded(config.seed + 1, self.device)
 
     @property
@@ -146,7 +150,7 @@ class Trainer:
         self.steps_done, self.tokens_done, self.seconds = state.step, state.tokens, state.seconds
         self.decoder.load_state_dict(state.model)
         restore_optimizer(self.optimizer, self.decoder, state.optimizer)
-        # A checkpoint of a run on the CPU has no random state for a GPU, which keeps its own.
+        # A checkpoint from a CPU has no random state for a GPU, so the GPU keeps its seeded state.
         self._random = {**self._random, **state.random}
         self._watch.restore(state.watch)
 
@@ -176,7 +180,8 @@ class Trainer:
         if self.ranks.count == 1:
             return
         for parameter in parameters:
-            # A rank without a gradient adds zeros, since the other ranks wait for its part.
+            # A rank without a gradient for this parameter adds zeros, since all ranks must join in
+            # the sum.
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self.ranks.sum(grad) / self.ranks.count
 
@@ -206,7 +211,7 @@ class Trainer:
         loads = end_step(self.decoder)
         if not loads:
             return []
-        # All layers are copied together, so that the device is synchronised only once.
+        # All layers' loads are copied together, so that the device is synchronised only once.
         load_X = torch.cat(loads).cpu()
         return list(load_X.split([load_E.numel() for load_E in loads]))
 

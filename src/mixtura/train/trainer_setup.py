@@ -35,7 +35,7 @@ def check_model(recipe: Recipe) -> None:
 
 
 def _check_memory(recipe: Recipe) -> None:
-    """Raise ConfigError if weights, gradients and moments alone exceed the free memory."""
+    """Raise ConfigError if weights, gradients and AdamW's moments do not fit into free memory."""
     on_cpu = choose_device(recipe.train.device).type == "cpu"
     # For training on a GPU, the CPU's memory holds only the weights, before they are copied.
     of_parameter = sum(TRAINED_BYTES.values()) if on_cpu else TRAINED_BYTES["weight"]
@@ -58,7 +58,7 @@ def build_trainer(recipe: Recipe, corpus: Corpus) -> Trainer:
     heldout = partial(
         heldout_batches, corpus.heldout, config.batch, config.length, config.eval_tokens
     )
-    # Too little held-out text raises an error now, and not only at the first evaluation.
+    # With too little held-out text this raises an error now, and not only at the first evaluation.
     next(heldout())
     decoder = build_decoder(recipe.model, config.seed)
     if needs_token_counts(decoder):

@@ -27,15 +27,15 @@ class Summary:
 
     folder: Path
     steps: int
-    """all steps of the run, over all processes that trained it"""
+    """all steps of the run, including those before it was last resumed"""
     tokens: int
     seconds: float
     """the time of all training steps, without evaluation and checkpoints"""
     heldout_bits_per_byte: float | None
     """the result of the last evaluation; None if the run stopped before its first evaluation"""
     load_max_over_mean: list[float]
-    """for each MoE layer, the largest load of an expert over the mean load, with loads summed over
-    the last 100 steps; empty before the first step"""
+    """for each MoE layer, the largest load of an expert divided by the mean load, where a load is
+    the sum over the last 100 steps; empty before the first step"""
     interrupted: bool
     """whether SIGINT or SIGTERM stopped the run before its last step"""
 
@@ -83,11 +83,12 @@ class TrainingRun:
         return self._trainer.plan
 
     def correct(self, steps: int, reason: str) -> None:
-        """Change the run's total number of steps to `steps`. Raises StorageError.
+        """Change the run's total number of steps to `steps`.
 
         The rest of the learning rate's schedule is stretched or shortened to fit. The correction is
-        on the disk before the next step, so a run that is resumed from an earlier checkpoint
-        repeats the same steps.
+        written to the disk before the next step. So a run that is resumed from an earlier
+        checkpoint applies it after the same step again. Raises StorageError if it cannot be
+        written.
         """
         done = self._trainer.steps_done
         assert steps > done, "the last step is still to come"
@@ -216,9 +217,9 @@ class TrainingRun:
 
 
 def _last_quality(evaluations: Sequence[Mapping[str, Any]]) -> float | None:
-    """The last evaluation's bits per byte; None without an evaluation.
+    """The last evaluation's bits per byte; None before the first evaluation.
 
-    It is also None if a user has edited the line, and the number is missing.
+    It is also None if a user has edited the file so that the last line lacks the number.
     """
     found = evaluations[-1].get("heldout_bits_per_byte") if evaluations else None
     return found if isinstance(found, float) else None
@@ -236,15 +237,15 @@ def train_in_turn(
 ) -> list[Summary]:
     """Train all runs to their last step or an interrupt, with one step of each run in turn.
 
-    Other programs slow all these runs down equally, so the speeds of the runs can be compared.
-    `after_round` is called whenever all runs have equally many steps left, and may correct the
-    number of steps.
+    Since the runs take turns, other programs slow them all down equally, and their speeds can be
+    compared. `after_round` is called whenever all runs have equally many steps left, at least one.
+    It may correct the runs' number of steps.
     """
     with deferred_interrupts() as interrupt:
         for run in runs:
             run.begin()
         while not interrupt.requested and any(run.steps_left for run in runs):
-            # After a resume one run may be ahead of the others.
+            # After a resume one run may be ahead of the others, and then waits for them.
             furthest_behind = max(run.steps_left for run in runs)
             for run in runs:
                 if run.steps_left == furthest_behind:

@@ -68,7 +68,11 @@ class View:
 
 
 class Pace:
-    """Estimates the time left from the steps of this process, with evaluation and checkpoints."""
+    """Estimates the time left.
+
+    The estimate uses the mean time of the steps since this process started the run; evaluations and
+    checkpoints are included in this time.
+    """
 
     def __init__(self, facts: RunFacts) -> None:
         self.facts, self._began = facts, monotonic()
@@ -83,7 +87,7 @@ class Pace:
 
 
 class _Stage:
-    """A stage of the preparation, which decides which of its reports are written as lines."""
+    """One stage of the preparation; it selects which reports of its progress become lines."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -93,7 +97,7 @@ class _Stage:
         self._ended = False
 
     def reached(self, done: int, total: int) -> str | None:
-        """The line to write; None within 5 s of the last line, or after the stage's end."""
+        """Return the line to write: None within 5 s of the last line, and after the stage's end."""
         if self._ended:
             return None
         if total and done >= total:
@@ -109,7 +113,10 @@ class _Stage:
         return line
 
     def last_line(self, *, ended: bool) -> str | None:
-        """The last line of a stage that ended or was interrupted; None if it is already written."""
+        """Return the last line of a stage that ended or was interrupted.
+
+        Returns None if that line is already written.
+        """
         if ended:
             return None if self._ended else self._end()
         return None if self._unsaid is None else f"{self.name}: {self._unsaid}"
@@ -120,7 +127,7 @@ class _Stage:
 
 
 class PlainView(View):
-    """Writes a line for each logged step, evaluation and alarm, as output without a terminal."""
+    """Writes a line for each logged step, evaluation and alarm, also where there is no terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr

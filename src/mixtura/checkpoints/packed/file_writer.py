@@ -49,7 +49,7 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """The header and the size of the file that was written, and remarks for the user."""
+    """The header and the size in bytes of the file that was written, and remarks for the user."""
 
     header: Header
     bytes: int
@@ -138,7 +138,7 @@ def _parts(one: Planned, entry: Entry, weights: Weights) -> Iterator[Tensor]:
         case "experts":
             ffns = FFNs(*one.shape)
             w_in, w_out = one.weights
-            # A dense FFN is written like a single expert, but its weights have no dim of experts.
+            # A dense FFN is written like a single expert, but its weights lack the dim for experts.
             numbers = range(ffns.experts) if weights.like[w_in].dim() == 3 else [None]
             for expert in numbers:
                 inner = weights.matrix(w_in, entry.bits, expert)

@@ -25,8 +25,8 @@ _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 class GroupReader:
     """Reads one matrix at a time: stored groups are copied exactly, other weights are quantised.
 
-    A stored tensor that holds many experts is kept in memory until `release`, so that it is
-    unpacked only once.
+    A stored tensor that holds many experts stays in memory until `release`, so that it is read only
+    once for all of them.
     """
 
     def __init__(self, source: Source, pieces: Iterable[Piece]) -> None:

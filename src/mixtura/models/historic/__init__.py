@@ -1,4 +1,4 @@
-"""The early systems: the local experts of 1991, and the MoE between two LSTMs of 2017."""
+"""The early systems: the local experts of 1991, and the model of 2017 with an MoE between LSTMs."""
 
 from mixtura.models.historic.local_experts import (
     LocalExperts,

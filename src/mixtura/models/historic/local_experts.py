@@ -18,12 +18,13 @@ ErrorKind = Literal["cooperative", "competitive", "mixture"]
 
 
 class LocalExpertsConfig(Config):
-    """E experts of one shape and a gate, which all have the same input.
+    """E experts of the same shape, and a gate; all of them read the same input.
 
     Without `hidden` each expert is linear with a bias, the paper's "very simple expert"; `hidden`
-    lists the widths of layers of sigmoid units. With `output: sigmoid` an expert of one output
-    gives a probability, and its decision surface is where that is 0.5, as in the paper's
-    experiment. One expert with a hidden layer is the paper's back-propagation network.
+    lists the widths of layers of sigmoid units. With `output: sigmoid` and `outputs: 1` an expert
+    gives a probability, and its decision surface is where this probability is 0.5, as in the
+    paper's experiment. With `num_experts: 1` and a hidden layer, the system is the paper's
+    back-propagation network.
     """
 
     inputs: int = Field(ge=1)
@@ -31,7 +32,7 @@ class LocalExpertsConfig(Config):
     num_experts: int = Field(ge=1)
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
     output: Literal["linear", "sigmoid"] = "linear"
-    # The paper's experiments use "mixture", its equation 3.
+    # The paper's experiments use "mixture", which is equation 3 of the paper.
     loss: ErrorKind = "mixture"
 
 
@@ -79,7 +80,7 @@ class LocalExpertsOutput:
 
 
 def cooperative_error(output: LocalExpertsOutput, target_BO: Tensor) -> Tensor:
-    """error_B of equation 1, ||d - sum_i p_i o_i||^2: each expert fits the others' residual.
+    """error_B of equation 1, ||d - sum_i p_i o_i||^2: each expert fits the error of the others.
 
     dE/do_i = -2 p_i (d - sum_j p_j o_j). Raises ValueError where the target's shape is not (B, O).
     """
@@ -100,9 +101,9 @@ def mixture_error(output: LocalExpertsOutput, target_BO: Tensor) -> Tensor:
     """error_B of equation 3, -log sum_i p_i exp(-||d - o_i||^2 / 2).
 
     Up to a constant it is the negative log-likelihood of a mixture of Gaussians with means o_i and
-    variance 1. dE/do_i = -h_i (d - o_i), equation 5, with h the posterior, so the expert with the
-    best fit to a case adapts fastest to it. Raises ValueError where the target's shape is not (B,
-    O).
+    variance 1. dE/do_i = -h_i (d - o_i), which is equation 5, and h_i is the posterior. So for each
+    case the expert that fits it best adapts fastest. Raises ValueError where the target's shape is
+    not (B, O).
     """
     return -output.log_joint_BE(target_BO).logsumexp(-1)
 

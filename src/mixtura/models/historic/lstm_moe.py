@@ -1,11 +1,11 @@
 """An MoE between two LSTMs (Shazeer et al. 2017, arXiv 1701.06538, section 5.1 and appendix C.1).
 
 embedding -> LSTM -> MoE -> LSTM -> softmax. The MoE's output goes through a sigmoid. Dropout
-follows every layer but the softmax. After dropout, the input of each LSTM and of the MoE is added
-to its output. All of this is stated in appendix C.1. No layer has biases, since the parameter
-counts of the paper leave no room for them.
+follows every layer but the softmax. Each LSTM and the MoE has a residual connection: after dropout
+its output is added to its input. All of this is stated in appendix C.1. No layer has biases, since
+the parameter counts of the paper leave no room for them.
 
-B sequences, S positions, D width, V vocabulary.
+B sequences of S positions, D width, V tokens of the vocabulary.
 """
 
 import warnings
@@ -42,7 +42,7 @@ class LstmMoEConfig(ModelShape):
     @model_validator(mode="before")
     @classmethod
     def _relu(cls, tree: Any) -> Any:
-        """Give an MoE without an activation the paper's, ReLU."""
+        """If the config names no activation for the MoE, set the paper's activation, ReLU."""
         match tree.get("moe") if isinstance(tree, Mapping) else None:
             case Mapping() as moe:
                 return {**tree, "moe": {"activation": "relu", **moe}}
@@ -94,9 +94,10 @@ class LstmMoEConfig(ModelShape):
         yield Weight("head.weight", ends, "head")
 
     def _lstm(self, prefix: str) -> Iterator[Weight]:
-        """Weights of four gates, from the input and the last output, and of the projection.
+        """Weights of the four gates, for the input (ih) and the last output (hh), and a projection.
 
-        Input and last output have the model's width.
+        The input and the last output have the model's width. Only an LSTM with more units than this
+        width has the projection (hr).
         """
         gates = (4 * self.lstm_units, self.width)
         yield Weight(f"{prefix}weight_ih_l0", gates, "recurrent")
@@ -142,7 +143,7 @@ class LstmMoE(LanguageModel):
         """Logits of the next token at each position; `layers` is (None, the MoE's output, None).
 
         `valid_BS` is False for padding, which must follow a sequence's tokens. Raises ConfigError
-        for padding elsewhere, and past the context.
+        for padding elsewhere, and for sequences longer than the context.
         """
         self.check_length(tokens_BS.shape[1])
         if valid_BS is not None:

@@ -1,7 +1,8 @@
 """The MoE rows of tables 7 and 8 of Shazeer et al. 2017 (arXiv 1701.06538), by name.
 
-`table_7["MoE-4096-h"].config(vocabulary=32_000, context=64)` is the config of a model to count or,
-if it is small enough, to train. Counting builds no model, so 137 billion parameters are no problem.
+`table_7["MoE-4096-h"].config(vocabulary=32_000, context=64)` is the config of a model. The config
+counts the model's parameters without building the model, so it can count 137 billion. A model that
+is small enough can be built and trained.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 from mixtura.models.historic.lstm_moe import LstmMoEConfig
 
-# The experts of each token in all language models of the paper.
+# Each token uses this number of experts in all language models of the paper.
 ACTIVE_EXPERTS = 4
 
 
@@ -30,7 +31,7 @@ class Published:
     units: int | None = None
     """units of each LSTM, projected to `width`; None means `width`"""
     hidden: tuple[int, ...] = ()
-    """hidden widths of the dense network where `num_experts` is 0"""
+    """hidden widths of the dense network that stands in place of an MoE if `num_experts` is 0"""
     dropout: float = 0.1
 
     def config(self, vocabulary: int, context: int) -> LstmMoEConfig:
@@ -69,7 +70,8 @@ def two_levels(groups: int) -> dict[str, Any]:
 
 
 # Models trained on 1 billion words. Low-budget models have 16 groups, one for each GPU. The paper
-# states no number for MoE-34M and MoE-143M; 32, their number of GPUs, gives the printed counts.
+# states no number of groups for MoE-34M and MoE-143M. With one for each of their 32 GPUs, the
+# parameters are as many as printed.
 table_7: Mapping[str, Published] = {
     "MoE-1-Wide": Published("8.4", "8.4", hidden=(4096,)),
     "MoE-1-Deep": Published("8.4", "8.4", hidden=(1024, 1024, 1024, 1024)),

@@ -47,7 +47,7 @@ def test_its_size_is_known_before_it_is_allocated(
     assert plan.bytes == 3 * 7 * bytes_of_position
     kept = {
         tensor.data_ptr(): tensor.nbytes
-        for layer in (each.kv for each in plan.allocate().layers)
+        for layer in (each.kv for each in plan.allocate().kv_layers)
         for tensor in (layer.keys, layer.values, layer.key_scales, layer.value_scales)
         # A latent's values are a view of its keys.
         if tensor is not None and (tensor is not layer.values or not layer.values_in_keys)
@@ -61,7 +61,7 @@ def test_its_size_is_known_before_it_is_allocated(
 def test_every_byte_of_the_engines_cache_is_counted(family: str, kind: KVKind, slots: int) -> None:
     decoder = build(family)
     state = Runner.of(decoder, slots, 7, kind).state
-    layers = [layer.kv for layer in state.layers]
+    layers = [layer.kv for layer in state.kv_layers]
     kept = [(one.keys, one.values, one.key_scales, one.value_scales) for one in layers]
     held = memory_of(tensor for layer in kept for tensor in layer)
     assert held == state.bytes == bytes_of_cache(decoder.config, slots, 7, kind)
@@ -75,7 +75,7 @@ def test_every_byte_of_a_decoders_own_cache_is_counted(
 ) -> None:
     config = build(family).config
     state = State.empty(config, batch, 7, getattr(torch, dtype))
-    held = memory_of(tensor for one in state.layers for tensor in (one.kv.keys, one.kv.values))
+    held = memory_of(tensor for one in state.kv_layers for tensor in (one.kv.keys, one.kv.values))
     assert held == state.bytes == batch * 7 * plain_bytes_of_position(config, dtype)
 
 

@@ -89,7 +89,7 @@ def test_a_new_cache_holds_nothing() -> None:
     state = State.empty(decoder.config, slots=3, capacity=5)
     assert (state.length, state.capacity, len(state.layers)) == (0, 5, 2)
     # Keys and values of 2 heads of 6 a layer.
-    kv = state.layers[0].kv
+    kv = state.kv_layers[0].kv
     assert [kept.shape for kept in (kv.keys, kv.values)] == [(3, 2, 5, 6)] * 2
 
 

@@ -51,6 +51,8 @@ PRINTED: dict[str, tuple[str, str | None, str | None]] = {
     "phi-3.5-moe": ("41.9", "6.6", "A"),
     "granite-3.0-1b-a400m": ("1.3", "0.4", "A"),
     "granite-3.0-3b-a800m": ("3.3", "0.9", "A"),
+    # Its maker prints 1.5 active, and counts 1.56 of convention A down.
+    "lfm2-8b-a1b": ("8.3", None, None),
     "llama-3.1-8b": ("8.03", None, None),
     "qwen3-0.6b": ("0.6", None, None),
     "smollm2-135m": ("0.135", None, None),
@@ -74,6 +76,20 @@ def test_published_counts_exactly(name: str) -> None:
 
 def of_layer(shape: DecoderShape, prefix: str) -> int:
     return sum(weight.parameters for weight in shape.weights() if weight.name.startswith(prefix))
+
+
+def test_lfm2_exactly() -> None:
+    # An expert 3 * 2048 * 1792; a short convolution 4 * 2048^2 for both projections and 3 * 2048
+    # taps; attention 2048 * (2 * 2048 + 2 * 512) and two norms of 64.
+    width, expert, conv = 2048, 11_010_048, 4 * 2048**2 + 3 * 2048
+    attention = width * (2 * 2048 + 2 * 512) + 2 * 64
+    mixers, table = 18 * conv + 6 * attention, 65_536 * width
+    dense, norms = 2 * 3 * width * 7168, (2 * 24 + 1) * width
+    routers = 22 * 32 * width
+    shape = known_shape("lfm2-8b-a1b")
+    rest = mixers + dense + norms + routers + table
+    assert shape.total_parameters() == 22 * 32 * expert + rest == 8_339_929_856
+    assert shape.active_parameters("A") == 22 * 4 * expert + rest == 1_557_740_288
 
 
 def test_deepseek_v2_exactly() -> None:

@@ -70,6 +70,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe": {**MOE, "shared_width": 56, "shared_gate": True},
         "tied_head": True,
     },
+    "lfm2_moe": {
+        "attention": {**BASE["attention"], "norm": "head"},
+        "recurrence": {"kind": "short_conv", "kernel": 3, "bias": True, "layers": [0, 2]},
+        "moe": {**MOE, "router": {"kind": "sigmoid_topk"}, "placement": {"first_dense": 1}},
+        "tied_head": True,
+    },
 }
 Written = Callable[[str], Path]
 

@@ -79,6 +79,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "placement": {"first_dense": 1},
         },
     },
+    "lfm2_moe": {
+        "attention": {**HEADS, "norm": "head"},
+        "recurrence": {"kind": "short_conv", "kernel": 3, "layers": [1]},
+        "moe": {**MOE, "router": {"kind": "sigmoid_topk"}, "placement": {"first_dense": 1}},
+        "tied_head": True,
+    },
 }
 
 

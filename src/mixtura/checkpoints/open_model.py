@@ -177,6 +177,7 @@ def _open_packed(
             f"{model}: is packed for CPUs, not for {device}; open the model that it was made from"
         )
     file = PackedFile(path / FILE)
+    file.populate()
     decoder, tokenizer = packed_decoder(file), load_tokenizer(path)
     check_vocabulary(path, tokenizer, decoder.config)
     check = file.check(decoder.config.roles(), remedy).begin()

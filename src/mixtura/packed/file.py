@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from threading import Thread
 from typing import BinaryIO
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from mixtura.integrity import Check, claim_of_bytes, named
 from mixtura.packed.header import PLAIN, Entry, Header, encoded, read_header
+from mixtura.packed.page_population import populate
 
 # The largest number of parts that wait to be written. Packing needs memory for them, and for the
 # part that is being made.
@@ -42,6 +44,13 @@ class PackedFile:
         self.header, self._begin = read_header(path)
         self._data = _mapped(path)[self._begin :]
         self.entries: Mapping[str, Entry] = {entry.name: entry for entry in self.header.tensors}
+
+    def populate(self) -> Thread | None:
+        """Map all pages in the background, so that a first prompt does not wait for them.
+
+        See `page_population.populate`.
+        """
+        return populate(self._data)
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype of a plain tensor."""

@@ -42,7 +42,7 @@ class Inspection:
     shape: ModelShape
     groups: tuple[TensorGroup, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """for each stored tensor that the model does not use, by name, a description"""
+    """a description of each stored tensor that the model does not use, by the tensor's name"""
     check: Check = field(default_factory=Check)
     """the comparison of the weights with their recorded digests"""
     config: Mapping[str, Any] | None = None

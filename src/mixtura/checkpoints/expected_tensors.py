@@ -17,9 +17,9 @@ def check_tensors(
 ) -> dict[str, str]:
     """Raise CheckpointError for missing, misshapen and unexpected tensors; the message names them.
 
-    Returns, by name, a description of each stored tensor that the model does not use. If a
-    checkpoint stores one tensor under two names, such as a tied head, the two copies are compared,
-    unless `values` is false.
+    Returns a description of each stored tensor that the model does not use, by the tensor's name.
+    If a checkpoint stores one tensor under two names, such as a tied head, the two copies are
+    compared, unless `values` is false.
     """
     expected: dict[str, tuple[int, ...]] = {}
     missing: dict[str, None] = {}

@@ -33,7 +33,7 @@ class LoadedModel:
     family: Family
     source: Source
     left_out: Mapping[str, str]
-    """for each stored tensor that the model does not use, by name, a description"""
+    """a description of each stored tensor that the model does not use, by the tensor's name"""
     check: Check
     """the comparison of the weights with their digests; with `wait=False` it may still run"""
 

@@ -61,8 +61,8 @@ def is_named(model: str) -> bool:
 
 def pulled_cache() -> "FolderCache":
     """The cache of pulled models. No model is removed to make room for another."""
-    # Every command imports this file, and importing `mixtura.user_cache` raises an error on
-    # Windows. Imported here and not above, it still reaches the user as an error of one line.
+    # Every command imports this file, but on Windows `mixtura.user_cache` cannot be imported. It is
+    # imported only here, where the import's error reaches the user as one line.
     from mixtura.user_cache import FolderCache, user_cache
 
     return FolderCache(user_cache() / "models", sys.maxsize)

@@ -37,7 +37,7 @@ class OpenWeights:
     tokenizer: Tokenizer | DataError
     """the tokenizer, or the error that says why there is none"""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """for each stored tensor that the model does not use, by name, a description"""
+    """a description of each stored tensor that the model does not use, by the tensor's name"""
 
     def family_for(self, named: str | None, among: Iterable[str] = FAMILIES) -> Family:
         """Return the family to write the model as.

@@ -1,7 +1,7 @@
 """The command line. Each command parses its arguments, calls one library function and prints.
 
-Each command has one file, and its name is listed in `app.py`. No module imports torch before a
-command needs it, so `--help`, `--version` and most error messages appear at once.
+Each command has one file, and `app.py` lists the names of all commands. No module imports torch
+before a command needs torch, so `--help`, `--version` and most error messages appear at once.
 """
 
 import os

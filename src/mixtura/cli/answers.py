@@ -1,4 +1,4 @@
-"""Prints a model's text, remarks and measurements, and makes the data of `--json`."""
+"""Prints a model's text and remarks for the user, and makes the data that `--json` prints."""
 
 import sys
 from collections.abc import Iterable
@@ -58,9 +58,9 @@ def note(text: str) -> None:
 
 
 def summary(result: "Generation", stop: str = "a stop text ended it") -> str:
-    """The number of tokens, the speed, and the reason why the answer ended, in one line.
+    """Return one line with the number of tokens, the speed, and the reason why the answer ended.
 
-    `stop` is the wording of the reason if a stop text ended the answer.
+    If a stop text ended the answer, `stop` is the reason in words.
     """
     count, first = plural(len(result.tokens), "token"), result.prefill_seconds
     speed = f"first after {first:.2f} s, then {result.tokens_per_second:.1f} tokens/s"
@@ -73,9 +73,9 @@ def plural(count: int, noun: str) -> str:
 
 
 def as_data(result: "Generation", tokenizer: "Tokenizer") -> dict[str, Any]:
-    """The result as a dictionary for --json, with the seconds and the tokens per second added.
+    """Return the result as a dictionary for --json, with its seconds and tokens per second.
 
-    Each entry of "logprobs" gets a key "text", which holds its token as text.
+    Each entry of "logprobs" gets a key "text", which holds the text of the entry's token.
     """
     held = asdict(result)
     if result.logprobs is None:

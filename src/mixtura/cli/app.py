@@ -14,13 +14,14 @@ from mixtura.cli.startup import without_collection
 from mixtura.cli.streams import open_closed_streams
 from mixtura.errors import MixturaError, memory_ran_out
 
-# A command is a function, and a group is a `typer.Typer`, in the module of `cli/` with its name.
+# Each command is a function, and each group is a `typer.Typer`. Both are defined in the module of
+# `cli/` that has the same name.
 COMMANDS = ("demo", "train", "generate", "chat", "report", "inspect", "convert", "pack", "trace")
 GROUPS = ("bench", "models")
 
 
 def app(names: Sequence[str] = (*COMMANDS, *GROUPS)) -> typer.Typer:
-    """The Typer application with the commands `names`; no other command is imported."""
+    """Build the Typer application with the commands `names`; no other command is imported."""
     built = typer.Typer(
         # Plain help wraps well at any width, keeps the line breaks of examples, and has no colours.
         rich_markup_mode=None,
@@ -43,7 +44,7 @@ def command(name: str) -> Callable[..., Any]:
 
 
 def _needed(arguments: Sequence[str]) -> Sequence[str]:
-    """The commands to import: only the requested one, since importing all of them takes 0.2 s.
+    """Return the commands to import: only the requested one, since importing all takes 0.2 s.
 
     Help and shell completion need all commands; `--version` needs none.
     """
@@ -100,9 +101,9 @@ def main() -> None:
     """Run the command with this process's arguments, and exit."""
     open_closed_streams()
     status = run(sys.argv[1:])
-    # If Ctrl-C interrupted an `exec` of a string, CPython later ends `python -m mixtura` by SIGINT,
-    # even if KeyboardInterrupt was caught; importing a dataclass or a namedtuple calls such an
-    # `exec`. Another `exec` clears this state, so that the process ends with `status`.
+    # If Ctrl-C interrupts an `exec` of a string, as used by the definition of a dataclass or a
+    # namedtuple, CPython later ends `python -m mixtura` by SIGINT, even if KeyboardInterrupt was
+    # caught. Another `exec` clears this state, so that the process ends with `status`.
     exec("")
     sys.exit(status)
 
@@ -115,7 +116,7 @@ def run(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="replace")
     try:
         with without_collection():
-            # `app` imports the modules of the commands.
+            # `app` imports the modules of the commands, so it runs in this block too.
             built = app(_needed(arguments))
         status = built(list(arguments), prog_name="mixtura", standalone_mode=False)
         # If standard output is a file on a full disk, this flush raises OSError.

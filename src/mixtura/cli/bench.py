@@ -1,4 +1,4 @@
-"""`mixtura bench`: measurements of a model."""
+"""`mixtura bench`: measures a model."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`mixtura bench eval`: the results of a model on tasks."""
+"""`mixtura bench eval`: evaluates a model on tasks."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A chat session: the user's turns, and the commands that begin with a slash."""
+"""Runs a chat session: answers the user's turns, and runs commands that begin with a slash."""
 
 import re
 from collections.abc import Callable, Iterator

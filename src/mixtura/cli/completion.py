@@ -1,7 +1,7 @@
 """Shell completion of the arguments MODEL, RECIPE and NAME.
 
 Typer prints the lists that these functions return. A shell completes paths by itself only if the
-list is empty, so a list of names also has the matching paths. No function here loads torch or
+list is empty, so a list that has names also has the matching paths. No function here loads torch or
 prints.
 """
 
@@ -12,29 +12,29 @@ from mixtura.errors import MixturaError
 
 
 def models(incomplete: str) -> list[str]:
-    """Names of pulled models, and paths."""
+    """Return the names of pulled models, and paths."""
     return _with_paths(_pulled, incomplete)
 
 
 def models_and_shapes(incomplete: str) -> list[str]:
-    """Arguments of `mixtura inspect`: pulled models, published shapes, recipes and paths."""
+    """Return arguments for `mixtura inspect`: pulled models, published shapes, recipes, paths."""
     return _with_paths(lambda: [*_pulled(), *_shapes(), *_recipes()], incomplete)
 
 
 def recipes(incomplete: str) -> list[str]:
-    """The recipes that are installed with Mixtura, and paths."""
+    """Return the recipes that are installed with Mixtura, and paths."""
     return _with_paths(_recipes, incomplete)
 
 
 def names_to_pull(incomplete: str) -> list[str]:
-    """The model names that `mixtura models pull` accepts."""
+    """Return the model names that `mixtura models pull` accepts."""
     from mixtura.checkpoints.pulled_models import NAMED
 
     return _begun(lambda: NAMED, incomplete)
 
 
 def kept_names(incomplete: str) -> list[str]:
-    """Arguments of `mixtura models remove`: the names of models in the caches."""
+    """Return arguments for `mixtura models remove`: the names of models in the caches."""
     return _begun(_kept, incomplete)
 
 
@@ -72,12 +72,12 @@ def _begun(names: Callable[[], Iterable[str]], incomplete: str) -> list[str]:
 
 def _with_paths(names: Callable[[], Iterable[str]], incomplete: str) -> list[str]:
     begun = _begun(names, incomplete)
-    # An empty list makes the shell complete paths by itself, which it does better.
+    # For an empty list the shell completes paths by itself, and does so better than this function.
     return [*begun, *_paths(incomplete)] if begun else []
 
 
 def _paths(incomplete: str) -> list[str]:
-    """Names in the working folder that begin with `incomplete`, without hidden ones."""
+    """Return names in the working folder that begin with `incomplete`, without hidden files."""
     shown = (path for path in Path().iterdir() if not path.name.startswith("."))
     begun = (path for path in shown if path.name.startswith(incomplete))
     return sorted(f"{path}/" if path.is_dir() else str(path) for path in begun)

@@ -1,4 +1,4 @@
-"""Prints an error as one line on stderr, and returns its exit status."""
+"""Prints an error as one line on stderr, and returns the exit status that belongs to it."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from mixtura.terminal_text import one_line
 MISTAKE = 2
 INTERRUPTED = 130
 TRACEBACK = "MIXTURA_TRACEBACK"
-"""the environment variable that adds a traceback to an error's line"""
+"""the environment variable with which a traceback is printed before an error's line"""
 
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another place",
@@ -32,8 +32,8 @@ def status_of(error: MixturaError | OSError) -> int:
         return mistake(str(error))
     _settle_output()
     if isinstance(error, BrokenPipeError):
-        # The program that reads our output closed the pipe, as in `mixtura generate ... | head`.
-        # Typer catches this error first in most cases, and also exits with status 1.
+        # The program that reads the output closed the pipe, as in `mixtura generate ... | head`.
+        # In most cases Typer catches this error earlier, and also exits with status 1.
         return 1
     return mistake(_describe(error))
 

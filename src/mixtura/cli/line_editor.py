@@ -1,4 +1,4 @@
-"""Reads the user's input of a chat, and keeps a history of its lines."""
+"""Reads the user's input in a chat, and keeps a history of the lines."""
 
 import os
 import sys
@@ -16,18 +16,18 @@ _MOST_BYTES = 2**20
 
 
 class LineEditor:
-    """Reads the user's turns; a terminal gets line editing and, with `keeps`, a history."""
+    """Reads the user's turns; on a terminal, with line editing and, if `keeps`, a history."""
 
     def __init__(self, *, keeps: bool = True) -> None:
-        # Bytes that are not valid UTF-8 become surrogates, and the tokenizer refuses only that
-        # turn. Without this setting `input` would raise UnicodeDecodeError and end the chat.
+        # Invalid UTF-8 bytes become surrogates, and the tokenizer refuses only the turn with them.
+        # Without this setting `input` would raise UnicodeDecodeError and end the chat.
         if isinstance(sys.stdin, TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")
         self._interactive = sys.stdin.isatty()
         self._history = _history(keeps=keeps) if self._interactive else None
 
     def said(self) -> str | None:
-        """The user's next text; None at the end of the input, or after Ctrl-C at the prompt.
+        """Return the user's next text; None at the end of the input, or after Ctrl-C at the prompt.
 
         A line that ends with a backslash continues on the next line. Three quotation marks begin a
         text of several lines, and three more end it.
@@ -71,7 +71,7 @@ class LineEditor:
 
 
 class _History:
-    """The file of earlier chats' lines, which the arrow keys recall; it keeps the newest 1000."""
+    """The lines of earlier chats for the arrow keys; a file keeps the newest 1000 lines."""
 
     def __init__(self, readline: ModuleType, path: Path) -> None:
         self._readline, self._path = readline, path
@@ -110,7 +110,10 @@ class _History:
 
 
 def history_path() -> Path:
-    """The history file, in the folder MIXTURA_STATE or in `mixtura` of the user's state folder."""
+    """Return the path of the history file.
+
+    It is in the folder that MIXTURA_STATE names, or else in `mixtura` in the user's state folder.
+    """
     own = os.environ.get("MIXTURA_STATE")
     if own:
         return Path(own) / "chat_history"
@@ -119,9 +122,9 @@ def history_path() -> Path:
 
 
 def _history(*, keeps: bool) -> _History | None:
-    """The history; None without `keeps`, or if this Python lacks readline."""
+    """Return the history; None if `keeps` is false, or if this Python lacks readline."""
     with suppress(ImportError):
-        # This import alone adds line editing to input().
+        # The import itself adds line editing to input(), even if no history is kept.
         import readline
 
         if keeps:

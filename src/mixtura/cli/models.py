@@ -151,7 +151,10 @@ def _by_name(name: str) -> tuple[Path, bool]:
 
 
 def _from_hub(model: str) -> tuple[Path, bool]:
-    """The folder of a hub id, and whether it was fetched now; huggingface_hub shows progress."""
+    """Return the folder of a hub id's snapshot, and whether this call fetched it.
+
+    The package huggingface_hub shows the progress.
+    """
     from mixtura.checkpoints.hub import folder_of, hub_models
 
     def held() -> int:

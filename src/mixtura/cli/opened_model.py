@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def opened(model: str, dtype: "DTypeName | None", *, verify: bool) -> "Model":
-    """Load a model with `mixtura.load`, whose errors are raised.
+    """Load a model with `mixtura.load`; raises what that function raises.
 
-    Packing a GGUF file shows progress, and remarks about the model are printed on stderr.
+    If a GGUF file is packed, progress is shown. Remarks about the model are printed on stderr.
     """
     with without_collection():
         from mixtura.engine.model import load

@@ -52,7 +52,7 @@ Together = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """The options for opening the model, and the options for its answers."""
+    """The options for opening the model, and the options for all answers."""
 
     model: str
     dtype: "DTypeName | None"
@@ -89,7 +89,7 @@ class _Tally:
 
 
 def answer_all(work: Prompts, *, as_json: bool) -> None:
-    """Print each answer when it ends, or write it to `work.out`; then print a line of totals."""
+    """Print each answer when it ends, or write it to `work.out`; then print a line with totals."""
     from mixtura.engine.answers_file import AnswersFile, check_free
 
     lines, options = _read(work), work.options
@@ -174,7 +174,7 @@ def _answers(
     kept: "AnswersFile | None",
     tally: _Tally,
 ) -> Iterator[dict[str, Any]]:
-    """Yield each answer that `kept` does not hold yet, in the order in which answers end."""
+    """Yield each answer that `kept` does not hold yet, in the order in which the answers end."""
     from mixtura.engine.many_prompts import ManyPrompts
     from mixtura.train import View, choose_view
 

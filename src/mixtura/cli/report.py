@@ -41,7 +41,7 @@ def report(
 
 
 def _open(run: Path) -> "Subject":
-    """The model of a run's newest checkpoint, and the corpus that the run trains on."""
+    """Load the model of a run's newest checkpoint, and the corpus that the run trains on."""
     from mixtura.checkpoints.loaded_run import load_run
     from mixtura.data import prepare
     from mixtura.insight import Subject

@@ -103,7 +103,7 @@ class GivenSampling:
     max_tokens: int | None
 
     def with_defaults(self, defaults: "ModelDefaults") -> "ResolvedSampling":
-        """Fill options that the user left out from the model's `defaults`, else from Mixtura's.
+        """Fill in options that the user left out: from the model's `defaults`, else from Mixtura's.
 
         A line on stderr lists the values that come from the model.
         """
@@ -157,7 +157,7 @@ def given_sampling(
 
 
 def checked_stops(stops: list[str] | None) -> tuple[str, ...]:
-    """The stop texts as a tuple. Raises ConfigError for an empty text."""
+    """Return the stop texts as a tuple. Raises ConfigError for an empty text."""
     if stops and "" in stops:
         raise ConfigError("--stop '' would end every answer at once; give some text")
     return tuple(stops or ())

@@ -100,7 +100,7 @@ def train(
 
 
 def _own_folder(name: str) -> Path:
-    """The folder `name` in runs/. Raises ConfigError if it would not be directly in runs/."""
+    """Return the folder `name` in runs/. Raises ConfigError if it is not directly in runs/."""
     if name in {"", ".", ".."} or "/" in name or not name.isprintable():
         raise ConfigError(
             f"name={name!r:.60} is not the name of a folder; choose another, or a folder with --out"

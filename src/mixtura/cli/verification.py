@@ -1,7 +1,7 @@
 """The option `--verify`, and the comparison of a model's weights with their digests.
 
-With `--verify` a command compares all digests before it starts. Without it the comparison runs
-while the command works, and finishes before the command's result is complete.
+With `--verify` a command compares all digests before it starts. Without `--verify` the comparison
+runs while the command works, and finishes before the command's result is complete.
 """
 
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ Verify = Annotated[
 def checked(check: "Check", *, verify: bool) -> Iterator[None]:
     """Finish `check` after the block that uses the model, or with `verify` before the block.
 
-    Raises CheckpointError, which names the file and the tensor, if weights differ from their
-    digest.
+    Raises CheckpointError, which names the file and the tensor, if the digest of some weights
+    differs from the recorded digest.
     """
     if verify:
         note_unchecked(check.unchecked)

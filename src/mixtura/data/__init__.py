@@ -3,7 +3,7 @@
 `prepare` reads a source (`stdlib`, `text` or `huggingface`), leaves out unreadable documents and
 duplicates, and splits the others into a train side and a held-out side. It encodes the documents,
 and packs the tokens, each with a domain label, into files that are mapped into memory. `Batches`
-reads windows of the train side's files:
+reads windows of consecutive tokens from the train side's files:
 
     corpus = prepare(DataConfig(), Path("cache"))
     batches = Batches(corpus.train, batch=8, length=256, seed=0)

@@ -24,12 +24,15 @@ class Batch:
 
 
 class Batches:
-    """Batches of a token file's windows, in a random order that seed and epoch determine.
+    """Reads batches of windows from a token file, in a random order set by the seed and the epoch.
 
-    In each epoch the file is a ring, which is cut from a random start into W = tokens // length
-    windows. Each window is used once, so every token, but for at most length - 1 tokens, is a
-    target exactly once. A batch may end one epoch and begin the next. With several ranks, each rank
-    reads its part of every batch, and all parts together are the batch of a single process.
+    In each epoch the file is a ring, in which the first token follows the last. The ring is cut,
+    from a random start, into W windows of `length` tokens, each of which is used once. So each
+    token is a target exactly once, except for at most length - 1 tokens, which are left out. A
+    batch may have the last windows of one epoch and the first windows of the next.
+
+    With several ranks, each rank reads its part of every batch. All parts together are the batch
+    that a single process would read.
     """
 
     def __init__(
@@ -55,7 +58,10 @@ class Batches:
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def at(self, step: int) -> Batch:
-        """This rank's part of the batch of `step`, counted from 0; earlier calls do not matter."""
+        """Return this rank's part of the batch of `step`, where steps count from 0.
+
+        The result does not depend on earlier calls.
+        """
         part = self._batch // self._ranks.count
         first = step * self._batch + self._ranks.index * part
         epoch_B, place_B = np.divmod(np.arange(first, first + part), self._windows)
@@ -66,13 +72,13 @@ class Batches:
         return _batch_at(self._file, starts_B, self._length)
 
     def epochs_of(self, steps: int) -> float:
-        """The number of passes over the file in `steps` steps."""
+        """Return the number of passes over the file in `steps` steps."""
         return steps * self._batch / self._windows
 
     def _starts(self, epoch: int) -> NDArray[np.int64]:
-        """For each window of an epoch, in the order of use, the index of its first token."""
+        """Return the index of each window's first token, in the order of use in the epoch."""
         if self._epoch is None or self._epoch[0] != epoch:
-            # Philox's raw bits are the same in every version of NumPy, but shuffles may change.
+            # Philox's raw bits are the same in every version of NumPy; shuffles may change.
             bits = np.random.Philox(np.random.SeedSequence([self._seed, epoch]))
             offset = int(bits.random_raw()) % len(self._file)
             order_W = np.argsort(bits.random_raw(self._windows), kind="stable")
@@ -85,8 +91,8 @@ def heldout_batches(
 ) -> Iterator[Batch]:
     """Yield batches of a token file's windows in order; the last batch may be smaller.
 
-    `limit_tokens` bounds the number of targets: then limit_tokens // length windows, but at least
-    one, are used, spread evenly over the file. Raises DataError if the file has fewer than
+    `limit_tokens` bounds the number of targets: only limit_tokens // length windows (at least one)
+    are used, spread evenly over the file. Raises DataError if the file has fewer than
     `length` + 1 tokens, or if `batch` or `length` is below 1.
     """
     _check(token_file, batch=batch, length=length)

@@ -18,9 +18,9 @@ TokenizerConfig = Annotated[
 
 
 class DataConfig(Config):
-    """The source, the tokenizer, and the share `heldout` of documents that is held out.
+    """The source, the tokenizer, and the fraction `heldout` of the documents that is held out.
 
-    `seed` determines the documents that are held out.
+    `seed` determines which documents are held out.
     """
 
     source: SourceConfig = StdlibSource()

@@ -15,7 +15,7 @@ from mixtura.errors import DataError
 from mixtura.tokenizers.characters import byte_offsets
 from mixtura.tokenizers.tokenizer import Encoded, Tokenizer
 
-# The number of a domain and the width of a token are stored in one byte each.
+# The number of a domain and the width of a token (its UTF-8 bytes) are stored in one byte each.
 _LIMIT = 256
 
 
@@ -26,7 +26,7 @@ class DomainNumbers:
         self._numbers: dict[str, int] = {}
 
     def __getitem__(self, domain: str) -> int:
-        """Raises DataError at the 257th domain."""
+        """Return the number of `domain`. Raises DataError for the 257th domain."""
         number = self._numbers.setdefault(domain, len(self._numbers))
         if number >= _LIMIT:
             raise DataError(
@@ -79,7 +79,7 @@ class SideWriter:
         self._tokens.write(encoded.ids_N.astype(self._dtype).tobytes())
         self._widths.write(encoded.bytes_N.astype(np.uint8).tobytes())
         self._domains.write(domains_N.tobytes())
-        # The end token has no text, and the domain of the document's last span.
+        # The end token adds no text; its domain is that of the document's last span.
         self._tokens.write(np.array([self._end], self._dtype).tobytes())
         self._widths.write(b"\0")
         self._domains.write(numbers[-1:].tobytes())
@@ -100,10 +100,10 @@ class SideWriter:
 
 
 def _spans_of(encoded: Encoded, text: str, spans: Sequence[Span]) -> NDArray[np.integer]:
-    """For each token, the index of the span that has the token's last byte."""
+    """Return, for each token, the index of the span that contains the token's last byte."""
     if len(spans) == 1:
         return np.zeros(len(encoded.ids_N), np.uint8)
     span_starts = byte_offsets(text)[[span.start for span in spans]]
     last_byte_N = np.cumsum(encoded.bytes_N, dtype=np.int64) - 1
-    # A first token without any byte would get the index -1; it belongs to the first span.
+    # A first token that adds no byte would get the index -1; it belongs to the first span.
     return (np.searchsorted(span_starts, last_byte_N, side="right") - 1).clip(min=0)

@@ -16,7 +16,7 @@ class Span(NamedTuple):
 class Document:
     """A text with a name and a domain.
 
-    `cut`, if given, divides the text into spans of several domains.
+    `cut`, if given, divides the text into spans, whose domains then replace `domain`.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Document:
     cut: Callable[[str], list[Span]] | None = None
 
     def spans(self) -> list[Span]:
-        """The text's spans in order; the first span starts at 0."""
+        """Return the text's spans in order; the first span starts at 0."""
         return self.cut(self.text) if self.cut else [Span(0, self.domain)]
 
 
@@ -49,11 +49,11 @@ class Source(Protocol):
         ...
 
     def size(self) -> int:
-        """The approximate size of all that `read` yields, to show progress; 0 if unknown."""
+        """Return the approximate size of all that `read` yields, for progress; 0 if unknown."""
         ...
 
     def fingerprint(self) -> str:
-        """A string that changes whenever the documents of `read` change."""
+        """Return a string that changes whenever the documents that `read` yields change."""
         ...
 
     def read(self) -> Iterator[Document | Skipped]:

@@ -1,4 +1,4 @@
-"""Reads files as UTF-8 text, or gives the reason why a file is skipped."""
+"""Reads files as UTF-8 text, and states why a file is skipped."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from mixtura.data.documents import Skipped
 
 
 def read_text(path: Path) -> str | Skipped:
-    """The text of a UTF-8 file without a byte-order mark, or the reason why it is skipped."""
+    """Return the text of a UTF-8 file, without a byte-order mark, or why the file is skipped."""
     try:
         reason = _why_no_file(path)
         raw = b"" if reason else path.read_bytes()
@@ -29,15 +29,15 @@ def read_text(path: Path) -> str | Skipped:
 
 
 def printable(path: Path) -> str:
-    """The path as UTF-8 text; Linux also allows names that are not UTF-8."""
+    """Return the path as UTF-8 text; bytes of a name that are not UTF-8 become U+FFFD."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _why_no_file(path: Path) -> str | None:
-    """The reason why a path is not a regular file; None for a regular file.
+    """Return the reason why a path is not a regular file; None for a regular file.
 
-    Other paths are not read, since reading a pipe, for example, could wait for ever. Raises OSError
-    if there is no such path.
+    Only regular files are read, since reading a pipe, for example, could wait for ever. Raises
+    OSError if the path does not exist, or is a folder that cannot be listed.
     """
     if path.is_dir():
         next(path.iterdir(), None)
@@ -50,8 +50,8 @@ def files_under(folder: Path, without: Container[str] = ()) -> Iterator[Path]:
     """Yield every file below a folder, sorted, and then each folder that cannot be listed.
 
     Names that start with a dot and folders named in `without` are left out, and links to folders
-    are not followed. If there is no file, the folder itself is yielded, so that `read_text` gives
-    the reason.
+    are not followed. If there is no file, the folder itself is yielded, and `read_text` then
+    returns it as skipped.
     """
     unlisted: list[Path] = []
     found = False
@@ -71,12 +71,12 @@ def files_under(folder: Path, without: Container[str] = ()) -> Iterator[Path]:
 
 
 def total_bytes(paths: Iterable[Path]) -> int:
-    """The total bytes of the files, without files whose size cannot be read."""
+    """Return the total bytes of the files, without files whose size cannot be read."""
     return sum(size for _, size, _ in _stamps(paths))
 
 
 def fingerprint_of(paths: Iterable[Path]) -> str:
-    """A digest of the paths, the sizes and the modification times of the files."""
+    """Return a digest of the paths, the sizes and the modification times of the files."""
     return hashlib.sha256(json.dumps(list(_stamps(paths))).encode()).hexdigest()
 
 

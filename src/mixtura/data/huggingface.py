@@ -1,4 +1,4 @@
-"""A source that reads Hugging Face datasets, from the hub or from disk (extra `data`)."""
+"""A source that reads Hugging Face datasets, from the hub or from disk; needs the extra `data`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SAVED = ("state.json", "dataset_dict.json")
 
 
 class HuggingFaceSource(Config):
-    """The rows of a dataset: a hub id, a folder of data files, or a folder of `save_to_disk`.
+    """The rows of the dataset `name`: a hub id, a folder of data files, or one from `save_to_disk`.
 
-    Each row is a document. Its text is in the field `text_field`; its domain is in `domain_field`,
-    or else is the dataset's name. With `limit_documents` the rows are streamed, and only the first
-    `limit_documents` rows are fetched.
+    Each row is a document. Its text is in the field `text_field`. Its domain is in the field
+    `domain_field`, or is the dataset's name if that is None. With `limit_documents` the rows are
+    streamed, and only the first `limit_documents` rows are fetched.
     """
 
     kind: Literal["huggingface"]
@@ -79,16 +79,16 @@ class HuggingFaceSource(Config):
                     yield Skipped(name, "empty")
 
     def _dataset_name(self) -> str:
-        """The name of the dataset's folder, without its path, or the hub id.
+        """Return the hub id, or the name of the dataset's folder without the path to it.
 
-        Documents are split by names that begin with this name, so a moved folder has the same
-        split.
+        The names of documents begin with this name, and determine which documents are held out. So
+        the same documents are held out after the folder is moved.
         """
         local = Path(self.name).expanduser()
         return local.resolve().name if local.is_dir() else self.name
 
     def _rows(self) -> datasets.Dataset | datasets.IterableDataset:
-        """The rows of the split, with only the fields for text and domain."""
+        """Return the rows of the split, with only the fields for text and domain."""
         fields = {self.text_field, self.domain_field or self.text_field}
         with self._refusals():
             return self._split().select_columns(sorted(fields))

@@ -91,7 +91,7 @@ def _pack(config: DataConfig, folder: Path, progress: Progress, given: Tokenizer
 
 
 class _SourcePass:
-    """One pass over a source, which yields usable documents and their sides, and counts others."""
+    """Reads a source once: yields usable documents with their sides, and counts all others."""
 
     def __init__(self, config: DataConfig, stage: str, progress: Progress) -> None:
         self._config = config
@@ -161,7 +161,7 @@ def _chunks(
 
 
 def _training_text(config: DataConfig, limit: float, progress: Progress) -> Iterator[str]:
-    """The texts of a sample of the training documents, in the source's order.
+    """Select a sample of the training documents, and return its texts in the source's order.
 
     The sample has at most `limit` bytes, and is selected by a hash of the documents' names.
     """
@@ -181,7 +181,7 @@ def _training_text(config: DataConfig, limit: float, progress: Progress) -> Iter
 
 
 def _digest(folder: Path, domains: tuple[str, ...]) -> str:
-    """SHA-256 of the domains' names and of the folder's files, without their paths and times."""
+    """Return a SHA-256 of the domains' names, and of each file's name and content."""
     digest = hashlib.sha256(json.dumps(domains).encode())
     for path in sorted(folder.iterdir()):
         with path.open("rb") as handle:

@@ -2,10 +2,11 @@
 
 * docstring: a statement that consists only of strings;
 * comment: from `#` to the end of the line; comments on consecutive lines are one span;
-* table: a pair of brackets of at least 200 characters, with at least 16 literals and at most a
-  quarter as many names, where literals have at most 30 characters on average;
-* string: such a pair of brackets where literals have more than 30 characters on average, or another
-  string of at least three lines;
+* table: an outermost pair of brackets with all that they enclose, if this has at least 200
+  characters and 16 literals, at least four literals for each name, and literals of at most 30
+  characters on average;
+* string: such a pair of brackets with literals of more than 30 characters on average, or a string
+  of at least three lines that is outside such brackets;
 * code: all other text, and the whole text of a file that `tokenize` cannot read.
 """
 
@@ -36,7 +37,7 @@ class _Region(NamedTuple):
 
 
 def python_spans(text: str) -> list[Span]:
-    """The spans of a Python file's text; each has one domain."""
+    """Divide the text of a Python file into spans, each of which has one domain."""
     try:
         regions = _Scanner(text).regions()
     # Inconsistent indentation raises SyntaxError.
@@ -68,7 +69,8 @@ class _Scanner:
         # The strings of the current logical line, and whether the line holds only strings.
         self.strings: list[_Region] = []
         self.only_strings = True
-        # The number of open brackets, and the start and the counts of the outermost one.
+        # The number of open brackets; then the start of the outermost one, and the numbers of
+        # literals, of the characters of literals, and of names after this start.
         self.depth = 0
         self.bracket_start = 0
         self.literals = 0
@@ -76,7 +78,7 @@ class _Scanner:
         self.names = 0
 
     def regions(self) -> list[_Region]:
-        """The regions, without overlaps, in any order. Raises TokenError or SyntaxError."""
+        """Return the regions, without overlaps, in any order. Raises TokenError or SyntaxError."""
         handlers = {
             token.NAME: self._name,
             token.OP: self._operator,

@@ -12,7 +12,7 @@ SIDES: tuple[Side, ...] = ("train", "heldout")
 
 
 def share(name: str, salt: int | str) -> float:
-    """A pseudo-random number in [0, 1) that depends only on the name and the salt."""
+    """Return a pseudo-random number in [0, 1) that depends only on the name and the salt."""
     digest = hashlib.sha256(f"{salt}\0{name}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
@@ -43,7 +43,8 @@ def split(
             f"{found}, and train and held-out text are split by document: give more files, or cut "
             'a text file into documents with data.source.separator, as in separator: "\\n\\n"'
         )
-    # The bound is above the smallest share, and at most the largest, so each side has a document.
+    # The bound is above the smallest share and at most the largest share. A document is held out if
+    # its share is below the bound, so each side has a document.
     bound = min(max(heldout, shares[1]), shares[-1])
     for at, document in pending:
         yield ("heldout" if at < bound else "train"), document

@@ -24,7 +24,8 @@ _LEFT_OUT = frozenset(
 class StdlibSource(Config):
     """About 10 MB of Python source, which is read offline and never imported.
 
-    `limit_mb` (10^6 bytes) selects a sample of whole files, the same sample in every run.
+    `limit_mb` (in megabytes of 10^6 bytes) limits the source to a sample of whole files, which is
+    the same in every run.
     """
 
     kind: Literal["stdlib"] = "stdlib"
@@ -48,7 +49,7 @@ class StdlibSource(Config):
             yield Document(name, "code", text, python_spans) if is_text else text
 
     def _files(self) -> dict[str, Path]:
-        """Files by name, such as `json/decoder.py`. Raises DataError if there are no files."""
+        """Return files by name, such as `json/decoder.py`. Raises DataError if there are none."""
         root = Path(sysconfig.get_paths()["stdlib"])
         files = {
             path.relative_to(root).as_posix(): path
@@ -65,7 +66,7 @@ class StdlibSource(Config):
 
 
 def _sample(files: dict[str, Path], limit: float) -> dict[str, Path]:
-    """A sample of whole files with at most `limit` bytes in all, selected by a hash of names."""
+    """Select whole files with at most `limit` bytes in all, in the order of their names' hashes."""
     kept: set[str] = set()
     for name in sorted(files, key=lambda name: share(name, "sample")):
         size = files[name].stat().st_size

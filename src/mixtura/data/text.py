@@ -23,7 +23,7 @@ from mixtura.errors import DataError
 
 class _Found(NamedTuple):
     path: Path
-    # The name does not have the path of the corpus, so that a moved corpus has the same split.
+    # The name lacks the path to the corpus, so that a corpus that is moved is split as before.
     name: str
     folder: str
 
@@ -31,11 +31,11 @@ class _Found(NamedTuple):
 class TextSource(Config):
     """UTF-8 text at `paths`: files, folders (every file below) and globs (`corpus/**/*.md`).
 
-    A file is one document, or `separator` divides it into several. With `domain="folder"` a file's
-    domain is the name of the folder that has the file and is directly below the path. A file that
-    is directly in the path's folder has the name of this folder, and a file that is the path itself
-    has its own name. With `domain="content"` a file's domain is its suffix, and Python files are
-    divided into code, comment, docstring, string and table.
+    A file is one document, or `separator` divides it into several. With `domain="folder"` the
+    domain of a file below a folder path is the name of a folder: of the path's direct sub-folder
+    that contains the file, or of the path itself if the file is directly in it. A path that is a
+    file has its own name as domain, without the suffix. With `domain="content"` a file's domain is
+    its suffix, and Python files are divided into code, comment, docstring, string and table.
     """
 
     kind: Literal["text"]
@@ -81,7 +81,7 @@ class TextSource(Config):
         return suffix.removeprefix(".") or "text", None
 
     def _found(self) -> Iterator[_Found]:
-        """Yield each file once, in the order of `paths`. Raises DataError for an unmatched path."""
+        """Yield each file once, ordered as `paths`. Raises DataError if a path matches nothing."""
         places: set[str] = set()
         names: set[str] = set()
         for given in self.paths:
@@ -124,7 +124,7 @@ def _expand(given: str) -> Iterator[_Found]:
 
 
 def _below(root: Path, file: Path) -> _Found:
-    """A file below `root`, labelled by the first folder on the path to it, or else by `root`."""
+    """Label a file by the first folder on its path below `root`, or else by `root` itself."""
     inside = file.relative_to(root)
     top = root.resolve().name or "text"
     folder = inside.parts[0] if len(inside.parts) > 1 else top

@@ -3,9 +3,10 @@
 Each side (train or heldout) has four little-endian files. The first three have one entry for each
 of the side's N tokens, the last has one entry for each document:
 
-* SIDE.tokens: uint16, or uint32 for vocabularies over 65,536; a document ends with an end token;
+* SIDE.tokens: uint16 (uint32 for vocabularies over 65,536), the token; the last token of each
+  document is the end token;
 * SIDE.domains: uint8, an index into the corpus's domains;
-* SIDE.widths: uint8, the UTF-8 bytes of text that the token adds (0 for the end of a document);
+* SIDE.widths: uint8, the number of UTF-8 bytes that the token adds to the text (end token: 0);
 * SIDE.starts: int64, the index of the document's first token.
 
 The folder also has meta.json and the tokenizer's files.
@@ -33,7 +34,7 @@ META = "meta.json"
 
 
 class SideMeta(Config):
-    """The counts of one side's files."""
+    """The numbers of tokens and documents of one side, and of its UTF-8 bytes by domain."""
 
     tokens: int
     documents: int
@@ -41,7 +42,7 @@ class SideMeta(Config):
 
 
 class CorpusMeta(Config):
-    """The content of meta.json; `digest` covers the domains' names and all other files."""
+    """The content of meta.json; `digest` covers the domains' names and the other files."""
 
     format: Literal[1]
     digest: str
@@ -61,16 +62,16 @@ class TokenFile:
     name: Side
     tokens: NDArray[np.unsignedinteger]  # (N,)
     domains: NDArray[np.uint8]  # (N,), indices into Corpus.domains
-    widths: NDArray[np.uint8]  # (N,), UTF-8 bytes that each token adds to the text
+    widths: NDArray[np.uint8]  # (N,), the number of UTF-8 bytes that each token adds to the text
     starts: NDArray[np.int64]  # (documents,), the index of each document's first token
-    domain_bytes: Mapping[str, int]  # UTF-8 bytes of text by domain
+    domain_bytes: Mapping[str, int]  # the number of UTF-8 bytes, by domain
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def bytes_of_text(self) -> int:
-        """UTF-8 bytes of all documents together."""
+        """The number of UTF-8 bytes of all documents together."""
         return sum(self.domain_bytes.values())
 
 
@@ -91,7 +92,7 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> "Corpus":
-        """Open a corpus. DataError names a file that is missing, truncated or of another kind."""
+        """Open a corpus. Raises DataError, which names the file that is missing or damaged."""
         meta = _read_meta(folder)
         train, heldout = (_map_side(folder, side, meta) for side in SIDES)
         return cls(

@@ -193,8 +193,8 @@ class Balancing:
 
         `moe/balance_loss` (1 at even load) and `moe/z_loss` are means over the passes since the
         last call, without their weights. `moe/layer_NN/max_over_mean` is computed from the load
-        since the last call. `moe/collapsed_layers` and `moe/starving_experts` are numbers of layers
-        and of experts, by the load of the last 100 steps.
+        since the last call. `moe/collapsed_layers` and `moe/starving_experts` count layers and
+        experts by the load of the last 100 steps.
         """
         log = {
             f"moe/{name}_loss": total.item() / self._summed for name, total in self._sums.items()
@@ -219,7 +219,7 @@ class Balancing:
                 logs.update(self.take_log())
             log(logs, start_time)
 
-        # A callback would come too late: Trainer calls it after its history and TensorBoard.
+        # A callback would be too late: Trainer first writes `logs` to its history and TensorBoard.
         trainer.log = with_balance
 
     def _find_biases(self) -> dict[FoundRouter, ChoosingBias]:

@@ -34,7 +34,7 @@ class ChoosingBias:
         return bias_E
 
     def step(self, load_E: Tensor, rate: float) -> None:
-        """Change each expert's bias by `rate`, up or down, from the load of one optimizer step."""
+        """Raise each bias by `rate` if the expert's load is below the mean; lower it if above."""
         with torch.no_grad():
             bias_E = self.value
             bias_E.copy_(bias_step(bias_E.flatten(), load_E, rate).view_as(bias_E))

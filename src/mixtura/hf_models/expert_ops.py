@@ -42,7 +42,7 @@ def _(rows_NI: Tensor, weight: Tensor, _count_E: Tensor, transposed: bool, *_: o
 
 @custom_op("mixtura::segment_outer", mutates_args=())
 def segment_outer(left_NO: Tensor, right_NI: Tensor, count_E: Tensor) -> Tensor:
-    """Return (E, O, I): for each segment, the sum over its rows of left row times right row."""
+    """Return (E, O, I): for each segment, the sum of its rows' outer products, left times right."""
     with torch.autocast(left_NO.device.type, enabled=False):
         multiply = _multiply(left_NO, count_E, left_NO.shape[1], right_NI.shape[1])
         return multiply.weights(left_NO.contiguous(), right_NI.contiguous())

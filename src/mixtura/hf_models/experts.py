@@ -88,8 +88,8 @@ def experts_forward(
     if not _is_swiglu(self):
         y_TD = _any_experts(self, x_TD, expert_TK, weight_TK, bank, trains)
     elif not trains and x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16:
-        # For one token, calling a custom operator takes as long as the products themselves. So
-        # only compiled code calls the operator, since it cannot do without.
+        # For one token, calling a custom operator takes as long as the products themselves. So the
+        # operator is called only in compiled code, where the plain function cannot be traced.
         compute = swiglu_tokens_operator if torch.compiler.is_compiling() else swiglu_tokens
         y_TD = compute(x_TD, expert_TK, weight_TK, bank.w_in, bank.w_out)
     elif torch.compiler.is_compiling():

@@ -14,9 +14,9 @@ from mixtura.config import Config, Tree
 from mixtura.runs.journal import Journal, read_journal
 from mixtura.runs.recipe import Recipe
 
-# These keys affect neither the steps already done nor the content of a batch; weights and moments
-# are fp32 for both values of `train.dtype`. `train.betas` may not change, since AdamW's bias
-# correction assumes that the betas are the same from the first step on.
+# These keys affect neither the steps already done nor the content of a batch. `train.dtype` may
+# change, since weights and AdamW's moments are fp32 for both of its values. `train.betas` may not,
+# since AdamW's bias correction assumes that the betas are the same from the first step on.
 CHANGEABLE = (
     "train.steps",
     "train.lr",
@@ -59,10 +59,10 @@ class ChangeLog:
     path: Path
 
     def leading_to(self, digest: str) -> list[Change]:
-        """The changes that led to the recipe.yaml with this digest.
+        """Return the changes that led to the recipe.yaml with this digest, the oldest first.
 
-        Other records are left out. A process that is killed after it recorded a change, and before
-        it wrote the new recipe.yaml, leaves a record whose new recipe does not exist.
+        Other records are left out. They come from a process that recorded a change, but was killed
+        before it wrote the new recipe.yaml.
         """
         found: list[Change] = []
         for record in reversed(read_journal(self.path)):
@@ -90,10 +90,10 @@ class ChangedKeys:
 
     @classmethod
     def set_by(cls, overrides: Sequence[str]) -> Self:
-        """The keys of KEY=VALUE texts.
+        """Return the keys of KEY=VALUE texts.
 
-        A key of `train.schedule` counts as the whole schedule, as kinds of schedules differ in
-        their keys.
+        A key inside `train.schedule` counts as `train.schedule`: schedules of different kinds have
+        different keys, so the whole schedule is replaced.
         """
         names = [override.partition("=")[0].strip() for override in overrides]
         whole = "train.schedule"
@@ -103,7 +103,7 @@ class ChangedKeys:
         return any(leaf == key or leaf.startswith(f"{key}.") for key in self.keys)
 
     def applied(self, recorded: Recipe, given: Recipe) -> Recipe:
-        """The recipe `recorded`, but with the values of these keys in `given`."""
+        """Return the recipe `recorded` with the values that `given` has for these keys."""
         tree = recorded.tree()
         for key in self.keys:
             *parents, leaf = key.split(".")

@@ -2,8 +2,9 @@
 
 A checkpoint is one folder for a step, such as step-00000123/, which appears whole or not at all. It
 has model.safetensors (the decoder's tensors under their own names), optimizer.safetensors (AdamW's
-moments by parameter), state.safetensors (the random state, and the expert load of the last steps),
-state.json (step, tokens, seconds, digests and versions) and digests.json (a digest per tensor).
+moments by parameter), state.safetensors (the random state, and the expert load of the latest 100
+steps), state.json (step, tokens, seconds, digests and versions) and digests.json (a digest per
+tensor).
 """
 
 import re
@@ -129,7 +130,7 @@ class Checkpoints:
             self._remove(old)
 
     def clean(self) -> None:
-        """Remove incomplete folders of a killed process. The caller must hold the run's lock."""
+        """Remove incomplete folders of killed processes. The caller must hold the run's lock."""
         for partial in self.folder.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -141,9 +142,9 @@ class Checkpoints:
             raise CheckpointError(f"{error}; {self._remedy(path)}") from error
 
     def check(self, path: Path, model: ModelShape, files: Sequence[str] = FILES) -> Check:
-        """A check of a checkpoint's files by their digests, which the caller starts.
+        """Return a check, not yet begun, that compares a checkpoint's files with their digests.
 
-        Raises CheckpointError if the recorded digests are those of other tensors.
+        Raises CheckpointError if the recorded digests are not those of the files' tensors.
         """
         recorded = self.attempt(path, recorded_digests)
         if recorded is None:
@@ -176,7 +177,7 @@ def step_of(path: Path) -> int:
 
 
 def read(path: Path) -> tuple[TrainerState, CheckpointMeta]:
-    """Read a checkpoint to the CPU. Raises CheckpointError for a missing or truncated file."""
+    """Read a checkpoint to the CPU. Raises CheckpointError if a file is missing or cut short."""
 
     meta = read_meta(path)
     extra = read_tensors(path / STATE)
@@ -203,7 +204,7 @@ def read_meta(path: Path) -> CheckpointMeta:
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """The tensors of a file. Raises CheckpointError if the file is missing or truncated."""
+    """Read the tensors of a file. Raises CheckpointError if the file is missing or cut short."""
     from safetensors.torch import load_file
 
     read_header(path)
@@ -214,7 +215,7 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
 
 
 def is_whole(path: Path) -> bool:
-    """Whether all files exist, and each is as long as its header states."""
+    """Whether state.json is valid, and each tensor file is as long as its header states."""
     try:
         read_meta(path)
         for name in FILES:

@@ -1,10 +1,10 @@
 """A run's folder: its files, the checks that it belongs to a run, and the lock of its one writer.
 
-recipe.yaml      the full recipe; of the files of a new run it is written last
+recipe.yaml      the full recipe; written after tokenizer/, origin.json, shape.json and corpus.json
 shape.json       the model's config, and its numbers of parameters and FLOPs
 changes.jsonl    one object for each change of the recipe in a resumed run
-origin.json      the model of the first weights; only if the first weights were not random
-environment.json versions, threads, device and matrix products, as of the run's latest start
+origin.json      the model whose weights the run began with; absent if they were random
+environment.json versions, threads, device and kinds of matrix products at the run's latest start
 corpus.json      the digest and the sizes of the corpus
 steps.json       corrections of the recipe's number of steps
 tokenizer/       the run's tokenizer
@@ -93,7 +93,7 @@ class RunFolder:
         return Checkpoints(self.root / CHECKPOINTS, keep)
 
     def recorded(self) -> Recipe | None:
-        """The recipe in recipe.yaml; None without a run. Raises CheckpointError if damaged."""
+        """Read recipe.yaml; None if it does not exist. Raises CheckpointError if it is damaged."""
         if not self.recipe.exists():
             return None
         try:
@@ -104,16 +104,19 @@ class RunFolder:
             ) from error
 
     def recipe_digest(self) -> str:
-        """SHA-256 of the file recipe.yaml; it stays the same when a later version adds keys."""
+        """Return the SHA-256 of the file recipe.yaml.
+
+        It stays the same when a later version of Mixtura adds keys to recipes.
+        """
         return hashlib.sha256(self.recipe.read_bytes()).hexdigest()
 
     def recipe_digests(self) -> set[str]:
-        """The digests of recipe.yaml now, and before each change of the run."""
+        """Return the digest of recipe.yaml now, and its digests before each change of the run."""
         now = self.recipe_digest()
         return {now, *(change.before for change in self.changes.leading_to(now))}
 
     def check(self, recipe: Recipe, *, resume: bool, changed: ChangedKeys | None = None) -> Recipe:
-        """The recipe to train in this folder: `recipe` for a new run, else the recorded recipe.
+        """Return the recipe to train in this folder: `recipe` for a new run, else the recorded one.
 
         A resumed run keeps its recorded recipe, except for the keys in `changed`. Raises
         CheckpointError or StorageError, with a remedy, if the run must not be written to this
@@ -138,8 +141,8 @@ class RunFolder:
     def _refuse_differences(self, recipe: Recipe, recorded: Recipe, changing: ChangedKeys) -> None:
         """Raise CheckpointError if a key of `recipe` differs from the run's recorded recipe.
 
-        A key may differ if it is changeable and is in `changing`, or if its value is the value
-        before a change of the run.
+        A key may differ if it is changeable and is in `changing`, or if `recipe` has the value that
+        the key had before a recorded change.
         """
         before = [
             Recipe.parse(change.recipe, str(self.changes.path))
@@ -211,7 +214,7 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Make the folder, and lock it in the block. Raises StorageError if this is impossible."""
+        """Make the folder, and lock it until the block ends. Raises StorageError if that fails."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root, os.O_RDONLY)
@@ -244,7 +247,10 @@ class RunFolder:
         atomic_text(self.recipe, recipe.to_yaml())
 
     def plan(self, recipe: Recipe) -> StepPlan:
-        """The recipe's steps with their corrections. Raises CheckpointError for a damaged file."""
+        """Return the recipe's steps with the corrections in steps.json.
+
+        Raises CheckpointError if that file is damaged.
+        """
         if not self.steps.exists():
             return StepPlan(recipe.train.steps)
         try:
@@ -261,7 +267,7 @@ class RunFolder:
         self._write_json(self.steps.name, tree)
 
     def write_environment(self, environment: dict[str, Any]) -> dict[str, Any]:
-        """Write environment.json; return the environment of the last start, empty for a new run."""
+        """Write environment.json; return its previous content, or an empty dict for a new run."""
         try:
             before = read_object(self.environment, CheckpointError)
         except FileNotFoundError:

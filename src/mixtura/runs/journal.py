@@ -1,4 +1,8 @@
-"""Logs with one JSON object per line, which grow while a run trains, and are cut on a resume."""
+"""Logs with one JSON object per line.
+
+A log grows while a run trains. When the run resumes from a checkpoint, the lines of later steps are
+removed.
+"""
 
 import json
 import os
@@ -12,7 +16,7 @@ from mixtura.json_reader import read_lines
 
 
 class Journal:
-    """A log that is open for appending. If only a part of a line can be written, it is removed."""
+    """A log that is open for appending; a line that cannot be written whole is removed again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,7 +38,7 @@ class Journal:
             raise _refused(self.path, error) from error
 
     def sync(self) -> None:
-        """Force all lines to the disk; a checkpoint is saved only after this."""
+        """Force all lines to the disk; a run does this before it saves a checkpoint."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -45,7 +49,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The records of a log, without an incomplete last line, which a killed process may leave.
+    """Read the records of a log, without the incomplete last line that a killed process may leave.
 
     Raises CheckpointError, which names the line, for a line that is no record.
     """
@@ -53,7 +57,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def cut(path: Path, last_step: int) -> None:
-    """Remove the records after `last_step`; the other lines do not change by a byte.
+    """Remove the records of steps after `last_step`; the other lines do not change by a byte.
 
     The whole file is replaced at once. Raises CheckpointError, which names the line, for a line
     that is no record; the file is then unchanged.

@@ -24,7 +24,7 @@ class Recipe(RecipeSections):
         return self
 
     def tree(self) -> Tree:
-        """The recipe as plain data, from which `Recipe.parse` makes an equal recipe."""
+        """Return the recipe as plain data, from which `Recipe.parse` makes an equal recipe."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
@@ -32,14 +32,17 @@ class Recipe(RecipeSections):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file, with overrides such as `train.lr=3e-4`. Raises ConfigError."""
+    """Read a recipe from a YAML file; overrides such as `train.lr=3e-4` replace its values.
+
+    Raises ConfigError.
+    """
     return Recipe.parse(with_overrides(read_yaml(path), overrides), str(path))
 
 
 def differences(ours: Recipe, theirs: Recipe) -> Iterator[tuple[str, Any, Any]]:
-    """Yield each dotted key whose values differ, with both values; None for a missing key.
+    """Yield each dotted key whose values differ, with both values; None if a key is missing.
 
-    A key `accept_leak` is not compared: it permits a run, but does not change the run.
+    Keys named `accept_leak` are not compared: such a key permits a run, but does not change it.
     """
     left, right = dict(_leaves(ours.tree())), dict(_leaves(theirs.tree()))
     for key in dict.fromkeys([*left, *right]):

@@ -1,4 +1,4 @@
-"""The sections of a recipe; the model stays plain data, so that torch is not imported."""
+"""The sections of a recipe; `model` stays plain data, since parsing it would import torch."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -9,7 +9,7 @@ from mixtura.config import Config
 
 
 class CosineConfig(Config):
-    """After warm-up, half a cosine wave from the peak rate to `final`, a share of the peak rate."""
+    """After warm-up, half a cosine wave from the peak rate to the share `final` of that rate."""
 
     kind: Literal["cosine"] = "cosine"
     final: float = Field(default=0.1, ge=0, le=1)
@@ -22,10 +22,10 @@ class CosineConfig(Config):
 
 
 class WSDConfig(Config):
-    """Warm-up, stable, decay (arXiv 2404.06395): the peak rate, then a linear decay to `final`.
+    """Warm-up, stable, decay (arXiv 2404.06395): the peak rate, then a linear decay of the rate.
 
-    The decay takes the last `decay_share` of all steps, and is linear as in arXiv 2405.18392.
-    `final` is a share of the peak rate.
+    The decay is linear as in arXiv 2405.18392. It takes the share `decay_share` of all steps, and
+    ends at the share `final` of the peak rate.
     """
 
     kind: Literal["wsd"] = "wsd"
@@ -56,10 +56,10 @@ ScheduleConfig = Annotated[CosineConfig | WSDConfig | ConstantConfig, Field(disc
 
 
 def share_of_peak(schedule: ScheduleConfig, step: float, warmup: int, steps: int) -> float:
-    """The learning rate over the peak rate, at `step` in 0..steps.
+    """Return the learning rate, divided by the peak rate, at `step` in 0..steps.
 
-    `step` may be a fraction (see `StepPlan.place`). The share rises linearly from 0 to 1 at step
-    `warmup`. From then on it follows the schedule, and reaches `final` at the last step.
+    `step` need not be a whole number (see `StepPlan.place`). The result rises linearly from 0 at
+    step 0 to 1 at step `warmup`. From then on it follows the schedule.
     """
     if step < warmup:
         return step / warmup

@@ -1,4 +1,4 @@
-"""The number of a run's steps: the number in the recipe, or a corrected number."""
+"""A run's number of steps: the number in the recipe, or a corrected number."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -39,7 +39,7 @@ class StepPlan:
     """The recipe's number of steps, and its corrections; steps count from 1.
 
     The learning rate's schedule is a function of `place`. A correction stretches or shortens the
-    rest of the schedule: the rate does not jump, and reaches its final value at the last step.
+    rest of the schedule. So the rate does not jump, and reaches its final value at the last step.
     """
 
     steps: int
@@ -55,9 +55,9 @@ class StepPlan:
         return replace(self, corrections=(*self.corrections, correction))
 
     def place(self, step: int) -> float:
-        """The place of `step` in the recipe's schedule.
+        """Return the place of `step` in the recipe's schedule, in steps of that schedule.
 
-        It grows from 0, and the last step has the place `steps`, even after corrections.
+        Step 0 has the place 0, and the last step has the place `steps`, even after corrections.
         """
         start, last, place = 0, self.steps, 0.0
         for correction in self.corrections:

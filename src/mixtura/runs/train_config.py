@@ -1,4 +1,4 @@
-"""The settings of training: steps, batch, optimizer, precision, and intervals of writing.
+"""The settings of training: steps, batch, optimizer, precision, and how often files are written.
 
 This module does not import torch.
 """
@@ -15,15 +15,15 @@ class TrainConfig(Config):
     """The `train` section of a recipe. Keys that end in `_every` are intervals in steps."""
 
     steps: int = Field(ge=1, le=2**40)
-    # A micro-batch has `batch` sequences of `length` tokens; a step has `accumulation` of them.
+    # A step has `accumulation` micro-batches, each of `batch` sequences of `length` tokens.
     batch: int = Field(ge=1, le=2**20)
     length: int = Field(ge=1, le=2**24)
     accumulation: int = Field(default=1, ge=1, le=2**20)
 
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    # The learning rate of router gates, as a share of `lr`. AdamW changes each weight by about its
-    # rate, and a logit sums `width` weights, so a rate that suits experts can change every choice
-    # of a new router within a few steps.
+    # The learning rate of router gates, as a multiple of `lr`. In a step AdamW changes each weight
+    # by about the learning rate, and a logit sums `width` products with weights. So a rate that
+    # suits experts can change every choice of a new router within a few steps.
     router_lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     warmup: int = Field(default=0, ge=0)
     schedule: ScheduleConfig = CosineConfig()
@@ -36,7 +36,7 @@ class TrainConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
-    # The number of CPU threads; null: torch's default. It determines the order of additions.
+    # The number of CPU threads; null: torch's default. The number affects how sums are rounded.
     threads: int | None = Field(default=None, ge=1, le=1024)
 
     eval_every: int = Field(default=500, ge=1)
@@ -63,5 +63,5 @@ class TrainConfig(Config):
         return self.batch * self.length * self.accumulation
 
     def learning_rate(self, step: float) -> float:
-        """The learning rate at a step, or at a fraction of one, as `StepPlan.place` gives it."""
+        """Return the learning rate at `step`, which need not be whole: see `StepPlan.place`."""
         return self.lr * share_of_peak(self.schedule, step, self.warmup, self.steps)

@@ -1,4 +1,4 @@
-"""Builds a byte-level BPE tokenizer from its tokens, its merges and its rule for words.
+"""Builds a byte-level BPE tokenizer from tokens, merges, and a rule that splits text into words.
 
 As in GPT-2, each of the 256 bytes is written as one printable character, its letter.
 """

@@ -1,4 +1,4 @@
-"""Takes a byte-level BPE tokenizer apart: into its tokens, its merges and its rule for words."""
+"""Takes a byte-level BPE tokenizer apart: its tokens, its merges, its split of text into words."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class ByteLevelParts:
 def byte_level_parts(tokenizer: CheckpointTokenizer) -> ByteLevelParts:
     """Take `tokenizer` apart.
 
-    Raises DataError if `tokenizer` is not byte-level BPE, or if no split in SPLITTINGS is its own.
+    Raises DataError if `tokenizer` is not byte-level BPE, or if SPLITTINGS does not list its split.
     """
     text = tokenizer.to_json()
     tree = parse_object(text, "the tokenizer", DataError)

@@ -1,4 +1,4 @@
-"""Replaces characters as SentencePiece's `precompiled_charsmap` states, a map such as NFKC's.
+"""Replaces characters by SentencePiece's `precompiled_charsmap`, a map such as that of NFKC.
 
 The map's bytes begin with a trie of the texts to replace: a double array in the layout of
 darts-clone. The replacement texts follow, and the trie holds their offsets.

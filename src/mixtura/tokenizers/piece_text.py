@@ -57,7 +57,7 @@ def decoder_steps(strips: bool) -> list[dict[str, Any]]:
 
 
 def strips_of(decoder: Mapping[str, Any] | None) -> bool | None:
-    """Return the `strips` with which `decoder_steps` wrote `decoder`; None for any other."""
+    """Return the `strips` with which `decoder_steps` wrote this decoder; None for another one."""
     steps = (decoder or {}).get("decoders")
     return next((strips for strips in (False, True) if steps == decoder_steps(strips)), None)
 

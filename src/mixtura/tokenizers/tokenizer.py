@@ -102,7 +102,7 @@ class BytesConfig(Config):
 
 
 class GivenConfig(Config):
-    """A tokenizer that the caller passes to `prepare`, such as the tokenizer of another model.
+    """A tokenizer that the caller passes to `prepare`, such as the tokenizer of a trained model.
 
     `digest` identifies the tokenizer. So a corpus that was packed with it is found again.
     """

@@ -66,7 +66,8 @@ def checked(origin: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # An error is a plain Exception. A panic is recognised by name, as its class has no import.
+        # An error of the library is a plain Exception. A panic is recognised by the name of its
+        # class, which cannot be imported.
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise DataError(

@@ -18,7 +18,7 @@ class Interrupt:
 def deferred_interrupts() -> Iterator[Interrupt]:
     """Record the first SIGINT or SIGTERM in the block, without its usual effect.
 
-    In any other thread than the main one nothing is recorded, and signals act as usual.
+    In a thread other than the main one nothing is recorded, and signals act as usual.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():

@@ -42,7 +42,7 @@ def in_parameters(decoder: LanguageModel) -> str | None:
 
 
 def _in_forward_order(decoder: LanguageModel) -> list[tuple[str, nn.Parameter]]:
-    """Names and parameters in the order of the forward pass, in which `config.weights()` lists."""
+    """Names and parameters as `config.weights()` lists them, in the order of the forward pass."""
     named = dict(decoder.named_parameters())
     return [(weight.name, named[weight.name]) for weight in decoder.config.weights()]
 

@@ -151,7 +151,7 @@ def reopened_origin(folder: RunFolder) -> Origin | None:
 
 
 def _resumed(tree: Mapping[str, Any], recorded: Recipe, place: str) -> Recipe:
-    """Parse the recipe in `tree`; if it names no model or no tokenizer, it gets the run's."""
+    """Parse the recipe in `tree`; if it names no model or no tokenizer, it gets `recorded`'s."""
     run = recorded.tree()
     model = tree.get("model", run["model"])
     if isinstance(model, Mapping):

@@ -236,6 +236,29 @@ def test_a_run_may_be_trained_with_one(sentencepiece_model: Model, tmp_path: Pat
         assert len(config.fingerprint()) == 64
 
 
+def test_a_fingerprint_follows_the_files_beside_the_vocabulary(
+    sentencepiece_model: Model, tmp_path: Path
+) -> None:
+    opened(tmp_path, sentencepiece_model("llama"))
+    config = FileConfig(kind="file", path=str(tmp_path), end_of_document="<s>")
+    before = config.fingerprint()
+    assert config.fingerprint() == before
+    for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text('{"x": 1}', encoding="utf-8")
+        assert config.fingerprint() != before
+        before = config.fingerprint()
+
+
+def test_the_end_of_a_document_has_no_text(sentencepiece_model: Model, tmp_path: Path) -> None:
+    ours, processor = opened(tmp_path, sentencepiece_model("llama"))
+    (*_, piece) = ours.encode("the")
+    name = processor.id_to_piece(piece)
+    plain = FileConfig(kind="file", path=str(tmp_path), end_of_document=name).load()
+    assert plain.end_of_document == piece
+    assert ours.decode([piece]) != ""
+    assert plain.decode([piece]) == ""
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
 def test_transformers_reads_what_was_saved(
     kind: str, sentencepiece_model: Model, tmp_path: Path

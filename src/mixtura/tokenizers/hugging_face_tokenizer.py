@@ -23,6 +23,10 @@ from mixtura.tokenizers.subwords import FILE, MODEL_FILE, MOST_BYTES
 
 _GENERATION = "generation_config.json"
 _MODEL = "config.json"
+_ADDED = "added_tokens.json"
+_NAMES = "special_tokens_map.json"
+BESIDE = (HF_CONFIG, _ADDED, _NAMES)
+"""files beside a tokenizer.model that change how text is encoded"""
 
 
 def hugging_face_tokenizer(folder: Path) -> CheckpointTokenizer:
@@ -86,7 +90,7 @@ def _facts(
     folder's files state for the same name takes precedence. `further` has the values of other
     fields of TokenFacts.
     """
-    names = {**own, **_names(_object(folder / "special_tokens_map.json")), **_names(config)}
+    names = {**own, **_names(_object(folder / _NAMES)), **_names(config)}
     ends = _object(folder / _GENERATION).get("eos_token_id")
     if ends is None:
         ends = _object(folder / _MODEL).get("eos_token_id")
@@ -106,8 +110,8 @@ def _added_tokens(folder: Path, config: Mapping[str, Any]) -> list[AddedPiece]:
     Raises DataError for a malformed entry.
     """
     found: list[AddedPiece] = []
-    for text, number in _object(folder / "added_tokens.json").items():
-        found.append(AddedPiece(_number(number, folder / "added_tokens.json"), text, False))
+    for text, number in _object(folder / _ADDED).items():
+        found.append(AddedPiece(_number(number, folder / _ADDED), text, False))
     stated = config.get("added_tokens_decoder") or {}
     if not isinstance(stated, dict):
         raise DataError(f"{folder / HF_CONFIG}: added_tokens_decoder should be an object")

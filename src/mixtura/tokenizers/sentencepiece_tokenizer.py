@@ -73,6 +73,9 @@ class SentencePieceTokenizer(CheckpointTokenizer):
         except Exception as error:
             raise DataError(f"{origin}: not a tokenizer.json of scored pieces ({error})") from error
         super().__init__(plain, facts, origin)
+        # The token that ends a document has no text, also if the file does not mark it as special.
+        end = self._backend.id_to_token(self.end_of_document)
+        self._hidden |= set() if end is None else {end}
         self._encoder = lattice or self._backend
         rule = self._spelling
         self._piece_text = PieceText(self._piece_of, rule.strips, rule.collapse)

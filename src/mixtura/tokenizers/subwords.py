@@ -89,7 +89,16 @@ class FileConfig(Config):
     end_of_document: str | None = None
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self._raw()).hexdigest()
+        """A digest of all files that `load` reads."""
+        digest = hashlib.sha256(self._raw())
+        if self._path.suffix == Path(MODEL_FILE).suffix:
+            from mixtura.tokenizers.hugging_face_tokenizer import BESIDE
+
+            for path in (self._path.parent / name for name in BESIDE):
+                if path.exists():
+                    digest.update(path.name.encode())
+                    digest.update(read_bytes(path, DataError, MOST_BYTES))
+        return digest.hexdigest()
 
     def build(self, training_text: TrainingText) -> "SubwordTokenizer":
         return self.load()

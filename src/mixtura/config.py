@@ -119,7 +119,7 @@ def _scalar(text: str) -> Any:
 
 
 def _explain(cls: type[BaseModel], error: ValidationError) -> str:
-    """The first problem in one line; for an unknown key, with the nearest key that is allowed."""
+    """The first problem in one line; for an unknown key, the line names the nearest allowed key."""
     problems = error.errors()
     # For a misspelt key pydantic may report two problems: an unknown key and a missing key. The
     # unknown key is shown, because it is what the user wrote.

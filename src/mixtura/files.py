@@ -92,7 +92,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _refusals(path: Path, codes: set[int] | None = None) -> Iterator[None]:
-    """Convert an OSError (with `codes`: only of these codes) into a StorageError about `path`."""
+    """Convert an OSError, or only one with a code in `codes`, into a StorageError about `path`."""
     try:
         yield
     except OSError as error:

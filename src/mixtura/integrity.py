@@ -161,7 +161,7 @@ class Check:
         return f"{claim.file}: {claim.what} {held} (its digest differs)"
 
     def _fail(self, problem: str) -> None:
-        """Keep only the first problem: its remedy may remove a file that other claims read."""
+        """Keep the first problem only: its remedy may remove a file, so that other claims fail."""
         with self._lock:
             if self._error is None:
                 self._error = CheckpointError(f"{problem}; {self._remedy()}")

@@ -17,7 +17,8 @@ from mixtura.errors import MixturaError
 from mixtura.regular_files import decoded, open_regular, read_bytes
 
 MOST_BYTES = 16 << 20
-"""the most bytes of a config file; the objects parsed from it may take twenty times as many"""
+"""the most bytes of a config file; the objects parsed from it may take twenty times as many bytes
+of memory"""
 MOST_BYTES_LISTED = 48 << 20
 """the most bytes of a file that lists every tensor of a model"""
 DEPTH = 64

@@ -1,4 +1,7 @@
-"""How the processes of one training run communicate; each process is a rank. No torch."""
+"""How the processes of one training run communicate; each process is a rank.
+
+This module does not import torch.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol, TypeVar

@@ -1,4 +1,7 @@
-"""Registries of values by name, to which other packages can add. No torch."""
+"""Registries of values by name, to which other packages can add.
+
+This module does not import torch.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -88,7 +88,7 @@ class FolderCache:
         return sorted(found, key=lambda entry: entry.used)
 
     def opened(self, name: str) -> Lease | None:
-        """Take a lease of the entry `name`; None if the entry does not exist."""
+        """Take a lease on the entry `name`; None if the entry does not exist."""
         path = self.root / name
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -107,7 +107,7 @@ class FolderCache:
         return Lease(path, descriptor)
 
     def made(self, name: str, write: "Callable[[Path, Callable[[int], None]], None]") -> Lease:
-        """Take a lease of the entry `name`; `write(folder, make_room)` fills a missing entry.
+        """Take a lease on the entry `name`; `write(folder, make_room)` fills a missing entry.
 
         `write` must call `make_room(bytes)` before it fills the folder. `make_room` removes the
         least recently used entries until the new entry fits into the size limit. It raises

@@ -1,4 +1,4 @@
-"""Measurements of a model: the loss of quality by quantisation, and results on tasks."""
+"""Measures how much quality quantisation costs a model, and a model's results on tasks."""
 
 from mixtura.bench.quality import Quality, QualityOptions, QualityRow, bench_quality
 

@@ -54,7 +54,7 @@ class Measured:
     metric: str
     value: float
     error: float | None
-    """standard error over questions; None if the task has none"""
+    """the standard error over questions; None if the task gives no standard error"""
     questions: int | None
 
 
@@ -108,7 +108,8 @@ def bench_eval(opened: OpenModel, options: TaskOptions, progress: Progress = sil
 def continued(tokenizer: Tokenizer, context: str, continuation: str) -> Continued:
     """The tokens of context and continuation, which are encoded together as one text.
 
-    As in the harness, the continuation begins after as many tokens as the context alone has.
+    As in the harness, the continuation begins after as many tokens as the context has when it is
+    encoded by itself.
     """
     begin = list(tokenizer.begin) or [tokenizer.end_of_document]
     before = [*begin, *tokenizer.encode(context)]
@@ -117,7 +118,7 @@ def continued(tokenizer: Tokenizer, context: str, continuation: str) -> Continue
 
 
 def digest_of_weights(path: Path) -> str:
-    """SHA-256 over the digests of all files of weights; for a run, of its newest checkpoint."""
+    """SHA-256 over the digests of all weight files; for a run, those of its newest checkpoint."""
     if what_is(path) == "run":
         path = RunFolder(path).checkpoints().newest() or path
     files = [path] if path.is_file() else sorted(path.iterdir())

@@ -1,7 +1,7 @@
-"""Log probabilities of continuations after their contexts, for many requests at once.
+"""Computes log probabilities of continuations after their contexts, for many requests at once.
 
-R rows of a step (one token each), N logit rows (rows whose logits are computed), V vocabulary, B
-batch, S tokens of a text.
+A slot is the place of one sequence in the cache. R rows of a step (one token each), N logit rows
+(rows whose logits are computed), V vocabulary, B batch, S tokens of a text.
 """
 
 from collections import defaultdict
@@ -208,7 +208,7 @@ class Likelihoods:
     def _one_by_one(
         self, groups: Sequence[_SharedContext]
     ) -> Iterator[tuple[_SharedContext, tuple[int, ...], Likelihood]]:
-        """Read each text alone, for routers whose choices depend on other tokens of a batch."""
+        """Read one text at a time, for routers whose choices depend on other tokens of a batch."""
         device = self._decoder.head.weight.device
         for group in groups:
             for continuation in group.numbers:

@@ -37,7 +37,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class OfflineTask:
-    """A task of several questions; `measure` states which answers are right."""
+    """A task of several questions; `measure` states when an answer is right."""
 
     name: str
     measure: Measure

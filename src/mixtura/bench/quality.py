@@ -1,4 +1,4 @@
-"""The cost of quantisation: perplexity on real text with weights of 16, 8 and 4 bits."""
+"""Measures the cost of quantisation: perplexity on real text with weights of 16, 8 and 4 bits."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -56,7 +56,7 @@ class QualityRow:
     perplexity: float
     bits_per_byte: float
     ratio: float
-    """the version's perplexity over the perplexity of the 16-bit version"""
+    """the version's perplexity divided by the perplexity of the 16-bit version"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ def bench_quality(
     """Pack the model into temporary folders, and measure every version on the same text.
 
     The 16-bit version is the model before quantisation, with weights as bf16 and products in fp32.
-    The digests of its files are compared during the measurement, or before it with `verify`. Raises
-    ConfigError, CheckpointError or DataError for a model or a text that cannot be measured.
+    The digests of its files are compared during the measurement, or before it if `verify` is True.
+    Raises ConfigError, CheckpointError or DataError for a model or a text that cannot be measured.
     """
     path = folder_of(str(model))
     if what_is(path) == "packed":

@@ -20,7 +20,7 @@ from mixtura.shapes.storage.packed import Planned
 
 @torch.no_grad()
 def unpack_into(plain: nn.Module, packed: nn.Module) -> None:
-    """Copy a packed model's dequantised weights into a plain model; other weights stay."""
+    """Copy a packed model's dequantised weights into a plain model; other weights are unchanged."""
     for one in _packed_ones(plain):
         held = packed.get_submodule(one.name.removesuffix(".weight"))
         match held:

@@ -26,7 +26,8 @@ class Windows:
     token_WS: Tensor
     """token IDs, int64"""
     bytes_WS: Tensor
-    """the number of UTF-8 bytes of each token in the text, int64; 0 for `tokenizer.begin`"""
+    """the number of UTF-8 bytes that each token takes in the text, int64; 0 for
+    `tokenizer.begin`"""
 
     @property
     def predicted(self) -> int:

@@ -80,7 +80,7 @@ class Outcome:
         }
 
     def table(self) -> Table:
-        """A table of both models' figures, and of the MoE's figures over the dense twin's."""
+        """A table of both models' figures, and of the MoE's figures divided by the dense twin's."""
         moe, dense = self.moe, self.dense
         reached = moe.seconds_to_dense_loss
         table = Table(title=f"After the same {self.tokens:,} tokens of the standard library")

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from mixtura.train import TrainingRun
 
-# The pacer corrects at set points, which are a fortieth of the steps apart: some seconds, so that a
-# single slow step has little effect. If steps become slow, a set point comes after 20 seconds.
+# The pacer corrects the number of steps at set points. Between two set points lies a fortieth of
+# the steps, which takes some seconds, so that a single slow step has little effect; if it takes
+# longer than 20 seconds, the next set point comes after 20 seconds.
 SET_POINTS = 40
 SECONDS_BETWEEN = 20.0
 _FEWEST_BETWEEN = 10
-# When the time is up, at most 10 steps or 5 seconds of steps follow, so that the learning-rate
-# schedule does not end in a jump.
+# When the time is up, 10 more steps follow, or fewer if 10 steps take more than 5 seconds, so that
+# the learning-rate schedule does not end in a jump.
 _LAST_STEPS, _LAST_SECONDS = 10, 5.0
 # A correction by less than 5% of the remaining steps is postponed to the next set point.
 _TOLERANCE = 0.05

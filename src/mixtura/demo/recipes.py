@@ -1,4 +1,4 @@
-"""The demo's recipes: an MoE, and the dense twin of the same active compute."""
+"""The demo's recipes: an MoE, and its dense twin, which has the same active compute."""
 
 from importlib.resources import files
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Epsilon is divided by this factor from one auction to the next.
+# The increment of bids is divided by this factor from one auction to the next.
 SHARPER = 5.0
 
 
@@ -69,10 +69,10 @@ def balanced_assignment(score_TE: Tensor, epsilon: float = 0.01) -> Tensor:
     The method is Bertsekas' auction, in which each expert is a group of equal places with a common
     price. In each round every token without a place bids for its best expert, that is the expert
     with the largest score minus price. A bid is the price, plus the lead over the second-best
-    expert, plus epsilon. An expert keeps its highest bids, and the r extra places go to the highest
-    bids for an extra place. The first auction has a large epsilon; each further auction has a
-    smaller epsilon and starts with the prices of the auction before. Each round waits for the
-    device.
+    expert, plus an increment. An expert keeps its highest bids, and the r extra places go to the
+    highest bids for an extra place. The increment of the first auction is large. Each further
+    auction starts with the prices of the auction before and has a smaller increment, down to
+    epsilon * (range of scores). Each round waits for the device.
     """
     num_tokens, num_experts = score_TE.shape
     if num_experts == 1 or num_tokens == 0:
@@ -117,11 +117,11 @@ class _Places:
         return places
 
     def price_E(self) -> Tensor:
-        """The lowest bid that a new bid for each expert must exceed.
+        """The price of each expert: the bid that a new bid for this expert must exceed.
 
-        If the expert has an extra place, this is the bid in its extra place. Otherwise it is the
-        lowest bid in the expert's own places, or in the extra places of all experts if that is
-        lower.
+        If the expert may use its extra place, the price is the bid in that place. Otherwise the
+        price is the lowest bid in the expert's other places, or the lowest bid in the extra places
+        of all experts if that is lower.
         """
         extra_E = self.bid_EC[:, -1]
         open_E = extra_E > -torch.inf
@@ -147,7 +147,7 @@ class _Places:
         return left[left >= 0]
 
     def close_extras(self) -> Tensor:
-        """Keep the r extra places of the highest bids; return the tokens of other extra places."""
+        """Keep the r extra places with the highest bids; return the tokens of the others."""
         closed_X = self.bid_EC[:, -1].argsort(descending=True)[self.extras :]
         token_X = self.token_EC[closed_X, -1]
         self.bid_EC[closed_X, -1], self.token_EC[closed_X, -1] = -torch.inf, -1

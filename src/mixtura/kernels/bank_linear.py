@@ -1,7 +1,7 @@
-"""A product with one of many small gates for each row: logits_R = weight[bank_R] x_R.
+"""Multiplies each row by one of many small gates: logits_r = weight[bank_r] x_r for row r.
 
-A bank is one of the gates. T tokens, D width, R = T*C rows, of which row r is token r // C, G
-banks, E outputs of each bank.
+A bank is one of the gates. T tokens, D width, C banks for each token, R = T*C rows, of which row r
+is token r // C, G banks, E outputs of each bank.
 """
 
 import torch
@@ -13,7 +13,7 @@ from mixtura.kernels.experts_ffn import SegmentProducts, ragged_takes
 
 
 def bank_linear_naive(x_TD: Tensor, weight_GED: Tensor, bank_R: Tensor) -> Tensor:
-    """logits_RE; the naive twin of `bank_linear`, which copies the weights for every row."""
+    """logits_RE: the naive twin of `bank_linear`; it copies the weights of a bank for every row."""
     x_RD = x_TD.repeat_interleave(_copies(x_TD, bank_R), 0)
     return torch.einsum("rd,red->re", x_RD, weight_GED[bank_R])
 

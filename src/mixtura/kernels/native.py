@@ -19,8 +19,8 @@ InstructionSet = Literal["auto", "plain", "avx2", "avx512", "amx"]
 _NUMBERS: dict[InstructionSet, int] = {"plain": 0, "avx2": 1, "avx512": 2, "amx": 3}
 
 LIBRARY = Library("mixtura", "FRAGMENT")
-"""the library of Mixtura's torch ops; a wrapper of `torch.library.custom_op` would take longer than
-a small matrix product"""
+"""the library of Mixtura's torch ops; calling an op through `torch.library.custom_op` would take
+longer than a small matrix product"""
 
 # Functions of torch's OpenMP runtime, which GNU's and LLVM's runtimes both export. The first runs a
 # parallel region; the others give a thread's number in the region, the region's number of threads,
@@ -38,9 +38,9 @@ def compiled(name: str) -> ModuleType | None:
     """A compiled module; None if no compiler was found when Mixtura was installed.
 
     The environment variable MIXTURA_THREADS sets the module's number of threads; by default it is
-    torch's number at this call. The module runs in torch's own threads as long as torch has the
-    same number of threads. Raises ConfigError if MIXTURA_THREADS is not a whole number of 1 or
-    more.
+    the number of threads that torch has at the time of this call. The module runs in torch's own
+    threads as long as both numbers of threads are equal. Raises ConfigError if MIXTURA_THREADS is
+    not a whole number of 1 or more.
     """
     try:
         module = importlib.import_module(name)
@@ -109,7 +109,7 @@ def check_offered(name: InstructionSet) -> None:
 
 @cache
 def warn_once_if_missing() -> None:
-    """Log a warning, only once, if PyTorch computes because the kernels are missing."""
+    """Log a warning, only once, if the kernels are missing, so that PyTorch computes instead."""
     if native() is None:
         logging.getLogger("mixtura").warning(
             "mixtura has no compiled kernels here (no C++ compiler was found when it was "

@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """The number of padding rows in each expert's segment. Padding does not affect results.
+    """The rule for the number of padding rows in each segment. Padding does not affect results.
 
     Padded segments have few different lengths. This helps libraries that build a kernel for each
     new number of rows, as oneDNN does for bf16 products. Segments of equal length can also be
@@ -28,7 +28,7 @@ class Padding:
     most this factor"""
 
     def segments(self, count_E: Tensor) -> Tensor:
-        """The length of each expert's segment, from the number of its routed rows; CPU tensors."""
+        """The length of each segment, from each expert's number of routed rows; both on the CPU."""
         segment_E = (count_E + self.multiple - 1) // self.multiple * self.multiple
         longest = segment_E.max()
         if len(segment_E) * longest <= self.even_within * count_E.sum():

@@ -44,8 +44,8 @@ def row_linear(x_TD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) ->
 def row_sigmoid(x_TN: Tensor) -> Tensor:
     """The sigmoid of each number.
 
-    The numbers are computed in blocks of rows too, because torch's vector loop and its loop for the
-    remaining numbers differ in the last bit.
+    The numbers are computed in blocks of rows too, because the results of torch's vector loop and
+    of its loop for the remaining numbers differ in the last bit.
     """
     return _in_blocks(x_TN, torch.sigmoid)
 

@@ -16,7 +16,7 @@ def topk_naive(score_TE: Tensor, top_k: int) -> Tensor:
 
 
 def topk(score_TE: Tensor, top_k: int) -> Tensor:
-    """chosen_TK: each token's K best experts; for a small K on a CPU by passes of argmax.
+    """chosen_TK: each token's K best experts; on a CPU K passes of argmax find them if K is small.
 
     Each token needs at least K scores above -inf; otherwise an expert may be chosen twice.
     """

@@ -1,7 +1,8 @@
 """Backends: named ways to compute routed experts from plain weights.
 
-Other packages may register more backends. T tokens, D width, M rows sorted by expert, E experts, F
-expert width, H rows of w_in: 2F if the activation is gated (rows of the gate, then of up), else F.
+Other packages may register more backends. A segment is the rows of one expert. T tokens, D width, M
+rows sorted by expert, E experts, F expert width, H rows of w_in: 2F if the activation is gated (F
+rows of W_gate, then F rows of W_up), else F.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from mixtura.shapes import Activation
 # kernel for each new number of rows, which takes several times as long as the product; padding
 # makes new numbers rare.
 ROW_MULTIPLE = {torch.bfloat16: 32, torch.float16: 32}
-# All experts are padded to equally many rows if that makes at most 1.5 times as many rows in all.
+# All experts are padded to equally many rows if the rows of all experts are then at most 1.5 times
+# as many as without padding.
 EVEN_WITHIN = 1.5
 
 

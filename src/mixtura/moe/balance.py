@@ -23,13 +23,13 @@ LossWeight = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
 class BalanceConfig(Config):
     """Weights of the balancing losses, and the rate of bias balancing.
 
-    If a weight is None, the router's default is used, which is that of the router's paper. For
-    example, a softmax router has Switch's alpha of 0.01 as `loss` (arXiv 2101.03961) and ST-MoE's
-    c_z of 0.001 as `z_loss` (arXiv 2202.08906). A weight above 0 is refused for a loss that the
-    router does not support. `choices` selects the rows that the balance loss counts: all rows, or
-    each token's first choice. The default is the router's: first choices for GShard, all rows for
-    other routers. `bias_rate` is the amount by which a choosing bias changes in each optimizer
-    step, the gamma of DeepSeek-V3 (arXiv 2412.19437).
+    If a weight is None, the router's default is used, which is usually a value from a paper. For
+    example, the defaults of a softmax router are 0.01 for `loss`, the alpha of Switch (arXiv
+    2101.03961), and 0.001 for `z_loss`, the c_z of ST-MoE (arXiv 2202.08906). A weight above 0 is
+    refused for a loss that the router does not support. `choices` selects the rows that the balance
+    loss counts: all rows, or each token's first choice. The default is the router's: first choices
+    for GShard, all rows for other routers. `bias_rate` is the amount by which a choosing bias
+    changes in each optimizer step, the gamma of DeepSeek-V3 (arXiv 2412.19437).
     """
 
     loss: LossWeight = None

@@ -54,7 +54,8 @@ class Admission:
     expert_TK: Tensor
     """E for a row that no expert computes"""
     wave_TK: Tensor | None = None
-    """the pass that computes each row, from 0; None for a single pass"""
+    """the pass over the experts in which each row is computed, counted from 0; None if there is a
+    single pass"""
     moved: bool = False
     """whether a row may have another expert than its chosen expert"""
 
@@ -68,8 +69,9 @@ class Capacity(Protocol):
 class CapacityConfig(Config):
     """The policy for rows beyond an expert's capacity, with the capacity factor and the scope.
 
-    `dropless` has no capacity. `drop` drops the rows beyond, `reroute` moves them to the token's
-    next-best expert, and `wave` computes them in a further pass.
+    `dropless` has no capacity. `drop` drops the rows beyond the capacity, `reroute` moves each of
+    them to its token's next-best expert with room, and `wave` computes them in a further pass over
+    the experts.
     """
 
     policy: Policy = "dropless"
@@ -91,8 +93,8 @@ class CapacityConfig(Config):
         return self
 
     def build(self) -> Capacity:
-        # 1.25 is the middle value of Switch's comparison of 1.0, 1.25 and 2.0 (arXiv 2101.03961,
-        # table 1).
+        # The default is the middle one of the capacity factors 1.0, 1.25 and 2.0 that Switch
+        # compares (arXiv 2101.03961, table 1).
         factor = 1.25 if self.factor is None else self.factor
         match self.policy:
             case "dropless":
@@ -130,8 +132,9 @@ class Drop:
 class Wave:
     """A row beyond its expert's capacity is computed in a further pass; no row is dropped.
 
-    The result equals that of `Dropless`, but needs smaller buffers. A pass has at most `capacity`
-    rows of an expert, while the single pass of `Dropless` has all rows of the busiest expert.
+    The result equals that of `Dropless`, but needs smaller buffers. A pass over the experts has at
+    most `capacity` rows of an expert, while the single pass of `Dropless` has all rows of the
+    busiest expert.
     """
 
     factor: float
@@ -171,8 +174,8 @@ class Reroute:
         priority_TE = _with_extra(ranking_TE).scatter(1, chosen_TK, torch.inf)[:, :-1]
         best_first_TE = priority_TE.argsort(dim=-1, descending=True, stable=True)
         rank_TE = best_first_TE.argsort(dim=-1)
-        # The columns are ranks, so a cumulative sum finds a token's best K allowed experts in each
-        # round, and no round needs a top-k.
+        # The columns of allowed_TR are a token's experts from the best to the worst. So a
+        # cumulative sum finds the best K allowed experts in each round, and no round needs a top-k.
         allowed_TR = priority_TE.gather(1, best_first_TE) > -torch.inf
         count_T1 = (candidates.expert_TK < num_experts).sum(1, keepdim=True)
         while True:
@@ -189,8 +192,8 @@ class Reroute:
 def _to_rows(held_TE: Tensor, rank_TE: Tensor, chosen_TK: Tensor) -> Tensor:
     """Distribute the experts that hold a token, at most K, over the token's K rows.
 
-    A row keeps its chosen expert if that expert holds the token. The other rows get the token's
-    other held experts, the best first; E if there are no more.
+    A row keeps its chosen expert if that expert holds the token. The other rows get the other
+    experts that hold the token, the best first, or E if no such expert remains.
     """
     num_experts, top_k = held_TE.shape[1], chosen_TK.shape[1]
     held_TE = _with_extra(held_TE)
@@ -212,8 +215,9 @@ def _with_extra(of_TE: Tensor) -> Tensor:
 def _places(candidates: Candidates, factor: float, scope: CapacityScope) -> tuple[Tensor, Tensor]:
     """(place, capacity) of each row, which decide whether the row is beyond its expert's capacity.
 
-    The place, (T, K), is the number of earlier rows with the same expert. A row is beyond the
-    capacity if place >= capacity. The capacity is (T, 1), or (1, 1) under scope `group`.
+    The place, (T, K), is the number of rows that choose the same expert in the same scope and are
+    admitted earlier. A row is beyond the capacity if place >= capacity. The capacity is (T, 1), or
+    (1, 1) under scope `group`.
     """
     expert_TK, num_experts = candidates.expert_TK, candidates.num_experts
     num_tokens, top_k = expert_TK.shape

@@ -19,8 +19,8 @@ def device_balance_loss(
     f'_i is the mean over device i's experts of E/(K T) times the number of rows that chose the
     expert; this equals G times the device's share of all rows. P'_i is the sum of the mean
     probabilities of the device's experts; under a hierarchical router it is the outermost gate's
-    mean probability of group i. A busy and an idle expert on the same device do not increase the
-    loss.
+    mean probability of group i. A load that is uneven only among the experts of one device does not
+    increase the loss.
     """
     return group_shares_of(routing, scope, step_load_E).loss()
 

@@ -1,7 +1,7 @@
-"""The experts of an MoE layer, and a dense FFN with the same layout of weights.
+"""The experts of an MoE layer, and a dense FFN whose weights have the layout of one expert.
 
-T tokens, D width, E experts, F expert width, H rows of w_in: 2F if the activation is gated (rows of
-the gate, then of up), else F.
+T tokens, D width, E experts, F expert width, H rows of w_in: 2F if the activation is gated (F rows
+of W_gate, then F rows of W_up), else F.
 """
 
 import torch
@@ -45,7 +45,7 @@ class Experts(nn.Module):
         nn.init.normal_(self.w_out, std=expert_width**-0.5)
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """out_TD: the weighted sum of each token's experts, in the dtype of `compute_dtype`."""
+        """out_TD: each token's weighted sum of expert outputs, in `compute_dtype(x_TD)`."""
         dtype = compute_dtype(x_TD)
         biases = None
         if self.b_in is not None and self.b_out is not None:
@@ -62,7 +62,7 @@ class Experts(nn.Module):
 
 
 class DenseFFN(nn.Module):
-    """One FFN with an expert's layout of weights: a dense layer, shared expert or residual."""
+    """One FFN, used as a dense layer, as the shared expert or as the residual branch."""
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class DenseFFN(nn.Module):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products: autocast's if that is enabled, else x's; float64 is kept."""
+    """The dtype of matrix products: x's, or autocast's if that is enabled and x is not float64."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)

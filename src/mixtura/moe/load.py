@@ -1,7 +1,8 @@
 """Statistics of the load, as functions of a `Routing` or of the load itself.
 
-`computed_load` and `dropped_share` use `expert_N`, the experts that compute rows. All other
-functions count the experts before capacity, `chosen_N`, without padding. E experts, N routed rows.
+`computed_load` and `dropped_share` read `expert_N`, the experts that compute rows. `load` and
+`importance` read `chosen_N`, the experts that the router chose before capacity, and leave out
+padding. All other functions take a load. E experts, N routed rows.
 """
 
 import torch
@@ -69,7 +70,7 @@ def _mean(load_E: Tensor) -> Tensor:
 
 
 def entropy(load_E: Tensor) -> Tensor:
-    """The entropy of the experts' shares of the load divided by log E, along the last dim.
+    """The entropy of the experts' shares of the load, divided by log E; along the last dim.
 
     It is 1 at even load and without rows, and 0 if one of several experts has all rows.
     """

@@ -32,11 +32,11 @@ def balance_loss(
     f_e is the share of the rows that chose expert e, before capacity. P_e is the mean of the
     router's probabilities for expert e. Padding is not counted.
 
-    Scope `sequence` averages the losses of all sequences. A sequence of padding alone has the loss
-    1, so that the mean over all ranks does not depend on the rank to which it belongs. Scope
-    `micro_batch` computes one loss over the tokens of this rank's forward pass, so its result
-    depends on the number of ranks. Scope `global_batch` takes f from `step_load_E`, the load of the
-    optimizer step so far, summed over ranks.
+    Scope `sequence` averages the losses of all sequences. A sequence in which all tokens are
+    padding has the loss 1, so that the mean over all ranks does not depend on which rank reads that
+    sequence. Scope `micro_batch` computes one loss over the tokens of this rank's forward pass, so
+    its result depends on the number of ranks. Scope `global_batch` takes f from `step_load_E`, the
+    load of the optimizer step so far, summed over ranks.
 
     A hierarchical router has one loss for each level, and the result is the mean of these losses.
     The outermost level's loss is over groups of experts. An inner level's loss is the mean of the
@@ -82,8 +82,9 @@ def entropy_loss(routing: Routing) -> Tensor:
     """The entropy of a token's probabilities in nats, averaged over tokens; padding is not counted.
 
     This is the dynamic loss of "Harder Tasks Need More Experts" (arXiv 2403.07652). Without it a
-    top-p router learns even probabilities, and then chooses all experts. The entropy of a token is
-    0 if one expert has the probability 1, and ln E if all experts have the same probability.
+    top-p router learns even probabilities, and then chooses as many experts as it may. The entropy
+    of a token is 0 if one expert has the probability 1, and ln E if all experts have the same
+    probability.
     """
     assert routing.probs_TE is not None, "this router gives no probabilities"
     probs_TE = routing.probs_TE
@@ -97,8 +98,9 @@ def threshold_loss(routing: Routing) -> Tensor:
 
     X_ji is the gate's probability of expert i, and T_i the expert's threshold. M_threshold is 1
     where X_ji > T_i, else 0. M_batchwise is 1 where expert i took token j in this batch, else 0.
-    This is L_batchwise of Shazeer 2017 (arXiv 1701.06538, appendix F), which has a sum over j and
-    not a mean. The loss trains only the thresholds T; X is treated as a constant.
+    This is L_batchwise of Shazeer 2017 (arXiv 1701.06538, appendix F), except that the paper takes
+    the sum over j and this function the mean. The loss trains only the thresholds T; X is treated
+    as a constant.
     """
     assert routing.probs_TE is not None, "this router gives no probabilities"
     probs_TE, threshold_E = routing.probs_TE.detach(), routing.terms["threshold_E"]
@@ -113,7 +115,7 @@ class Loss:
     name: LossName
     """the loss's name in logs and in a router's `losses`"""
     function: Callable[..., Tensor]
-    """computes the loss; its arguments are a Routing and the values of `needs`"""
+    """computes the loss; its arguments are a Routing and the values that `needs` names"""
     needs: tuple[Need, ...] = ()
     key: str = ""
     """the key of the loss's weight in `BalanceConfig`; empty if the key is `name`"""

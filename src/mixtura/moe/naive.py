@@ -4,7 +4,8 @@ The layer is that of Mixtral (arXiv 2401.04088), with the balance loss of Switch
 eq. 4). The code computes one token and one expert at a time. `MoE` computes the same numbers in
 large matrix products, and adds other routers, capacity, shared experts and more losses.
 
-T tokens, D model width, E experts, K experts per token, F expert width.
+T tokens, D model width, E experts, K experts per token, F expert width, H = 2F rows of an expert's
+w_in.
 """
 
 import torch
@@ -41,8 +42,8 @@ class NaiveMoE(nn.Module):
         for token, x_D in enumerate(x_TD):
             for weight, chosen in zip(weight_TK[token], best_TK.indices[token], strict=True):
                 out_TD[token] += weight * self.expert(int(chosen), x_D)
-        # share_E is f_e of eq. 4: the share of all choices that are expert e. P_e is the mean
-        # probability of expert e over the tokens.
+        # share_E is f_e of eq. 4: the number of tokens that chose expert e, divided by T*K. P_e is
+        # the mean probability of expert e over the tokens.
         share_E = (
             best_TK.indices.flatten().bincount(minlength=num_experts) / best_TK.indices.numel()
         )

@@ -22,7 +22,7 @@ class RoutedExperts(Protocol):
     """
 
     def __call__(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """out_TD: the weighted sum of each token's experts; 0 for a token that no expert computes.
+        """out_TD: each token's weighted sum of expert outputs; 0 if no expert computes the token.
 
         Expert `routing.expert_N[n]` computes row n, and `routing.weight_N[n]` is the row's weight
         in the sum.
@@ -42,7 +42,7 @@ def routed_by_segments(
     expert 0, the next segment_E[1] rows to expert 1, and so on; segments include their padding
     rows. Rows after the last segment must give 0. Under the capacity policy `wave`, `compute` is
     called once for each wave, so that no call has more rows of an expert than the expert's
-    capacity. In that case the number of waves is read from the device, which waits for the device
+    capacity. The number of waves is then read from the device, and this read waits for the device
     once.
     """
     num_tokens = x_TD.shape[0]

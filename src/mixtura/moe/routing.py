@@ -27,16 +27,17 @@ class Level:
     bank_R: Tensor | None
     """the gate of each row; None if the level has one gate"""
     probs_RS: Tensor
-    """the probabilities of each row's gate; a row sums to 1"""
+    """the probabilities that the row's gate gives to its S choices; they sum to 1 in each row"""
     banks: int = 1
     """number of gates"""
     used_R: Tensor | None = None
-    """False for a row whose token abandoned the gate's group, as GShard abandons second choices;
-    None if no token abandoned a group"""
+    """False for a row whose token was sent to the gate's group but abandoned it, as GShard abandons
+    second choices; None if no token abandoned a group"""
 
 
 rules_are_checked = False
-"""whether a new Routing checks its rules, which waits for the device; the tests set this to True"""
+"""whether each new Routing is checked against `_rules`; the check waits for the device, so only the
+tests set this to True"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,9 @@ class Routing:
     """A router's decision for T tokens, as N routed rows.
 
     N is T*K if tokens choose experts, and E*C if each of E experts chooses C tokens. Load, balance
-    losses, bias updates and alarms are computed from `chosen_N`, the router's own choice: after
-    rerouting, `expert_N` looks even for a collapsed router too. Dropped rows and the work of each
-    device are computed from `expert_N`.
+    losses, bias updates and alarms are computed from `chosen_N`, the router's own choice. They are
+    not computed from `expert_N`, because rerouting spreads the rows of a collapsed router evenly
+    over the experts. Dropped rows and the work of each device are computed from `expert_N`.
     """
 
     token_N: Tensor
@@ -73,7 +74,8 @@ class Routing:
     top_k: int | None = None
     """K if row n is choice n % K of token n // K; None if the rows are in another order"""
     wave_N: Tensor | None = None
-    """the pass in which each row is computed, from 0; None if there is a single pass"""
+    """the pass over the experts in which each row is computed, counted from 0; None if there is a
+    single pass"""
     product_dtype: torch.dtype | None = None
     """the dtype to which each weighted expert output is rounded before a token's outputs are
     summed, as in transformers in bf16; None if only the sum is rounded"""
@@ -81,7 +83,7 @@ class Routing:
     """the number of groups of consecutive experts, all of one size; a group may be one device's
     experts"""
     groups_kept: int = 1
-    """the largest number of groups in which a token has experts"""
+    """the largest number of groups in which a token may have experts"""
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     """a router's own quantities by name, such as `gate_N`, the combine weights before capacity, and
     `load_E`, the smooth load of Shazeer 2017 (arXiv 1701.06538)"""
@@ -198,7 +200,7 @@ def _within(of_N: Tensor, last: int) -> bool:
 def first_choices(routing: Routing) -> Routing:
     """The routing with only each token's first choice, which is what GShard's balance loss counts.
 
-    The rows must be K for each token, in order.
+    `routing.top_k` must not be None: each token must have K consecutive rows.
     """
     assert routing.top_k is not None, "rows are not K for each token, in order"
     every = slice(None, None, routing.top_k)

@@ -5,7 +5,7 @@ pass. A flat router has one level, whose choices are the experts. A hierarchical
 levels: the choices of the last level are the experts, and those of other levels are groups.
 
 T tokens, E experts, N routed rows, B parts, C choices of one level, S choices of one gate, R rows
-of one level, G gates of one level or groups of experts.
+of one level, G gates of one level, or G groups of experts.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Shares:
     load_BC: Tensor
     """the share of each choice in the rows of its gate, before capacity"""
     prob_BC: Tensor
-    """the mean probability of each choice over the level's rows, differentiable; sums to 1 over all
-    C"""
+    """the mean probability of each choice over the level's rows, differentiable; a row counts with
+    probability 0 for choices of other gates, so the means sum to 1 over all C"""
 
     def loss(self) -> Tensor:
         """S * sum_c f_c * P_c, averaged over parts; f is `load_BC` and P is `prob_BC`.
@@ -53,8 +53,8 @@ def shares_of(
 
     Under scope `sequence` each sequence is a part; otherwise all local tokens are one part. Under
     `global_batch` the load is `step_load_E`, if that is given. A part without tokens gets even
-    shares, and so does a gate without rows: their loss is then 1, as at even load. So the mean loss
-    over all sequences does not depend on their division into batches.
+    shares, and its loss is 1, as at even load; the same holds for a gate without rows. So the mean
+    of all sequences' losses does not depend on how the sequences are divided into batches.
     """
     parts = token_parts(routing, scope)
     if scope == "global_batch" and step_load_E is not None:

@@ -22,7 +22,7 @@ class Tokens:
 
 
 def mean_over_tokens(of_T: Tensor, valid_T: Tensor | None) -> Tensor:
-    """The differentiable mean over all tokens except padding; 0 if there are no such tokens."""
+    """The mean over all tokens except padding, differentiable; 0 if all tokens are padding."""
     if valid_T is None:
         return of_T.sum() / max(len(of_T), 1)
     return (of_T * valid_T).sum() / valid_T.sum().clamp(min=1)

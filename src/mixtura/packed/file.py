@@ -1,4 +1,4 @@
-"""Reads a file of packed weights through a memory map, and writes it tensor after tensor.
+"""Reads a file of packed weights through a memory map, and writes such a file tensor by tensor.
 
 E experts.
 """
@@ -76,7 +76,7 @@ class PackedFile:
     def check(
         self, roles: Mapping[str, str] | None = None, remedy: Callable[[], str] = pack_again
     ) -> Check:
-        """A check of all digests of the file, which the caller has to start.
+        """A check of the file against all its digests; the caller has to start the check.
 
         `roles` gives the role of each of the model's tensors by name; messages contain the role.
         `remedy` gives the end of an error message.

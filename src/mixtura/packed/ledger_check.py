@@ -1,7 +1,8 @@
 """Compares the tensors of a packed file with the ledger of the model that its header describes.
 
-A header with a correct digest may still differ from the tensors, since a program may write a wrong
-header. E experts, H rows of w_in, D width, F expert width.
+A header describes the model and lists the tensors. The two may contradict each other even if the
+header's digest is correct, since a program may write a wrong header. E experts, H rows of w_in, D
+width, F expert width.
 """
 
 from mixtura.errors import CheckpointError

@@ -99,7 +99,7 @@ class ExpertWeights(NamedTuple):
 
 
 class PackedExperts(PackedModule):
-    """The experts of one layer, from packed weights; an implementation of `RoutedExperts`."""
+    """The experts of one layer, with packed weights; an implementation of `RoutedExperts`."""
 
     tiles: Tensor
     bias_in: Tensor | None
@@ -135,7 +135,7 @@ class PackedExperts(PackedModule):
         return PackedBiases(self.bias_in, self.bias_out)
 
     def routed(self, x_TD: Tensor, rows: RoutedRows) -> Tensor:
-        """out_TD, fp32: the weighted sum of each token's experts."""
+        """out_TD in fp32: each token's weighted sum of expert outputs."""
         return packed_experts(
             x_TD,
             rows,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ABSENT = -1
-"""the number for no expert or no domain"""
+"""the number that stands for no expert or no domain"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""The checks of a batch before the batch is written to a trace.
+"""Checks a batch before the batch is written to a trace.
 
 T tokens, T1 is T + 1, E experts; N rows of a layer, one for each expert that a token chose.
 """

@@ -70,7 +70,7 @@ def dictionary_columns(meta: TraceMeta) -> list[str]:
 
 
 def float_columns(meta: TraceMeta) -> list[str]:
-    """Parquet's paths of floating-point columns, which compress better when split by byte."""
+    """Parquet's paths of floating-point columns, which compress better split into byte streams."""
     names = [weights_of(layer.layer) for layer in meta.layers]
     if meta.probabilities is not None:
         names += [probabilities_of(layer.layer) for layer in meta.layers]

@@ -123,7 +123,7 @@ class _Listener:
 def _as_read(
     tokens_BS: Tensor, valid_BS: Tensor | None, output: DecoderOutput
 ) -> tuple[Tensor, Tensor | None]:
-    """The tokens and the validity of a pass, padded in front for tokens that are read again.
+    """(tokens_BS, valid_BS) of a pass, with padding in front for tokens that are read again.
 
     Beyond LongRoPE's original context, a decoder reads the earlier tokens of a sequence again. The
     padding is not valid, so a trace has each token once, with the routing of its first reading.

@@ -111,7 +111,8 @@ class _Recorded:
         self._now_B = np.zeros_like(self.length_B)
 
     def next_pass(self) -> None:
-        # The counts change when a pass begins: checkpointing runs layers again after a pass.
+        # The counts are updated when the next pass begins: checkpointing may run the layers of this
+        # pass again, and they must then find the same tokens.
         self._done_B, self._now_B = self._done_B + self._now_B, np.zeros_like(self._now_B)
 
     def rows(self, valid_BS: NDArray[np.bool_], id_T: Tensor | None) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Writes the routing of texts to a trace."""
+"""Runs a model over texts, and writes each token's routing to a trace."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -72,8 +72,8 @@ def trace_texts(
 
     `routing_of` replaces the model's own forward pass. A document longer than the model's context
     becomes several sequences. `limit` is the most tokens to trace. The file `out` appears only when
-    the trace is complete and `check` has found no difference. Raises DataError if there is no text
-    to trace, and StorageError if the disk refuses.
+    the trace is complete and `check` has found no difference in the model's files. Raises DataError
+    if there is no text to trace, and StorageError if the disk refuses.
     """
     began = perf_counter()
     reading = _Reading(model, tokenizer, texts, limit, progress)

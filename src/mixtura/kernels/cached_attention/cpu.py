@@ -1,4 +1,4 @@
-"""Torch ops for attention over cached keys and values: by compiled kernels on a CPU.
+"""Torch ops for attention over cached keys and values, computed by compiled kernels on a CPU.
 
 On a GPU the ops use torch's own operations. A row is one token of a sequence. A slot is the place
 of one sequence in the cache. R rows, A query heads, G key-value heads, H = A/G query heads that

@@ -68,8 +68,8 @@ def append_naive(
 ) -> None:
     """Store each row's key and value at the row's position of its slot; the naive twin of `append`.
 
-    In an int8 cache the largest absolute value of a vector becomes 127. `v_RGV` is None if values
-    are stored in keys.
+    In an int8 cache the largest absolute value of each key, and of each value, becomes 127. `v_RGV`
+    is None if values are stored in keys.
     """
     _keep(cache.keys, cache.key_scales, k_RGC, slot_R, position_R)
     if v_RGV is not None:
@@ -84,8 +84,8 @@ def _keep(
         return
     x_RGC = x_RGC.float()
     size_RG = x_RGC.abs().amax(-1)
-    # The dividend is a tensor, because torch divides a Python float by a tensor through the
-    # reciprocal, which rounds twice.
+    # The dividend is a tensor: torch computes a Python float divided by a tensor as the float times
+    # the reciprocal, which rounds twice.
     inverse_RG = torch.where(size_RG > 0, torch.full_like(size_RG, _LARGEST) / size_RG, 0.0)
     kept[slot_R, :, position_R] = (x_RGC * inverse_RG[..., None]).round().to(torch.int8)
     scales[slot_R, :, position_R] = size_RG / _LARGEST

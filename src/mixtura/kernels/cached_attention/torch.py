@@ -36,7 +36,8 @@ def cached_attention_torch(
         hidden_nL = position_L > position_n[:, None]
         if window is not None:
             hidden_nL |= position_L <= position_n[:, None] - window
-        # Positions after a row's own may have any values; the attention mask excludes them.
+        # The cache may contain any numbers at positions after a row's own; the attention mask
+        # excludes these positions.
         score_GHnL = score_GHnL.masked_fill(hidden_nL, -torch.inf)
         if sinks_A is not None:
             sink_GH11 = sinks_A.float().view(*q_GHnC.shape[:2], 1, 1)

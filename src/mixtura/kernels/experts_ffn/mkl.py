@@ -1,11 +1,11 @@
 """Matrix products of MKL for rows sorted by expert.
 
 torch's builds for x86 contain MKL, but have no Python API for these products. `ragged_rows` and
-`ragged_weights` multiply all experts' rows in one call, in fp32 or float64. One thread multiplies
-the rows of one expert; `grouped_mm` and a loop over experts divide each small product among all
-threads. `bf16_rows` and `one_token_swiglu` multiply few bf16 rows and have no backward pass. A
-product of one row reads weights at about the speed of memory. Unlike oneDNN, MKL builds no kernel
-for each new number of rows.
+`ragged_weights` multiply all experts' rows in one call, in fp32 or float64. In this call one thread
+multiplies the rows of one expert, whereas `grouped_mm` and a loop over experts divide each small
+product among all threads. `bf16_rows` and `one_token_swiglu` multiply few bf16 rows and have no
+backward pass. Their products of one row read weights at about the speed of memory. Unlike oneDNN,
+MKL builds no kernel for each new number of rows.
 
 N rows in E segments, one for each expert, I inputs, O outputs, K experts of one token, D width, F
 expert width, H = 2F (gate, then up).
@@ -32,7 +32,7 @@ _OF_BF16 = (*_SIZES, ctypes.c_float, *_MATRIX, *_MATRIX, ctypes.c_float, *_MATRI
 
 
 def _gemm_batch(dtype: torch.dtype) -> Callable[..., None] | None:
-    """MKL's batched matrix product in Fortran's interface, with 32-bit integers.
+    """MKL's batched matrix product, called by Fortran's interface with 32-bit integers.
 
     It is None if this torch does not have it.
     """

@@ -1,8 +1,8 @@
 """The FFNs of all experts, computed expert by expert; this defines the result of every backend.
 
 N rows, n rows of one expert, D width, E experts, F expert width, H rows of w_in: 2F if the
-activation is gated (rows of the gate, then of up), else F. Biases are given for both products of an
-FFN, or for neither.
+activation is gated (F rows of W_gate, then F rows of W_up), else F. Biases are given for both
+products of an FFN, or for neither.
 """
 
 from typing import NamedTuple

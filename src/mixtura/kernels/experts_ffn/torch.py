@@ -2,8 +2,8 @@
 
 N rows, of which the first R are sorted by expert and the others have no expert. A segment is the
 rows of one expert. D width, E experts, F expert width, H rows of w_in: 2F if the activation is
-gated (rows of the gate, then of up), else F. I inputs and O outputs of a product, C rows of each
-expert in a batched product. Biases are given for both products of an FFN, or for neither.
+gated (F rows of W_gate, then F rows of W_up), else F. I inputs and O outputs of a product, C rows
+of each expert in a batched product. Biases are given for both products of an FFN, or for neither.
 """
 
 from collections.abc import Callable

@@ -34,7 +34,7 @@ from mixtura.kernels.phase import PHASES, Phase
 from mixtura.shapes import Activation
 from mixtura.shapes.activations import OWN, is_gated
 
-# The index of an activation is its number in native/packed/kernels.h.
+# The index of an activation in this tuple is its number in native/packed/kernels.h.
 ACTIVATIONS: tuple[Activation, ...] = (
     "swiglu",
     "swiglu_clamped",
@@ -67,7 +67,8 @@ class RoutedRows(NamedTuple):
 def biases_in_tiles(in_EH: Tensor, out_ED: Tensor, expert_width: int, gated: bool) -> PackedBiases:
     """The biases of w_in and w_out, converted for the kernels.
 
-    `in_EH` is given in the order [gate; up] of w_in's rows if `gated`.
+    If `gated`, the argument `in_EH` has the order [gate; up], as the rows of w_in have before
+    tiling.
     """
     tiled_EH = in_EH.new_zeros(len(in_EH), rows_in(expert_width, gated), dtype=torch.float32)
     for expert, own_H in enumerate(in_EH.float()):
@@ -119,7 +120,7 @@ def packed_experts(
     biases: PackedBiases | None = None,
     kernels: InstructionSet = "auto",
 ) -> Tensor:
-    """(T, D) in fp32: the weighted sum of each token's experts; tokens are fp32 or bf16.
+    """(T, D) in fp32: each token's weighted sum of expert outputs; tokens are fp32 or bf16.
 
     Each row of `tiles_ES` has the bytes of one expert, which `tile_expert` returns. A token's
     result depends only on the token, its rows and the phase.

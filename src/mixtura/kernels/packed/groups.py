@@ -16,14 +16,14 @@ from mixtura.shapes.storage import GROUP, Bits
 SMALLEST, LARGEST = 2.0**-24, 65504.0
 """the smallest (subnormal) and the largest absolute value of an fp16 scale"""
 
-# The numbers that are tried for the weight of a group with the largest absolute value. Int4 reaches
-# -8 but only +7, so this weight is mapped near -8, or slightly beyond -8 and clipped. The scale is
-# negative if this weight is positive.
+# Each number gives a scale to try: the scale by which the weight of largest absolute value in a
+# group becomes this number. Int4 reaches -8 but only +7, so its numbers are negative; a weight
+# beyond -8 is clipped. A negative number gives a positive weight a negative scale.
 _TRIED: dict[Bits, tuple[float, ...]] = {
     4: (-8.2, -7.0, -8.8, -7.8, -6.2, -9.4, -8.4, -7.4),
     8: (127.0, 126.4, 125.6, 124.6, 123.4),
 }
-# How much errors of large weights count; see `_Fit`.
+# The factor by which errors of large weights count more; see `_Fit`.
 _STANDS_OUT = 0.03
 # The number of groups that are quantised at a time: 256 KiB of fp32, which fit into a core's cache.
 _AT_ONCE = 2048
@@ -55,7 +55,7 @@ class Groups:
         return Groups(self.q_NK[row], self.scale_NG[row], self.bits)
 
     def in_eight_bits(self) -> "Groups":
-        """The same weights as 8-bit groups; q and the scales stay equal."""
+        """The same weights as 8-bit groups, with the same q and the same scales."""
         return Groups(self.q_NK, self.scale_NG, 8)
 
 
@@ -112,12 +112,13 @@ def quantise(
 
 
 def quantise_naive(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups:
-    """Quantise a matrix: each group gets the scale of least squared error, weighed as in `_Fit`.
+    """Quantise a matrix: each group gets the scale of least error, as measured by `_Fit`.
 
-    Several scales are tried for each group. A scale is the least-squares scale of its numbers q,
-    that is `<w, q> / <q, q>`, rounded to fp16. Raises ConfigError, whose message begins with
-    `name`, for a width that is not a multiple of 32, for weights that are not finite, and for
-    weights too large for an fp16 scale.
+    Several scales are tried for each group. Rounding the weights w by a tried scale gives numbers
+    q. Their least-squares scale, `<w, q> / <q, q>`, then replaces the tried scale, and the best one
+    is rounded to fp16. Raises ConfigError, whose message begins with `name`, for a width that is
+    not a multiple of 32, for weights that are not finite, and for weights too large for an fp16
+    scale.
     """
     check_width(w_NK.shape[1], name)
     q_NK = torch.empty(w_NK.shape, dtype=torch.int8)
@@ -156,7 +157,7 @@ def _check_values(w_MC: Tensor, start: int, of_row: int, bits: Bits, name: str) 
 
 
 def _best_scale(w_MC: Tensor, bits: Bits) -> Tensor:
-    """scale_M: the best of the scales tried, refined by least squares."""
+    """scale_M: the best of the scales tried for each group, refined by least squares."""
     low_M1, high_M1 = w_MC.amin(1, keepdim=True), w_MC.amax(1, keepdim=True)
     extreme_M1 = torch.where(high_M1 >= -low_M1, high_M1, low_M1)
     # For a group of zeros any scale is correct; 1 avoids a division by 0.

@@ -1,7 +1,7 @@
 """y = x W^T + b for packed weights W: the naive twin, and the op that computes from tiles.
 
 T rows, N output channels, K inputs, G = K/32 groups of a channel. S spans of a row: a span is 32 or
-128 consecutive inputs that share a scale. C inputs of a span.
+128 consecutive inputs that share a scale of activations. C inputs of a span.
 """
 
 from typing import Literal
@@ -28,8 +28,8 @@ Arithmetic = Literal["int8x32", "int8x128", "bf16", "fp32"]
 """how activations and weights are multiplied
 
 `int8x32` and `int8x128` round activations to int8, with a scale for each span of 32 or 128 inputs.
-`bf16` and `fp32` convert activations and weights to that dtype. With 8-bit weights an activation is
-the sum of two int8 terms: x rounded, and then the remaining difference rounded."""
+`bf16` and `fp32` convert activations and weights to that dtype. In both int8 kinds, an activation x
+for 8-bit weights is the sum of two int8 terms: x rounded, and the remaining difference rounded."""
 
 _SPANS: dict[Arithmetic, int] = {"int8x32": 32, "int8x128": 128}
 # The number of int8 terms of an activation. With 8-bit weights and one term, rounding the
@@ -39,10 +39,9 @@ _DTYPES: dict[Arithmetic, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.
 
 
 def arithmetic_of(phase: Phase, kernels: InstructionSet = "auto") -> Arithmetic:
-    """The arithmetic of the kernels of an instruction set in a phase.
+    """The arithmetic in which the kernels of one instruction set compute in this phase.
 
-    `auto` is the fastest set of this machine. Without compiled kernels the arithmetic is PyTorch's,
-    `fp32`.
+    `auto` is the fastest set of this machine. Without compiled kernels PyTorch computes, in `fp32`.
     """
     if native() is None:
         return "fp32"
@@ -60,8 +59,8 @@ def quantise_rows(x_TK: Tensor, span: int) -> tuple[Tensor, Tensor]:
     """
     x_TSC = F.pad(x_TK.float(), (0, -x_TK.shape[1] % span)).unflatten(1, (-1, span))
     largest_TS = x_TSC.abs().amax(-1)
-    # The dividend is a tensor, because torch divides a Python float by a tensor through the
-    # reciprocal, which rounds twice.
+    # The dividend is a tensor: torch computes a Python float divided by a tensor as the float times
+    # the reciprocal, which rounds twice.
     inverse_TS = torch.where(largest_TS > 0, torch.tensor(127.0) / largest_TS, 0)
     q_TSC = (x_TSC * inverse_TS[..., None]).round()
     q_TSC = torch.where(inverse_TS[..., None] > 0, q_TSC, 0).to(torch.int8)

@@ -6,8 +6,8 @@ first its scales and then its numbers. The numbers are in lines of 64 bytes; a l
 
 N output channels, K inputs, U units, B blocks of a unit, T = 2 tiles of a block, C = 16 channels of
 a tile, G = 2 groups of a channel in a block, L lines of a group (4 in 4 bits, 8 in 8 bits). D
-width, F expert width, H rows of w_in: 2F if the activation is gated (rows of the gate, then of up),
-else F. R selected channels.
+width, F expert width, H rows of w_in: 2F if the activation is gated (F rows of W_gate, then F rows
+of W_up), else F. R selected channels.
 """
 
 from dataclasses import dataclass
@@ -94,8 +94,8 @@ def untile_rows(tiles: Tensor, row_R: Tensor, n: int, k: int, bits: Bits) -> Gro
     """
     scales, quants = _parts(_blocks(tiles, n, k, bits))
     unit_R, tile_R, channel_R = row_R // UNIT, row_R % UNIT // TILE, row_R % TILE
-    # With slices between its tensors, an index puts the dim R of the tensors first: the shapes are
-    # (R, B, G, L) and (R, B, G).
+    # If slices stand between the tensors of an index, torch puts the dim R of the tensors first.
+    # The shapes are therefore (R, B, G, L) and (R, B, G).
     rows, inputs = len(row_R), up(k, BLOCK)
     q_RK = _numbers(quants[unit_R, :, :, :, tile_R, channel_R], bits).view(rows, inputs)
     scale_RG = scales[unit_R, :, tile_R, :, channel_R].reshape(rows, inputs // GROUP)
@@ -103,7 +103,7 @@ def untile_rows(tiles: Tensor, row_R: Tensor, n: int, k: int, bits: Bits) -> Gro
 
 
 def interleave_gate_up(w_HD: Tensor) -> Tensor:
-    """[gate; up] in turn: rows 0..15 of gate, rows 0..15 of up, rows 16..31 of gate, and so on.
+    """Reorder [gate; up]: rows 0..15 of gate, rows 0..15 of up, rows 16..31 of gate, and so on.
 
     Gate and up are padded with zeros to a multiple of 16 rows.
     """

@@ -1,4 +1,7 @@
-"""Gates that balance the load by an assignment of the batch: BASE, and Sinkhorn's plan (S-BASE).
+"""Gates that assign all tokens of a batch together, so that the load is even: BASE and S-BASE.
+
+BASE assigns each token to one expert. S-BASE computes a plan, which gives each expert a share of
+each token, and chooses each token's experts by these shares.
 
 T tokens, E experts, K experts per token.
 """
@@ -26,7 +29,7 @@ _NO_LOSS: Mapping[LossName, float] = MappingProxyType({"balance": 0.0, "z": 0.0,
 
 
 class BaseConfig(RouterSpec):
-    """BASE: in training the best assignment that gives all experts equally many tokens."""
+    """BASE: in training all experts get equally many tokens, by the best-scoring assignment."""
 
     losses: ClassVar[Mapping[LossName, float]] = _NO_LOSS
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType(
@@ -61,11 +64,11 @@ class Base(LinearRouter):
     BASE layers are from Lewis et al. 2021 (arXiv 2103.16716). In training the assignment a_t
     maximises sum_t h_t . w_{a_t} under the condition that every expert gets exactly T/E tokens. The
     T tokens are those of this rank's micro-batch without padding; if E does not divide T, some
-    experts get one token more. Bertsekas' auction finds the assignment. Its mean score is below the
-    best by at most `epsilon` times the range of all scores, and usually by far less. By default
-    there is no balance loss, and there is no capacity rule. In training `expert_N` is the assigned
-    expert, but `chosen_N` is the expert with the largest score, so that the load shows the gate's
-    own choices.
+    experts get one token more. Bertsekas' auction finds the assignment. The mean score of the
+    assignment found is below the best mean score by at most `epsilon` times the range of all
+    scores, and usually by far less. By default there is no balance loss, and there is no capacity
+    rule. In training `expert_N` is the assigned expert, but `chosen_N` is the expert with the
+    largest score, so that the load shows the gate's own choices.
 
     The router reads later tokens, but only in training: whether a token gets its best expert
     depends on all tokens of the batch, later tokens included. Training a language model with it
@@ -100,7 +103,7 @@ class Base(LinearRouter):
 
 
 class SinkhornConfig(RouterSpec):
-    """S-BASE: in training a token gets the experts with its largest shares of a balanced plan."""
+    """S-BASE: in training a token gets the experts with its largest shares in a balanced plan."""
 
     losses: ClassVar[Mapping[LossName, float]] = _NO_LOSS
     causal_in_training: ClassVar[bool] = False
@@ -111,7 +114,7 @@ class SinkhornConfig(RouterSpec):
     """the number by which logits are divided before they are balanced; a lower temperature gives a
     plan nearer to BASE's assignment"""
     iterations: int = Field(default=10, ge=1)
-    """the largest number of passes over rows and columns"""
+    """the largest number of passes; a pass scales the rows of the plan, then its columns"""
     tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """passes end when the relative error of every expert's share is at most this; null for always
     `iterations` passes"""
@@ -126,8 +129,8 @@ class SinkhornConfig(RouterSpec):
 
 @register_router(SinkhornConfig)
 class Sinkhorn(LinearRouter):
-    """In training a token gets the experts with its K largest shares in a plan of even load, in
-    evaluation those with its K largest logits; the weights are computed from the logits.
+    """In training a token gets the experts with its K largest shares in a plan of even load, and in
+    evaluation the experts with its K largest logits; the weights are computed from the logits.
 
     S-BASE of Clark et al. 2022 (arXiv 2202.01169) solves BASE's assignment approximately, by
     Sinkhorn's iteration. For the logits L the plan is P = diag(u) exp(L / temperature) diag(v).

@@ -35,9 +35,10 @@ class BatchwiseConfig(RouterSpec):
     In evaluation an expert takes the tokens whose score is above a learned threshold.
     """
 
-    # AdamW steps a threshold by the same amount for any weight of this loss. But the weight matters
-    # when all gradients are clipped by their common norm: this loss adds E gradients, each of which
-    # is the share of tokens that an expert takes too many or too few.
+    # AdamW changes a threshold by the same amount for any weight of this loss. The weight matters
+    # only because all gradients are clipped by their common norm, which includes the E gradients of
+    # this loss. Each of these is the share of tokens by which an expert's threshold selects too
+    # many or too few.
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType(
         {"threshold": 0.01, "z": 0.0, "importance": 0.0}
     )
@@ -92,9 +93,9 @@ class Batchwise(LinearRouter):
 
     Cost: each token is multiplied with the gate's E rows. Training selects the m best of |X| tokens
     for each of the E experts, and computes k |X| rows. In evaluation a token is computed by k
-    experts on average, and buffers have `most` rows for each token. Choose it to reproduce
-    appendix F, or where training needs exactly even load and may read later tokens; for a language
-    model choose `mask: threshold` or `expert_threshold`.
+    experts on average, and the routing has `most` rows for each token, unused rows included. Choose
+    it to reproduce appendix F, or where training needs exactly even load and may read later tokens;
+    for a language model choose `mask: threshold` or `expert_threshold`.
     """
 
     config: BatchwiseConfig

@@ -53,7 +53,8 @@ class Dbrx(LinearRouter):
 
     Cost: each token is multiplied with the gate's E rows and computed by k experts. Choose it to
     reproduce DBRX, or for weights of another norm: if a token has many experts, weights that sum to
-    1 are small. With its default fields it is `softmax_topk` with other weights of the losses.
+    1 are small. With its default fields it differs from `softmax_topk` only in the default weights
+    of the losses.
     """
 
     config: DbrxConfig

@@ -84,9 +84,9 @@ class DeepSeekV2(SoftmaxTopK):
     ranks the device. The weight of an expert is s times `scale`, as in eq. 21; under `renormalise`
     s is first divided by the sum of the k chosen s. There are three losses, whose weights are those
     of the paper. The loss between experts (eq. 23-25) equals our balance loss: the paper multiplies
-    an expert's number of tokens by E/(K T), and we multiply its share of the rows, which is that
-    number over K T, by E. The loss between devices is that of eq. 26-28, and the communication
-    loss, which counts the tokens that each device receives, is that of eq. 29-31.
+    the number of tokens of an expert by E/(K T), and we multiply the expert's share of the rows,
+    which is that number divided by K T, by E. The loss between devices is that of eq. 26-28, and
+    the communication loss, which counts the tokens that each device receives, is that of eq. 29-31.
 
     Cost: that of `softmax_topk`, and a ranking of D numbers for each token. For any k a token is
     sent to at most M devices, which bounds the all-to-all. Choose it where experts are spread over
@@ -143,7 +143,7 @@ class DeepSeekV3(SigmoidTopK):
     balance loss, E sum_e f_e P_e, is computed over each sequence (eq. 17-20); each token's s is
     first divided by its sum over all experts, and P is the mean of the result over the tokens. As
     in all our losses, f counts the experts that were chosen with bias and groups, while eq. 18
-    counts the k largest s.
+    counts the experts with the k largest s.
 
     Cost: that of `sigmoid_topk`, and a top-k of `group_top` in each group. A token is sent to at
     most M nodes. Choose it for many experts over several nodes, and where a balance loss costs

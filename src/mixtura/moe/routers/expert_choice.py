@@ -106,7 +106,7 @@ def refuse_capacity(capacity: Capacity | None, config: RouterSpec) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Rows of experts that took tokens, sorted by group, by expert, and the best token first."""
+    """The tokens that experts took, as rows sorted by group, by expert, then by falling score."""
 
     token_N: Tensor
     choice_N: Tensor

@@ -54,10 +54,10 @@ class ExpertThreshold(LinearRouter):
     added.
 
     Cost: each token is multiplied with the gate's E rows and computed by c experts on average.
-    Training also finds the k-th largest of n scores for each of E experts. Buffers have `most` rows
-    for each token. Choose it for a language model whose tokens should have different numbers of
-    experts at an even load; do not choose it where the kind of text changes, because thresholds
-    learned on other text do not balance the load.
+    Training also finds the k-th largest of n scores for each of E experts. The routing has `most`
+    rows for each token, unused rows included. Choose it for a language model whose tokens should
+    have different numbers of experts at an even load; do not choose it where the kind of text
+    changes, because thresholds learned on other text do not balance the load.
     """
 
     config: ExpertThresholdConfig

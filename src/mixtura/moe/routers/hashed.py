@@ -20,8 +20,8 @@ from mixtura.moe.routing import Routing
 from mixtura.moe.tokens import Tokens
 from mixtura.shapes.ledger import Buffer, Weight
 
-# The number of the table's rows that are filled at a time. Each row needs E random numbers, so all
-# rows of a large table at once would need much memory.
+# The number of the table's rows that are filled at a time. Each row needs E random numbers, so
+# filling all rows of a large table at once would need much memory.
 _ROWS = 4096
 
 
@@ -38,8 +38,8 @@ class HashConfig(RouterSpec):
     needs_ids: ClassVar[bool] = True
     kind: Literal["hash"] = "hash"
     table: Literal["random", "balanced", "token_id"] = "random"
-    """how the table is made: at random, by the token counts of the corpus (`balanced`), or as id
-    mod E (`token_id`)"""
+    """where a token's experts come from: a random table (`random`), a table made from the token
+    counts of the corpus (`balanced`), or the token id modulo E (`token_id`)"""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """the seed of the random table, and of ties in the balanced table"""
     vocabulary: int | None = Field(default=None, ge=1)
@@ -73,19 +73,19 @@ class Hash(TokenRows):
     training corpus, which `mixtura.moe.set_token_counts` sets; training from a recipe calls this
     function. `table: token_id` needs no table: its hash h_k is (id + k) mod E, with k from 0. With
     top_k > 1 a token has K hashes, which always give K different experts. The paper's MultiHash
-    instead joins segments of experts; here whole experts have weights of 1/K. All layers with the
-    same config have the same table.
+    instead builds one FFN from K segments of weights, one for each hash; here each hash gives a
+    whole expert, whose weight is 1/K. All layers with the same config have the same table.
 
     The router has no parameters, logits or probabilities, and so it has no loss. A token's experts
-    depend only on the token's own id, so the router reads no later tokens. All
-    occurrences of a token id go to the same experts, so the expert of a very frequent token may
-    stay the busiest. Routing with
-    `balanced` raises ConfigError until the counts are set, and routing without ids raises
-    ValueError.
+    depend only on the token's own id, so the router reads no later tokens. All occurrences of a
+    token id go to the same experts, so the expert of a very frequent token may stay the busiest.
+    Routing with `table: balanced` raises ConfigError until the counts are set, and routing without
+    ids raises ValueError.
 
     Cost: each token needs one look-up and is computed by K experts. Choose it as the baseline that
     learned routing must beat, or where routing must be fixed beforehand; do not choose it where a
-    token's meaning depends on its neighbours, because the id is the same beside any neighbours.
+    token's meaning depends on its neighbours, because its experts are the same beside any
+    neighbours.
     """
 
     config: HashConfig
@@ -124,7 +124,7 @@ class Hash(TokenRows):
         return self.routed(Choice(chosen_TK, weight_TK), tokens, capacity)
 
     def experts_of(self, id_T: Tensor) -> Tensor:
-        """chosen_TK. Raises ConfigError if the counts of a balanced table have not been set."""
+        """chosen_TK of these ids. Raises ConfigError if a balanced table has no counts yet."""
         if self.config.table == "token_id":
             hash_K = torch.arange(self.top_k, device=id_T.device)
             return (id_T[:, None] + hash_K) % self.num_experts
@@ -180,7 +180,8 @@ def balanced_table(counts_V: Tensor, num_experts: int, seed: int = 0, top_k: int
     counts_V = counts_V.cpu()[shuffled_V]
     order_V = counts_V.argsort(descending=True, stable=True)
     ties = torch.randperm(num_experts, generator=generator, device="cpu").tolist()
-    # An entry is an expert's load, number of tokens, tie-break and number.
+    # Each entry of the heap has an expert's load, its number of tokens, its tie-break and the
+    # expert's number.
     heap = [(0, 0, tie, expert) for expert, tie in enumerate(ties)]
     heapify(heap)
     rows: list[list[int]] = []

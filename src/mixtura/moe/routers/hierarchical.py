@@ -1,9 +1,9 @@
 """A hierarchical router: an outer gate chooses groups of experts, and inner gates choose experts.
 
 T tokens, D model width, E experts, G groups of S = E/G experts. A token takes O groups and I
-experts in each group, so K = O*I. The outer gate scores R rows: the T tokens, or Q rows of another
-hierarchical router whose inner router this is. The inner gates score Q = R*O rows: each of the R
-rows in each of its groups.
+experts in each group, so K = O*I. The outer gate scores R rows. These are the T tokens or, if this
+router is the inner router of another hierarchical router, the Q rows of that router. The inner
+gates score Q = R*O rows: one for each of the O groups of each of the R rows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -116,10 +116,10 @@ class Hierarchical(TokenChoiceRouter):
     and a loss over the experts of each group.
 
     Cost: each token is multiplied with G rows of the outer gate and O times S rows of inner gates,
-    where a flat gate has E rows; K experts compute it. Choose it for thousands of experts, whose
-    flat gate would cost as much as an expert, or where a token should reach few devices. For tens
-    of experts choose a flat router: its gate is cheap, and it has one load to balance instead of
-    two.
+    whereas a flat gate has E rows; K experts compute the token. Choose it for thousands of experts,
+    whose flat gate would cost as much as an expert, or where a token should reach few devices. For
+    tens of experts choose a flat router: its gate is cheap, and it has one load to balance instead
+    of two.
     """
 
     config: HierarchicalConfig

@@ -60,9 +60,9 @@ class Reinforce(LinearRouter):
 
     This is RL-R of Clark et al. 2022 (arXiv 2202.01169). The gate is trained by REINFORCE with a
     learned baseline (see `reinforce_loss`). The weight of the expert's output is 1, so it passes no
-    gradient to the gate. That the weight is 1 is our reading of a secondary source without details.
-    The reward of a token is the batch's mean cross-entropy minus the token's own, so that the
-    baseline need not follow the falling loss. The trainer passes the cross-entropies to
+    gradient to the gate. That the weight is 1 is our reading: the secondary source that we used
+    gives no details. The reward of a token is the batch's mean cross-entropy minus the token's own,
+    so that the baseline need not follow the falling loss. The trainer passes the cross-entropies to
     `mixtura.moe.late_losses`, and a training loop of your own must do so too. The baseline is
     linear in x and passes no gradient to x. The reward contains only the loss of the token's own
     prediction: effects on later tokens through attention are not counted. The routing's terms are
@@ -75,7 +75,8 @@ class Reinforce(LinearRouter):
 
     Cost: each token is multiplied with the gate's E rows and computed by one expert. Training adds
     one row, for the baseline, and needs the cross-entropy of each token. Choose it to study routing
-    as decision; a softmax gate learns faster, because the weight passes a gradient to the gate.
+    as a decision problem; a softmax gate learns faster, because its combine weight passes a
+    gradient to the gate.
     """
 
     config: ReinforceConfig

@@ -52,7 +52,8 @@ class RouterSpec(Config):
     """The base of all routers' configs."""
 
     losses: ClassVar[Mapping[LossName, float]] = MappingProxyType({"balance": 0.01, "z": 0.001})
-    """the losses that the router supports, with their default weights; the default of `served`"""
+    """the losses that the router supports, with their default weights; `served` returns them by
+    default"""
     loss_choices: ClassVar[CountedChoices] = "all"
     """the choices that the balance loss counts by default: all, or each token's first choice"""
     refused_policies: ClassVar[Mapping[Policy, str]] = MappingProxyType({})
@@ -79,7 +80,7 @@ class RouterSpec(Config):
 
     @property
     def leaks(self) -> bool:
-        """Whether a language model must refuse the router, because it reads later tokens."""
+        """Whether a language model must refuse the router for reading later tokens."""
         return not self.causal
 
     @property
@@ -183,7 +184,7 @@ class Router(nn.Module, ABC):
     def end_step(self, ranks: Ranks) -> None:
         """Update values that the router learns without a gradient, if there are any.
 
-        Such a value is an expert's threshold. The method is called on all ranks after each
+        An expert's threshold is such a value. The method is called on all ranks after each
         optimizer step.
         """
 

@@ -1,4 +1,4 @@
-"""Fields of configs that accept routers of any registered kind."""
+"""Config fields whose value is the config of a router, which may be of any registered kind."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,9 +70,10 @@ AnyRouter = Annotated[SerializeAsAny[RouterSpec], PlainValidator(RouterField())]
 OuterRouter = Annotated[
     SerializeAsAny[RouterSpec], PlainValidator(RouterField(one_gate_alone=True))
 ]
-"""the outer part of a hierarchical router, which chooses groups of experts"""
+"""the config of the outer router in a hierarchical router, which chooses groups of experts"""
 InnerRouter = Annotated[
     SerializeAsAny[RouterSpec],
     PlainValidator(RouterField(one_gate_alone=True, or_hierarchical=True)),
 ]
-"""the inner part of a hierarchical router, which may be hierarchical too"""
+"""the config of the inner router in a hierarchical router; the inner router may be hierarchical
+too"""

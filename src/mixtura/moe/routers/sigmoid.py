@@ -48,9 +48,9 @@ class SigmoidTopK(LinearRouter):
     (arXiv 2412.19437, eq. 12-16).
 
     The balance loss uses the probabilities s_i / sum_j s_j over all experts j, as in DeepSeek-V3's
-    sequence-wise loss. Each expert is scored separately, so one score can rise while others stay
-    equal. After each optimizer step the bias b_i rises by `balance.bias_rate` if expert i's load is
-    below the mean, and falls by the same amount if the load is above the mean.
+    sequence-wise loss. Each expert is scored separately, so one score can rise while the other
+    scores stay the same. After each optimizer step the bias b_i rises by `balance.bias_rate` if
+    expert i's load is below the mean, and falls by the same amount if the load is above the mean.
 
     Cost: each token is multiplied with the gate's E rows and computed by k experts. Choose it for
     many experts, and where a balance loss costs quality: under `balance: {loss: 0}` only the bias

@@ -38,7 +38,8 @@ class SoftmaxTopKConfig(RouterSpec):
 
 @register_router(SoftmaxTopKConfig)
 class SoftmaxTopK(LinearRouter):
-    """p = softmax(W x); the weights are the k largest p (OLMoE), or these over their sum (Mixtral).
+    """p = softmax(W x); the weights are the k largest p (OLMoE), or these divided by their sum
+    (Mixtral).
 
     With the division, which is the default, the weights are Mixtral's Softmax(TopK(W x))
     (arXiv 2401.04088), and they sum to 1. Without the division, even probabilities give weights of
@@ -46,8 +47,8 @@ class SoftmaxTopK(LinearRouter):
     and changes by `balance.bias_rate` after each optimizer step.
 
     Cost: each token is multiplied with the gate's E rows and computed by k experts. Choose it where
-    nothing favours another router: Mixtral and Qwen3-MoE renormalise the weights, OLMoE does not.
-    For one expert a token choose `switch`. Where a balance loss costs quality choose
+    nothing favours another router; Mixtral and Qwen3-MoE have it with `renormalise`, and OLMoE
+    without. For one expert a token choose `switch`. Where a balance loss costs quality choose
     `sigmoid_topk`, which balances by a bias.
     """
 

@@ -49,20 +49,21 @@ class SparseMixer(LinearRouter):
     The second expert is chosen in the same way among all experts except the first. This is
     SparseMixer-v2 of GRIN (arXiv 2409.12136), the router of Phi-3.5-MoE, whose config calls the
     tolerance `router_jitter_noise` and sets 0.01. Each of the two weights is a probability of its
-    own sampling. So the weights do not sum to 1, and a weight is 1 if no other expert is near.
-    Evaluation takes the expert with the largest p; training samples the expert from p.
+    own sampling. So the weights do not sum to 1, and a weight is 1 if no other expert lies within
+    the tolerance. Evaluation takes the expert with the largest p; training samples the expert from
+    p.
 
-    The gradient of a sampled expert D is that of its p_D, times the slope of the task's loss along
-    the expert's output. For the likeliest expert the slope is taken at weight p_D, as in
+    The gate's gradient for a sampled expert D is the gradient of p_D times the slope of the task's
+    loss along the expert's output. For the likeliest expert the slope is taken at weight p_D, as in
     evaluation. For any other expert the slope is taken at weight p_D with probability 1/4, and at
     weight p_D / 3 with probability 3/4; the forward pass uses the same weight. This is Heun's
     third-order rule: its mean is the change of the loss from no expert to this expert, exactly for
-    losses that are cubic in the weight. As in transformers, the set of near experts is a constant
-    for the gradient, and the slope of the likeliest expert is only of first order.
+    losses that are cubic in the weight. As in transformers, the set of experts within the tolerance
+    is a constant for the gradient, and the slope for the likeliest expert is only of first order.
 
     Cost: each token is multiplied with the gate's E rows and computed by two experts. Choose it to
-    run or to train further a model that was trained with it; if the tolerance is so small that
-    experts are seldom near, the task trains the gate little. Otherwise choose `softmax_topk`, which
+    run or to train further a model that was trained with it; if the tolerance is so small that few
+    experts lie within it, the task trains the gate little. Otherwise choose `softmax_topk`, which
     needs no sampling and gives every token a gradient.
     """
 

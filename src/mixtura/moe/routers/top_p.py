@@ -46,7 +46,7 @@ class TopP(LinearRouter):
 
     This is the dynamic routing of "Harder Tasks Need More Experts" (arXiv 2403.07652), with p = 0.4
     as in the paper's released code. A token gets at least one expert and at most the layer's top_k.
-    The paper has no such maximum, which is the same as top_k = num_experts. Unused rows take no
+    The paper has no such maximum; set top_k = num_experts to follow the paper. Unused rows take no
     room at experts and are not rerouted. `renormalise` divides the weights by the sum of the chosen
     experts' P; a token with one expert then gives the gate no gradient.
 
@@ -54,9 +54,9 @@ class TopP(LinearRouter):
     entropy loss prevents this, but lets logits grow; the z-loss keeps logits small.
 
     Cost: each token is multiplied with the gate's E rows and computed by 1 to top_k experts, by
-    fewer if one probability is large. Buffers have top_k rows for each token. Choose it where some
-    tokens are harder than others and the time of a step may vary; if the time must not vary choose
-    `softmax_topk`, which gives all tokens equally many experts.
+    fewer if one probability is large. The routing has top_k rows for each token, unused rows
+    included. Choose it where some tokens are harder than others and the time of a step may vary; if
+    the time must not vary choose `softmax_topk`, which gives all tokens equally many experts.
     """
 
     config: TopPConfig

@@ -53,6 +53,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 REFUSED = {
     "half_dense": "a residual branch beside experts",
     "hash": "router kind=hash",
+    "hunyuan": "a norm of queries and keys after rotation",
 }
 COVERED = [*(family for family in FAMILIES if family not in REFUSED), *OTHERS]
 BOUNDS: dict[Phase, float] = {"prefill": 2e-2, "decode": 1e-3}

@@ -55,6 +55,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmoe": {"attention": {**HEADS, "norm": "all", "clip": 0.7}, "moe": MOE},
     "mixtral_one_head": {"attention": {**HEADS, "heads": 3, "kv_heads": 1}, "moe": MOE},
     "dbrx": {"attention": {**HEADS, "clip": 0.5}, "norm": {"kind": "layer"}, "moe": MOE},
+    "glm4_moe": {
+        "attention": {**HEADS, "rotated_dim": 4, "norm": "head", "rope_scaling": YARN},
+        "moe": {**MOE, "shared_width": 8, "router": {"kind": "sigmoid_topk", "scale": 1.5}},
+    },
+    "hunyuan": {
+        "attention": {**HEADS, "norm": "head", "norm_after_rotation": True},
+        "moe": {**MOE, "shared_width": 8},
+        "tied_head": True,
+    },
+    "exaone_moe": {
+        "attention": {**HEADS, "norm": "head", "local": LOCAL, "unrotated": [1]},
+        "moe": {**MOE, "router": {"kind": "sigmoid_topk"}},
+    },
+    "flex_olmo": {
+        "attention": {**HEADS, "norm": "all"},
+        "pre_norms": False,
+        "post_norms": True,
+        "moe": {**MOE, "router": {"kind": "softmax_topk", "renormalise": False}},
+    },
     "qwen2_moe": {"moe": {**MOE, "shared_width": 8, "shared_gate": True}},
     "half_dense": {"moe": {**MOE, "placement": {"every": 2}, "residual_width": 8}},
     "hash": {"moe": {**MOE, "top_k": 1, "router": {"kind": "hash"}}},

@@ -1,6 +1,7 @@
 """Rotary positions. B sequences, S positions, H heads, C head dim, P = C/2 pairs."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -28,10 +29,21 @@ def test_two_pairs_by_hand() -> None:
         torch.testing.assert_close(turn(x_BSHC, rope).flatten(), torch.tensor(expected))
 
 
-@pytest.mark.parametrize("head_dim", [2, 6, 8])
-def test_rotate_equals_naive_in_values_and_gradients(head_dim: int) -> None:
+@pytest.mark.parametrize("turn", [rotate_naive, rotate])
+def test_the_dims_behind_the_rotated_ones_pass(turn: Callable[..., Tensor]) -> None:
+    # One pair of a head of 5: at position 1 its angle is 1, and (1, 2) becomes
+    # (cos 1 - 2 sin 1, 2 cos 1 + sin 1); 3, 4 and 5 stay.
+    rope = rotary(torch.tensor([1]), 2, base=50.0)
+    found = turn(torch.tensor([1.0, 2, 3, 4, 5]).view(1, 1, 1, 5), rope).flatten()
+    cos, sin = math.cos(1), math.sin(1)
+    expected = torch.tensor([cos - 2 * sin, 2 * cos + sin, 3, 4, 5])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("head_dim", "rotated"), [(2, 2), (6, 6), (8, 8), (8, 4), (7, 6)])
+def test_rotate_equals_naive_in_values_and_gradients(head_dim: int, rotated: int) -> None:
     torch.manual_seed(0)
-    rope = rotary(torch.arange(3, 10), head_dim, base=50.0)
+    rope = rotary(torch.arange(3, 10), rotated, base=50.0)
     # As the layer hands it over: a slice of a wider tensor.
     x_BSHC = torch.randn(2, 7, 5, head_dim)[:, :, :3].requires_grad_()
     grad_BSHC = torch.randn(2, 7, 3, head_dim)

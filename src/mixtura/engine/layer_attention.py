@@ -53,9 +53,8 @@ class GroupedLayerAttention:
         self, x_RD: Tensor, rows: StepRows, rope: Rotary, phase: Phase, logit_row_N: Tensor | None
     ) -> Tensor:
         qk_BRHC, v_BRGC = self._attention.project(x_RD[None])
-        q_RAC, k_RGC = rotate_without_grad(qk_BRHC[0], rope.cos_SC, rope.sin_SP).split(
-            self._heads, 1
-        )
+        rotated_BRHC = rotate_without_grad(qk_BRHC, rope.cos_SC, rope.sin_SP)
+        q_RAC, k_RGC = self._attention.after_rotation(rotated_BRHC)[0].split(self._heads, 1)
         append(self._kept, k_RGC, v_BRGC[0], rows.slot_R, rows.position_R)
         out_NAC = cached_attention(
             selected(q_RAC, logit_row_N),

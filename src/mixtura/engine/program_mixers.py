@@ -9,7 +9,7 @@ from mixtura.engine.program_parts import Parts
 from mixtura.engine.rope_tables import RopeTables
 from mixtura.kernels.cached_attention import cache_of
 from mixtura.kernels.cached_attention.cpu import KEPT
-from mixtura.models.attention import Attention, SinkAttention
+from mixtura.models.attention import Attention, LateNormAttention, SinkAttention
 from mixtura.models.decoder import Block
 from mixtura.models.latent_attention import LatentAttention
 from mixtura.models.recurrent_state import RecurrentLayer
@@ -22,6 +22,8 @@ def why_no_mixer(block: Block) -> str | None:
     """The reason why the program cannot compute the block's mixer; None where it can."""
     mixer = block.attention if block.recurrence is None else block.recurrence
     match mixer:
+        case LateNormAttention():
+            return "a norm of queries and keys after rotation"
         case Attention():
             linears = [mixer.qkv, mixer.out]
         case LatentAttention():
@@ -80,7 +82,7 @@ def _grouped(
         parts.floats(attention.sinks if isinstance(attention, SinkAttention) else None),
         parts.floats(table.cos_SC),
         parts.floats(table.sin_SP),
-        shape.rope_dim,
+        table.cos_SC.shape[-1],
         cache,
     )
     return parts.module.GroupedAttention(

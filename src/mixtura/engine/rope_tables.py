@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixtura.models.rotary import Rotary, angles
+from mixtura.models.rotary import Rotary, angles, local_rotary
 from mixtura.shapes import DecoderShape
 from mixtura.shapes.rope import LongRopeScaling
 
@@ -49,12 +49,13 @@ class RopeTables:
 
 
 def _table(shape: DecoderShape, base: Base, positions: int) -> Rotary:
-    heads = shape.attention
-    position_L = torch.arange(positions)
-    scaling = heads.rope_scaling if base is None else None
-    base = heads.rope_base if base is None else base
-    near = angles(position_L, heads.rope_dim, base, scaling)
-    if not isinstance(heads.rope_scaling, LongRopeScaling):
+    heads, scaling = shape.attention, shape.attention.rope_scaling
+    position_L, dims = torch.arange(positions), heads.rope_dim
+    if base is not None:
+        near = far = local_rotary(position_L, dims, base)
+    else:
+        near = angles(position_L, dims, heads.rope_base, scaling)
+        far = angles(position_L, dims, heads.rope_base, scaling, beyond=True)
+    if not isinstance(scaling, LongRopeScaling):
         return near
-    far = angles(position_L, heads.rope_dim, base, scaling, beyond=True)
     return Rotary(torch.cat([near.cos_SC, far.cos_SC]), torch.cat([near.sin_SP, far.sin_SP]))

@@ -42,7 +42,7 @@ class Attention(nn.Module):
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
         qk_BSHC, v_BSGC = self.project(x_BSD)
         # One call rotates queries and keys together, which halves the number of calls.
-        qk_BSHC = rotate(qk_BSHC, rope)
+        qk_BSHC = self.after_rotation(rotate(qk_BSHC, rope))
         q_BASC, k_BGSC = (part.transpose(1, 2) for part in qk_BSHC.split([heads, kv_heads], 2))
         k_BGLC, v_BGLC = k_BGSC, v_BSGC.transpose(1, 2)
         if keep is not None:
@@ -54,10 +54,7 @@ class Attention(nn.Module):
         """(qk_BSHC, v_BSGC), with norms and clipping where the shape has them; before RoPE."""
         shape, head = self.shape, (-1, self.shape.head_dim)
         if shape.norm is None:
-            qkv_BSHC = self.qkv(x_BSD).unflatten(-1, head)
-            if shape.clip is not None:
-                qkv_BSHC = qkv_BSHC.clamp(-shape.clip, shape.clip)
-            return qkv_BSHC.split([shape.heads + shape.kv_heads, shape.kv_heads], 2)
+            return self.project_without_norm(x_BSD)
         parts = self.qkv(x_BSD).split(shape.projected, -1)
         if shape.norm == "head":
             parts = tuple(part.unflatten(-1, head) for part in parts)
@@ -67,6 +64,18 @@ class Attention(nn.Module):
         if shape.clip is not None:
             q, k, v = (part.clamp(-shape.clip, shape.clip) for part in (q, k, v))
         return torch.cat([q, k], 2), v
+
+    def project_without_norm(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """As `project`, with clipping only."""
+        shape = self.shape
+        qkv_BSHC = self.qkv(x_BSD).unflatten(-1, (-1, shape.head_dim))
+        if shape.clip is not None:
+            qkv_BSHC = qkv_BSHC.clamp(-shape.clip, shape.clip)
+        return qkv_BSHC.split([shape.heads + shape.kv_heads, shape.kv_heads], 2)
+
+    def after_rotation(self, qk_BSHC: Tensor) -> Tensor:
+        """The queries and keys to attend with, from rotated queries and keys."""
+        return qk_BSHC
 
     def attend(self, q_BASC: Tensor, k_BGLC: Tensor, v_BGLC: Tensor, mask: AttentionMask) -> Tensor:
         """out_BASC, for each query head the weighted sum of values."""
@@ -79,6 +88,21 @@ class Attention(nn.Module):
             scale=self.shape.scale,
             enable_gqa=self.shape.heads != self.shape.kv_heads,
         )
+
+
+class LateNormAttention(Attention):
+    """The norm of each head's queries and keys follows RoPE (Hunyuan).
+
+    The norm has a weight for each dim, so scores depend on positions and not only on distances:
+    padding before a text changes the text's outputs, as in transformers' own forward pass.
+    """
+
+    def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        return self.project_without_norm(x_BSD)
+
+    def after_rotation(self, qk_BSHC: Tensor) -> Tensor:
+        q_BSAC, k_BSGC = qk_BSHC.split([self.shape.heads, self.shape.kv_heads], 2)
+        return torch.cat([self.q_norm(q_BSAC), self.k_norm(k_BSGC)], 2)
 
 
 class SinkAttention(Attention):

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from mixtura.models.attention import Attention, SinkAttention
+from mixtura.models.attention import Attention, LateNormAttention, SinkAttention
 from mixtura.models.attention_mask import AttentionMask, attention_mask
 from mixtura.models.language_model import DecoderOutput, LanguageModel
 from mixtura.models.latent_attention import LatentAttention
 from mixtura.models.norms import build_norm
 from mixtura.models.recurrence import Recurrence
 from mixtura.models.recurrent_state import RecurrentLayer
-from mixtura.models.rotary import Rotary, rotary
+from mixtura.models.rotary import Rotary, local_rotary, rotary
 from mixtura.models.short_conv import ShortConv
 from mixtura.models.state import KVLayer, State
 from mixtura.moe import MoE, MoEConfig, MoEOutput
@@ -53,6 +53,8 @@ def build_attention(config: DecoderConfig) -> nn.Module:
     match config.attention:
         case AttentionShape(sinks=True) as shape:
             return SinkAttention(config.width, shape, config.norm)
+        case AttentionShape(norm_after_rotation=True) as shape:
+            return LateNormAttention(config.width, shape, config.norm)
         case AttentionShape() as shape:
             return Attention(config.width, shape, config.norm)
         case shape:
@@ -79,7 +81,8 @@ class Block(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = build_norm(config.width, config.norm)
+        pre, post = config.pre_norms, config.post_norms
+        self.attention_norm = build_norm(config.width, config.norm) if pre else nn.Identity()
         recurrence = config.recurrence_of(layer)
         self.attention: nn.Module | None = None
         self.recurrence: Recurrence | None = None
@@ -87,14 +90,13 @@ class Block(nn.Module):
             self.attention = build_attention(config)
         else:
             self.recurrence = build_recurrence(config.width, recurrence)
-        self.ffn_norm = build_norm(config.width, config.norm)
+        self.ffn_norm = build_norm(config.width, config.norm) if pre else nn.Identity()
         moe = config.moe_of(layer)
         if moe is not None:
             self.ffn: MoE | DenseFFN = MoE(config.width, moe)
         else:
             assert config.ffn_width is not None, "DecoderShape checks this"
             self.ffn = DenseFFN(config.width, config.ffn_width, config.activation)
-        post = config.post_norms
         self.attention_post_norm = build_norm(config.width, config.norm) if post else nn.Identity()
         self.ffn_post_norm = build_norm(config.width, config.norm) if post else nn.Identity()
         self.scale = config.multipliers.residual
@@ -236,7 +238,7 @@ class Decoder(LanguageModel):
     def _rope(self, positions_S: Tensor, local_base: float | None, dtype: torch.dtype) -> Rotary:
         heads = self.config.attention
         if local_base is not None:
-            rope = rotary(positions_S, heads.rope_dim, local_base)
+            rope = local_rotary(positions_S, heads.rope_dim, local_base)
         else:
             rope = rotary(positions_S, heads.rope_dim, heads.rope_base, heads.rope_scaling)
         return rope.to(self.rope_dtype(dtype))

@@ -1,6 +1,6 @@
 """Rotary position embedding (RoPE, arXiv 2104.09864).
 
-B sequences, S positions, H heads, C rotated dims of a head, P = C/2 pairs.
+B sequences, S positions, H heads, A head dim, C rotated dims of a head, P = C/2 pairs.
 """
 
 import math
@@ -46,6 +46,11 @@ def rotary(
         and int(positions_S[-1]) >= scaling.original_context
     )
     return angles(positions_S, head_dim, base, scaling, beyond=beyond)
+
+
+def local_rotary(positions_S: Tensor, rope_dim: int, base: float) -> Rotary:
+    """The angles of layers with their own base; angles of no dims if the base is 0."""
+    return angles(positions_S, rope_dim, base) if base else angles(positions_S, 0, 1.0)
 
 
 def angles(
@@ -115,37 +120,48 @@ def _kept_by_yarn(head_dim: int, base: float, scaling: YarnScaling) -> Tensor:
     return 1 - ((torch.arange(head_dim // 2) - low) / width).clamp(0, 1)
 
 
-def rotate_naive(x_BSHC: Tensor, rope: Rotary) -> Tensor:
-    """Rotate the pair (i, i + C/2) of each head by its angle, in fp32; keeps the dtype of x."""
-    first, second = x_BSHC.float().chunk(2, -1)
+def rotate_naive(x_BSHA: Tensor, rope: Rotary) -> Tensor:
+    """Rotate the pair (i, i + C/2) of each head by its angle, in fp32; keeps the dtype of x.
+
+    Only the first C dims of a head are rotated, and the others stay as they are.
+    """
+    rotated_dims, rest = x_BSHA.float().tensor_split([rope.cos_SC.shape[-1]], -1)
+    first, second = rotated_dims.chunk(2, -1)
     cos_SP, sin_SP = rope.cos_SC.chunk(2, -1)[0][:, None], rope.sin_SP[:, None]
     rotated = (first * cos_SP - second * sin_SP, second * cos_SP + first * sin_SP)
-    return torch.cat(rotated, dim=-1).to(x_BSHC.dtype)
+    return torch.cat([*rotated, rest], dim=-1).to(x_BSHA.dtype)
 
 
-def rotate(x_BSHC: Tensor, rope: Rotary) -> Tensor:
+def rotate(x_BSHA: Tensor, rope: Rotary) -> Tensor:
     """As `rotate_naive`, in three passes over memory, forward and backward.
 
     The backward pass rotates the gradient by the opposite angle.
     """
-    return _Rotate.apply(x_BSHC, rope.cos_SC, rope.sin_SP)
+    return _Rotate.apply(x_BSHA, rope.cos_SC, rope.sin_SP)
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x_BSHC: Tensor, cos_SC: Tensor, sin_SP: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x_BSHA: Tensor, cos_SC: Tensor, sin_SP: Tensor) -> Tensor:
         ctx.save_for_backward(cos_SC, sin_SP)
-        return rotate_without_grad(x_BSHC, cos_SC, sin_SP)
+        return rotate_without_grad(x_BSHA, cos_SC, sin_SP)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_BSHC: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, grad_BSHA: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         cos_SC, sin_SP = ctx.saved_tensors
-        return rotate_without_grad(grad_BSHC, cos_SC, -sin_SP), None, None
+        return rotate_without_grad(grad_BSHA, cos_SC, -sin_SP), None, None
 
 
-def rotate_without_grad(x_BSHC: Tensor, cos_SC: Tensor, sin_SP: Tensor) -> Tensor:
+def rotate_without_grad(x_BSHA: Tensor, cos_SC: Tensor, sin_SP: Tensor) -> Tensor:
     """The result of `rotate`, without a backward pass."""
+    count = cos_SC.shape[-1]
+    if count == x_BSHA.shape[-1]:
+        return _rotate_all(x_BSHA, cos_SC, sin_SP)
+    return torch.cat([_rotate_all(x_BSHA[..., :count], cos_SC, sin_SP), x_BSHA[..., count:]], -1)
+
+
+def _rotate_all(x_BSHC: Tensor, cos_SC: Tensor, sin_SP: Tensor) -> Tensor:
     wide = x_BSHC.to(torch.promote_types(x_BSHC.dtype, cos_SC.dtype))
     sin_S1P = sin_SP[:, None]
     out = wide * cos_SC[:, None]

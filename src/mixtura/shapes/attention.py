@@ -51,7 +51,10 @@ class AttentionSpec(Config, ABC):
         return None
 
     def local_base_of(self, layer: int) -> float | None:
-        """The layer's own RoPE base, used without RoPE scaling; None: as in all other layers."""
+        """The layer's own RoPE base, used without RoPE scaling; None: as in all other layers.
+
+        0 if RoPE does not rotate the layer's queries and keys.
+        """
         return None
 
     @model_validator(mode="after")
@@ -78,33 +81,50 @@ class AttentionShape(AttentionSpec):
     kind: Literal["grouped"] = "grouped"
     kv_heads: int = Field(ge=1, le=bounds.HEADS)
     head_dim: int = Field(ge=2, le=bounds.SIDE)
+    rotated_dim: int | None = Field(default=None, ge=2, le=bounds.SIDE)
+    """the number of a head's first dims, which RoPE rotates; None: all of a head's dims"""
     norm: Literal["head", "all"] | None = None
     """RMS norm of queries and keys before RoPE: of each head, or over all heads at once"""
+    norm_after_rotation: bool = False
+    """whether that norm follows RoPE (Hunyuan)"""
     clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """bound on the absolute values of queries, keys and values, after any norm (DBRX, OLMoE)"""
     sinks: bool = False
     """whether each head has a learned logit that joins the softmax but has no value (gpt-oss)"""
     local: LocalLayers | None = None
+    unrotated: tuple[int, ...] = Field(default=(), max_length=bounds.LAYERS)
+    """layers whose queries and keys RoPE does not rotate (EXAONE; called NoPE)"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+        if self.norm_after_rotation and (self.norm != "head" or self.sinks):
+            raise ValueError(
+                f"norm_after_rotation=true needs norm=head and sinks=false; norm={self.norm} and "
+                f"sinks={str(self.sinks).lower()} are given"
+            )
+        if self.rope_dim > self.head_dim:
+            raise ValueError(
+                f"rotated_dim={self.rotated_dim} must lie in 2..head_dim={self.head_dim}; lower it"
+            )
         return self
 
     @property
     def rope_dim(self) -> int:
-        return self.head_dim
+        return self.head_dim if self.rotated_dim is None else self.rotated_dim
 
     @property
     def _rope_field(self) -> str:
-        return "head_dim"
+        return "head_dim" if self.rotated_dim is None else "rotated_dim"
 
     def window_of(self, layer: int) -> int | None:
         local = self.local
         return local.window if local is not None and layer in local.layers else None
 
     def local_base_of(self, layer: int) -> float | None:
+        if layer in self.unrotated:
+            return 0.0
         local = self.local
         return local.rope_base if local is not None and layer in local.layers else None
 

@@ -60,6 +60,8 @@ class DecoderShape(ModelShape):
     recurrence: AnyRecurrence | None = None
     """the mixer of the layers that it names, in place of attention"""
     norm: NormShape = NormShape()
+    pre_norms: bool = True
+    """whether the inputs of attention and FFN are normed (all families but OLMo 2's)"""
     post_norms: bool = False
     """whether outputs of attention and FFN are normed before the residual addition (Gemma)"""
     multipliers: Multipliers = Multipliers()
@@ -91,6 +93,8 @@ class DecoderShape(ModelShape):
                     raise ValueError(
                         f"{name} names layer {layer}, outside 0..layers-1={self.layers - 1}"
                     )
+        if not (self.pre_norms or self.post_norms):
+            raise ValueError("pre_norms=false needs post_norms=true; a block norms its rows once")
         moe_layers = sum(map(self.holds_moe, range(self.layers)))
         if self.moe is not None and moe_layers == 0:
             raise ValueError(
@@ -127,6 +131,8 @@ class DecoderShape(ModelShape):
             yield "moe.placement.only", self.moe.placement.only
         if isinstance(self.attention, AttentionShape) and self.attention.local is not None:
             yield "attention.local.layers", self.attention.local.layers
+        if isinstance(self.attention, AttentionShape):
+            yield "attention.unrotated", self.attention.unrotated
         if self.recurrence is not None:
             yield "recurrence.layers", self.recurrence.layers
 
@@ -172,9 +178,11 @@ class DecoderShape(ModelShape):
             yield Weight("embedding.weight", (self.vocabulary, width), "embedding")
         for layer in range(self.layers):
             block = f"blocks.{layer}."
-            yield from norm.weights(width, f"{block}attention_norm")
+            if self.pre_norms:
+                yield from norm.weights(width, f"{block}attention_norm")
             yield from self._mixer(layer, block)
-            yield from norm.weights(width, f"{block}ffn_norm")
+            if self.pre_norms:
+                yield from norm.weights(width, f"{block}ffn_norm")
             yield from self._ffn(layer, f"{block}ffn.")
             if self.post_norms:
                 yield from norm.weights(width, f"{block}attention_post_norm")

@@ -1,5 +1,6 @@
 """Our decoder beside transformers' own model, on tiny random weights."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,11 @@ def compare(theirs: Any, ours: Decoder, *, greedy: bool = True) -> None:
         assert torch.equal(greedy_tokens(ours, tokens_BS, left_BS), said[:, TOKENS:])
 
 
-def check_saved(theirs: Any, ours: LoadedModel, out: Path) -> None:
-    """What we save is ours again bit for bit, and transformers' own model again."""
+def check_saved(theirs: Any, ours: LoadedModel, out: Path, served_by: str | None = None) -> None:
+    """What we save is ours again bit for bit, and transformers' own model again.
+
+    `served_by` is the model_type that transformers loads it as, if it has no class of its own.
+    """
     saved = save_model(ours.decoder, ours.family, out, shard_bytes=20_000)
     again = load_model(out).decoder
     assert again.config == ours.decoder.config
@@ -90,6 +94,8 @@ def check_saved(theirs: Any, ours: LoadedModel, out: Path) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert len(saved.files) > 2
+    if served_by is not None:
+        rename(out, served_by)
     loaded = type(theirs).from_pretrained(out, dtype=torch.float32, experts_implementation="eager")
     tokens_BS = torch.randint(3, theirs.config.vocab_size, (2, TOKENS))
     with torch.no_grad():
@@ -97,6 +103,13 @@ def check_saved(theirs: Any, ours: LoadedModel, out: Path) -> None:
     named = dict(loaded.state_dict())
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(named[name], tensor), name
+
+
+def rename(folder: Path, model_type: str) -> None:
+    """Give the model of a folder another model_type."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "model_type": model_type}), encoding="utf-8")
 
 
 def padded(lengths: list[int]) -> Tensor:

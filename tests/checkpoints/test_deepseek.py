@@ -1,9 +1,13 @@
-"""DeepSeek-V2 and V3 against transformers."""
+"""DeepSeek-V2 and V3, and the families in their layout, against transformers."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.checkpoints.conftest import build, check_saved, compare, rename
+
+from mixtura.checkpoints.loaded_model import load_model
 
 MLA = {
     "hidden_size": 24,
@@ -58,6 +62,19 @@ CASES: dict[str, list[dict[str, Any]]] = {
             "attention_bias": True,
             "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5},
         },
+        # Moonlight's keys: one group, no latent of queries, RoPE of another base.
+        {"n_group": 1, "topk_group": 1, "q_lora_rank": None, "rope_theta": 5e4},
+    ],
+    "sarvam_mla": [
+        {"q_lora_rank": None},
+        {**V3_GROUPS, "first_k_dense_replace": 2, "rope_interleave": False},
+        {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}, "q_lora_rank": None},
+    ],
+    "glm4_moe_lite": [
+        {},
+        {**V3_GROUPS, "rope_interleave": False, "attention_bias": True, "q_lora_rank": None},
+        {"mlp_layer_types": ["sparse", "dense", "sparse"], "norm_topk_prob": False},
+        {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}, "rms_norm_eps": 1e-3},
     ],
 }
 
@@ -70,8 +87,26 @@ def test_agrees_with_transformers(
 ) -> None:
     even = EVEN if family == "deepseek_v2" else {}
     theirs, ours = parity(family, **{**MLA, **even, **keys})
-    # Two MoE layers of three; the bias that chooses was compared with values of its own.
+    # MoE layers of three; the bias that chooses was compared with values of its own.
     biases = [b for name, b in theirs.named_buffers() if name.endswith("correction_bias")]
     assert all(bias.abs().min() > 0 for bias in biases)
-    assert len(biases) == (2 if family == "deepseek_v3" else 0)
+    assert len(biases) == (0 if family == "deepseek_v2" else len(ours.decoder.config.moe_shapes))
     assert not ours.left_out
+
+
+# Kimi K2's YaRN has a step in place of the ramp.
+KIMI = {**YARN, "beta_fast": 1.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+
+
+@pytest.mark.parametrize("scaling", [{}, {"rope_parameters": KIMI}])
+def test_kimi_k2_agrees_with_deepseek_v3_of_transformers(
+    scaling: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers", reason="the extra `hf` brings it")
+    theirs = build("deepseek_v3", **{**MLA, "n_group": 1, "topk_group": 1, **scaling})
+    theirs.save_pretrained(tmp_path / "kimi", max_shard_size="20KB")
+    rename(tmp_path / "kimi", "kimi_k2")
+    ours = load_model(tmp_path / "kimi")
+    assert ours.family.model_type == "kimi_k2"
+    compare(theirs, ours.decoder)
+    check_saved(theirs, ours, tmp_path / "saved", "deepseek_v3")

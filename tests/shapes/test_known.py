@@ -34,7 +34,8 @@ EXACT = {
         187_107_328,
     ),
 }
-# Billions as their makers print them: total, and active in the convention that they count by.
+# Billions as their makers print them: total, and active in the convention that they count by;
+# `hidden` counts neither embedding nor head, in both.
 PRINTED: dict[str, tuple[str, str | None, str | None]] = {
     "mixtral-8x7b": ("46.7", "12.9", "A"),
     "mixtral-8x22b": ("141", "39", "A"),
@@ -46,6 +47,14 @@ PRINTED: dict[str, tuple[str, str | None, str | None]] = {
     "qwen1.5-moe-a2.7b": ("14.3", "2.7", "A"),
     "qwen3-30b-a3b": ("30.5", None, None),
     "qwen3-235b-a22b": ("235", "22", "A"),
+    # A trillion.
+    "kimi-k2": ("1T", "32", "B"),
+    "moonlight-16b-a3b": ("15.29", "2.24", "hidden"),
+    "glm-4.5-air": ("106", "12", "hidden"),
+    # The hub's count; its makers print 230.
+    "minimax-m2": ("229", "10", "B"),
+    # Its 3 billion active count neither embedding nor head.
+    "glm-4.7-flash": ("30", None, None),
     "gpt-oss-20b": ("20.91", "3.61", "B"),
     "gpt-oss-120b": ("116.83", "5.13", "B"),
     "phi-3.5-moe": ("41.9", "6.6", "A"),
@@ -102,14 +111,19 @@ def test_deepseek_v2_exactly() -> None:
 def test_totals_as_printed(name: str) -> None:
     shape = known_shape(name)
     total, active, convention = PRINTED[name]
-    assert rounded(shape.total_parameters(), total) == total
-    if active is not None:
+    outer = 2 * shape.vocabulary * shape.width if convention == "hidden" else 0
+    assert rounded(shape.total_parameters() - outer, total) == total
+    if convention == "hidden":
+        assert rounded(shape.active_parameters() - outer, active or "") == active
+    elif active is not None:
         assert convention == "A" or convention == "B"
         assert rounded(shape.active_parameters(convention), active) == active
 
 
 def rounded(parameters: int, printed: str) -> str:
-    """Billions in as many digits as are printed."""
+    """Billions, or trillions before a T, in as many digits as are printed."""
+    if printed.endswith("T"):
+        return rounded(parameters // 1000, printed[:-1]) + "T"
     return f"{parameters / 1e9:.{len(printed.partition('.')[2])}f}"
 
 

@@ -43,6 +43,15 @@ _LATENT = {
     "norm_topk_prob": False,
     "routed_scaling_factor": 1.5,
 }
+_SIGMOID = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.5,
+}
 _YARN = {
     "rope_type": "yarn",
     "rope_theta": 1e4,
@@ -108,6 +117,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {**_SPARSE, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1},
     "deepseek_v2": {**_LATENT, "rope_parameters": {**_YARN, "mscale": 0.7, "mscale_all_dim": 0.7}},
     "deepseek_v3": {**_LATENT, "n_group": 2, "topk_group": 1},
+    "kimi_k2": {**_LATENT, "n_group": 1, "topk_group": 1, "q_lora_rank": None},
+    "glm4_moe": {**_SIGMOID, "head_dim": 8, "partial_rotary_factor": 0.5, "use_qk_norm": True},
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": [2, 2, 2], "head_dim": 8},
+    "hy_v3": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+    "aria_text": {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+    "sarvam_moe": {**_SIGMOID, "head_dim": 8},
+    "sarvam_mla": {**_LATENT, "n_group": 2, "topk_group": 1},
+    "flex_olmo": _SPARSE,
+    "exaone_moe": {**_SPARSE, "num_shared_experts": 1, "sliding_window": 8, "head_dim": 8},
+    "flint": {**_SPARSE, "shared_expert_intermediate_size": 8, "head_dim": 8},
+    "mellum": {**_SPARSE, "head_dim": 8},
+    "granitemoe_swa": {**_SPARSE, "shared_intermediate_size": 8},
+    "solar_open": {**_SIGMOID, "head_dim": 8},
+    "dots1": {**_SIGMOID, "sliding_window": 8, "max_window_layers": 1},
+    "minimax_m2": {**_SPARSE, "head_dim": 8, "rotary_dim": 4},
+    "glm4_moe_lite": {**_LATENT, "mlp_layer_types": ["dense", "sparse", "sparse"]},
 }
 
 

@@ -66,12 +66,17 @@ NEUTRAL = frozenset(
 # Read by `read_rope`, with the family's `default_theta`.
 ROPE = frozenset({"rope_parameters"})
 # Noise of training alone; ours and theirs compute without it.
-TRAINING = {"mixtral": {"router_jitter_noise"}}
+TRAINING = {name: {"router_jitter_noise"} for name in ("mixtral", "minimax_m2")}
 # A key of transformers' class that no output depends on in this family.
 UNREAD = {
     "deepseek_v2": {"head_dim", "mlp_bias", "norm_topk_prob"},
     "deepseek_v3": {"num_key_value_heads"},
+    "kimi_k2": {"num_key_value_heads"},
     "gemma3": {"tie_word_embeddings"},
+    "hunyuan_v1_moe": {"eod_token_id", "sep_token_id"},
+    "mellum": {"num_mtp_layers", "mtp_layer_types", "mtp_mlp_layer_types"},
+    # How sums are rounded in bf16.
+    "hy_v3": {"enable_moe_fp32_combine"},
 }
 
 SMALL: dict[str, Any] = {
@@ -103,6 +108,15 @@ LATENT = {
     "n_group": 2,
     "topk_group": 2,
     "moe_intermediate_size": 8,
+}
+SIGMOID = {
+    "n_routed_experts": 16,
+    "n_shared_experts": 3,
+    "n_group": 2,
+    "topk_group": 2,
+    "routed_scaling_factor": 3.0,
+    "moe_intermediate_size": 8,
+    "norm_topk_prob": False,
 }
 OWN: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "tie_word_embeddings": True},
@@ -164,6 +178,69 @@ OWN: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 3.0,
         "norm_topk_prob": False,
     },
+    "kimi_k2": {**LATENT, "routed_scaling_factor": 3.0, "rope_interleave": False},
+    "glm4_moe_lite": {
+        **LATENT,
+        "routed_scaling_factor": 3.0,
+        "norm_topk_prob": False,
+        "first_k_dense_replace": 1,
+        "mlp_layer_types": ["sparse", "dense"] * 17,
+    },
+    "glm4_moe": {
+        **SIGMOID,
+        "first_k_dense_replace": 2,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "rope_parameters": {"rope_theta": 5e4, "rope_type": "default"},
+        "partial_rotary_factor": 0.25,
+    },
+    "hunyuan_v1_moe": {"num_experts": 9, "moe_topk": 3, "attention_bias": True},
+    "hy_v3": {
+        "num_experts": 9,
+        "num_shared_experts": 2,
+        "moe_intermediate_size": 8,
+        "router_scaling_factor": 1.5,
+        "mlp_layer_types": ["sparse", "dense"] * 17,
+    },
+    "aria_text": {"moe_num_experts": 9, "moe_topk": 3, "moe_num_shared_experts": 1},
+    "sarvam_moe": {**SIGMOID, "attention_bias": True, "use_qk_norm": False},
+    "sarvam_mla": {**LATENT, "routed_scaling_factor": 3.0, "rope_interleave": False},
+    "flex_olmo": {"num_experts": 9, "attention_bias": True},
+    "exaone_moe": {
+        "num_experts": 16,
+        "num_shared_experts": 2,
+        "moe_intermediate_size": 8,
+        "n_group": 2,
+        "topk_group": 2,
+        "routed_scaling_factor": 3.0,
+        "norm_topk_prob": False,
+        "first_k_dense_replace": 2,
+    },
+    "flint": {
+        "num_experts": 9,
+        "shared_expert_intermediate_size": 8,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": False,
+        "attention_bias": True,
+    },
+    "mellum": {
+        "num_experts": 9,
+        "moe_intermediate_size": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 17,
+        "mlp_layer_types": ["sparse", "dense"] * 17,
+        "norm_topk_prob": False,
+    },
+    "granitemoe_swa": {
+        "shared_intermediate_size": 8,
+        "num_local_experts": 4,
+        "attention_multiplier": 0.3,
+        "layer_types": ["sliding_attention", "full_attention"] * 17,
+        "layer_rope_theta": [0.0, 500.0] * 17,
+    },
+    "solar_open": {**SIGMOID, "attention_bias": True},
+    "dots1": {**SIGMOID, "first_k_dense_replace": 2, "max_window_layers": 2},
+    "minimax_m2": {"num_local_experts": 9, "rotary_dim": 4},
     "dbrx": {
         "d_model": 64,
         "n_heads": 4,
@@ -174,9 +251,12 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 NAMES = [name for name in FAMILIES if name != "gemma3"]
+# Families without a class of their own name, and the class that serves them.
+SERVED_BY = {"kimi_k2": "deepseek_v3"}
 
 
 def class_of(name: str) -> Any:
+    name = SERVED_BY.get(name, name)
     return transformers.models.auto.configuration_auto.CONFIG_MAPPING[name]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from mixtura.errors import ConfigError
 from mixtura.registry import Registry
 from mixtura.shapes.families.family import Family, Piece, shape_of
+from mixtura.shapes.families.missing_parts import MISSING_PARTS, in_words
 
 # The module and the class of the family of each model_type.
 _HOMES = {
@@ -25,12 +26,28 @@ _HOMES = {
     "gemma3": ("gemma3", "Gemma3"),
     "granitemoe": ("granite", "GraniteMoe"),
     "granitemoeshared": ("granite", "GraniteMoeShared"),
+    "granitemoe_swa": ("granite", "GraniteMoeSwa"),
     "phimoe": ("phimoe", "PhiMoe"),
     "ernie4_5_moe": ("ernie", "Ernie45Moe"),
     "lfm2": ("lfm2", "Lfm2"),
     "lfm2_moe": ("lfm2", "Lfm2Moe"),
     "deepseek_v2": ("deepseek", "DeepseekV2"),
     "deepseek_v3": ("deepseek", "DeepseekV3"),
+    "kimi_k2": ("deepseek", "KimiK2"),
+    "glm4_moe": ("glm", "Glm4Moe"),
+    "solar_open": ("glm", "SolarOpen"),
+    "dots1": ("dots", "Dots1"),
+    "minimax_m2": ("minimax", "MiniMaxM2"),
+    "hunyuan_v1_moe": ("hunyuan", "HunyuanMoeV1"),
+    "hy_v3": ("hunyuan", "HyV3"),
+    "aria_text": ("aria", "AriaText"),
+    "sarvam_moe": ("sarvam", "SarvamMoe"),
+    "sarvam_mla": ("sarvam", "SarvamMla"),
+    "flex_olmo": ("mixtral", "FlexOlmo"),
+    "exaone_moe": ("exaone", "ExaoneMoe"),
+    "flint": ("flint", "Flint"),
+    "mellum": ("mellum", "Mellum"),
+    "glm4_moe_lite": ("glm", "Glm4MoeLite"),
 }
 
 
@@ -92,16 +109,27 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def family_named(model_type: str) -> Family:
-    """The family of a model_type; an unknown name raises ConfigError with the nearest names."""
+    """The family of a model_type.
+
+    Raises ConfigError for an unknown name, with the nearest names, and for the name of a family
+    that Mixtura does not read, with the parts that the family needs and Mixtura lacks.
+    """
     if model_type in FAMILIES:
         return FAMILIES[model_type]
+    listed = "docs/families.md lists the families that it reads"
+    if model_type in MISSING_PARTS:
+        raise ConfigError(
+            f"model_type={model_type!r} needs {in_words(MISSING_PARTS[model_type])}, which Mixtura "
+            f"lacks; {listed}"
+        )
     near = difflib.get_close_matches(model_type, FAMILIES, n=3, cutoff=0.5)
-    hint = f"the nearest are {', '.join(near)}" if near else f"known are {', '.join(FAMILIES)}"
+    hint = f"the nearest are {', '.join(near)}" if near else listed
     raise ConfigError(f"model_type={model_type!r:.60} is no family that Mixtura reads; {hint}")
 
 
 __all__ = [
     "FAMILIES",
+    "MISSING_PARTS",
     "Family",
     "Piece",
     "family_named",

@@ -5,9 +5,13 @@ from types import MappingProxyType
 from typing import Any
 
 from mixtura.config import Tree
+from mixtura.errors import ConfigError
 from mixtura.shapes.decoder import DecoderShape
 from mixtura.shapes.families.family import Piece
+from mixtura.shapes.families.keys import Keys
+from mixtura.shapes.families.llama import SLIDING
 from mixtura.shapes.families.mixtral import SparseLlama
+from mixtura.shapes.families.windows import WindowsByType
 from mixtura.shapes.moe import MoEShape
 
 
@@ -99,6 +103,69 @@ class GraniteMoeShared(GraniteMoe):
             both = (2 * hidden, width)
             yield Piece(f"{name}input_linear.weight", both, f"{ours}shared.w_in")
             yield Piece(f"{name}output_linear.weight", (width, hidden), f"{ours}shared.w_out")
+
+
+class GraniteMoeSwa(GraniteMoeShared, WindowsByType):
+    """Granite's MoE with windows and sinks; `layer_rope_theta` has a base for each layer, or 0.
+
+    Layers with a window share one base and all others one, apart from those that are not rotated.
+    """
+
+    model_type = "granitemoe_swa"
+    architecture = "GraniteMoeSWAForCausalLM"
+    defaults = MappingProxyType(
+        {
+            **GraniteMoeShared.defaults,
+            "sliding_window": 128,
+            "layer_types": None,
+            "layer_rope_theta": None,
+        }
+    )
+
+    def default_types(self, keys: Keys) -> list[str]:
+        layers = range(keys.integer("num_hidden_layers"))
+        return [SLIDING if layer % 4 else "full_attention" for layer in layers]
+
+    def read_attention(self, config: Mapping[str, Any]) -> Tree:
+        keys, tree = self.keys(config), {**super().read_attention(config), "sinks": True}
+        if keys.given("layer_rope_theta") is None:
+            return tree
+        bases, layers = keys.numbers("layer_rope_theta"), keys.integer("num_hidden_layers")
+        windows = set(tree["local"]["layers"]) if tree["local"] else set()
+        full = {base for layer, base in enumerate(bases) if layer not in windows} - {0.0}
+        local = {base for layer, base in enumerate(bases) if layer in windows} - {0.0}
+        base = next(iter(full or local), tree["rope_base"])
+        own = next(iter(local - {base}), None)
+        many = len(bases) != layers or len(full) > 1 or len(local) > 1
+        if many or (own and tree["rope_scaling"]):
+            raise ConfigError(
+                f"config.json: layer_rope_theta={bases!r:.60} in a {self.model_type} model; Mixtura"
+                " runs it with one base in layers with a window and one in all others, and with "
+                "two bases only without scaling"
+            )
+        unrotated = [layer for layer in range(layers) if not bases[layer]]
+        found = {**tree, "rope_base": base, "unrotated": unrotated}
+        return found if own is None else {**found, "local": {**tree["local"], "rope_base": own}}
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        attention = decoder["attention"]
+        local, unrotated = attention["local"] or {"layers": ()}, attention["unrotated"]
+
+        def base_of(layer: int) -> float:
+            own = local["rope_base"] if layer in local["layers"] else None
+            return own or attention["rope_base"]
+
+        layers = range(decoder["layers"])
+        bases = [0 if layer in unrotated else base_of(layer) for layer in layers]
+        return {**super().write(decoder), "layer_rope_theta": bases}
+
+    def moe_pieces(self, width: int, moe: MoEShape, stored: str, ours: str) -> Iterator[Piece]:
+        experts, hidden = moe.num_experts, moe.expert_width
+        yield Piece(f"{stored}router.weight", (experts, width), f"{ours}router.weight")
+        both = (experts, 2 * hidden, width)
+        yield Piece(f"{stored}experts.gate_up_proj", both, f"{ours}experts.w_in")
+        down = (experts, width, hidden)
+        yield Piece(f"{stored}experts.down_proj", down, f"{ours}experts.w_out")
 
 
 def _inverse(value: float) -> float:

@@ -63,6 +63,10 @@ class Keys:
         """The first of `keys` that has a value, else keys[0]; a setting may have several names."""
         return next((key for key in keys if self.given(key) is not None), keys[0])
 
+    def with_value(self, key: str, *, value: Any) -> "Keys":
+        """The same keys with another value of one."""
+        return Keys({**self._config, key: value}, self._family, self._path)
+
     def integer(self, key: str, default: Any = _MISSING) -> int:
         """A whole number within the key's bounds; a key without bounds allows -2^53..2^53."""
         found = self._typed(key, default, int, "a whole number")

@@ -61,16 +61,20 @@ class Llama(Family):
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
         keys = self.keys(config)
         heads = keys.integer("num_attention_heads")
+        head_dim = keys.integer("head_dim", keys.integer("hidden_size") // heads)
         bias = keys.flag("attention_bias")
         return {
             "heads": heads,
             "kv_heads": keys.integer("num_key_value_heads", heads),
-            "head_dim": keys.integer("head_dim", keys.integer("hidden_size") // heads),
+            "head_dim": head_dim,
             "input_bias": bias,
             "output_bias": bias,
             "local": self.read_windows(keys),
-            **read_rope(config, self.model_type, self.default_theta),
+            **self.read_rope(config, head_dim),
         }
+
+    def read_rope(self, config: Mapping[str, Any], head_dim: int) -> Tree:
+        return read_rope(config, self.model_type, self.default_theta)
 
     def read_windows(self, keys: Keys) -> Tree | None:
         """The layers with a window, and its size. Llama has no windows, so this gives None."""

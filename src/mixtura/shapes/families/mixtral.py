@@ -9,7 +9,7 @@ from mixtura.errors import ConfigError
 from mixtura.shapes.decoder import DecoderShape
 from mixtura.shapes.families.family import Piece, shape_of
 from mixtura.shapes.families.keys import Keys
-from mixtura.shapes.families.layout import GATE_UP_DOWN, ffn_pieces
+from mixtura.shapes.families.layout import GATE_UP_DOWN, ffn_pieces, norm_pieces
 from mixtura.shapes.families.llama import (
     SLIDING,
     Llama,
@@ -139,6 +139,38 @@ class Olmoe(SparseLlama):
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
         return super().write({**decoder, "ffn_width": decoder["moe"]["expert_width"]})
+
+
+class FlexOlmo(Olmoe):
+    """OLMoE's layer with norms behind attention and FFN alone."""
+
+    model_type = "flex_olmo"
+    architecture = "FlexOlmoForCausalLM"
+    default_theta = 500_000.0
+    defaults = MappingProxyType(
+        {
+            **{key: value for key, value in Olmoe.defaults.items() if key != "clip_qkv"},
+            "rms_norm_eps": 1e-6,
+            "num_experts_per_tok": 5,
+        }
+    )
+
+    def read(self, config: Mapping[str, Any]) -> Tree:
+        return {**super().read(config), "pre_norms": False, "post_norms": True}
+
+    def write(self, decoder: Mapping[str, Any]) -> Tree:
+        # transformers' default, 100277, lies outside a small vocabulary.
+        return {**super().write(decoder), "pad_token_id": None}
+
+    def write_attention(self, attention: Mapping[str, Any]) -> Tree:
+        written = super().write_attention(attention)
+        del written["clip_qkv"]
+        return written
+
+    def norm_pieces(self, shape: DecoderShape, stored: str, ours: str) -> Iterator[Piece]:
+        for branch, name in (("attention", "attention"), ("feedforward", "ffn")):
+            theirs = f"{stored}post_{branch}_layernorm"
+            yield from norm_pieces(shape.width, shape.norm, theirs, f"{ours}{name}_post_norm")
 
 
 class Qwen2Moe(SparseLlama, Qwen2):

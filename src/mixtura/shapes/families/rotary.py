@@ -9,19 +9,48 @@ from mixtura.errors import ConfigError
 from mixtura.shapes.families.keys import Keys
 
 _ORIGINAL = "original_max_position_embeddings"
+_PARTIAL = "partial_rotary_factor"
 
 
-def read_rope(config: Mapping[str, Any], family: str, default_base: float = 10_000.0) -> Tree:
-    """The settings `rope_base` and `rope_scaling` of Mixtura's attention."""
+def read_rope(
+    config: Mapping[str, Any], family: str, default_base: float = 10_000.0, *, partial: bool = False
+) -> Tree:
+    """The settings `rope_base` and `rope_scaling` of Mixtura's attention.
+
+    `partial` states whether the family may rotate a part of each head; see `read_rotated`.
+    """
     outer = Keys(config, family)
     parameters = rope_keys(outer)
-    for place in (parameters, outer):
-        place.expect("partial_rotary_factor", None, 1)
+    for place in () if partial else (parameters, outer):
+        place.expect(_PARTIAL, None, 1)
     base = parameters.number("rope_theta", 0.0) or outer.number("rope_theta", 0.0)
     return {
         "rope_base": base or default_base,
         "rope_scaling": _read_scaling(parameters, outer, family),
     }
+
+
+def read_rotated(
+    config: Mapping[str, Any], family: str, head_dim: int, default: float
+) -> int | None:
+    """`rotated_dim` of Mixtura's attention.
+
+    `default` is the rotated share of a head if the config states none.
+    """
+    outer = Keys(config, family)
+    share = rope_keys(outer).number(_PARTIAL, outer.number(_PARTIAL, default))
+    if not 0 < share <= 1:
+        raise ConfigError(f"config.json: {_PARTIAL}={share:g} must lie above 0 and be 1 at most")
+    rotated = int(head_dim * share)
+    return None if rotated == head_dim else rotated
+
+
+def write_rotated(attention: Mapping[str, Any]) -> float:
+    """The rotated share of a head, from which `read_rotated` gives the same `rotated_dim`."""
+    rotated, head_dim = attention["rotated_dim"], attention["head_dim"]
+    share = 1.0 if rotated is None else rotated / head_dim
+    # head_dim * share can round to less than `rotated`, which `int` would lower by 1.
+    return share if int(head_dim * share) == (rotated or head_dim) else math.nextafter(share, 1)
 
 
 def rope_keys(outer: Keys) -> Keys:

@@ -1,0 +1,67 @@
+"""What known MoE families need and Mixtura lacks, by model_type of transformers.
+
+A family that is read has no place here. `docs/make_families.py` writes both into docs/families.md.
+"""
+
+from collections.abc import Mapping
+
+_DELTA_NET = "Gated DeltaNet layers"
+_KIMI_DELTA = "Kimi Delta Attention layers"
+_MAMBA_2 = "Mamba-2 layers"
+_SHORT_CONV = "short convolutions between layers"
+_INDEX = "a sparse attention index"
+_GATED = "a gate on attention's output"
+_NO_ROPE = "latent attention without RoPE"
+_HEADS = "heads that differ by layer"
+_RELATIVE = "relative positions"
+_HYPER = "hyper-connections"
+_PARALLEL = "attention and FFN side by side"
+_QUERY_SCALE = "a query scale that follows the position"
+
+MISSING_PARTS: Mapping[str, tuple[str, ...]] = {
+    "afmoe": (_GATED,),
+    "axk1": ("a norm after the FFN in MoE layers alone",),
+    "axk2": (_INDEX, _GATED, "gated norms"),
+    "bailing_hybrid": (_KIMI_DELTA, _GATED),
+    "beam": (_GATED, _QUERY_SCALE, "residuals scaled by depth"),
+    "cohere2_moe": (_PARALLEL,),
+    "deepseek_v32": (_INDEX,),
+    "deepseek_v4": ("compressed attention", _INDEX, _HYPER),
+    "doge": ("dynamic mask attention", "experts found by product keys"),
+    "dots3_note": (_INDEX,),
+    "dots3_note_text": (_INDEX,),
+    "gemma4": (_HEADS, "a dense FFN beside the experts"),
+    "gemma4_text": (_HEADS, "a dense FFN beside the experts"),
+    "glm_moe_dsa": (_INDEX,),
+    "granitemoehybrid": (_MAMBA_2,),
+    "hy_v4": (_INDEX, _HYPER),
+    "inkling2_loop_text": (_SHORT_CONV, _RELATIVE, "attention over earlier layers"),
+    "inkling2_text": (_SHORT_CONV, _RELATIVE, "attention over earlier layers"),
+    "inkling_text": (_SHORT_CONV, _RELATIVE),
+    "jamba": ("Mamba layers",),
+    "jetmoe": ("experts of attention heads",),
+    "kimi_linear": (_KIMI_DELTA, _NO_ROPE),
+    "kolibri1": ("a choosing bias on the logits of a sigmoid router",),
+    "laguna": (_GATED, _HEADS),
+    "lara_mini": (_DELTA_NET,),
+    "lfm2_moe": (_SHORT_CONV,),
+    "llama4": ("chunked attention", _QUERY_SCALE, "weights on experts' inputs"),
+    "llama4_text": ("chunked attention", _QUERY_SCALE, "weights on experts' inputs"),
+    "longcat_flash": ("two attentions a layer", "experts that compute nothing"),
+    "mimo_v2_flash": (_HEADS, "values narrower than keys"),
+    "minimax": ("lightning attention layers",),
+    "minimax_m3_vl_text": (_INDEX,),
+    "nemotron_h": (_MAMBA_2,),
+    "qwen3_5_moe": (_DELTA_NET, _GATED),
+    "qwen3_5_moe_text": (_DELTA_NET, _GATED),
+    "qwen3_next": (_DELTA_NET, _GATED),
+    "qwen4_exp": (_DELTA_NET, _INDEX),
+    "qwen4_exp_text": (_DELTA_NET, _INDEX),
+    "zaya": ("compressed convolutional attention", "a router of several layers"),
+}
+
+
+def in_words(parts: tuple[str, ...]) -> str:
+    """A list as a sentence has it: a, b and c."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last

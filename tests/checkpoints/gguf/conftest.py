@@ -190,6 +190,15 @@ _LATENT = {
     "qk_rope_head_dim": 16,
     "v_head_dim": 32,
 }
+_SIGMOID = {
+    **_SPARSE,
+    "num_hidden_layers": 3,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
+_GROUPS = {"n_group": 4, "topk_group": 2, "attention_bias": True}
 _SCALED = {
     "embedding_multiplier": 3.0,
     "residual_multiplier": 0.5,
@@ -256,6 +265,31 @@ TINY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "moe_k": 2,
             "moe_num_shared_experts": 2,
             "moe_layer_start_index": 1,
+        },
+    ),
+    "kimi_k2": ("kimi_k2", {**_LATENT, "n_group": 1, "topk_group": 1}),
+    "glm4_moe_lite": (
+        "glm4_moe_lite",
+        # llama.cpp has one epsilon for the blocks and the latents.
+        {**_LATENT, "rms_norm_eps": 1e-6},
+    ),
+    "glm4_moe": ("glm4_moe", {**_SIGMOID, "attention_bias": True, "head_dim": 32}),
+    "glm4_moe with norms": (
+        "glm4_moe",
+        {**_SIGMOID, "attention_bias": True, "use_qk_norm": True, "rope_parameters": _YARN},
+    ),
+    "glm4_moe in groups": ("glm4_moe", {**_SIGMOID, **_GROUPS, "norm_topk_prob": False}),
+    "glm4_moe without biases": ("glm4_moe", _SIGMOID),
+    "dots1": ("dots1", {**_SIGMOID, "num_key_value_heads": 4, "sliding_window": None}),
+    "minimax_m2": ("minimax_m2", {**_SPARSE, "head_dim": 32, "rotary_dim": 16}),
+    "hunyuan_v1_moe": (
+        "hunyuan_v1_moe",
+        {
+            **_SPARSE,
+            "moe_topk": 3,
+            "intermediate_size": 32,
+            "head_dim": 32,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0},
         },
     ),
     "gpt_oss": (

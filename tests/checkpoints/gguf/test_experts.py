@@ -208,6 +208,18 @@ def test_mxfp4_experts_are_read(edited: Callable[..., Path]) -> None:
     assert np.array_equal(both[..., 1::2].mT.numpy(), up)
 
 
+def test_blocks_for_multi_token_prediction_are_left_out(
+    edited: Callable[..., Path], tiny: Tiny
+) -> None:
+    # Of 4 blocks the last one drafts: its own tensors, and those of an ordinary layer.
+    source, draft = tiny("glm4_moe"), np.ones((64, 128), np.float32)
+    names = ("nextn.eh_proj.weight", "attn_q.weight")
+    added = {f"blk.3.{name}": (draft, GGMLQuantizationType.F32) for name in names}
+    again = GGUFSource(edited("glm4_moe", {".block_count": 4, ".nextn_predict_layers": 1}, added))
+    assert again.config["num_hidden_layers"] == 3
+    assert set(again.tensors) == set(source.tensors)
+
+
 def test_an_older_file_has_keys_and_values_in_one(edited: Callable[..., Path], tiny: Tiny) -> None:
     source = tiny("deepseek_v2")
     older: dict[str, tuple[np.ndarray, GGMLQuantizationType] | None] = {}
@@ -231,6 +243,14 @@ def test_an_older_file_has_keys_and_values_in_one(edited: Callable[..., Path], t
 @pytest.mark.parametrize(
     ("name", "keys", "problem"),
     [
+        ("glm4_moe", {".nextn_predict_layers": 3}, "is 3, expected less than the 3 blocks"),
+        ("glm4_moe", {".rope.dimension_count": 34}, "dimension_count is 34, expected 32 at most"),
+        ("dots1", {".expert_gating_func": 1}, "expert_gating_func is 1, expected 2, a sigmoid"),
+        (
+            "hunyuan_v1_moe",
+            {".expert_shared_feed_forward_length": 64},
+            "is 64, expected 32, as of an expert",
+        ),
         ("mixtral", {".expert_used_count": 9}, "expert_used_count is 9, expected at most 8, all"),
         ("mixtral", {".expert_used_count": None}, "lacks the key llama.expert_used_count"),
         (

@@ -86,7 +86,8 @@ def factors_of(attention: Mapping[str, Any]) -> NDArray[np.float32] | None:
     scaling = attention["rope_scaling"]
     if scaling is None or scaling["kind"] != "llama3":
         return None
-    factors_P = llama3_factors(attention["rope_base"], attention["head_dim"], scaling["factor"])
+    rope_dim = attention["rotated_dim"] or attention["head_dim"]
+    factors_P = llama3_factors(attention["rope_base"], rope_dim, scaling["factor"])
     return factors_P.astype(np.float32)
 
 

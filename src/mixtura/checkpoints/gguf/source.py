@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixtura.checkpoints.gguf.architectures import architecture_of
+from mixtura.checkpoints.gguf.architectures import architecture_of, is_drafting
 from mixtura.checkpoints.gguf.blocks import BITS, groups_bits, unpacked
 from mixtura.checkpoints.gguf.counts import check_counts
 from mixtura.checkpoints.gguf.header import TensorPlace, read_header
@@ -201,7 +201,7 @@ class GGUFSource(Source):
 
     def _check(self, expected: Iterable[Piece], places: Mapping[str, TensorPlace]) -> None:
         """Raise CheckpointError for tensors that are missing, misshapen or unexpected."""
-        left = dict(places)
+        left = {name: one for name, one in places.items() if not is_drafting(name, self.metadata)}
         for name, shape in {one.stored: one.shape for one in expected}.items():
             place = left.pop(name, None)
             if place is None:

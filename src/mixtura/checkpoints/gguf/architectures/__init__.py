@@ -11,12 +11,14 @@ from mixtura.checkpoints.gguf.architectures.architecture import (
     HEAD,
     HF_EMBEDDING,
     Architecture,
+    is_drafting,
 )
 from mixtura.checkpoints.gguf.architectures.dbrx import Dbrx
 from mixtura.checkpoints.gguf.architectures.deepseek2 import Deepseek2
 from mixtura.checkpoints.gguf.architectures.ernie import Ernie45Moe
 from mixtura.checkpoints.gguf.architectures.gpt_oss import GptOss
 from mixtura.checkpoints.gguf.architectures.granite import GraniteMoe
+from mixtura.checkpoints.gguf.architectures.hunyuan import HunyuanMoe
 from mixtura.checkpoints.gguf.architectures.llama import (
     Llama,
     Olmoe,
@@ -25,6 +27,7 @@ from mixtura.checkpoints.gguf.architectures.llama import (
     Qwen3,
     Qwen3Moe,
 )
+from mixtura.checkpoints.gguf.architectures.sigmoid_router import Dots1, Glm4Moe, MiniMaxM2
 from mixtura.checkpoints.gguf.metadata import Metadata
 from mixtura.errors import ConfigError
 
@@ -42,6 +45,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         GraniteMoe(),
         Ernie45Moe(),
         GptOss(),
+        Glm4Moe(),
+        Dots1(),
+        MiniMaxM2(),
+        HunyuanMoe(),
     )
 }
 OF_FAMILY: Mapping[str, str] = {
@@ -55,6 +62,13 @@ OF_FAMILY: Mapping[str, str] = {
     "qwen3_moe": "qwen3moe",
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
+    "kimi_k2": "deepseek2",
+    "glm4_moe_lite": "deepseek2",
+    "sarvam_mla": "deepseek2",
+    "glm4_moe": "glm4moe",
+    "dots1": "dots1",
+    "minimax_m2": "minimax-m2",
+    "hunyuan_v1_moe": "hunyuan-moe",
     "dbrx": "dbrx",
     "granitemoe": "granitemoe",
     "granitemoeshared": "granitemoe",
@@ -92,4 +106,5 @@ __all__ = [
     "Architecture",
     "architecture_for",
     "architecture_of",
+    "is_drafting",
 ]

@@ -18,6 +18,7 @@ from mixtura.config import Tree
 from mixtura.errors import CheckpointError, ConfigError
 from mixtura.shapes import DecoderShape
 from mixtura.shapes.families import FAMILIES, Piece
+from mixtura.shapes.families.rotary import write_rotated
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 HF_EMBEDDING = "model.embed_tokens.weight"
@@ -62,6 +63,10 @@ NAMES: Mapping[str, str] = {
 _ROWS_ALONE = {"ffn_gate_inp_shexp"}
 
 
+_DRAFTING = ".nextn_predict_layers"
+_OF_A_HEAD = [".attention.value_length", ".rope.dimension_count"]
+
+
 class Architecture(ABC):
     """An architecture of llama.cpp with Llama's layout; subclasses override the differences."""
 
@@ -75,6 +80,8 @@ class Architecture(ABC):
     names: ClassVar[Mapping[str, str]] = NAMES
     experts_in_ffn: ClassVar[bool] = False
     """whether `feed_forward_length` states the width of an expert if the model has experts"""
+    partly_rotated: ClassVar[bool] = False
+    """whether RoPE may rotate a part of each head"""
     dense_layers: ClassVar[bool] = False
     """whether a model with experts may also have dense layers"""
 
@@ -92,15 +99,19 @@ class Architecture(ABC):
         family cannot express.
         """
         width, heads = metadata.count(".embedding_length"), metadata.count(".attention.head_count")
-        head_dim = head_dim_of(metadata, width, heads)
-        rope = self.rope(metadata, head_dim, factors_P)
+        head_dim = head_dim_of(metadata, width, heads, partly_rotated=self.partly_rotated)
+        rope_dim = metadata.count(".rope.dimension_count", head_dim)
+        rope = self.rope(metadata, rope_dim, factors_P)
+        if self.partly_rotated:
+            parts = {"head_dim": head_dim, "rotated_dim": rope_dim}
+            rope = {**rope, "partial_rotary_factor": write_rotated(parts)}
         model_type = self.model_type(metadata)
         config: Tree = {
             "architectures": [FAMILIES[model_type].architecture],
             "model_type": model_type,
             "hidden_act": "silu",
             "hidden_size": width,
-            "num_hidden_layers": metadata.count(".block_count"),
+            "num_hidden_layers": layers_of(metadata),
             "num_attention_heads": heads,
             "num_key_value_heads": metadata.count(".attention.head_count_kv", heads),
             "head_dim": head_dim,
@@ -160,7 +171,7 @@ class Architecture(ABC):
             ".attention.head_count_kv": attention["kv_heads"],
             ".attention.key_length": attention["head_dim"],
             ".attention.value_length": attention["head_dim"],
-            ".rope.dimension_count": attention["head_dim"],
+            ".rope.dimension_count": attention["rotated_dim"] or attention["head_dim"],
         }
 
     def check(self, shape: DecoderShape) -> None:
@@ -234,14 +245,32 @@ def _rotated_heads(shape: DecoderShape) -> dict[str, int]:
     return {"attn_q": attention.heads, "attn_k": attention.kv_heads}
 
 
-def head_dim_of(metadata: Metadata, width: int, heads: int) -> int:
+def head_dim_of(metadata: Metadata, width: int, heads: int, *, partly_rotated: bool = False) -> int:
     head_dim = metadata.count(".attention.key_length", max(1, width // heads))
-    for key in (".attention.value_length", ".rope.dimension_count"):
+    rotated = metadata.count(".rope.dimension_count", head_dim)
+    if partly_rotated and rotated > head_dim:
+        raise metadata.error(".rope.dimension_count", f"{rotated}, expected {head_dim} at most")
+    equal = [".attention.value_length"] if partly_rotated else _OF_A_HEAD
+    for key in equal:
         if (given := metadata.count(key, head_dim)) != head_dim:
             raise metadata.error(key, f"{given}, expected a head's width, {head_dim}")
     if head_dim % 2:
         raise metadata.error(".embedding_length", f"{width}, whose {heads} heads are of odd width")
     return head_dim
+
+
+def layers_of(metadata: Metadata) -> int:
+    """The model's layers, without the last blocks, which serve only multi-token prediction."""
+    blocks, drafting = metadata.count(".block_count"), int(metadata.number(_DRAFTING, 0))
+    if not 0 <= drafting < blocks:
+        raise metadata.error(_DRAFTING, f"{drafting}, expected less than the {blocks} blocks")
+    return blocks - drafting
+
+
+def is_drafting(name: str, metadata: Metadata) -> bool:
+    """Whether a tensor of the file serves only multi-token prediction."""
+    block = re.match(r"blk\.(\d+)\.", name)
+    return block is not None and int(block[1]) >= layers_of(metadata)
 
 
 def vocabulary_of(metadata: Metadata) -> int:

@@ -15,10 +15,18 @@ from mixtura.checkpoints.gguf.architectures.architecture import (
     HEAD,
     NAMES,
     Architecture,
+    layers_of,
     tokens_of,
     vocabulary_of,
 )
 from mixtura.checkpoints.gguf.architectures.llama import expert_counts
+from mixtura.checkpoints.gguf.architectures.routed_experts import (
+    SIGMOID,
+    SOFTMAX,
+    experts_keys,
+    layers_config,
+    router_config,
+)
 from mixtura.checkpoints.gguf.links import EVERY, Named, same
 from mixtura.checkpoints.gguf.metadata import Metadata
 from mixtura.checkpoints.gguf.rope import LOG_MULTIPLIER, rope_parameters
@@ -28,7 +36,6 @@ from mixtura.shapes import DecoderShape, LatentAttentionShape
 from mixtura.shapes.families import FAMILIES, Piece
 from mixtura.shapes.families.latent import write_latent
 
-_SOFTMAX, _SIGMOID = 1, 2
 # llama.cpp recognises a model without a query latent by its number of layers. DeepSeek-V2-Lite has
 # 27; another model has 26.
 _WITHOUT_QUERY_RANK = (26, 27)
@@ -52,10 +59,10 @@ class Deepseek2(Architecture):
 
     def model_type(self, metadata: Metadata) -> str:
         # The first GGUF files of V2 lack this key. Their router scores experts by a softmax.
-        scores = metadata.count(".expert_gating_func", _SOFTMAX)
-        if scores not in {_SOFTMAX, _SIGMOID}:
+        scores = metadata.count(".expert_gating_func", SOFTMAX)
+        if scores not in {SOFTMAX, SIGMOID}:
             raise metadata.error(".expert_gating_func", f"{scores}, expected 1 or 2")
-        return "deepseek_v3" if scores == _SIGMOID else "deepseek_v2"
+        return "deepseek_v3" if scores == SIGMOID else "deepseek_v2"
 
     def config(
         self, metadata: Metadata, names: Container[str], factors_P: NDArray[np.float32] | None
@@ -69,7 +76,7 @@ class Deepseek2(Architecture):
             "model_type": model_type,
             "hidden_act": "silu",
             "hidden_size": metadata.count(".embedding_length"),
-            "num_hidden_layers": metadata.count(".block_count"),
+            "num_hidden_layers": layers_of(metadata),
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
             "intermediate_size": metadata.count(".feed_forward_length"),
@@ -82,9 +89,7 @@ class Deepseek2(Architecture):
             **self._heads(metadata),
             **expert_counts(metadata, "n_routed_experts"),
             "moe_intermediate_size": expert_width,
-            "n_shared_experts": int(metadata.number(".expert_shared_count", 0)),
-            "first_k_dense_replace": int(metadata.number(".leading_dense_block_count", 0)),
-            "moe_layer_freq": 1,
+            **layers_config(metadata),
             **_router(metadata, model_type),
             **tokens_of(metadata, vocabulary),
         }
@@ -125,19 +130,7 @@ class Deepseek2(Architecture):
                 "two best experts where this router takes the best; write it to a Hugging Face "
                 "folder"
             )
-        sigmoid = router["kind"] in {"sigmoid_topk", "deepseek_v3"}
-        found: Tree = {
-            **super().keys(decoder),
-            ".expert_shared_count": moe["shared_width"] // moe["expert_width"],
-            ".expert_weights_scale": router.get("scale", 1.0),
-            ".expert_weights_norm": router.get("renormalise", False),
-            ".expert_gating_func": _SIGMOID if sigmoid else _SOFTMAX,
-            ".leading_dense_block_count": moe["placement"]["first_dense"],
-        }
-        if router.get("groups", 1) > 1:
-            found[".expert_group_count"] = router["groups"]
-            found[".expert_group_used_count"] = router["groups_kept"]
-        return found
+        return {**super().keys(decoder), **experts_keys(moe)}
 
     def head_keys(self, attention: Mapping[str, Any]) -> Tree:
         rank, rope_dim = attention["kv_rank"], attention["turning_dim"]
@@ -229,16 +222,10 @@ def _rope_dim(metadata: Metadata) -> int:
 
 
 def _router(metadata: Metadata, model_type: str) -> Tree:
-    groups = metadata.count(".expert_group_count", 1)
-    weighed: Tree = {
-        "routed_scaling_factor": metadata.number(".expert_weights_scale", 1.0),
-        "norm_topk_prob": metadata.flag(".expert_weights_norm", False),
-        "n_group": groups,
-        "topk_group": metadata.count(".expert_group_used_count", groups),
-    }
+    weighed = router_config(metadata)
     if model_type == "deepseek_v3":
         return {**weighed, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
-    method = "greedy" if groups == 1 else "group_limited_greedy"
+    method = "greedy" if weighed["n_group"] == 1 else "group_limited_greedy"
     return {**weighed, "scoring_func": "softmax", "topk_method": method}
 
 

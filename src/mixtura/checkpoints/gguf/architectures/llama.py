@@ -72,13 +72,7 @@ class Olmoe(Architecture):
     def check(self, shape: DecoderShape) -> None:
         super().check(shape)
         check_head_width(shape, self.name)
-        attention = shape.attention
-        assert isinstance(attention, AttentionShape), "this family has no other"
-        if attention.kv_heads != attention.heads:
-            raise ConfigError(
-                f"attention.kv_heads={attention.kv_heads} of heads={attention.heads}: llama.cpp "
-                f"runs {self.name} with as many of each alone; write it as another family"
-            )
+        check_kv_heads(shape, self.name)
 
 
 class Qwen2Moe(Architecture):
@@ -164,4 +158,15 @@ def check_head_width(shape: DecoderShape, name: str) -> None:
         raise ConfigError(
             f"attention.head_dim={attention.head_dim} times heads={attention.heads} is not "
             f"width={shape.width}, as llama.cpp has it in {name}; write it as another family"
+        )
+
+
+def check_kv_heads(shape: DecoderShape, name: str) -> None:
+    """Raise ConfigError if there are fewer KV heads than query heads."""
+    attention = shape.attention
+    assert isinstance(attention, AttentionShape), "this family has no other"
+    if attention.kv_heads != attention.heads:
+        raise ConfigError(
+            f"attention.kv_heads={attention.kv_heads} of heads={attention.heads}: llama.cpp "
+            f"runs {name} with as many of each alone; write it as another family"
         )

@@ -117,6 +117,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {**_SPARSE, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1},
     "deepseek_v2": {**_LATENT, "rope_parameters": {**_YARN, "mscale": 0.7, "mscale_all_dim": 0.7}},
     "deepseek_v3": {**_LATENT, "n_group": 2, "topk_group": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3},
+    "lfm2_moe": {**_SPARSE, "layer_types": ["conv", "full_attention", "conv"]},
     "kimi_k2": {**_LATENT, "n_group": 1, "topk_group": 1, "q_lora_rank": None},
     "glm4_moe": {**_SIGMOID, "head_dim": 8, "partial_rotary_factor": 0.5, "use_qk_norm": True},
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": [2, 2, 2], "head_dim": 8},

@@ -44,7 +44,6 @@ MISSING_PARTS: Mapping[str, tuple[str, ...]] = {
     "kolibri1": ("a choosing bias on the logits of a sigmoid router",),
     "laguna": (_GATED, _HEADS),
     "lara_mini": (_DELTA_NET,),
-    "lfm2_moe": (_SHORT_CONV,),
     "llama4": ("chunked attention", _QUERY_SCALE, "weights on experts' inputs"),
     "llama4_text": ("chunked attention", _QUERY_SCALE, "weights on experts' inputs"),
     "longcat_flash": ("two attentions a layer", "experts that compute nothing"),

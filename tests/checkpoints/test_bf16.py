@@ -42,6 +42,11 @@ LATENT = {
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
 }
+SIGMOID = {
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 1,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**MANY, "head_dim": 32, "norm_topk_prob": True},
     "olmoe": MANY,
@@ -54,8 +59,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {**MANY, "layer_types": ["conv", "full_attention", "conv", "conv"]},
     "deepseek_v2": LATENT,
     "deepseek_v3": {**LATENT, "n_group": 4, "topk_group": 2},
+    "glm4_moe_lite": LATENT,
+    "glm4_moe": {**SIGMOID, "head_dim": 32, "use_qk_norm": True},
+    "minimax_m2": {"num_local_experts": 16, "num_experts_per_tok": 4, "head_dim": 32},
+    "hunyuan_v1_moe": {"num_experts": 16, "moe_topk": 4, "head_dim": 32},
+    "hy_v3": {"num_experts": 16, "num_experts_per_tok": 4, "head_dim": 32},
+    "flex_olmo": MANY,
+    "mellum": {**MANY, "head_dim": 32},
 }
-FP32_GATES = ("ernie4_5_moe", "deepseek_v2", "deepseek_v3")
+FP32_GATES = (
+    *("ernie4_5_moe", "deepseek_v2", "deepseek_v3"),
+    *("glm4_moe", "glm4_moe_lite", "hunyuan_v1_moe", "hy_v3"),
+)
 
 
 def saved(model_type: str, folder: Path) -> Any:
@@ -79,7 +94,7 @@ def experts_of(theirs: Any, tokens_BS: Tensor) -> list[Tensor]:
     hooks = [
         module.register_forward_hook(lambda _m, _a, output: found.append(output[2]))
         for module in theirs.modules()
-        if type(module).__name__.lower().endswith("topkrouter")
+        if type(module).__name__.lower().endswith(("topkrouter", "v1gate"))
     ]
     with torch.no_grad():
         theirs(tokens_BS)
@@ -104,7 +119,11 @@ def parted(ours: Decoder, theirs: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    "model_type", ["qwen3_moe", "olmoe", "mixtral", "qwen2_moe", "granitemoe", "phimoe", "lfm2_moe"]
+    "model_type",
+    [
+        *("qwen3_moe", "olmoe", "mixtral", "qwen2_moe", "granitemoe", "phimoe", "lfm2_moe"),
+        *("minimax_m2", "flex_olmo", "mellum"),
+    ],
 )
 def test_every_token_has_the_experts_that_transformers_gives_it(
     model_type: str, tmp_path: Path
@@ -121,7 +140,10 @@ def test_every_token_has_the_experts_that_transformers_gives_it(
 # of DeepSeek, whose topk leaves the k in any order; ERNIE and DeepSeek-V2 turn in fp32.
 @pytest.mark.parametrize(
     ("model_type", "most"),
-    [("gpt_oss", 0.05), ("ernie4_5_moe", 0.02), ("deepseek_v2", 0.02), ("deepseek_v3", 0.01)],
+    [
+        *(("gpt_oss", 0.05), ("ernie4_5_moe", 0.02), ("deepseek_v2", 0.02), ("deepseek_v3", 0.01)),
+        *(("glm4_moe", 0.02), ("glm4_moe_lite", 0.02), ("hunyuan_v1_moe", 0.02), ("hy_v3", 0.02)),
+    ],
 )
 def test_few_tokens_have_other_experts_where_sums_run_in_another_order(
     model_type: str, most: float, tmp_path: Path

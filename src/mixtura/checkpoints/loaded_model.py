@@ -19,6 +19,7 @@ from mixtura.integrity import Check
 from mixtura.models import Decoder, DecoderConfig
 from mixtura.models.blueprint import without_weights
 from mixtura.models.precision import gate_names
+from mixtura.moe.routers.sigmoid import SigmoidTopK
 from mixtura.moe.routers.token_choice import TokenChoiceRouter
 from mixtura.shapes import ModelShape
 from mixtura.shapes.families import Family, family_of
@@ -107,6 +108,8 @@ def load_source(
     for module in decoder.modules():
         if isinstance(module, TokenChoiceRouter):
             module.weighs_in_fp32 = "weights" in family.in_fp32
+        if isinstance(module, SigmoidTopK):
+            module.scores_in_fp32 = "scores" in family.in_fp32
     check.begin()
     if wait:
         check.finish()

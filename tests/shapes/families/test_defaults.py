@@ -75,7 +75,7 @@ UNREAD = {
     "gemma3": {"tie_word_embeddings"},
     "hunyuan_v1_moe": {"eod_token_id", "sep_token_id"},
     "mellum": {"num_mtp_layers", "mtp_layer_types", "mtp_mlp_layer_types"},
-    # How sums are rounded in bf16.
+    # A sum of two numbers in bf16 is rounded once with it and without it.
     "hy_v3": {"enable_moe_fp32_combine"},
 }
 

@@ -59,13 +59,15 @@ class SigmoidTopK(LinearRouter):
     """
 
     config: SigmoidTopKConfig
+    scores_in_fp32: bool = False
+    """whether the sigmoid of a rounded logit is not rounded, as in transformers' MiniMax M2"""
 
     def __init__(self, config: SigmoidTopKConfig, shape: RouterShape, capacity: Capacity) -> None:
         super().__init__(config, shape, capacity, choosing_bias=config.choosing_bias)
 
     def scores(self, x_TD: Tensor, bank_R: Tensor | None) -> Scores:
         scores = super().scores(x_TD, bank_R)
-        if not scores.rounded:
+        if self.scores_in_fp32 or not scores.rounded:
             return scores
         # transformers rounds the sigmoid of a rounded logit too, and computes weights in its dtype
         # (LFM2).

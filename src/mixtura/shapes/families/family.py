@@ -17,9 +17,10 @@ from mixtura.shapes.families.keys import Keys
 from mixtura.shapes.moe import MoEShape
 
 Part = tuple[int | slice, ...]
-InFp32 = Literal["gates", "weights", "rotation"]
-"""gates: the gates, in memory and in saved files; weights: the combine weights and their products
-with expert outputs; rotation: the rotation of queries and keys"""
+InFp32 = Literal["gates", "scores", "weights", "rotation"]
+"""gates: the gates, in memory and in saved files; scores: the sigmoids of rounded logits; weights:
+the combine weights and their products with expert outputs; rotation: the rotation of queries and
+keys"""
 
 
 @dataclass(frozen=True, slots=True)

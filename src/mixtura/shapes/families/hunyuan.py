@@ -30,6 +30,7 @@ class HunyuanMoeV1(SparseLlama):
 
     model_type = "hunyuan_v1_moe"
     architecture = "HunYuanMoEV1ForCausalLM"
+    in_fp32 = frozenset({"gates", "weights"})
     count_key = "num_experts"
     width_key = "intermediate_size"
     gate_name = "gate.wg"

@@ -17,7 +17,7 @@ class MiniMaxM2(SparseLlama, PartlyRotated):
 
     model_type = "minimax_m2"
     architecture = "MiniMaxM2ForCausalLM"
-    in_fp32 = frozenset({"weights"})
+    in_fp32 = frozenset({"scores", "weights"})
     default_theta = 5e6
     moe_name = "block_sparse_moe"
     expert_names = ("w1", "w3", "w2")

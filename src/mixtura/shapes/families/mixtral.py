@@ -146,6 +146,7 @@ class FlexOlmo(Olmoe):
 
     model_type = "flex_olmo"
     architecture = "FlexOlmoForCausalLM"
+    in_fp32 = frozenset({"rotation"})
     default_theta = 500_000.0
     defaults = MappingProxyType(
         {

@@ -33,6 +33,7 @@ struct Vec {
 
   static V add(V a, V b) { return _mm512_add_ps(a, b); }
   static V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+  static V div(V a, V b) { return _mm512_div_ps(a, b); }
   static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
   static V larger(V a, V b) { return _mm512_max_ps(a, b); }
   static float largest(V v) { return _mm512_reduce_max_ps(v); }

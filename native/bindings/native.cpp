@@ -10,6 +10,7 @@
 #include "bindings/attention.h"
 #include "bindings/decoder.h"
 #include "bindings/packing.h"
+#include "bindings/recurrent.h"
 #include "bindings/threads.h"
 #include "decoder/draw.h"
 #include "packed/experts.h"
@@ -89,5 +90,6 @@ NB_MODULE(_native, module) {
   bind_attention(module);
   bind_decoder(module);
   bind_packing(module);
+  bind_recurrent(module);
   bind_threads(module);
 }

@@ -9,8 +9,10 @@ from typing import Protocol
 from torch import Tensor
 
 from mixtura.engine.steps import StepRows
+from mixtura.kernels.gated_delta import Spans, delta_mixer_rows
 from mixtura.kernels.phase import Phase
 from mixtura.kernels.short_conv import Taps, short_conv_rows
+from mixtura.models.gated_delta import GatedDelta
 from mixtura.models.recurrence import Recurrence
 from mixtura.models.recurrent_state import RecurrentLayer
 from mixtura.models.short_conv import ShortConv
@@ -30,6 +32,11 @@ class SlotRows:
         for row, slot in enumerate(self._slot_R.tolist()):
             found.setdefault(slot, []).append(row)
         return found
+
+    @cached_property
+    def spans(self) -> Spans:
+        """The rows of each sequence, for a mixer that reads them one after another."""
+        return Spans.of(self.of_slot)
 
     def taps(self, kernel: int) -> Taps:
         """Where the inputs of a convolution over `kernel` tokens lie."""
@@ -71,9 +78,24 @@ class ShortConvMixing:
         )
 
 
+class GatedDeltaMixing:
+    def __init__(self, mixer: GatedDelta, kept: RecurrentLayer) -> None:
+        self._mixer, self._states, self._weights = mixer, kept.states, mixer.weights()
+
+    def __call__(
+        self, x_RD: Tensor, slot_rows: SlotRows, phase: Phase, logit_row_N: Tensor | None
+    ) -> Tensor:
+        rows = self._mixer.project(x_RD)
+        mixed_RX = delta_mixer_rows(*rows, self._weights, *self._states, slot_rows.spans)
+        mixed_NX = mixed_RX if logit_row_N is None else mixed_RX[logit_row_N]
+        return self._mixer.out(mixed_NX.to(x_RD.dtype))
+
+
 def mixing_of(mixer: Recurrence, kept: RecurrentLayer) -> RecurrentMixing:
     match mixer:
         case ShortConv():
             return ShortConvMixing(mixer, kept)
+        case GatedDelta():
+            return GatedDeltaMixing(mixer, kept)
         case _:
             raise AssertionError(f"no decoder has a {type(mixer).__name__}")

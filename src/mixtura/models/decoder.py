@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mixtura.models.attention import Attention, LateNormAttention, SinkAttention
 from mixtura.models.attention_mask import AttentionMask, attention_mask
+from mixtura.models.gated_delta import GatedDelta
 from mixtura.models.language_model import DecoderOutput, LanguageModel
 from mixtura.models.latent_attention import LatentAttention
 from mixtura.models.norms import build_norm
@@ -25,7 +26,13 @@ from mixtura.models.state import KVLayer, State
 from mixtura.moe import MoE, MoEConfig, MoEOutput
 from mixtura.moe.capacity import Dropless
 from mixtura.moe.experts import DenseFFN
-from mixtura.shapes import AnyRecurrence, AttentionShape, DecoderShape, ShortConvShape
+from mixtura.shapes import (
+    AnyRecurrence,
+    AttentionShape,
+    DecoderShape,
+    GatedDeltaShape,
+    ShortConvShape,
+)
 
 
 class DecoderConfig(DecoderShape):
@@ -65,6 +72,8 @@ def build_recurrence(width: int, shape: AnyRecurrence) -> Recurrence:
     match shape:
         case ShortConvShape():
             return ShortConv(width, shape)
+        case GatedDeltaShape():
+            return GatedDelta(width, shape)
 
 
 Branch = Callable[[Tensor], Tensor]

@@ -20,7 +20,12 @@ from mixtura.shapes.decoder import (
 from mixtura.shapes.ledger import Buffer, Convention, Role, Saved, Weight
 from mixtura.shapes.model import ModelShape
 from mixtura.shapes.moe import MoEPlacement, MoEShape, PyramidStep
-from mixtura.shapes.recurrence import AnyRecurrence, RecurrenceSpec, ShortConvShape
+from mixtura.shapes.recurrence import (
+    AnyRecurrence,
+    GatedDeltaShape,
+    RecurrenceSpec,
+    ShortConvShape,
+)
 
 __all__ = [
     "Activation",
@@ -30,6 +35,7 @@ __all__ = [
     "Buffer",
     "Convention",
     "DecoderShape",
+    "GatedDeltaShape",
     "LatentAttentionShape",
     "LocalLayers",
     "MoEPlacement",

@@ -8,6 +8,8 @@ LAYERS = 4_096
 EXPERTS = 1 << 20
 """experts of one layer"""
 HEADS = 1 << 16
+TAPS = 16
+"""of a convolution before a recurrent mixer: kTapsMost in native/recurrent/delta_mixer.h"""
 SIDE = 1 << 24
 """a side of any matrix, such as a width, a vocabulary size or a rank"""
 CONTEXT = 1 << 32

@@ -7,7 +7,7 @@ length: its state.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import prod
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -74,5 +74,69 @@ class ShortConvShape(RecurrenceSpec):
         return 0
 
 
-# One kind so far: a second makes this a union, discriminated by `kind`.
-AnyRecurrence = ShortConvShape
+class GatedDeltaShape(RecurrenceSpec):
+    """A Gated DeltaNet (arXiv 2412.06464): a matrix for each value head, from keys to values.
+
+    Each token lets the matrix decay, and replaces what it has under the token's key by the token's
+    value. Key head i serves the value heads i * r to (i + 1) * r - 1, with r = value_heads /
+    key_heads.
+    """
+
+    kind: Literal["gated_delta"] = "gated_delta"
+    key_heads: int = Field(ge=1, le=bounds.HEADS)
+    """heads of queries, and as many of keys"""
+    value_heads: int = Field(ge=1, le=bounds.HEADS)
+    key_dim: int = Field(ge=1, le=bounds.SIDE)
+    value_dim: int = Field(ge=1, le=bounds.SIDE)
+    kernel: int = Field(ge=2, le=bounds.TAPS)
+    """the tokens that the convolution of queries, keys and values covers, the newest included"""
+    norm_epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
+    """of the RMS norm of what each head gives; the blocks' norms have their own"""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.value_heads % self.key_heads:
+            raise ValueError(
+                f"value_heads={self.value_heads} must be a multiple of key_heads={self.key_heads}"
+            )
+        return self
+
+    @property
+    def keys(self) -> int:
+        """The numbers of a token's keys, of all heads; its queries have as many."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """The numbers of a token's values, of all heads; its output gate has as many."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """The numbers that the convolution runs over: queries, keys and values."""
+        return 2 * self.keys + self.values
+
+    def weights(self, width: int, prefix: str) -> Iterator[Weight]:
+        rows = self.channels + self.values
+        for name, shape in {
+            "projection.weight": (rows, width),
+            "gates.weight": (2 * self.value_heads, width),
+            "conv.weight": (self.channels, self.kernel),
+            "rate_log": (self.value_heads,),
+            "step_bias": (self.value_heads,),
+        }.items():
+            yield Weight(f"{prefix}{name}", shape, "recurrent")
+        yield Weight(f"{prefix}norm.weight", (self.value_dim,), "norm")
+        yield Weight(f"{prefix}out.weight", (width, self.values), "recurrent")
+
+    def state(self, width: int) -> tuple[tuple[int, ...], ...]:
+        """The last kernel - 1 inputs of the convolution, and each value head's matrix."""
+        matrices = (self.value_heads, self.key_dim, self.value_dim)
+        return (self.kernel - 1, self.channels), matrices
+
+    def flops_of_token(self, width: int) -> int:
+        """For each number of a matrix: decay 1, reading under the key 2, writing 2, output 2."""
+        return 7 * self.value_heads * self.key_dim * self.value_dim
+
+
+AnyRecurrence = Annotated[ShortConvShape | GatedDeltaShape, Field(discriminator="kind")]

@@ -25,6 +25,15 @@ BASE: dict[str, Any] = {
 RECURRENCES: dict[str, dict[str, Any]] = {
     "short_conv": {"kind": "short_conv", "kernel": 3, "layers": [0, 2]},
     "short_conv_with_bias": {"kind": "short_conv", "kernel": 4, "bias": True, "layers": [1]},
+    "gated_delta": {
+        "kind": "gated_delta",
+        "key_heads": 2,
+        "value_heads": 4,
+        "key_dim": 6,
+        "value_dim": 5,
+        "kernel": 4,
+        "layers": [0, 2],
+    },
 }
 TOKENS_BS = torch.randint(19, (2, LENGTH), generator=torch.Generator().manual_seed(0))
 kinds = pytest.mark.parametrize("kind", RECURRENCES)

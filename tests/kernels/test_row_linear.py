@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtura.kernels.row_linear import row_linear, row_linear_of_heads, rows_alone
+from mixtura.kernels.row_linear import (
+    row_linear,
+    row_linear_of_heads,
+    row_sigmoid,
+    rows_alone,
+)
 
 
 def random(*size: int) -> Tensor:
@@ -20,6 +25,17 @@ def test_rows_are_the_same_to_the_bit_among_others(inputs: int, outputs: int) ->
         for rows in range(41):
             assert torch.equal(row_linear(x_TD[:rows], weight_ND), alone_TN[:rows])
     torch.testing.assert_close(alone_TN, F.linear(x_TD, weight_ND), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("numbers", "stride"), [(1, 8), (3, 3), (24, 24), (5, 7)])
+def test_row_sigmoid_is_the_same_to_the_bit_among_others(numbers: int, stride: int) -> None:
+    # With gaps between rows too, which a product may leave: torch computes those number by number.
+    x_TN = random(40, stride)[:, :numbers]
+    with rows_alone():
+        alone_TN = torch.cat([row_sigmoid(x_TN[row : row + 1]) for row in range(40)])
+        for rows in range(41):
+            assert torch.equal(row_sigmoid(x_TN[:rows]), alone_TN[:rows])
+    torch.testing.assert_close(alone_TN, x_TN.sigmoid())
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -75,6 +75,8 @@ def _in_blocks(x_T: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
     rows = len(x_T)
     if not _ALONE.get() or rows == 0:
         return product(x_T)
+    # torch computes a tensor with gaps number by number, and the last bit may differ then.
+    x_T = x_T.contiguous()
     missing = -rows % _BLOCK
     if missing:
         x_T = torch.cat([x_T, x_T.new_zeros(missing, *x_T.shape[1:])])

@@ -2,10 +2,14 @@
 // tensors of each added layer alive.
 #include "bindings/decoder.h"
 
+#include <nanobind/stl/array.h>
+
+#include <array>
 #include <stdexcept>
 
 #include "bindings/address.h"
 #include "bindings/attention.h"
+#include "bindings/recurrent.h"
 #include "decoder/decoder.h"
 
 namespace nb = nanobind;
@@ -54,9 +58,13 @@ void bind_blocks(nb::module_& module) {
       });
   nb::class_<GroupedAttention>(module, "GroupedAttention")
       .def("__init__", [](GroupedAttention* self, const CachedHeads& over, const Linear& qkv,
-                          const Norm& q_norm, const Norm& k_norm, bool norm_of_all, float clip) {
-        new (self) GroupedAttention{over, qkv, q_norm, k_norm, norm_of_all, clip};
-      });
+                          const Norm& q_norm, const Norm& k_norm, bool norm_of_all, float clip,
+                          const Linear* output_gate) {
+        new (self) GroupedAttention{over, qkv, q_norm, k_norm, norm_of_all, clip,
+                                    output_gate != nullptr,
+                                    output_gate != nullptr ? *output_gate : Linear{}};
+      }, nb::arg("over"), nb::arg("qkv"), nb::arg("q_norm"), nb::arg("k_norm"),
+         nb::arg("norm_of_all"), nb::arg("clip"), nb::arg("output_gate").none());
   nb::class_<LatentAttention>(module, "LatentAttention")
       .def("__init__", [](LatentAttention* self, const CachedHeads& over,
                           const Linear* query_down, const Norm& query_norm, const Linear& query,
@@ -74,6 +82,16 @@ void bind_blocks(nb::module_& module) {
                           uintptr_t weight, uintptr_t bias, int kernel, uintptr_t state) {
         new (self) ShortConv{projection, out, at<const float>(weight), at<const float>(bias),
                              kernel, at<float>(state)};
+      });
+  nb::class_<GatedDelta>(module, "GatedDelta")
+      .def("__init__", [](GatedDelta* self, const Linear& projection, const Linear& out,
+                          uintptr_t gates, int kept, int width,
+                          const std::array<uintptr_t, 4>& weights,
+                          const std::array<uintptr_t, 2>& states, const std::array<int, 5>& sizes,
+                          float epsilon) {
+        new (self) GatedDelta{projection, out,
+                              {at<const void>(gates), static_cast<Kept>(kept), width, width},
+                              delta_mixer_of(weights, sizes, epsilon), delta_states_of(states)};
       });
   nb::class_<FfnBlock>(module, "FfnBlock")
       .def("__init__", [](FfnBlock* self, const Norm& norm, const Gate* gate,
@@ -149,6 +167,7 @@ void bind_decoder(nb::module_& module) {
       .def("add", &add<GroupedAttention>)
       .def("add", &add<LatentAttention>)
       .def("add", &add<ShortConv>)
+      .def("add", &add<GatedDelta>)
       .def("step", &step, nb::call_guard<nb::gil_scoped_release>())
       .def("step_routed", &step_routed, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
            nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),

@@ -12,6 +12,20 @@
 namespace nb = nanobind;
 
 namespace mixtura {
+
+DeltaMixer delta_mixer_of(const std::array<uintptr_t, 4>& weights, const std::array<int, 5>& sizes,
+                          float epsilon) {
+  const auto [key_heads, value_heads, key_dim, value_dim, taps] = sizes;
+  check_index("taps", taps, kTapsMost + 1);
+  const auto [conv, rate, step_bias, norm] = weights;
+  return {key_heads, value_heads, key_dim, value_dim, taps, at<const float>(conv),
+          at<const float>(rate), at<const float>(step_bias), at<const float>(norm), epsilon};
+}
+
+DeltaStates delta_states_of(const std::array<uintptr_t, 2>& states) {
+  return {at<float>(states[0]), at<float>(states[1])};
+}
+
 namespace {
 
 // The order of addresses and counts that the wrapper in kernels/gated_delta/rows.py passes.
@@ -21,19 +35,15 @@ void run_delta_mixer(uintptr_t projected, uintptr_t gates,
                      const std::array<uintptr_t, 3>& rows_of,
                      const std::array<int64_t, 3>& counts, const std::array<int, 5>& shape,
                      float epsilon, int set, uintptr_t out) {
-  const auto [key_heads, value_heads, key_dim, value_dim, taps] = shape;
   const auto [rows, slots, sequences] = counts;
-  check_index("taps", taps, kTapsMost + 1);
-  const DeltaMixer mixer{key_heads, value_heads, key_dim, value_dim, taps,
-                         at<const float>(weights[0]), at<const float>(weights[1]),
-                         at<const float>(weights[2]), at<const float>(weights[3]), epsilon};
-  const DeltaStates kept{at<float>(states[0]), at<float>(states[1])};
+  const DeltaMixer mixer = delta_mixer_of(weights, shape, epsilon);
+  const DeltaStates kept = delta_states_of(states);
   const SequenceRows given{sequences, at<const int64_t>(rows_of[0]), at<const int64_t>(rows_of[1]),
                            at<const int64_t>(rows_of[2])};
   for (int64_t i = 0; i < sequences; ++i) check_index("slot", given.slot[i], slots);
   for (int64_t i = 0; i < given.count(); ++i) check_index("row", given.row[i], rows);
   const DeltaInput input{at<const float>(projected), mixer.channels() + mixer.values(),
-                         at<const float>(gates), int64_t{2} * value_heads};
+                         at<const float>(gates), int64_t{2} * mixer.value_heads, kPositions};
   const auto isa = static_cast<InstructionSet>(set);
   Pool::shared().run(delta_scratch(mixer, isa), [&](Team& team, uint8_t* shared, uint8_t* own) {
     mix_delta(team, mixer, kept, given, input, isa, shared, own, at<float>(out), mixer.values());

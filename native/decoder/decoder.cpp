@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -133,7 +134,7 @@ bool Step::ffn(Team& team, const FfnBlock& block, int layer) {
 }
 
 void Step::route(Team& team, const Gate& gate) {
-  gate_logits(team, kernels_, gate, normed_, width(), rows_, gate_logits_);
+  gate_logits(team, kernels_, gate.weight, gate.num_experts, normed_, width(), rows_, gate_logits_);
   team.barrier();
   if (kept_expert_ != nullptr) {
     // Experts read their choices from the caller's arrays, where `between` may change them.
@@ -224,6 +225,33 @@ void Program::make_plans(const StepRows& step) {
   }
 }
 
+void Program::find_sequences(const StepRows& step) {
+  const auto has_delta = [](const Layer& layer) {
+    return std::holds_alternative<GatedDelta>(layer.mixer);
+  };
+  if (std::none_of(layers_.begin(), layers_.end(), has_delta)) return;
+  sequence_slot_.clear();
+  sequence_end_.clear();
+  std::vector<int64_t> sequence(step.rows.count);
+  for (int row = 0; row < step.rows.count; ++row) {
+    const int64_t slot = step.rows.slot[row];
+    const auto found = std::find(sequence_slot_.begin(), sequence_slot_.end(), slot);
+    sequence[row] = found - sequence_slot_.begin();
+    if (found == sequence_slot_.end()) {
+      sequence_slot_.push_back(slot);
+      sequence_end_.push_back(0);
+    }
+    ++sequence_end_[sequence[row]];
+  }
+  // Counts become the places where sequences begin, and then, row by row, where they end.
+  std::exclusive_scan(sequence_end_.begin(), sequence_end_.end(), sequence_end_.begin(),
+                      int64_t{0});
+  sequence_row_.resize(step.rows.count);
+  for (int row = 0; row < step.rows.count; ++row) {
+    sequence_row_[sequence_end_[sequence[row]]++] = row;
+  }
+}
+
 // Null before a layer of that kind is added.
 const Program::Plans* Program::plans_of(const CachedHeads& over) const {
   for (const Plans& plans : plans_) {
@@ -258,6 +286,9 @@ Scratch Program::stage_scratch(const StepRows& step, InstructionSet set) const {
         take(linear_scratch(one, rows, step.phase, set));
       });
     }, layer.mixer);
+    if (const auto* delta = std::get_if<GatedDelta>(&layer.mixer)) {
+      take(delta_scratch(delta->mixer, set));
+    }
     if (const CachedHeads* over = layer.heads()) {
       const Plans& plans = *plans_of(*over);
       take(attention_scratch(plans.all, over->cache, over->heads, set));
@@ -276,6 +307,7 @@ void Program::step(const StepRows& step, const Routes& routes, InstructionSet se
                    float* logits) {
   std::lock_guard<std::mutex> lock(busy_);
   make_plans(step);
+  find_sequences(step);
   Step first(*this, step, routes, set, logits);
   Carver shared(nullptr), own(nullptr);
   first.take_shared(shared);

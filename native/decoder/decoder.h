@@ -66,6 +66,7 @@ class Program {
   };
 
   void make_plans(const StepRows& step);
+  void find_sequences(const StepRows& step);
   const Plans* plans_of(const CachedHeads& over) const;
   Scratch stage_scratch(const StepRows& step, InstructionSet set) const;
 
@@ -80,6 +81,8 @@ class Program {
   std::vector<Plans> plans_;
   std::vector<int64_t> asked_slot_, asked_position_;
   TokenRows asked_{};
+  // The rows by their slots, for mixers that read a sequence's rows one after another.
+  std::vector<int64_t> sequence_slot_, sequence_end_, sequence_row_;
   bool all_asked_ = true;       // `asked` is 0, 1, ... for all rows
   std::exception_ptr failure_;  // thrown by `between` in the current step
 };

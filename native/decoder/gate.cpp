@@ -73,24 +73,24 @@ void weigh_chosen(const Gate& gate, int chosen, float* weight) {
 
 }  // namespace
 
-void gate_logits(Team& team, const AttentionKernels& kernels, const Gate& gate, const float* x,
-                 int64_t stride, int64_t rows, float* logits) {
+void gate_logits(Team& team, const AttentionKernels& kernels, const Vectors& weight, int experts,
+                 const float* x, int64_t stride, int64_t rows, float* logits) {
   auto& counter = team.counter();
-  const int64_t runs = (gate.num_experts + kExpertsAtOnce - 1) / kExpertsAtOnce;
+  const int64_t runs = (experts + kExpertsAtOnce - 1) / kExpertsAtOnce;
   const int64_t parts = (rows + kRowsAtOnce - 1) / kRowsAtOnce;
   for (;;) {
     const int64_t next = counter.fetch_add(1, std::memory_order_relaxed);
     if (next >= runs * parts) return;
     const int first = static_cast<int>(next % runs) * kExpertsAtOnce;
     const int64_t row = next / runs * kRowsAtOnce;
-    const int count = std::min(kExpertsAtOnce, gate.num_experts - first);
-    Vectors weight = gate.weight;
-    weight.at = static_cast<const uint8_t*>(weight.at) +
-                first * weight.stride * kept_bytes(weight.kept);
+    const int count = std::min(kExpertsAtOnce, experts - first);
+    Vectors some = weight;
+    some.at = static_cast<const uint8_t*>(weight.at) +
+              first * weight.stride * kept_bytes(weight.kept);
     float* out = logits + (first / kPositions * rows + row) * kPositions + first % kPositions;
-    kernels.scores(weight, count, x + row * stride, stride,
+    kernels.scores(some, count, x + row * stride, stride,
                    static_cast<int>(std::min(rows - row, kRowsAtOnce)), out,
-                   static_cast<const uint8_t*>(weight.at));
+                   static_cast<const uint8_t*>(some.at));
   }
 }
 

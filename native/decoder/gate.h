@@ -40,8 +40,8 @@ struct Gate {
 // Writes logits[block][row][kPositions], with expert e in block e / kPositions, since the kernel
 // AttentionKernels::scores has this layout. A row of x is `stride` floats long. All threads of a
 // team call it, and claim work from the team's next counter.
-void gate_logits(Team& team, const AttentionKernels& kernels, const Gate& gate, const float* x,
-                 int64_t stride, int64_t rows, float* logits);
+void gate_logits(Team& team, const AttentionKernels& kernels, const Vectors& weight, int experts,
+                 const float* x, int64_t stride, int64_t rows, float* logits);
 
 // Writes the best `chosen` experts of a row, at most top_k, and their weights, normalised over
 // these experts alone. Entries from `chosen` to top_k get expert num_experts, which means none, and

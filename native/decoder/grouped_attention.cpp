@@ -9,9 +9,15 @@ namespace mixtura {
 void Step::mix(Team& team, const GroupedAttention& block) {
   multiply(team, block.qkv, normed_, width(), projected_, block.projected_width());
   team.barrier();
+  if (block.gated) {
+    multiply(team, block.output_gate, normed_, width(), projected_ + block.gate_start(),
+             block.projected_width());
+    team.barrier();
+  }
   keep_rows(team, block);
   rotate_queries(team, block);
   attend_rows(team, block.over);
+  if (block.gated) scale_outputs(team, block);
   multiply(team, block.over.out, attended_, block.over.mixed_width(), branch_, width());
 }
 
@@ -81,6 +87,16 @@ void Step::keep_rows(const Team& team, const GroupedAttention& block) {
     std::copy_n(k + block.key_width() + offset, dim, own_);
     if (block.clip > 0.0f) clip(own_, dim, block.clip);
     keep_vector(kernels_, cache, false, place, own_);
+  });
+}
+
+// Scales what the heads of the rows that go on give by the sigmoid of the row's gate.
+void Step::scale_outputs(const Team& team, const GroupedAttention& block) {
+  const int64_t wide = block.over.mixed_width();
+  each(team, rows_, [&](int64_t i) {
+    const float* gate = projected_ + source(i) * block.projected_width() + block.gate_start();
+    float* mixed = attended_ + i * wide;
+    for (int64_t c = 0; c < wide; ++c) mixed[c] *= 1.0f / (1.0f + std::exp(-gate[c]));
   });
 }
 

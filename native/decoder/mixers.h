@@ -11,6 +11,7 @@
 #include "decoder/norm.h"
 #include "packed/experts.h"
 #include "packed/linear.h"
+#include "recurrent/delta_mixer.h"
 
 namespace mixtura {
 
@@ -33,22 +34,27 @@ struct CachedHeads {
   const float* sines_at(int64_t angle) const { return sines + angle * (rope_dim / 2); }
 };
 
-// Grouped-query attention. A row of its projections is [queries, keys, values].
+// Grouped-query attention. A row of its projections is [queries, keys, values], and behind them the
+// gate of its output, where it has one.
 struct GroupedAttention {
   CachedHeads over;
   Linear qkv;
   Norm q_norm, k_norm;
   bool norm_of_all;       // q_norm and k_norm: over all heads at once, else over each head
   float clip;             // bound of |q|, |k| and |v|; 0: none
+  bool gated;             // a sigmoid of output_gate scales what the heads give
+  Linear output_gate;
 
   int64_t key_width() const { return int64_t{over.cache.kv_heads} * over.key_dim(); }
-  int64_t projected_width() const { return over.query_width() + 2 * key_width(); }
+  int64_t gate_start() const { return over.query_width() + 2 * key_width(); }
+  int64_t projected_width() const { return gate_start() + (gated ? over.mixed_width() : 0); }
   int64_t query_width() const { return over.query_width(); }
   int64_t mixed_width() const { return over.mixed_width(); }
   int64_t own_floats() const { return over.key_dim(); }
   template <class Function>
   void each_linear(const Function& f) const {
     f(qkv);
+    if (gated) f(output_gate);
     f(over.out);
   }
 };
@@ -128,7 +134,30 @@ struct ShortConv {
   }
 };
 
-using Mixer = std::variant<GroupedAttention, LatentAttention, ShortConv>;
+// Gated DeltaNet (arXiv 2412.06464): see recurrent/delta_mixer.h. A row of its projections is
+// [queries, keys, values, gate of the output]; behind all rows lie beta and step of their heads, as
+// `gate_logits` writes them.
+struct GatedDelta {
+  Linear projection;
+  Linear out;
+  Vectors gates;          // [2 * value heads, width], fp32 or bf16: of beta, then of step
+  DeltaMixer mixer;
+  DeltaStates states;
+
+  int num_gates() const { return 2 * mixer.value_heads; }
+  int64_t row_width() const { return mixer.channels() + mixer.values(); }
+  int64_t projected_width() const { return row_width() + round_up(num_gates(), kPositions); }
+  int64_t query_width() const { return mixer.values(); }
+  int64_t mixed_width() const { return mixer.values(); }
+  int64_t own_floats() const { return 0; }
+  template <class Function>
+  void each_linear(const Function& f) const {
+    f(projection);
+    f(out);
+  }
+};
+
+using Mixer = std::variant<GroupedAttention, LatentAttention, ShortConv, GatedDelta>;
 
 template <class Kind>
 constexpr bool kAttends = requires(const Kind& kind) { kind.over; };

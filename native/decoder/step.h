@@ -36,9 +36,11 @@ class Step {
   void mix(Team& team, const GroupedAttention& block);
   void mix(Team& team, const LatentAttention& block);
   void mix(Team& team, const ShortConv& block);
+  void mix(Team& team, const GatedDelta& block);
 
   void rotate_queries(const Team& team, const GroupedAttention& block);
   void keep_rows(const Team& team, const GroupedAttention& block);
+  void scale_outputs(const Team& team, const GroupedAttention& block);
   void rotate_head(const GroupedAttention& block, const Norm& norm, const float* all,
                    int64_t offset, float factor, int64_t angle, float* out) const;
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "attention/kernels.h"
 #include "packed/rows.h"
 #include "recurrent/kernels.h"
 
@@ -83,14 +82,14 @@ class Mixing {
     kernels_.set_length(q, key_dim, kLengthEpsilon, factor);
     kernels_.set_length(k, key_dim, kLengthEpsilon, 1.0f);
     const float match = kernels_.dot(q, k, key_dim);
-    const float* gates = input_.gates + rows_.row[n] * input_.gates_stride;
+    const int64_t row = rows_.row[n];
     for (int head = key_head * copies_; head < (key_head + 1) * copies_; ++head) {
       float* v = prepared_.v + at * prepared_.stride + int64_t{head} * padded(value_dim);
       convolve(n, sequence, 2 * keys + int64_t{head} * value_dim, value_dim, v);
-      const float step = softplus(gates[mixer_.value_heads + head] + mixer_.step_bias[head]);
+      const float step = softplus(input_.gate(row, mixer_.value_heads + head) + mixer_.step_bias[head]);
       const int64_t place = at * mixer_.value_heads + head;
       prepared_.decay[place] = std::exp(-mixer_.rate[head] * step);
-      prepared_.beta[place] = 1.0f / (1.0f + std::exp(-gates[head]));
+      prepared_.beta[place] = 1.0f / (1.0f + std::exp(-input_.gate(row, head)));
       prepared_.match[place] = match;
     }
   }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "attention/kernels.h"
 #include "machine/cpu.h"
 #include "machine/pool.h"
 
@@ -53,13 +54,18 @@ struct SequenceRows {
   int64_t count() const { return sequences == 0 ? 0 : end[sequences - 1]; }
 };
 
-// Of each row: queries, keys, values and the output's gate, [channels + values]; and beta and step
-// of each value head before activation, [2 * value heads].
+// Of each row: queries, keys, values and the output's gate, [channels + values]; and beta, then step
+// of each value head before activation, in blocks of kPositions.
 struct DeltaInput {
   const float* projected;
   int64_t projected_stride;
   const float* gates;
-  int64_t gates_stride;
+  int64_t gates_stride;  // from one row to the next
+  int64_t block_stride;  // from one block to the next
+
+  float gate(int64_t row, int number) const {
+    return gates[number / kPositions * block_stride + row * gates_stride + number % kPositions];
+  }
 };
 
 Scratch delta_scratch(const DeltaMixer& mixer, InstructionSet set);

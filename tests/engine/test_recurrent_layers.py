@@ -27,7 +27,7 @@ from mixtura.models.recurrent_state import RecurrentLayer
 from mixtura.shapes.storage import bytes_of_states, bytes_of_text
 
 pytestmark = pytest.mark.skipif(native() is None, reason="no compiled kernels here")
-NAMES = ["lfm2", "lfm2_moe"]
+NAMES = ["lfm2", "lfm2_moe", "qwen3_next", "gated_delta_first"]
 names = pytest.mark.parametrize("name", NAMES)
 TEXT = tokens(48)
 
@@ -279,8 +279,16 @@ def test_every_byte_of_a_state_is_counted(name: str) -> None:
     plan = CachePlan(config, 3, 7)
     state = plan.allocate()
     assert state.bytes == plan.bytes
-    # lfm2: 2 layers of 2 x 16 numbers, now and 4 copies; lfm2_moe: 3 layers of 3 x 16.
-    assert bytes_of_states(config) == {"lfm2": 2 * 2, "lfm2_moe": 3 * 3}[name] * 16 * 5 * 4
+    # Numbers of a layer's state, which is kept now and as 4 copies. Of a gated delta net: inputs of
+    # the convolution, 2 sides of keys and one of values, and a matrix for each head.
+    numbers = {
+        "lfm2": 2 * 2 * 16,
+        "lfm2_moe": 3 * 3 * 16,
+        "qwen3_next": 3 * (3 * (2 * 2 * 6 + 4 * 5) + 4 * 6 * 5),
+        "gated_delta_first": 2 * (1 * (2 * 3 * 17 + 3 * 18) + 3 * 17 * 18),
+    }
+    assert bytes_of_states(config) == numbers[name] * 5 * 4
+    # One layer attends, in bf16: 2 heads of keys and of values of 6 numbers.
     assert plan.bytes_of_position == 2 * 2 * (6 + 6)
     assert state.histories is not None
     memory = [one for one in vars(state.histories).values() if isinstance(one, Tensor)]

@@ -133,6 +133,35 @@ FAMILIES["lfm2_moe"] = {
     "recurrence": {"kind": "short_conv", "kernel": 4, "bias": True, "layers": [3, 0, 1]},
     "moe": {**MOE, "router": {"kind": "sigmoid_topk"}, "placement": {"first_dense": 1}},
 }
+FAMILIES["qwen3_next"] = {
+    "layers": 4,
+    "attention": {**HEADS, "rotated_dim": 4, "norm": "head", "output_gate": True},
+    "norm": {"unit_offset": True},
+    "recurrence": {
+        "kind": "gated_delta",
+        "key_heads": 2,
+        "value_heads": 4,
+        "key_dim": 6,
+        "value_dim": 5,
+        "kernel": 4,
+        "layers": [0, 1, 3],
+    },
+    "moe": {**MOE, "shared_width": 8, "shared_gate": True},
+}
+# The last layer attends, and has a gate with a bias; as many heads of keys as of values.
+FAMILIES["gated_delta_first"] = {
+    "layers": 3,
+    "attention": {**HEADS, "output_gate": True, "input_bias": True},
+    "recurrence": {
+        "kind": "gated_delta",
+        "key_heads": 3,
+        "value_heads": 3,
+        "key_dim": 17,
+        "value_dim": 18,
+        "kernel": 2,
+        "layers": [0, 1],
+    },
+}
 
 
 def build(family: str, width: int = 16) -> Decoder:

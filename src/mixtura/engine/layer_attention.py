@@ -66,7 +66,8 @@ class GroupedLayerAttention:
             self._window,
             self._sinks_A,
         )
-        return self._attention.out(out_NAC.flatten(1).to(x_RD.dtype))
+        mixed_NX = out_NAC.flatten(1).to(x_RD.dtype)
+        return self._attention.finish(mixed_NX, selected(x_RD, logit_row_N))
 
 
 class LatentLayerAttention:

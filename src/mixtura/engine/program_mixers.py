@@ -9,8 +9,14 @@ from mixtura.engine.program_parts import Parts
 from mixtura.engine.rope_tables import RopeTables
 from mixtura.kernels.cached_attention import cache_of
 from mixtura.kernels.cached_attention.cpu import KEPT
-from mixtura.models.attention import Attention, LateNormAttention, SinkAttention
+from mixtura.models.attention import (
+    Attention,
+    GatedAttention,
+    LateNormAttention,
+    SinkAttention,
+)
 from mixtura.models.decoder import Block
+from mixtura.models.gated_delta import GatedDelta
 from mixtura.models.latent_attention import LatentAttention
 from mixtura.models.recurrent_state import RecurrentLayer
 from mixtura.models.short_conv import ShortConv
@@ -24,12 +30,14 @@ def why_no_mixer(block: Block) -> str | None:
     match mixer:
         case LateNormAttention():
             return "a norm of queries and keys after rotation"
+        case GatedAttention():
+            linears = [mixer.qkv, mixer.output_gate, mixer.out]
         case Attention():
             linears = [mixer.qkv, mixer.out]
         case LatentAttention():
             linears = [mixer.query, mixer.kv_down, mixer.out]
             linears += [] if mixer.query_down is None else [mixer.query_down]
-        case ShortConv():
+        case ShortConv() | GatedDelta():
             linears = [mixer.projection, mixer.out]
         case _:
             return f"a {type(mixer).__name__}"
@@ -65,6 +73,8 @@ def _recurrent(parts: Parts, mixer: nn.Module | None, kept: RecurrentLayer) -> A
                 mixer.conv.weight.shape[1],
                 parts.at(state_SWD),
             )
+        case GatedDelta():
+            return _gated_delta(parts, mixer, kept)
         case _:
             raise AssertionError(f"no program has a {type(mixer).__name__}")
 
@@ -92,6 +102,23 @@ def _grouped(
         parts.norm(attention.k_norm),
         shape.norm == "all",
         shape.clip or 0.0,
+        parts.linear(attention.output_gate) if isinstance(attention, GatedAttention) else None,
+    )
+
+
+def _gated_delta(parts: Parts, mixer: GatedDelta, kept: RecurrentLayer) -> Any:
+    gates, shape = narrowest(mixer.gates.weight), mixer.shape
+    *tensors, epsilon, _, _ = mixer.weights()
+    return parts.module.GatedDelta(
+        parts.linear(mixer.projection),
+        parts.linear(mixer.out),
+        parts.at(gates),
+        KEPT[gates.dtype],
+        gates.shape[1],
+        [parts.floats(one) for one in tensors],
+        [parts.at(state) for state in kept.states],
+        [shape.key_heads, shape.value_heads, shape.key_dim, shape.value_dim, shape.kernel],
+        epsilon,
     )
 
 

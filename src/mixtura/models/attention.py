@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixtura.models.attention_mask import AttentionMask
+from mixtura.kernels.row_linear import row_sigmoid
 from mixtura.models.norms import build_norm
 from mixtura.models.rotary import Rotary, rotate
 from mixtura.models.state import Keep
@@ -48,7 +49,14 @@ class Attention(nn.Module):
         if keep is not None:
             k_BGLC, v_BGLC = keep(k_BGLC, v_BGLC)
         out_BASC = self.attend(q_BASC, k_BGLC, v_BGLC, mask)
-        return self.out(out_BASC.transpose(1, 2).flatten(2))
+        return self.finish(out_BASC.transpose(1, 2).flatten(2), x_BSD)
+
+    def finish(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """What attention adds, from what the heads of some tokens give, side by side; (.., D).
+
+        `x` has these tokens as `project` takes them.
+        """
+        return self.out(mixed)
 
     def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """(qk_BSHC, v_BSGC), with norms and clipping where the shape has them; before RoPE."""
@@ -103,6 +111,21 @@ class LateNormAttention(Attention):
     def after_rotation(self, qk_BSHC: Tensor) -> Tensor:
         q_BSAC, k_BSGC = qk_BSHC.split([self.shape.heads, self.shape.kv_heads], 2)
         return torch.cat([self.q_norm(q_BSAC), self.k_norm(k_BSGC)], 2)
+
+
+class GatedAttention(Attention):
+    """A sigmoid of the token scales what each head gives, dim by dim (Qwen3-Next)."""
+
+    def __init__(self, width: int, shape: AttentionShape, norm: NormShape | None = None) -> None:
+        super().__init__(width, shape, norm)
+        queries, _, _ = shape.projected
+        self.output_gate = nn.Linear(width, queries, bias=shape.input_bias)
+        nn.init.normal_(self.output_gate.weight, std=width**-0.5)
+        if self.output_gate.bias is not None:
+            nn.init.zeros_(self.output_gate.bias)
+
+    def finish(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(mixed * row_sigmoid(self.output_gate(x)))
 
 
 class SinkAttention(Attention):

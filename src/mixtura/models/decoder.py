@@ -12,7 +12,12 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from mixtura.models.attention import Attention, LateNormAttention, SinkAttention
+from mixtura.models.attention import (
+    Attention,
+    GatedAttention,
+    LateNormAttention,
+    SinkAttention,
+)
 from mixtura.models.attention_mask import AttentionMask, attention_mask
 from mixtura.models.gated_delta import GatedDelta
 from mixtura.models.language_model import DecoderOutput, LanguageModel
@@ -62,6 +67,8 @@ def build_attention(config: DecoderConfig) -> nn.Module:
             return SinkAttention(config.width, shape, config.norm)
         case AttentionShape(norm_after_rotation=True) as shape:
             return LateNormAttention(config.width, shape, config.norm)
+        case AttentionShape(output_gate=True) as shape:
+            return GatedAttention(config.width, shape, config.norm)
         case AttentionShape() as shape:
             return Attention(config.width, shape, config.norm)
         case shape:

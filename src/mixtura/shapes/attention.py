@@ -91,6 +91,8 @@ class AttentionShape(AttentionSpec):
     """bound on the absolute values of queries, keys and values, after any norm (DBRX, OLMoE)"""
     sinks: bool = False
     """whether each head has a learned logit that joins the softmax but has no value (gpt-oss)"""
+    output_gate: bool = False
+    """whether a sigmoid of the token scales what the heads give, dim by dim (Qwen3-Next)"""
     local: LocalLayers | None = None
     unrotated: tuple[int, ...] = Field(default=(), max_length=bounds.LAYERS)
     """layers whose queries and keys RoPE does not rotate (EXAONE; called NoPE)"""
@@ -103,6 +105,11 @@ class AttentionShape(AttentionSpec):
             raise ValueError(
                 f"norm_after_rotation=true needs norm=head and sinks=false; norm={self.norm} and "
                 f"sinks={str(self.sinks).lower()} are given"
+            )
+        if self.output_gate and (self.sinks or self.norm_after_rotation):
+            raise ValueError(
+                "output_gate=true needs sinks=false and norm_after_rotation=false; no family has "
+                "two of them"
             )
         if self.rope_dim > self.head_dim:
             raise ValueError(
@@ -140,6 +147,10 @@ class AttentionShape(AttentionSpec):
         yield Weight(f"{prefix}qkv.weight", (rows, width), "attention")
         if self.input_bias:
             yield Weight(f"{prefix}qkv.bias", (rows,), "attention")
+        if self.output_gate:
+            yield Weight(f"{prefix}output_gate.weight", (queries, width), "attention")
+            if self.input_bias:
+                yield Weight(f"{prefix}output_gate.bias", (queries,), "attention")
         if self.norm is not None:
             sizes = (queries, keys) if self.norm == "all" else (self.head_dim, self.head_dim)
             for name, size in zip(("q_norm", "k_norm"), sizes, strict=True):

@@ -31,7 +31,7 @@ _OUTER = frozenset({"embedding", "head"})
 # The names of modules whose matrices are packed: of a recurrent mixer both projections. Latent
 # attention's kv_up stays plain, because the absorbed form multiplies with parts of it; gates stay
 # plain, because rounding a gate could change the choice of experts.
-_MATRICES = _OUTER | {"qkv", "out", "query_down", "query", "kv_down", "projection"}
+_MATRICES = _OUTER | {"qkv", "out", "query_down", "query", "kv_down", "projection", "output_gate"}
 # Sort keys of attention tensors whose place in the file differs from the ledger's order: sinks come
 # first, and norms of queries and keys come last.
 _ORDER = {"sinks": -1, "q_norm": 1, "k_norm": 1}

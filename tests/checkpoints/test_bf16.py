@@ -57,6 +57,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt_oss": {"num_local_experts": 16, "num_experts_per_tok": 4, "head_dim": 32},
     "ernie4_5_moe": {"moe_num_experts": 16, "moe_k": 4},
     "lfm2_moe": {**MANY, "layer_types": ["conv", "full_attention", "conv", "conv"]},
+    "qwen3_next": {
+        **MANY,
+        "head_dim": 32,
+        "shared_expert_intermediate_size": 64,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+    },
     "deepseek_v2": LATENT,
     "deepseek_v3": {**LATENT, "n_group": 4, "topk_group": 2},
     "glm4_moe_lite": LATENT,
@@ -122,7 +131,7 @@ def parted(ours: Decoder, theirs: Any) -> float:
     "model_type",
     [
         *("qwen3_moe", "olmoe", "mixtral", "qwen2_moe", "granitemoe", "phimoe", "lfm2_moe"),
-        *("minimax_m2", "flex_olmo", "mellum"),
+        *("minimax_m2", "flex_olmo", "mellum", "qwen3_next"),
     ],
 )
 def test_every_token_has_the_experts_that_transformers_gives_it(

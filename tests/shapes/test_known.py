@@ -47,6 +47,8 @@ PRINTED: dict[str, tuple[str, str | None, str | None]] = {
     "qwen1.5-moe-a2.7b": ("14.3", "2.7", "A"),
     "qwen3-30b-a3b": ("30.5", None, None),
     "qwen3-235b-a22b": ("235", "22", "A"),
+    "qwen3-next-80b-a3b": ("79", "3", "hidden"),
+    "qwen3.6-35b-a3b": ("35", "3", "B"),
     # A trillion.
     "kimi-k2": ("1T", "32", "B"),
     "moonlight-16b-a3b": ("15.29", "2.24", "hidden"),

@@ -80,13 +80,21 @@ class ShortConvMixing:
 
 class GatedDeltaMixing:
     def __init__(self, mixer: GatedDelta, kept: RecurrentLayer) -> None:
-        self._mixer, self._states, self._weights = mixer, kept.states, mixer.weights()
+        self._mixer, self._weights = mixer, mixer.weights()
+        self._tail_SWC, self._state_SHKV = kept.states
 
     def __call__(
         self, x_RD: Tensor, slot_rows: SlotRows, phase: Phase, logit_row_N: Tensor | None
     ) -> Tensor:
-        rows = self._mixer.project(x_RD)
-        mixed_RX = delta_mixer_rows(*rows, self._weights, *self._states, slot_rows.spans)
+        projected_RP, gates_RG = self._mixer.project(x_RD)
+        mixed_RX = delta_mixer_rows(
+            projected_RP,
+            gates_RG,
+            self._weights,
+            self._tail_SWC,
+            self._state_SHKV,
+            slot_rows.spans,
+        )
         mixed_NX = mixed_RX if logit_row_N is None else mixed_RX[logit_row_N]
         return self._mixer.out(mixed_NX.to(x_RD.dtype))
 

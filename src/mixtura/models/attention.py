@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixtura.models.attention_mask import AttentionMask
 from mixtura.kernels.row_linear import row_sigmoid
+from mixtura.models.attention_mask import AttentionMask
 from mixtura.models.norms import build_norm
 from mixtura.models.rotary import Rotary, rotate
 from mixtura.models.state import Keep

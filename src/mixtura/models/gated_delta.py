@@ -51,10 +51,17 @@ class GatedDelta(Recurrence):
         if states is None:
             mixed_BSX = self._mix_chunks(projected_BSP, gates_BSG, valid_BS)
             return self.out(mixed_BSX.to(projected_BSP.dtype))
-        spans = Spans.of_batch(*x_BSD.shape[:2], valid_BS)
-        rows = (projected_BSP.detach().flatten(0, 1), gates_BSG.detach().flatten(0, 1))
-        mixed_RX = delta_mixer_rows(*rows, self.weights(), *states, spans)
-        return self.out(mixed_RX.view(*x_BSD.shape[:2], -1).to(projected_BSP.dtype))
+        batch, length, _ = x_BSD.shape
+        tail_SWC, state_SHKV = states
+        mixed_RX = delta_mixer_rows(
+            projected_BSP.detach().flatten(0, 1),
+            gates_BSG.detach().flatten(0, 1),
+            self.weights(),
+            tail_SWC,
+            state_SHKV,
+            Spans.of_batch(batch, length, valid_BS),
+        )
+        return self.out(mixed_RX.view(batch, length, -1).to(projected_BSP.dtype))
 
     def project(self, x_RD: Tensor) -> tuple[Tensor, Tensor]:
         """What `delta_mixer_rows` reads of rows, each row's bits its own within `rows_alone`."""
@@ -86,7 +93,7 @@ class GatedDelta(Recurrence):
         input_BSC, gate_BSX = projected_BSP.split([shape.channels, shape.values], -1)
         mixed_BSC, _ = self.conv(input_BSC, valid_BS, None)
         with torch.autocast(projected_BSP.device.type, enabled=False):
-            parts = parts_of(_wide(mixed_BSC), _wide(gates_BSG), weights)
+            parts = parts_of(mixed_BSC, gates_BSG, weights)
             decay_log_BSH, beta_BSH = parts.decay_log_SH, parts.beta_SH
             if valid_BS is not None:
                 decay_log_BSH, beta_BSH = (
@@ -94,9 +101,5 @@ class GatedDelta(Recurrence):
                 )
             read = (parts.q_SHK, parts.k_SHK, parts.v_SHV, decay_log_BSH, beta_BSH)
             out_BSHV = gated_delta_chunks(*read)
-            gate_BSHV = _wide(gate_BSX).unflatten(-1, out_BSHV.shape[2:])
+            gate_BSHV = gate_BSX.unflatten(-1, out_BSHV.shape[2:])
             return gated_norm(out_BSHV, gate_BSHV, weights)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -57,6 +57,7 @@ NEUTRAL = frozenset(
         "router_aux_loss_coef",
         "input_jitter_noise",
         "vision_config",
+        *("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
         "mm_tokens_per_image",
         "boi_token_index",
         "eoi_token_index",
@@ -241,6 +242,35 @@ OWN: dict[str, dict[str, Any]] = {
     "solar_open": {**SIGMOID, "attention_bias": True},
     "dots1": {**SIGMOID, "first_k_dense_replace": 2, "max_window_layers": 2},
     "minimax_m2": {"num_local_experts": 9, "rotary_dim": 4},
+    "qwen3_next": {
+        "num_experts": 9,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6,
+        "linear_key_head_dim": 24,
+        "linear_value_head_dim": 12,
+        "linear_conv_kernel_dim": 3,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
+        "layer_types": ["linear_attention", "full_attention"] * 17,
+        "rope_parameters": {"rope_theta": 5e4, "rope_type": "default"},
+        "partial_rotary_factor": 0.5,
+    },
+    "qwen3_5_moe_text": {
+        "num_experts": 9,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6,
+        "linear_key_head_dim": 24,
+        "linear_value_head_dim": 12,
+        "linear_conv_kernel_dim": 3,
+        "layer_types": ["linear_attention", "full_attention"] * 17,
+    },
     "dbrx": {
         "d_model": 64,
         "n_heads": 4,
@@ -250,7 +280,7 @@ OWN: dict[str, dict[str, Any]] = {
         "ffn_config": {"moe_num_experts": 6, "moe_top_k": 2, "moe_normalize_expert_weights": 2.0},
     },
 }
-NAMES = [name for name in FAMILIES if name != "gemma3"]
+NAMES = [name for name in FAMILIES if name not in ("gemma3", "qwen3_5_moe")]
 # Families without a class of their own name, and the class that serves them.
 SERVED_BY = {"kimi_k2": "deepseek_v3"}
 

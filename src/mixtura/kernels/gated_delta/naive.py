@@ -75,22 +75,36 @@ class Parts(NamedTuple):
 
 
 def parts_of(mixed_SC: Tensor, gates_SG: Tensor, weights: DeltaWeights) -> Parts:
-    """From what the convolution gave, and (beta, step) of each value head before activation."""
+    """From what the convolution gave, and (beta, step) of each value head before activation.
+
+    The parts are in fp32 or wider. What is given in bf16 is activated in bf16, as by transformers.
+    """
     heads = len(weights.rate_H)
     keys = weights.key_heads * weights.key_dim
-    q, k, v = F.silu(mixed_SC).split([keys, keys, weights.values], -1)
+    q, k, v = wide(F.silu(mixed_SC)).split([keys, keys, weights.values], -1)
     q, k = (_of_length_one(part.unflatten(-1, (weights.key_heads, -1))) for part in (q, k))
     copies = heads // weights.key_heads
     q, k = (part.repeat_interleave(copies, -2) for part in (q * weights.key_dim**-0.5, k))
     beta, step = gates_SG.chunk(2, -1)
-    decay_log = -weights.rate_H * F.softplus(step + weights.step_bias_H)
-    return Parts(q, k, v.unflatten(-1, (heads, -1)), decay_log, beta.sigmoid())
+    decay_log = -weights.rate_H * F.softplus(wide(step) + weights.step_bias_H)
+    return Parts(q, k, v.unflatten(-1, (heads, -1)), decay_log, wide(beta.sigmoid()))
 
 
 def gated_norm(out_SHV: Tensor, gate_SHV: Tensor, weights: DeltaWeights) -> Tensor:
-    """out / rms(out) weight silu(gate), of each head by itself, (S, H * V)."""
-    normed_SHV = F.rms_norm(out_SHV, weights.norm_V.shape, weights.norm_V, weights.epsilon)
-    return (normed_SHV * F.silu(gate_SHV)).flatten(-2)
+    """out / rms(out) weight silu(gate), of each head by itself, (S, H * V), in fp32 or wider.
+
+    With a gate in bf16 the normed output and its product with the weight are rounded to bf16, as by
+    transformers.
+    """
+    dtype = gate_SHV.dtype
+    normed_SHV = F.rms_norm(wide(out_SHV.to(dtype)), weights.norm_V.shape, None, weights.epsilon)
+    scaled_SHV = normed_SHV.to(dtype) * weights.norm_V.to(dtype)
+    return (scaled_SHV * F.silu(wide(gate_SHV))).flatten(-2)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In fp32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def delta_mixer_naive(

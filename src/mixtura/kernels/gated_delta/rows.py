@@ -1,7 +1,7 @@
 """The mixer's rows of any mix of sequences as an op: by the compiled kernels, or by the slow twin.
 
-Each sequence's rows are read one after another, so a row's result and the state after it depend, bit
-for bit, on that row and the state before it alone.
+Each sequence's rows are read one after another, so a row's result and the state after it depend,
+bit for bit, on that row and the state before it alone.
 
 R rows, Q sequences in a step, H value heads, K key dim, V value dim, X = HV, C channels of the
 convolution, P = C + X channels of a projected row, G = 2H gates, T taps, W = T - 1 tokens before.
@@ -76,9 +76,7 @@ def delta_mixer_rows_torch(
 ) -> Tensor:
     """As `delta_mixer_rows`, row by row."""
     dtype = state_SHKV.dtype
-    out_RX = torch.zeros(
-        len(projected_RP), weights.values, dtype=dtype, device=projected_RP.device
-    )
+    out_RX = torch.zeros(len(projected_RP), weights.values, dtype=dtype, device=projected_RP.device)
     begin = 0
     for slot, end in zip(spans.slot_Q.tolist(), spans.end_Q.tolist(), strict=True):
         tail_WC, state_HKV = tail_SWC[slot].clone(), state_SHKV[slot].clone()

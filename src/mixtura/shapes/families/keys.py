@@ -15,7 +15,7 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
             *("num_hidden_layers", "n_layers"),
             *("decoder_sparse_step", "moe_layer_freq", "moe_layer_interval"),
             *("sliding_window_pattern", "_sliding_window_pattern"),
-            "block_multiple_of",
+            *("block_multiple_of", "full_attention_interval"),
         ),
         (0, bounds.LAYERS): (
             *(

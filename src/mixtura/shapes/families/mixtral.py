@@ -223,8 +223,7 @@ class Qwen2Moe(SparseLlama, Qwen2):
 
     def moe_pieces(self, width: int, moe: MoEShape, stored: str, ours: str) -> Iterator[Piece]:
         yield from super().moe_pieces(width, moe, stored, ours)
-        yield from ffn_pieces(width, moe.shared_width, f"{stored}shared_expert.", f"{ours}shared.")
-        yield Piece(f"{stored}shared_expert_gate.weight", (1, width), f"{ours}shared_gate.weight")
+        yield from gated_shared_pieces(width, moe, stored, ours)
 
 
 class Qwen3Moe(SparseLlama, Qwen3):
@@ -256,6 +255,12 @@ class Qwen3Moe(SparseLlama, Qwen3):
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
         return {**super().write(decoder), **write_sparse_step(decoder)}
+
+
+def gated_shared_pieces(width: int, moe: MoEShape, stored: str, ours: str) -> Iterator[Piece]:
+    """The pieces of a Qwen MoE's shared expert and of its gate."""
+    yield from ffn_pieces(width, moe.shared_width, f"{stored}shared_expert.", f"{ours}shared.")
+    yield Piece(f"{stored}shared_expert_gate.weight", (1, width), f"{ours}shared_gate.weight")
 
 
 def read_sparse_step(keys: Keys) -> Tree:

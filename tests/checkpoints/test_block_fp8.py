@@ -205,11 +205,10 @@ def test_damaged_files_are_refused_by_name(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quant_method": "gptq"}, "quant_method='gptq'; Mixtura reads fp8, mxfp4"),
+        ({"quant_method": "hqq"}, "quant_method='hqq'; Mixtura reads fp8, fbgemm_fp8"),
         ({"bits": 4}, "quant_method=None"),
         ({**SETTINGS, "fmt": "e5m2"}, "fmt='e5m2'"),
         ({**SETTINGS, "activation_scheme": "static"}, "activation_scheme='static'"),
-        ({**SETTINGS, "weight_block_size": None}, "weight_block_size=None"),
         ({**SETTINGS, "weight_block_size": [128]}, r"weight_block_size=\[128\]"),
         ({**SETTINGS, "weight_block_size": [0, 128]}, r"weight_block_size=\[0, 128\]"),
     ],

@@ -47,6 +47,8 @@ class Inspection:
     """the comparison of the weights with their recorded digests"""
     config: Mapping[str, Any] | None = None
     """the config, with Mixtura's keys, of a run, a recipe or a packed folder; None for others"""
+    quantisation: str | None = None
+    """the method by which the weights of a Hugging Face folder are quantised; None if plain"""
     verified: bool = False
     """whether this call compared the weights with their recorded digests, and found them equal"""
 
@@ -81,6 +83,7 @@ def inspect_source(source: "Source") -> Inspection:
         grouped(source.tensors.values()),
         left_out,
         check_of(source, list(family.pieces(shape)), shape),
+        quantisation=source.quantisation,
     )
 
 

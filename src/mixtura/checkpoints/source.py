@@ -42,7 +42,10 @@ class StoredTensor:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """the name of the format in safetensors (BF16, F32, F8_E4M3) or in GGUF (Q4_1, Q8_0)"""
+    """the name of the format in safetensors (BF16, F32) or in GGUF (Q4_1, Q8_0)
+
+    A quantised weight of a Hugging Face folder has the name of its format, such as INT4_G128.
+    """
     file: Path
     bytes: int
 
@@ -67,6 +70,8 @@ class Source(ABC):
     """the content of config.json, or its equivalent in another file format"""
     tensors: Mapping[str, StoredTensor]
     """all tensors, by the names that Hugging Face gives them"""
+    quantisation: str | None = None
+    """the method by which the weights of a Hugging Face folder are quantised; None if plain"""
 
     @abstractmethod
     def read(self, name: str) -> "Tensor":

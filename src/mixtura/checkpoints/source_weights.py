@@ -68,10 +68,6 @@ class SourceWeights(Weights):
             for kind, count in self._kinds(again).items():
                 words = tensors_in_words(count)
                 yield f"{words} of {kind} unpacked and quantised again in {bits} bits"
-        quantised = self.source.config.get("quantization_config")
-        if quantised is not None:
-            method = quantised.get("quant_method")
-            yield f"weights of quant_method {method} were unpacked and quantised again"
 
     def in_memory(self) -> Weights:
         """Load all weights. Except for router gates, they get one dtype.

@@ -111,6 +111,7 @@ def _data(found: "Inspection") -> dict[str, Any]:
         "parameters_by_role": dict(found.parameters_by_role),
         "flops_per_token": shape.flops_per_token(0),
         "bytes": found.bytes,
+        "quantisation": found.quantisation,
         "tensors": [
             {
                 "pattern": group.pattern,
@@ -151,7 +152,8 @@ def _lines(found: "Inspection") -> list[str]:
     )
     if found.groups:
         tensors = sum(group.count for group in found.groups)
-        lines += ["", f"{tensors:,} tensors, {found.bytes:,} bytes"]
+        method = f", quantised by {found.quantisation}" if found.quantisation else ""
+        lines += ["", f"{tensors:,} tensors, {found.bytes:,} bytes{method}"]
         lines += [
             f"  {group.count:>6,} x {group.dtype:<8} {list(group.shape)!s:<20} {group.pattern}"
             for group in found.groups

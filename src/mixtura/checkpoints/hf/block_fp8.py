@@ -13,10 +13,12 @@ from mixtura.errors import CheckpointError, ConfigError
 from mixtura.shapes.families.keys import Keys
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SCALE = "_scale_inv"
 FP8 = "F8_E4M3"
+TITLE = "FP8_BLOCK"
 _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 
 
@@ -33,6 +35,13 @@ class BlockFP8(Source):
         self._packed = packed
         self._block = _block(packed.config["quantization_config"])
         self.tensors = dict(_unpacked(packed.tensors, self._block))
+        self.quantisation = f"fp8 in blocks of {self._block[0]} x {self._block[1]}"
+
+    def dtype_of(self, name: str) -> "torch.dtype":
+        import torch
+
+        quantised = self._packed.tensors[name].dtype == FP8
+        return torch.bfloat16 if quantised else self._packed.dtype_of(name)
 
     def read(self, name: str) -> "Tensor":
         from mixtura.checkpoints.hf.fp8_blocks import holds_nan, unpack
@@ -80,7 +89,7 @@ def _unpacked(
                     "blocks"
                 )
             _check_scale(tensor, scale, block)
-            yield name, replace(tensor, dtype="BF16", bytes=tensor.bytes + scale.bytes)
+            yield name, replace(tensor, dtype=TITLE, bytes=tensor.bytes + scale.bytes)
         else:
             yield name, tensor
 

@@ -1,4 +1,4 @@
-"""Multiplies FP8 (e4m3) weights by the scale of their block, and returns bf16.
+"""Multiplies FP8 (e4m3) weights by the scale of their block.
 
 R rows, C columns. A block is a rectangle of a matrix; the last block of a row or a column may be
 smaller.
@@ -12,24 +12,30 @@ from torch import Tensor
 _HALF_IS = 2.0 ** (15 - 7)
 
 
-def unpack_naive(weight_RC: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
-    """Multiply each block by its scale in fp32, and round the product to bf16.
+def unpack_naive(
+    weight_RC: Tensor, scale: Tensor, block: tuple[int, int], dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """Multiply each block by its scale in fp32, and round the product to `dtype`.
 
     `weight_RC` may have further dims before R.
     """
     rows, columns = weight_RC.shape[-2:]
     wide = scale.float().repeat_interleave(block[0], -2).repeat_interleave(block[1], -1)
-    return (weight_RC.float() * wide[..., :rows, :columns]).to(torch.bfloat16)
+    return (weight_RC.float() * wide[..., :rows, :columns]).to(dtype)
 
 
-def unpack(weight_RC: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
+def unpack(
+    weight_RC: Tensor, scale: Tensor, block: tuple[int, int], dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
     """Compute `unpack_naive` one row of blocks at a time, 3 times as fast.
 
     A NaN becomes a finite number, so the caller has to check `holds_nan` first.
     """
     height, width = block
     columns = weight_RC.shape[-1]
-    plain_RC = torch.empty(weight_RC.shape, dtype=torch.bfloat16)
+    plain_RC = torch.empty(weight_RC.shape, dtype=dtype)
+    if height == 1 and width >= columns:
+        return torch.mul(_as_half(weight_RC), scale.float() * _HALF_IS, out=plain_RC)
     for number in range(scale.shape[-2]):
         rows = slice(number * height, (number + 1) * height)
         wide_C = scale[..., number, :].float() * _HALF_IS

@@ -10,8 +10,10 @@ from mixtura.checkpoints.source import Source, StoredTensor
 from mixtura.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+TITLE = "MXFP4"
 BLOCKS, SCALES = "_blocks", "_scales"
 GROUP = 32
 # A scale is an e8m0 number: a power of two, except that byte 255 is NaN.
@@ -26,10 +28,18 @@ class MXFP4(Source):
     nothing. Raises CheckpointError if one tensor of a pair is missing, or if shapes do not match.
     """
 
+    quantisation = "mxfp4"
+
     def __init__(self, packed: Source) -> None:
         self.path, self.config = packed.path, packed.config
         self._packed = packed
         self.tensors = dict(_unpacked(packed.tensors))
+
+    def dtype_of(self, name: str) -> "torch.dtype":
+        import torch
+
+        plain = name in self._packed.tensors
+        return self._packed.dtype_of(name) if plain else torch.bfloat16
 
     def read(self, name: str) -> "Tensor":
         from mixtura.checkpoints.hf.mxfp4_blocks import unpack
@@ -59,7 +69,7 @@ def _unpacked(stored: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
             experts, rows, groups = _sizes(tensor, scales)
             size = tensor.bytes + scales.bytes
             shape = (experts, GROUP * groups, rows)
-            found[plain] = StoredTensor(plain, shape, "BF16", tensor.file, size)
+            found[plain] = StoredTensor(plain, shape, TITLE, tensor.file, size)
     return found
 
 

@@ -84,7 +84,7 @@ def test_the_cache_keeps_the_latent_and_one_key_alone() -> None:
     # 7 + 6 numbers a position and layer, where keys and values of 3 heads are 3 * (10 + 9) = 57.
     state = State.empty(decoder_config(), 2, 5)
     assert all(isinstance(layer, LatentLayer) for layer in state.layers)
-    assert [tuple(layer.kv.keys.shape) for layer in state.layers] == [(2, 1, 5, 7 + 6)] * 2
+    assert [tuple(layer.kv.keys.shape) for layer in state.kv_layers] == [(2, 1, 5, 7 + 6)] * 2
     assert state.bytes == 2 * 2 * 5 * (7 + 6) * 4
 
 

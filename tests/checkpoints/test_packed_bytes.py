@@ -70,6 +70,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe": {**MOE, "shared_width": 56, "shared_gate": True},
         "tied_head": True,
     },
+    "qwen3_next": {
+        "attention": {**BASE["attention"], "norm": "head", "output_gate": True},
+        "norm": {"unit_offset": True},
+        "recurrence": {
+            "kind": "gated_delta",
+            "key_heads": 1,
+            "value_heads": 2,
+            "key_dim": 24,
+            "value_dim": 20,
+            "kernel": 4,
+            "layers": [0, 2],
+        },
+        "moe": {**MOE, "shared_width": 56, "shared_gate": True},
+    },
     "lfm2_moe": {
         "attention": {**BASE["attention"], "norm": "head"},
         "recurrence": {"kind": "short_conv", "kernel": 3, "bias": True, "layers": [0, 2]},

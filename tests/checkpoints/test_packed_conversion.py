@@ -79,6 +79,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "placement": {"first_dense": 1},
         },
     },
+    "qwen3_next": {
+        "attention": {**HEADS, "norm": "head", "output_gate": True},
+        "norm": {"unit_offset": True},
+        "recurrence": {
+            "kind": "gated_delta",
+            "key_heads": 1,
+            "value_heads": 2,
+            "key_dim": 32,
+            "value_dim": 32,
+            "kernel": 4,
+            "layers": [0],
+        },
+        "moe": {**MOE, "shared_width": 32, "shared_gate": True},
+    },
     "lfm2_moe": {
         "attention": {**HEADS, "norm": "head"},
         "recurrence": {"kind": "short_conv", "kernel": 3, "layers": [1]},

@@ -4,27 +4,32 @@ R rows, V vocabulary.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.engine.both_steps import Pack, chunk, together
+from tests.engine.both_steps import SETS, Pack, chunk, together
 from tests.engine.packed_families import packed
 from tests.engine.tiny_families import BASE, FAMILIES, build, built, tokens
 from torch import Tensor
 
 from mixtura.engine.cache_plan import CachePlan
 from mixtura.engine.context import Context
+from mixtura.engine.program import Program
+from mixtura.engine.rope_tables import RopeTables
 from mixtura.engine.runner import Runner
 from mixtura.engine.sampling import Sampling
 from mixtura.engine.scheduler import Scheduler
 from mixtura.engine.sequence import Sequence as Answer
-from mixtura.engine.steps import Chosen, Routes
+from mixtura.engine.steps import Chosen, Routes, StepRows
 from mixtura.errors import ConfigError
-from mixtura.kernels.native import native
+from mixtura.kernels.native import InstructionSet, native
 from mixtura.kernels.phase import Phase
+from mixtura.models import State
 from mixtura.models.recurrent_state import RecurrentLayer
 from mixtura.shapes.storage import bytes_of_states, bytes_of_text
+from mixtura.shapes.storage.numbers import Bits
 
 pytestmark = pytest.mark.skipif(native() is None, reason="no compiled kernels here")
 NAMES = ["lfm2", "lfm2_moe", "qwen3_next", "gated_delta_first"]
@@ -79,6 +84,44 @@ def test_a_prompt_in_any_parts_leaves_one_state(pack: Pack, name: str, parts: li
         at += length
     assert torch.equal(torch.cat(found), expected_RV)
     assert_same(states(other), states(whole))
+
+
+@pytest.mark.parametrize("kernels", SETS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_are_the_same_in_any_parts_with_every_instruction_set(
+    bits: Bits, kernels: InstructionSet, tmp_path: Path, way: str
+) -> None:
+    if way == "modules":
+        pytest.skip("module steps use the fastest set")
+    decoder = packed(built({**BASE, **FAMILIES["qwen3_next"]}, width=32), tmp_path, bits)
+    plan, angles = CachePlan(decoder.config, 3, 48), RopeTables.of(decoder.config, 48)
+    whole, parts, alone = (
+        (state, Program(decoder, state, angles, kernels))
+        for state in (plan.allocate() for _ in "123")
+    )
+
+    def step(of: tuple[State, Program], rows: StepRows, phase: Phase) -> Tensor:
+        return of[1](rows, phase, torch.arange(len(rows)))
+
+    with torch.inference_mode():
+        # Slot 1 by itself, in parts, and beside others.
+        expected_RV = step(alone, chunk(1, 0, 40), "prefill")
+        assert torch.equal(
+            step(whole, together(chunk(2, 0, 7), chunk(1, 0, 40)), "prefill")[7:], expected_RV
+        )
+        found = [step(parts, chunk(1, *span), "prefill") for span in ((0, 1), (1, 34), (34, 40))]
+        assert torch.equal(torch.cat(found), expected_RV)
+        expected_RV = torch.cat([step(alone, chunk(1, n, n + 1), "decode") for n in range(40, 44)])
+        assert torch.equal(step(parts, chunk(1, 40, 44), "verify"), expected_RV)
+        rows = together(chunk(0, 0, 2), chunk(1, 40, 44))
+        assert torch.equal(step(whole, rows, "verify")[2:], expected_RV)
+    for one, other, third in zip(alone[0].layers, parts[0].layers, whole[0].layers, strict=True):
+        if isinstance(one, RecurrentLayer):
+            assert isinstance(other, RecurrentLayer)
+            assert isinstance(third, RecurrentLayer)
+            own = [state[1] for state in one.states]
+            assert_same([state[1] for state in other.states], own)
+            assert_same([state[1] for state in third.states], own)
 
 
 @names

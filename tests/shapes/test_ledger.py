@@ -125,3 +125,23 @@ def test_a_short_conv_by_hand() -> None:
     # Two FLOPs a weight, and one layer less that attends to 5 positions of 2 heads of 4.
     fewer = mixed.flops_per_token(5) - plain.flops_per_token(5)
     assert fewer == 2 * (768 + 48 + 256 - 384) - 5 * 4 * 2 * 4
+
+
+def test_a_gated_delta_net_by_hand() -> None:
+    # Width 16, a key head of 4 for 2 value heads of 3: queries, keys and values have 4 + 4 + 6 = 14
+    # channels. A projection has (14 + 6) x 16 = 320 weights, gates 4 x 16 = 64, a convolution
+    # 14 x 2 = 28, out 16 x 6 = 96; and there are 2 rates, 2 biases and a norm of 3. Attention has
+    # 384 as above, and its gate 8 x 16 = 128 more.
+    tree = {**FLOPS_CASE.model_dump(), "moe": None}
+    heads = {**tree["attention"], "output_gate": True}
+    sizes = {"key_heads": 1, "value_heads": 2, "key_dim": 4, "value_dim": 3, "kernel": 2}
+    recurrence = {"kind": "gated_delta", **sizes, "layers": [0]}
+    plain = DecoderConfig.parse(tree)
+    gated = DecoderConfig.parse({**tree, "attention": heads})
+    mixed = DecoderConfig.parse({**tree, "recurrence": recurrence})
+    assert gated.total_parameters() - plain.total_parameters() == 2 * 128
+    assert mixed.total_parameters() - plain.total_parameters() == 320 + 64 + 28 + 7 + 96 - 384
+    # Two FLOPs a weight but for the norm, and 7 for each number of the 2 matrices of 4 x 3; one
+    # layer less attends to 5 positions.
+    fewer = mixed.flops_per_token(5) - plain.flops_per_token(5)
+    assert fewer == 2 * (320 + 64 + 28 + 4 + 96 - 384) + 7 * 2 * 4 * 3 - 5 * 4 * 2 * 4

@@ -34,6 +34,27 @@ RECURRENCES: dict[str, dict[str, Any]] = {
         "kernel": 4,
         "layers": [0, 2],
     },
+    "mamba2": {
+        "kind": "mamba2",
+        "heads": 4,
+        "head_dim": 6,
+        "state_dim": 5,
+        "groups": 2,
+        "kernel": 4,
+        "layers": [0, 2],
+    },
+    "mamba2_with_biases_and_bounds": {
+        "kind": "mamba2",
+        "heads": 3,
+        "head_dim": 5,
+        "state_dim": 7,
+        "kernel": 2,
+        "bias": True,
+        "conv_bias": False,
+        "least_step": 0.5,
+        "most_step": 2.0,
+        "layers": [1],
+    },
 }
 TOKENS_BS = torch.randint(19, (2, LENGTH), generator=torch.Generator().manual_seed(0))
 kinds = pytest.mark.parametrize("kind", RECURRENCES)
@@ -240,6 +261,20 @@ def test_copies_lie_denser_near_the_newest_token() -> None:
 )
 def test_refused_recurrences(fields: dict[str, Any], said: str) -> None:
     recurrence = {**RECURRENCES["short_conv"], **fields}
+    with pytest.raises(ConfigError, match=said):
+        DecoderConfig.parse({**BASE, "recurrence": recurrence})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"groups": 3}, "heads=4 must be a multiple of groups=3"),
+        ({"least_step": 0.1, "most_step": 0.05}, "most_step=0.05 must be at least least_step=0.1"),
+        ({"kernel": 17}, "kernel"),
+    ],
+)
+def test_refused_mamba2(fields: dict[str, Any], said: str) -> None:
+    recurrence = {**RECURRENCES["mamba2"], **fields}
     with pytest.raises(ConfigError, match=said):
         DecoderConfig.parse({**BASE, "recurrence": recurrence})
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixtura.models import Decoder, DecoderConfig
-from mixtura.shapes import dense_twin
+from mixtura.shapes import Mamba2Shape, dense_twin
 from mixtura.shapes.activations import OWN
 
 # A busy machine draws slowly, and that is no fault of the code.
@@ -28,7 +28,18 @@ def configs(draw: st.DrawFn) -> DecoderConfig:
         )
     )
     recurrent = draw(st.lists(st.integers(0, layers - 1), max_size=layers - 1, unique=True))
-    conv = {"kind": "short_conv", "kernel": draw(st.integers(2, 4)), "bias": draw(st.booleans())}
+    conv = {"kernel": draw(st.integers(2, 4)), "bias": draw(st.booleans())}
+    groups = draw(st.integers(1, 2))
+    mamba = {
+        "heads": groups * draw(st.integers(1, 3)),
+        "head_dim": draw(st.integers(1, 5)),
+        "state_dim": draw(st.integers(1, 5)),
+        "groups": groups,
+        "conv_bias": draw(st.booleans()),
+    }
+    mixer = draw(
+        st.sampled_from([{"kind": "short_conv", **conv}, {"kind": "mamba2", **conv, **mamba}])
+    )
     activation = draw(st.sampled_from(OWN))
     router = draw(st.sampled_from(["softmax_topk", "topk_softmax", "sigmoid_topk"]))
     moe = {
@@ -53,7 +64,7 @@ def configs(draw: st.DrawFn) -> DecoderConfig:
                 "kv_heads": kv_heads,
                 "head_dim": draw(st.sampled_from([2, 6])),
             },
-            "recurrence": {**conv, "layers": recurrent} if recurrent else None,
+            "recurrence": {**mixer, "layers": recurrent} if recurrent else None,
             "ffn_width": draw(st.integers(1, 9)),
             "activation": activation,
             "moe": draw(st.sampled_from([moe, moe, moe, None])),
@@ -145,3 +156,15 @@ def test_a_gated_delta_net_by_hand() -> None:
     # layer less attends to 5 positions.
     fewer = mixed.flops_per_token(5) - plain.flops_per_token(5)
     assert fewer == 2 * (320 + 64 + 28 + 4 + 96 - 384) + 7 * 2 * 4 * 3 - 5 * 4 * 2 * 4
+
+
+def test_mamba2_by_hand() -> None:
+    # Width 8; 4 heads of 3, so 12 inputs; 2 groups of 5 state dims, so 12 + 2 * 10 = 32 channels.
+    # Projection 8 * (12 + 32) = 352, steps 8 * 4 = 32, convolution 32 * 3 + 32 = 128, three numbers
+    # a head 12, norm 12, out 8 * 12 = 96: 632 in all.
+    sizes = {"heads": 4, "head_dim": 3, "state_dim": 5, "groups": 2, "kernel": 3}
+    shape = Mamba2Shape.parse({"kind": "mamba2", **sizes, "layers": [0]})
+    assert sum(weight.parameters for weight in shape.weights(8, "")) == 632
+    assert shape.state(8) == ((2, 32), (4, 5, 3))
+    # Five FLOPs for each of the 60 numbers of the matrices.
+    assert shape.flops_of_token(8) == 300

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from mixtura.engine.steps import StepRows
 from mixtura.kernels.gated_delta import Spans, delta_mixer_rows
+from mixtura.kernels.mamba2 import mamba_mixer_rows
 from mixtura.kernels.phase import Phase
 from mixtura.kernels.short_conv import Taps, short_conv_rows
 from mixtura.models.gated_delta import GatedDelta
+from mixtura.models.mamba2 import Mamba2
 from mixtura.models.recurrence import Recurrence
 from mixtura.models.recurrent_state import RecurrentLayer
 from mixtura.models.short_conv import ShortConv
@@ -99,11 +101,28 @@ class GatedDeltaMixing:
         return self._mixer.out(mixed_NX.to(x_RD.dtype))
 
 
+class Mamba2Mixing:
+    def __init__(self, mixer: Mamba2, kept: RecurrentLayer) -> None:
+        self._mixer, self._weights = mixer, mixer.weights()
+        self._tail_SWC, self._state_SHNP = kept.states
+
+    def __call__(
+        self, x_RD: Tensor, slot_rows: SlotRows, phase: Phase, logit_row_N: Tensor | None
+    ) -> Tensor:
+        kept = (self._tail_SWC, self._state_SHNP)
+        rows = self._mixer.project(x_RD)
+        mixed_RX = mamba_mixer_rows(*rows, self._weights, *kept, slot_rows.spans)
+        mixed_NX = mixed_RX if logit_row_N is None else mixed_RX[logit_row_N]
+        return self._mixer.out(mixed_NX.to(x_RD.dtype))
+
+
 def mixing_of(mixer: Recurrence, kept: RecurrentLayer) -> RecurrentMixing:
     match mixer:
         case ShortConv():
             return ShortConvMixing(mixer, kept)
         case GatedDelta():
             return GatedDeltaMixing(mixer, kept)
+        case Mamba2():
+            return Mamba2Mixing(mixer, kept)
         case _:
             raise AssertionError(f"no decoder has a {type(mixer).__name__}")

@@ -22,6 +22,7 @@ from mixtura.models.attention_mask import AttentionMask, attention_mask
 from mixtura.models.gated_delta import GatedDelta
 from mixtura.models.language_model import DecoderOutput, LanguageModel
 from mixtura.models.latent_attention import LatentAttention
+from mixtura.models.mamba2 import Mamba2
 from mixtura.models.norms import build_norm
 from mixtura.models.recurrence import Recurrence
 from mixtura.models.recurrent_state import RecurrentLayer
@@ -36,6 +37,7 @@ from mixtura.shapes import (
     AttentionShape,
     DecoderShape,
     GatedDeltaShape,
+    Mamba2Shape,
     ShortConvShape,
 )
 
@@ -81,6 +83,8 @@ def build_recurrence(width: int, shape: AnyRecurrence) -> Recurrence:
             return ShortConv(width, shape)
         case GatedDeltaShape():
             return GatedDelta(width, shape)
+        case Mamba2Shape():
+            return Mamba2(width, shape)
 
 
 Branch = Callable[[Tensor], Tensor]

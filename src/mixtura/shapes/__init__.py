@@ -23,6 +23,7 @@ from mixtura.shapes.moe import MoEPlacement, MoEShape, PyramidStep
 from mixtura.shapes.recurrence import (
     AnyRecurrence,
     GatedDeltaShape,
+    Mamba2Shape,
     RecurrenceSpec,
     ShortConvShape,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "GatedDeltaShape",
     "LatentAttentionShape",
     "LocalLayers",
+    "Mamba2Shape",
     "MoEPlacement",
     "MoEShape",
     "ModelShape",

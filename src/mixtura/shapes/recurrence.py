@@ -139,4 +139,81 @@ class GatedDeltaShape(RecurrenceSpec):
         return 7 * self.value_heads * self.key_dim * self.value_dim
 
 
-AnyRecurrence = Annotated[ShortConvShape | GatedDeltaShape, Field(discriminator="kind")]
+class Mamba2Shape(RecurrenceSpec):
+    """Mamba-2 (arXiv 2405.21060): a matrix for each head, from state dims to the head's channels.
+
+    Each token has a step for each head. The matrix decays by e^(-rate step), and the token's input
+    times the step is added under the key b; the output is read under c. A group of heads shares b
+    and c, and the norm of the gated output covers a group.
+    """
+
+    kind: Literal["mamba2"] = "mamba2"
+    heads: int = Field(ge=1, le=bounds.HEADS)
+    head_dim: int = Field(ge=1, le=bounds.SIDE)
+    state_dim: int = Field(ge=1, le=bounds.SIDE)
+    """numbers that the state keeps for each channel of a head"""
+    groups: int = Field(default=1, ge=1, le=bounds.HEADS)
+    kernel: int = Field(ge=2, le=bounds.TAPS)
+    """the tokens that the convolution of inputs, b and c covers, the newest included"""
+    bias: bool = False
+    """whether the projections have a bias"""
+    conv_bias: bool = True
+    least_step: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """bounds of a token's step, after softplus; most_step None: no upper bound"""
+    most_step: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    norm_epsilon: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
+    """of the RMS norm of a group's gated output; the blocks' norms have their own"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.heads % self.groups:
+            raise ValueError(f"heads={self.heads} must be a multiple of groups={self.groups}")
+        if self.most_step is not None and self.most_step < self.least_step:
+            raise ValueError(
+                f"most_step={self.most_step:g} must be at least least_step={self.least_step:g}"
+            )
+        return self
+
+    @property
+    def inner(self) -> int:
+        """The numbers of a token's input, of all heads; its gate has as many."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """The numbers that the convolution runs over: inputs, b and c."""
+        return self.inner + 2 * self.groups * self.state_dim
+
+    def weights(self, width: int, prefix: str) -> Iterator[Weight]:
+        rows = self.inner + self.channels
+        shapes: dict[str, tuple[int, ...]] = {
+            "projection.weight": (rows, width),
+            "projection.bias": (rows,),
+            "steps.weight": (self.heads, width),
+            "steps.bias": (self.heads,),
+            "conv.weight": (self.channels, self.kernel),
+            "conv.bias": (self.channels,),
+            "rate_log": (self.heads,),
+            "step_bias": (self.heads,),
+            "skip": (self.heads,),
+            "norm.weight": (self.inner,),
+            "out.weight": (width, self.inner),
+            "out.bias": (width,),
+        }
+        for name, shape in shapes.items():
+            if name.endswith(".bias") and not (self.conv_bias if "conv" in name else self.bias):
+                continue
+            yield Weight(f"{prefix}{name}", shape, "norm" if "norm" in name else "recurrent")
+
+    def state(self, width: int) -> tuple[tuple[int, ...], ...]:
+        """The last kernel - 1 inputs of the convolution, and each head's matrix."""
+        return (self.kernel - 1, self.channels), (self.heads, self.state_dim, self.head_dim)
+
+    def flops_of_token(self, width: int) -> int:
+        """For each number of a matrix: decay 1, writing 2, output 2."""
+        return 5 * self.heads * self.state_dim * self.head_dim
+
+
+AnyRecurrence = Annotated[
+    ShortConvShape | GatedDeltaShape | Mamba2Shape, Field(discriminator="kind")
+]

@@ -20,7 +20,12 @@ from mixtura.kernels.mamba2 import (
     mamba2_naive,
     mamba_mixer_naive,
     mamba_mixer_rows,
+    mamba_mixer_rows_torch,
 )
+from mixtura.kernels.native import InstructionSet, instruction_sets
+
+# Without compiled kernels "auto" is the slow twin.
+sets = pytest.mark.parametrize("kernels", instruction_sets() or ["auto"])
 
 
 def test_mamba2_naive_by_hand() -> None:
@@ -121,9 +126,11 @@ def case(
     )
 
 
-def run(of: Case, spans: Spans) -> tuple[Tensor, tuple[Tensor, ...]]:
+def run(
+    of: Case, spans: Spans, kernels: InstructionSet = "auto"
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     tail, state = (one.clone() for one in of.states)
-    found = mamba_mixer_rows(of.projected, of.step, of.weights, tail, state, spans)
+    found = mamba_mixer_rows(of.projected, of.step, of.weights, tail, state, spans, kernels)
     return found, (tail, state)
 
 
@@ -132,6 +139,7 @@ def assert_near(found: Tensor, expected: Tensor, bound: float = 2e-5) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=worst)
 
 
+@sets
 @pytest.mark.parametrize("rows", [1, 2, 5, 33, 70])
 @pytest.mark.parametrize(
     "sizes",
@@ -143,45 +151,53 @@ def assert_near(found: Tensor, expected: Tensor, bound: float = 2e-5) -> None:
         {"head_dim": 64, "state_dim": 128, "groups": 1},
     ],
 )
-def test_mamba_mixer_rows_equals_naive(rows: int, sizes: dict[str, Any]) -> None:
+def test_mamba_mixer_rows_equals_naive(
+    kernels: InstructionSet, rows: int, sizes: dict[str, Any]
+) -> None:
     of = case(rows, **sizes)
     tail, state = of.states
     wanted = mamba_mixer_naive(of.projected, of.step, of.weights, tail[0], state[0])
-    found, states = run(of, Spans.of({0: range(rows)}))
+    found, states = run(of, Spans.of({0: range(rows)}), kernels)
     assert_near(found, wanted[0])
     # Inputs are copied, bit for bit.
     assert torch.equal(states[0][0], wanted[1])
     assert_near(states[1][0], wanted[2])
 
 
+@sets
 @pytest.mark.parametrize("cuts", [range(71), [0, 1, 2, 69, 70], [0, 31, 33, 64, 70], [0, 40, 70]])
-def test_mamba_mixer_rows_in_any_parts_has_the_same_bits(cuts: Any) -> None:
+def test_mamba_mixer_rows_in_any_parts_has_the_same_bits(
+    kernels: InstructionSet, cuts: Any
+) -> None:
     of = case(70, state_dim=9, head_dim=20)
-    whole, expected = run(of, Spans.of({0: range(70)}))
+    whole, expected = run(of, Spans.of({0: range(70)}), kernels)
     tail, state = (one.clone() for one in of.states)
     found = []
     for begin, end in pairwise(cuts):
         part = slice(begin, end)
         spans = Spans.of({0: range(end - begin)})
         rows = (of.projected[part], of.step[part])
-        found.append(mamba_mixer_rows(*rows, of.weights, tail, state, spans))
+        found.append(mamba_mixer_rows(*rows, of.weights, tail, state, spans, kernels))
     assert torch.equal(torch.cat(found), whole)
     assert torch.equal(tail, expected[0])
     assert torch.equal(state, expected[1])
 
 
-def test_mamba_mixer_rows_of_many_sequences_has_the_bits_of_each_alone() -> None:
+@sets
+def test_mamba_mixer_rows_of_many_sequences_has_the_bits_of_each_alone(
+    kernels: InstructionSet,
+) -> None:
     of = case(60, slots=9)
     # Slots 4 and 8 have no rows, rows 57 to 59 no sequence; the sequences' rows are mixed.
     rows_of = {
         slot: list(range(number, 57, 7)) for number, slot in enumerate([5, 0, 7, 2, 1, 3, 6])
     }
     rows_of[4] = []
-    found, states = run(of, Spans.of(rows_of))
+    found, states = run(of, Spans.of(rows_of), kernels)
     assert found[57:].count_nonzero() == 0
     for slot, rows in rows_of.items():
         alone = Case(of.projected[rows], of.step[rows], of.weights, of.states)
-        wanted, expected = run(alone, Spans.of({slot: range(len(rows))}))
+        wanted, expected = run(alone, Spans.of({slot: range(len(rows))}), kernels)
         assert torch.equal(found[rows], wanted)
         for one, other in zip(states, expected, strict=True):
             assert torch.equal(one[slot], other[slot])
@@ -189,20 +205,33 @@ def test_mamba_mixer_rows_of_many_sequences_has_the_bits_of_each_alone() -> None
         assert torch.equal(before[[4, 8]], after[[4, 8]])
 
 
-def test_mamba_mixer_rows_in_extreme_steps() -> None:
+@sets
+def test_mamba_mixer_rows_in_extreme_steps(kernels: InstructionSet) -> None:
     # The bounds of steps hold, and inputs whose e^x is infinite change nothing else.
     of = case(6)
     of.step[:] = torch.tensor([200.0, -200.0])[torch.arange(6)[:, None] % 2]
     of.projected[3] *= 100
     tail, state = of.states
     wanted = mamba_mixer_naive(of.projected, of.step, of.weights, tail[0], state[0])
-    found, states = run(of, Spans.of({0: range(6)}))
+    found, states = run(of, Spans.of({0: range(6)}), kernels)
     assert found.isfinite().all()
     assert_near(found, wanted[0])
     assert_near(states[1][0], wanted[2])
 
 
-def test_steps_lie_within_their_bounds() -> None:
+def test_mamba_mixer_rows_torch_equals_the_kernels() -> None:
+    of = case(12, slots=3)
+    spans = Spans.of({2: range(0, 12, 2), 0: [1, 5, 11]})
+    tail, state = (one.clone() for one in of.states)
+    wanted = mamba_mixer_rows_torch(of.projected, of.step, of.weights, tail, state, spans)
+    found, states = run(of, spans)
+    assert_near(found, wanted)
+    assert torch.equal(states[0], tail)
+    assert_near(states[1], state)
+
+
+@sets
+def test_steps_lie_within_their_bounds(kernels: InstructionSet) -> None:
     # softplus(-200) is 0 and softplus(200) is 200; with bounds 0.02 and 3 and a rate of 1 the state
     # decays by e^-0.02, then by e^-3, and b, c and x are 0.
     of = case(2, heads=1, head_dim=1, state_dim=1, groups=1, taps=2)
@@ -212,6 +241,21 @@ def test_steps_lie_within_their_bounds() -> None:
     weights = of.weights._replace(**nothing, rate_H=torch.ones(1), step_bias_H=torch.zeros(1))
     of = of._replace(weights=weights, step=torch.tensor([[-200.0], [200.0]]))
     before = of.states[1].item()
-    _, (_, state) = run(of, Spans.of({0: range(2)}))
+    _, (_, state) = run(of, Spans.of({0: range(2)}), kernels)
     assert state.item() == pytest.approx(before * 2.718281828**-3.02, rel=1e-6)
     assert F.softplus(torch.tensor(200.0)) == 200
+
+
+@pytest.mark.parametrize(
+    ("spans", "said"),
+    [
+        ({1: [0]}, r"slot 1 must lie in 0\.\.0"),
+        ({0: [2]}, r"row 2 must lie in 0\.\.1"),
+    ],
+)
+@pytest.mark.skipif(not instruction_sets(), reason="no compiled kernels here")
+def test_mamba_mixer_rows_refuses_what_does_not_exist(
+    spans: dict[int, list[int]], said: str
+) -> None:
+    with pytest.raises(IndexError, match=said):
+        run(case(2), Spans.of(spans))

@@ -93,6 +93,16 @@ void bind_blocks(nb::module_& module) {
                               {at<const void>(gates), static_cast<Kept>(kept), width, width},
                               delta_mixer_of(weights, sizes, epsilon), delta_states_of(states)};
       });
+  nb::class_<Mamba2>(module, "Mamba2")
+      .def("__init__", [](Mamba2* self, const Linear& projection, const Linear& out,
+                          uintptr_t steps, int kept, int width,
+                          const std::array<uintptr_t, 6>& weights,
+                          const std::array<uintptr_t, 2>& states, const std::array<int, 5>& sizes,
+                          const std::array<float, 3>& bounds) {
+        new (self) Mamba2{projection, out,
+                          {at<const void>(steps), static_cast<Kept>(kept), width, width},
+                          mamba_mixer_of(weights, sizes, bounds), mamba_states_of(states)};
+      });
   nb::class_<FfnBlock>(module, "FfnBlock")
       .def("__init__", [](FfnBlock* self, const Norm& norm, const Gate* gate,
                           const Experts& experts, const Experts* shared, uintptr_t shared_gate,
@@ -168,6 +178,7 @@ void bind_decoder(nb::module_& module) {
       .def("add", &add<LatentAttention>)
       .def("add", &add<ShortConv>)
       .def("add", &add<GatedDelta>)
+      .def("add", &add<Mamba2>)
       .def("step", &step, nb::call_guard<nb::gil_scoped_release>())
       .def("step_routed", &step_routed, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
            nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),

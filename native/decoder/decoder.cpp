@@ -226,10 +226,11 @@ void Program::make_plans(const StepRows& step) {
 }
 
 void Program::find_sequences(const StepRows& step) {
-  const auto has_delta = [](const Layer& layer) {
-    return std::holds_alternative<GatedDelta>(layer.mixer);
+  const auto by_sequence = [](const Layer& layer) {
+    return std::holds_alternative<GatedDelta>(layer.mixer) ||
+           std::holds_alternative<Mamba2>(layer.mixer);
   };
-  if (std::none_of(layers_.begin(), layers_.end(), has_delta)) return;
+  if (std::none_of(layers_.begin(), layers_.end(), by_sequence)) return;
   sequence_slot_.clear();
   sequence_end_.clear();
   std::vector<int64_t> sequence(step.rows.count);
@@ -288,6 +289,9 @@ Scratch Program::stage_scratch(const StepRows& step, InstructionSet set) const {
     }, layer.mixer);
     if (const auto* delta = std::get_if<GatedDelta>(&layer.mixer)) {
       take(delta_scratch(delta->mixer, set));
+    }
+    if (const auto* mamba = std::get_if<Mamba2>(&layer.mixer)) {
+      take(mamba_scratch(mamba->mixer, set));
     }
     if (const CachedHeads* over = layer.heads()) {
       const Plans& plans = *plans_of(*over);

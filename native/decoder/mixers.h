@@ -12,6 +12,7 @@
 #include "packed/experts.h"
 #include "packed/linear.h"
 #include "recurrent/delta_mixer.h"
+#include "recurrent/mamba_mixer.h"
 
 namespace mixtura {
 
@@ -157,7 +158,28 @@ struct GatedDelta {
   }
 };
 
-using Mixer = std::variant<GroupedAttention, LatentAttention, ShortConv, GatedDelta>;
+// Mamba-2 (arXiv 2405.21060): see recurrent/mamba_mixer.h. A row of its projections is [gate of the
+// output, inputs, b, c]; behind all rows lie the steps of their heads, as `gate_logits` writes them.
+struct Mamba2 {
+  Linear projection;
+  Linear out;
+  Vectors steps;          // [heads, width], fp32 or bf16
+  MambaMixer mixer;
+  MambaStates states;
+
+  int64_t row_width() const { return mixer.inner() + mixer.channels(); }
+  int64_t projected_width() const { return row_width() + round_up(mixer.heads, kPositions); }
+  int64_t query_width() const { return mixer.inner(); }
+  int64_t mixed_width() const { return mixer.inner(); }
+  int64_t own_floats() const { return 0; }
+  template <class Function>
+  void each_linear(const Function& f) const {
+    f(projection);
+    f(out);
+  }
+};
+
+using Mixer = std::variant<GroupedAttention, LatentAttention, ShortConv, GatedDelta, Mamba2>;
 
 template <class Kind>
 constexpr bool kAttends = requires(const Kind& kind) { kind.over; };

@@ -37,6 +37,7 @@ class Step {
   void mix(Team& team, const LatentAttention& block);
   void mix(Team& team, const ShortConv& block);
   void mix(Team& team, const GatedDelta& block);
+  void mix(Team& team, const Mamba2& block);
 
   void rotate_queries(const Team& team, const GroupedAttention& block);
   void keep_rows(const Team& team, const GroupedAttention& block);

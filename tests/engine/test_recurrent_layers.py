@@ -33,6 +33,7 @@ from mixtura.shapes.storage.numbers import Bits
 
 pytestmark = pytest.mark.skipif(native() is None, reason="no compiled kernels here")
 NAMES = ["lfm2", "lfm2_moe", "qwen3_next", "gated_delta_first"]
+NAMES += ["granitemoehybrid", "mamba2_first"]
 names = pytest.mark.parametrize("name", NAMES)
 TEXT = tokens(48)
 
@@ -329,6 +330,9 @@ def test_every_byte_of_a_state_is_counted(name: str) -> None:
         "lfm2_moe": 3 * 3 * 16,
         "qwen3_next": 3 * (3 * (2 * 2 * 6 + 4 * 5) + 4 * 6 * 5),
         "gated_delta_first": 2 * (1 * (2 * 3 * 17 + 3 * 18) + 3 * 17 * 18),
+        # Inputs of the convolution, of all heads and two a group, and a matrix for each head.
+        "granitemoehybrid": 3 * (3 * (4 * 7 + 2 * 2 * 5) + 4 * 7 * 5),
+        "mamba2_first": 2 * (1 * (3 * 18 + 2 * 17) + 3 * 18 * 17),
     }
     assert bytes_of_states(config) == numbers[name] * 5 * 4
     # One layer attends, in bf16: 2 heads of keys and of values of 6 numbers.

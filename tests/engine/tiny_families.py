@@ -162,6 +162,37 @@ FAMILIES["gated_delta_first"] = {
         "layers": [0, 1],
     },
 }
+FAMILIES["granitemoehybrid"] = {
+    "layers": 4,
+    "attention": {**HEADS, "scale": 0.2, "unrotated": [0, 1, 2, 3]},
+    "multipliers": {"embedding": 3.0, "residual": 0.4, "logits": 0.25},
+    "recurrence": {
+        "kind": "mamba2",
+        "heads": 4,
+        "head_dim": 7,
+        "state_dim": 5,
+        "groups": 2,
+        "kernel": 4,
+        "layers": [0, 1, 3],
+    },
+    "moe": {**MOE, "shared_width": 8, "router": {"kind": "topk_softmax"}},
+}
+# The last layer attends; all projections have a bias, and steps have bounds.
+FAMILIES["mamba2_first"] = {
+    "layers": 3,
+    "recurrence": {
+        "kind": "mamba2",
+        "heads": 3,
+        "head_dim": 18,
+        "state_dim": 17,
+        "kernel": 2,
+        "bias": True,
+        "conv_bias": False,
+        "least_step": 0.4,
+        "most_step": 1.5,
+        "layers": [0, 1],
+    },
+}
 
 
 def build(family: str, width: int = 16) -> Decoder:

@@ -18,6 +18,7 @@ from mixtura.models.attention import (
 from mixtura.models.decoder import Block
 from mixtura.models.gated_delta import GatedDelta
 from mixtura.models.latent_attention import LatentAttention
+from mixtura.models.mamba2 import Mamba2
 from mixtura.models.recurrent_state import RecurrentLayer
 from mixtura.models.short_conv import ShortConv
 from mixtura.models.state import KVLayer
@@ -37,7 +38,7 @@ def why_no_mixer(block: Block) -> str | None:
         case LatentAttention():
             linears = [mixer.query, mixer.kv_down, mixer.out]
             linears += [] if mixer.query_down is None else [mixer.query_down]
-        case ShortConv() | GatedDelta():
+        case ShortConv() | GatedDelta() | Mamba2():
             linears = [mixer.projection, mixer.out]
         case _:
             return f"a {type(mixer).__name__}"
@@ -75,6 +76,8 @@ def _recurrent(parts: Parts, mixer: nn.Module | None, kept: RecurrentLayer) -> A
             )
         case GatedDelta():
             return _gated_delta(parts, mixer, kept)
+        case Mamba2():
+            return _mamba2(parts, mixer, kept)
         case _:
             raise AssertionError(f"no program has a {type(mixer).__name__}")
 
@@ -119,6 +122,24 @@ def _gated_delta(parts: Parts, mixer: GatedDelta, kept: RecurrentLayer) -> Any:
         [parts.at(state) for state in kept.states],
         [shape.key_heads, shape.value_heads, shape.key_dim, shape.value_dim, shape.kernel],
         epsilon,
+    )
+
+
+def _mamba2(parts: Parts, mixer: Mamba2, kept: RecurrentLayer) -> Any:
+    steps, shape, weights = narrowest(mixer.steps.weight), mixer.shape, mixer.weights()
+    if mixer.steps.bias is not None:
+        weights = weights._replace(step_bias_H=weights.step_bias_H + mixer.steps.bias)
+    *tensors, epsilon, least_step, most_step, groups = weights
+    return parts.module.Mamba2(
+        parts.linear(mixer.projection),
+        parts.linear(mixer.out),
+        parts.at(steps),
+        KEPT[steps.dtype],
+        steps.shape[1],
+        [parts.floats(one) for one in tensors],
+        [parts.at(state) for state in kept.states],
+        [shape.heads, shape.head_dim, shape.state_dim, groups, shape.kernel],
+        [epsilon, least_step, most_step],
     )
 
 

@@ -35,6 +35,14 @@ def test_parse_json_reads_what_json_writes(tree: object) -> None:
     assert parse_json(json.dumps(tree, ensure_ascii=False).encode(), "f", DataError) == tree
 
 
+def test_parse_json_with_infinity() -> None:
+    tree = parse_json('{"limit": [0.0, Infinity]}', "f", DataError, infinity=True)
+    assert tree == {"limit": [0.0, {"__float__": "Infinity"}]}
+    for text in ("[-Infinity]", "[NaN]"):
+        with pytest.raises(DataError, match=r"holds (-Infinity|NaN), which is no number"):
+            parse_json(text, "f", DataError, infinity=True)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -45,6 +53,7 @@ def test_parse_json_reads_what_json_writes(tree: object) -> None:
         ('{"eps": 1e400}', "the number 1e400, which is beyond fp64"),
         ("[NaN]", "holds NaN"),
         ("[-Infinity]", "holds -Infinity"),
+        ("[Infinity]", "holds Infinity"),
         ('{"a": 1, "b": 2, "a": 3}', "has the key 'a' twice in one object"),
         ('["\\ud800"]', r"holds \\ud800, half of a surrogate pair"),
         ('{"\\uDFFF": 1}', r"holds \\udfff"),

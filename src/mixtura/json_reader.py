@@ -37,14 +37,19 @@ class _BeyondBound(ValueError):
     """A value beyond a bound; `parse_json` catches it and adds the origin."""
 
 
-def parse_json(data: bytes | str, origin: object, refusal: type[MixturaError]) -> Any:
-    """Parse a JSON text. An error's line begins with `origin`, such as a file's name."""
+def parse_json(
+    data: bytes | str, origin: object, refusal: type[MixturaError], *, infinity: bool = False
+) -> Any:
+    """Parse a JSON text. An error's line begins with `origin`, such as a file's name.
+
+    With `infinity` the word Infinity becomes {"__float__": "Infinity"}, as transformers writes it.
+    """
     text = data if isinstance(data, str) else decoded(data, origin, refusal)
     # The values are counted before parsing: 48 MiB of `{},` would become 1.3 GB of objects.
     if sum(map(text.count, ",[{")) > VALUES:
         raise refusal(f"{origin}: holds more than {VALUES:,} values; no file of this kind does")
     try:
-        tree = _DECODER.decode(text)
+        tree = (_WITH_INFINITY if infinity else _DECODER).decode(text)
         _check_depth(tree)
         if _HALF_PAIR.search(text):
             _check_pairs(tree)
@@ -58,20 +63,24 @@ def parse_json(data: bytes | str, origin: object, refusal: type[MixturaError]) -
     return tree
 
 
-def parse_object(data: bytes | str, origin: object, refusal: type[MixturaError]) -> dict[str, Any]:
+def parse_object(
+    data: bytes | str, origin: object, refusal: type[MixturaError], *, infinity: bool = False
+) -> dict[str, Any]:
     """Parse a JSON text that must contain one object, in the same way as `parse_json`."""
-    tree = parse_json(data, origin, refusal)
+    tree = parse_json(data, origin, refusal, infinity=infinity)
     if not isinstance(tree, dict):
         raise refusal(f"{origin}: expected an object, found {tree!r:.{_SHOWN}}")
     return tree
 
 
-def read_object(path: Path, refusal: type[MixturaError], most: int = MOST_BYTES) -> dict[str, Any]:
+def read_object(
+    path: Path, refusal: type[MixturaError], most: int = MOST_BYTES, *, infinity: bool = False
+) -> dict[str, Any]:
     """Parse a file of at most `most` bytes that must contain one JSON object.
 
     A missing file raises FileNotFoundError instead of `refusal`.
     """
-    return parse_object(read_bytes(path, refusal, most), path, refusal)
+    return parse_object(read_bytes(path, refusal, most), path, refusal, infinity=infinity)
 
 
 def read_lines(path: Path, refusal: type[MixturaError]) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -116,6 +125,10 @@ def _constant(text: str) -> NoReturn:
     raise _BeyondBound(f"holds {text}, which is no number; state one, or null")
 
 
+def _infinity(text: str) -> Any:
+    return {"__float__": text} if text == "Infinity" else _constant(text)
+
+
 def _object(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
     tree = dict(pairs)
     if len(tree) < len(pairs):
@@ -125,11 +138,14 @@ def _object(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
     return tree
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_object,
-    parse_int=_whole_number,
-    parse_float=_number,
-    parse_constant=_constant,
+_DECODER, _WITH_INFINITY = (
+    json.JSONDecoder(
+        object_pairs_hook=_object,
+        parse_int=_whole_number,
+        parse_float=_number,
+        parse_constant=constant,
+    )
+    for constant in (_constant, _infinity)
 )
 
 

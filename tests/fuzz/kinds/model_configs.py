@@ -113,6 +113,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3": {"text_config": {**_SIZES, **_GEMMA}, "vision_config": {"hidden_size": 8}},
     "granitemoe": {**_SPARSE, "embedding_multiplier": 12.0, "attention_multiplier": 0.3},
     "granitemoeshared": {**_SPARSE, "shared_intermediate_size": 8},
+    "granitemoehybrid": {
+        **_SPARSE,
+        "shared_intermediate_size": 8,
+        "layer_types": ["mamba", "attention", "mamba"],
+        "mamba_n_heads": 4,
+        "mamba_d_state": 8,
+    },
     "phimoe": {**_SPARSE, "rope_parameters": _LONG},
     "ernie4_5_moe": {**_SPARSE, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1},
     "deepseek_v2": {**_LATENT, "rope_parameters": {**_YARN, "mscale": 0.7, "mscale_all_dim": 0.7}},

@@ -74,6 +74,8 @@ UNREAD = {
     "deepseek_v3": {"num_key_value_heads"},
     "kimi_k2": {"num_key_value_heads"},
     "gemma3": {"tie_word_embeddings"},
+    # How many tokens are computed at once.
+    "granitemoehybrid": {"mamba_chunk_size"},
     "hunyuan_v1_moe": {"eod_token_id", "sep_token_id"},
     "mellum": {"num_mtp_layers", "mtp_layer_types", "mtp_mlp_layer_types"},
     # A sum of two numbers in bf16 is rounded once with it and without it.
@@ -142,6 +144,22 @@ OWN: dict[str, dict[str, Any]] = {
         "logits_scaling": 4.0,
     },
     "granitemoeshared": {"shared_intermediate_size": 8},
+    "granitemoehybrid": {
+        "num_local_experts": 4,
+        "shared_intermediate_size": 8,
+        "attention_multiplier": 0.3,
+        "position_embedding_type": "rope",
+        "layer_types": ["linear_attention", "full_attention"] * 17,
+        "mamba_n_heads": 16,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 7,
+        "mamba_d_head": 96,
+        "mamba_d_conv": 3,
+        "mamba_expand": 3,
+        "mamba_conv_bias": False,
+        "mamba_proj_bias": True,
+        "time_step_limit": [0.1, 2.0],
+    },
     "phimoe": {"num_experts_per_tok": 2, "router_jitter_noise": 0.2, "lm_head_bias": True},
     "ernie4_5_moe": {
         "moe_k": 3,

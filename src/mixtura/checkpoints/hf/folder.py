@@ -85,10 +85,11 @@ class _Shard:
 def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Mapping[str, Any]:
     """Read a JSON object of at most `most` bytes; `what` describes the file in an error message.
 
-    Raises CheckpointError if the file is missing or holds no JSON object.
+    Configs of models with Mamba-2 may have an infinite number; see `parse_json`. Raises
+    CheckpointError if the file is missing or holds no JSON object.
     """
     try:
-        return read_object(path, CheckpointError, most)
+        return read_object(path, CheckpointError, most, infinity=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; the folder needs {what}") from None
 

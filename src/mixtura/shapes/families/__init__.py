@@ -26,6 +26,7 @@ _HOMES = {
     "gemma3": ("gemma3", "Gemma3"),
     "granitemoe": ("granite", "GraniteMoe"),
     "granitemoeshared": ("granite", "GraniteMoeShared"),
+    "granitemoehybrid": ("granite_hybrid", "GraniteMoeHybrid"),
     "granitemoe_swa": ("granite", "GraniteMoeSwa"),
     "phimoe": ("phimoe", "PhiMoe"),
     "ernie4_5_moe": ("ernie", "Ernie45Moe"),

@@ -40,12 +40,15 @@ class GraniteMoe(SparseLlama):
     def read(self, config: Mapping[str, Any]) -> Tree:
         keys, tree = self.keys(config), super().read(config)
         tree["moe"] |= {"router": {"kind": "topk_softmax"}}
+        return {**tree, "ffn_width": None, **self.read_multipliers(keys)}
+
+    def read_multipliers(self, keys: Keys) -> Tree:
         multipliers = {
             "embedding": keys.number("embedding_multiplier"),
             "residual": keys.number("residual_multiplier"),
             "logits": 1 / keys.positive("logits_scaling"),
         }
-        return {**tree, "ffn_width": None, "multipliers": multipliers}
+        return {"multipliers": multipliers}
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
         scale = self.keys(config).number("attention_multiplier")
@@ -54,9 +57,10 @@ class GraniteMoe(SparseLlama):
     def write(self, decoder: Mapping[str, Any]) -> Tree:
         written = super().write({**decoder, "ffn_width": decoder["moe"]["expert_width"]})
         del written["norm_topk_prob"]
-        multipliers = decoder["multipliers"]
+        return {**written, **self.write_multipliers(decoder["multipliers"])}
+
+    def write_multipliers(self, multipliers: Mapping[str, Any]) -> Tree:
         return {
-            **written,
             "embedding_multiplier": multipliers["embedding"],
             "residual_multiplier": multipliers["residual"],
             "logits_scaling": _inverse(multipliers["logits"]),

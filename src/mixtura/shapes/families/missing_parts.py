@@ -33,7 +33,6 @@ MISSING_PARTS: Mapping[str, tuple[str, ...]] = {
     "gemma4": (_HEADS, "a dense FFN beside the experts"),
     "gemma4_text": (_HEADS, "a dense FFN beside the experts"),
     "glm_moe_dsa": (_INDEX,),
-    "granitemoehybrid": (_MAMBA_2,),
     "hy_v4": (_INDEX, _HYPER),
     "inkling2_loop_text": (_SHORT_CONV, _RELATIVE, "attention over earlier layers"),
     "inkling2_text": (_SHORT_CONV, _RELATIVE, "attention over earlier layers"),

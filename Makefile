@@ -35,7 +35,8 @@ sanitize:  ## Check the compiled kernels under AddressSanitizer and ThreadSaniti
 	  cmake --build build/sanitize-$$kind -j 2 >/dev/null && \
 	  echo "$$kind: $$(build/sanitize-$$kind/check_kernels && \
 	    build/sanitize-$$kind/check_attention && \
-	    build/sanitize-$$kind/check_packing)" || exit 1; \
+	    build/sanitize-$$kind/check_packing && \
+	    build/sanitize-$$kind/check_recurrent)" || exit 1; \
 	done
 
 lint: $(READY)  ## Check style and format

@@ -112,7 +112,9 @@ class Mixing {
                      out, rows_.row + first, out_stride_};
     for (int column = 0; column < value_dim; column += kernels_.columns) {
       const int width = std::min(value_dim - column, kernels_.columns);
-      kernels_.advance(steps, matrix + column, value_dim, width, tile);
+      const int next = column + kernels_.columns;
+      const float* ahead = next < value_dim ? matrix + next : matrix + int64_t{key_dim} * value_dim;
+      kernels_.advance(steps, matrix + column, value_dim, width, ahead, tile);
       steps.v += kernels_.columns;
       steps.out += kernels_.columns;
     }

@@ -48,8 +48,9 @@ struct DeltaKernels {
   // The delta rule for `width` columns, at most `columns`, of a head's state: state[i * stride + c]
   // with i < key_dim. v and out begin at the first of these columns, and v is padded. `tile` has
   // room for key_dim * columns numbers. Every number is computed in one order, however many steps
-  // there are.
-  void (*advance)(const DeltaSteps& steps, float* state, int64_t stride, int width, float* tile);
+  // there are. As many columns are fetched from `ahead` on, which are read next.
+  void (*advance)(const DeltaSteps& steps, float* state, int64_t stride, int width,
+                  const float* ahead, float* tile);
 
   // x = x / sqrt(x . x / dim + epsilon) weight silu(gate)
   void (*norm)(float* x, const float* gate, const float* weight, int dim, float epsilon);

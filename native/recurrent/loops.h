@@ -16,6 +16,8 @@ namespace {
 
 constexpr int kLanes = Vec::kLanes;
 constexpr int kVectorsMost = 2;
+// Numbers of a cache line.
+constexpr int kLine = 16;
 static_assert(kVectorsMost * kLanes <= kColumnsMost);
 
 inline V load_up_to(const float* x, int count) {
@@ -94,13 +96,15 @@ inline void each_row(int rows, const Row& row) {
 
 // A step's sums are made while the step before it writes: the tile is passed over once a step.
 template <int kVectors>
-void advance_tile(const DeltaSteps& steps, float* state, int64_t stride, int width, float* tile) {
+void advance_tile(const DeltaSteps& steps, float* state, int64_t stride, int width,
+                  const float* ahead, float* tile) {
   constexpr int kWidth = kVectors * kLanes;
   const int rows = steps.key_dim;
   const float *q = steps.q, *k = steps.k;
   Sums<kVectors> sums;
   each_row(rows, [&](int i, int part) {
     const V key = Vec::all(k[i]), query = Vec::all(q[i]);
+    UNROLL for (int c = 0; c < kWidth; c += kLine) __builtin_prefetch(ahead + i * stride + c);
     UNROLL for (int v = 0; v < kVectors; ++v) {
       const V x = load_up_to(state + i * stride + v * kLanes, width - v * kLanes);
       Vec::store(tile + i * kWidth + v * kLanes, x);
@@ -150,9 +154,10 @@ void advance_tile(const DeltaSteps& steps, float* state, int64_t stride, int wid
   }
 }
 
-void advance(const DeltaSteps& steps, float* state, int64_t stride, int width, float* tile) {
-  if (width > kLanes) return advance_tile<2>(steps, state, stride, width, tile);
-  advance_tile<1>(steps, state, stride, width, tile);
+void advance(const DeltaSteps& steps, float* state, int64_t stride, int width, const float* ahead,
+             float* tile) {
+  if (width > kLanes) return advance_tile<2>(steps, state, stride, width, ahead, tile);
+  advance_tile<1>(steps, state, stride, width, ahead, tile);
 }
 
 void norm(float* x, const float* gate, const float* weight, int dim, float epsilon) {

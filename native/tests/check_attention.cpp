@@ -133,17 +133,29 @@ std::vector<uint8_t> tiles_of(const Matrix& matrix) {
   return made;
 }
 
-// The weights of a small decoder: two layers with routed and shared experts.
+// The weights of a small decoder: two layers with attention, of which the second gates its output,
+// and one with a Gated DeltaNet, all with routed and shared experts.
 class Weights {
  public:
   static constexpr int kWidth = 64, kHeads = 4, kKvHeads = 2, kDim = 16, kVocabulary = 70;
   static constexpr int kExperts = 6, kExpertWidth = 48, kContext = 300, kSlots = 5;
+  static constexpr int kKeyDim = 16, kValueHeads = 2, kTaps = 4;
 
   Weights()
       : norm_(kWidth, 1.0f), angles_(floats(kContext * kDim)), gate_(floats(kExperts * kWidth)) {
     embedding_ = tiles_of({nullptr, kVocabulary, kWidth, 8});
     qkv_ = tiles_of({nullptr, (kHeads + 2 * kKvHeads) * kDim, kWidth, 8});
     out_ = tiles_of({nullptr, kWidth, kHeads * kDim, 8});
+    mixer_ = {1, kValueHeads, kKeyDim, kDim, kTaps, nullptr, nullptr, nullptr, norm_.data(), 1e-6f};
+    const auto channels = static_cast<int>(mixer_.channels());
+    const auto values = static_cast<int>(mixer_.values());
+    projection_ = tiles_of({nullptr, channels + values, kWidth, 8});
+    mixed_ = tiles_of({nullptr, kWidth, values, 8});
+    gates_ = floats(2 * kValueHeads * kWidth);
+    conv_ = floats(kTaps * channels);
+    rates_ = {0.1f, 0.5f};
+    mixer_.conv = conv_.data();
+    mixer_.rate = mixer_.step_bias = rates_.data();
     const Experts one = experts(1);
     const size_t expert =
         one.in().units() * one.in().unit_bytes() + one.out().units() * one.out().unit_bytes();
@@ -160,8 +172,12 @@ class Weights {
     caches.reserve(2);
     for (int layer = 0; layer < 2; ++layer) {
       caches.emplace_back(Kept::bf16, kSlots, kKvHeads, kContext, kDim, kDim);
-      program.add({attention(caches.back().cache, layer == 0 ? 0 : 20), ffn()});
+      program.add({norm(), attention(caches.back().cache, layer == 0 ? 0 : 20, layer == 1), {},
+                   ffn()});
     }
+    std::vector<float> tails(kSlots * (kTaps - 1) * mixer_.channels());
+    std::vector<float> matrices(kSlots * kKeyDim * mixer_.values());
+    program.add({norm(), delta(tails.data(), matrices.data()), {}, ffn()});
     std::vector<float> logits(rows * kVocabulary, NAN);
     for (int64_t at = 0; at < 3; ++at) {
       std::vector<int64_t> token, slot, position, asked;
@@ -185,13 +201,20 @@ class Weights {
   Experts experts(int count) const {
     return {table_.data(), count, kWidth, kExpertWidth, 8, Activation::swiglu, nullptr, nullptr};
   }
-  AttentionBlock attention(const LayerCache& cache, int64_t window) const {
+  GroupedAttention attention(const LayerCache& cache, int64_t window, bool gated) const {
     const Norm head{Norm::Kind::rms, norm_.data(), nullptr, 1e-6f};
-    return {norm(),
-            {{qkv_.data(), (kHeads + 2 * kKvHeads) * kDim, kWidth, 8}, nullptr},
-            {{out_.data(), kWidth, kHeads * kDim, 8}, nullptr},
-            head, head, false, {}, kHeads, 0.0f, 0.25f, window, nullptr,
-            angles_.data(), angles_.data(), cache};
+    const CachedHeads over{{{out_.data(), kWidth, kHeads * kDim, 8}, nullptr}, kHeads, 0.25f, window,
+                           nullptr, angles_.data(), angles_.data(), kDim, cache};
+    // The gate has the first rows of qkv.
+    return {over, {{qkv_.data(), (kHeads + 2 * kKvHeads) * kDim, kWidth, 8}, nullptr}, head, head,
+            false, 0.0f, gated, {{qkv_.data(), kHeads * kDim, kWidth, 8}, nullptr}};
+  }
+  GatedDelta delta(float* tails, float* matrices) const {
+    const auto rows = static_cast<int>(mixer_.channels() + mixer_.values());
+    const auto values = static_cast<int>(mixer_.values());
+    return {{{projection_.data(), rows, kWidth, 8}, nullptr},
+            {{mixed_.data(), kWidth, values, 8}, nullptr},
+            {gates_.data(), Kept::fp32, kWidth, kWidth}, mixer_, {tails, matrices}};
   }
   FfnBlock ffn() const {
     const Gate gate{{gate_.data(), Kept::fp32, kWidth, kWidth}, nullptr, nullptr, kExperts, 2,
@@ -199,8 +222,9 @@ class Weights {
     return {norm(), true, gate, experts(kExperts), true, experts(1), nullptr, {}};
   }
 
-  std::vector<float> norm_, angles_, gate_;
-  std::vector<uint8_t> embedding_, qkv_, out_, experts_;
+  std::vector<float> norm_, angles_, gate_, gates_, conv_, rates_;
+  std::vector<uint8_t> embedding_, qkv_, out_, experts_, projection_, mixed_;
+  DeltaMixer mixer_{};
   std::vector<const uint8_t*> table_;
 };
 
@@ -208,13 +232,13 @@ class Weights {
 // `between`.
 void check_routes() {
   const Weights weights;
-  constexpr int kRows = 20, kChosen = 2 * kRows * 2;
+  constexpr int kRows = 20, kChosen = 3 * kRows * 2;
   std::vector<int64_t> expert(kChosen, -1), limit(kRows, 1);
   std::vector<float> weight(kChosen, NAN);
   int calls = 0;
   Routes routes{expert.data(), weight.data(), limit.data(), [&](int) { ++calls; }};
   const auto limited = weights.run(InstructionSet::plain, kRows, routes);
-  bool right = calls == 3 * 2;
+  bool right = calls == 3 * 3;
   for (int i = 0; i < kChosen; i += 2) {
     right = right && expert[i] < Weights::kExperts && weight[i] == 1.0f;
     right = right && expert[i + 1] == Weights::kExperts && weight[i + 1] == 0.0f;

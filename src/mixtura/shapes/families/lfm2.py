@@ -16,6 +16,7 @@ from mixtura.shapes.families.llama import Llama
 from mixtura.shapes.families.mixtral import SparseLlama
 from mixtura.shapes.ledger import Buffer
 from mixtura.shapes.moe import MoEShape
+from mixtura.shapes.recurrence import ShortConvShape
 
 _CONV, _ATTENTION = "conv", "full_attention"
 _FFN = ("w1", "w3", "w2")
@@ -233,7 +234,7 @@ class Lfm2Moe(Lfm2, SparseLlama):
 def conv_pieces(shape: DecoderShape, layer: int, stored: str, ours: str) -> Iterator[Piece]:
     """Both projections, and the convolution, whose weights have a dim of 1 in the middle."""
     recurrence, width = shape.recurrence_of(layer), shape.width
-    assert recurrence is not None, "a layer without attention"
+    assert isinstance(recurrence, ShortConvShape), "this family has no other"
     kernel = recurrence.kernel
     conv = (width, 1, kernel)
     yield Piece(f"{stored}in_proj.weight", (3 * width, width), f"{ours}projection.weight")

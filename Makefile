@@ -35,6 +35,7 @@ sanitize:  ## Check the compiled kernels under AddressSanitizer and ThreadSaniti
 	  cmake --build build/sanitize-$$kind -j 2 >/dev/null && \
 	  echo "$$kind: $$(build/sanitize-$$kind/check_kernels && \
 	    build/sanitize-$$kind/check_attention && \
+	    build/sanitize-$$kind/check_gguf && \
 	    build/sanitize-$$kind/check_packing && \
 	    build/sanitize-$$kind/check_recurrent)" || exit 1; \
 	done

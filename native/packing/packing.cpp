@@ -36,6 +36,29 @@ bool quantise_groups(const void* w, Kind kind, int64_t groups, const Levels& lev
   return sound;
 }
 
+bool quantise_blocks(GgufKind kind, const uint8_t* blocks, int64_t count, const Levels& levels,
+                     InstructionSet set, int8_t* q, uint16_t* scale) {
+  const PackingKernels& kernels = packing_of(set);
+  const UnpackBlocks unpack = unpack_of(set);
+  constexpr int64_t kGroups = kBlockWeights / kGroup;
+  std::atomic<bool> sound = true;
+  Pool::shared().run([&](Team& team) {
+    // 16 blocks take 16 KiB as fp32, which fit into a core's first cache.
+    constexpr int64_t kAtOnce = 16;
+    alignas(64) float weights[kAtOnce * kBlockWeights];
+    auto& next = team.counter();
+    for (int64_t block; (block = next.fetch_add(kAtOnce, std::memory_order_relaxed)) < count;) {
+      const int64_t own = std::min(kAtOnce, count - block);
+      unpack(kind, blocks + block * bytes_of(kind), own, weights);
+      if (!kernels.search(weights, Kind::float32, own * kGroups, levels,
+                          q + block * kBlockWeights, scale + block * kGroups)) {
+        sound.store(false, std::memory_order_relaxed);
+      }
+    }
+  });
+  return sound;
+}
+
 void tile_numbers(const Numbers& numbers, bool gated, InstructionSet set, uint8_t* out) {
   const PackingKernels& kernels = packing_of(set);
   // For the two tiles of a unit: the first row of the tile in unit 0, and the end of the tile's

@@ -2,6 +2,7 @@
 // The Python references are groups.py and tiles.py in src/mixtura/kernels/packed/.
 #pragma once
 
+#include "gguf/blocks.h"
 #include "machine/cpu.h"
 #include "machine/pool.h"
 #include "packed/format.h"
@@ -49,6 +50,11 @@ const PackingKernels& avx512_packing();
 
 // Runs PackingKernels::search in all threads of the pool, and returns the same.
 bool quantise_groups(const void* w, Kind kind, int64_t groups, const Levels& levels,
+                     InstructionSet set, int8_t* q, uint16_t* scale);
+
+// Unpacks blocks of a K-quant, and quantises the weights as quantise_groups does. The weights are in
+// memory only a few blocks at a time.
+bool quantise_blocks(GgufKind kind, const uint8_t* blocks, int64_t count, const Levels& levels,
                      InstructionSet set, int8_t* q, uint16_t* scale);
 
 // Writes all tiles. If `gated`, the rows are [gate; up], and a unit has 16 rows of gate and the

@@ -105,3 +105,11 @@ class Source(ABC):
         has no such groups, or if an integer or a scale could not be kept exactly.
         """
         return None
+
+    def requantised(self, name: str, bits: "Bits") -> "Groups | None":
+        """Quantise a stored tensor again, without unpacking the whole tensor in memory.
+
+        The groups equal those of the tensor that `read` returns. Returns None if the source cannot
+        do this for the tensor, or if a weight cannot be quantised.
+        """
+        return None

@@ -5,7 +5,7 @@ of a row, P pairs of dims that RoPE rotates in a head.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixtura.checkpoints.gguf.architectures import architecture_of, is_drafting
+from mixtura.checkpoints.gguf.block_numbers import K_QUANTS, numbers
 from mixtura.checkpoints.gguf.blocks import BITS, groups_bits, unpacked
 from mixtura.checkpoints.gguf.counts import check_counts
 from mixtura.checkpoints.gguf.header import TensorPlace, read_header
@@ -129,26 +130,60 @@ class GGUFSource(Source):
         All dims but the last are flattened to rows. Returns None for other kinds, if a piece does
         not take whole rows, or if a number is -128, which groups cannot hold.
         """
+        kinds = {place.kind for place, _ in self._parts_of(name)}
+        if len(kinds) > 1 or not kinds <= set(BITS):
+            return None
+        return self._grouped(
+            name,
+            lambda place: unpacked(self._raw(place).reshape(-1, place.bytes_of_row), place.kind),
+        )
+
+    def requantised(self, name: str, bits: Bits) -> "Groups | None":
+        """Quantise a tensor of K-quants again, as `Source.requantised` says."""
+        import torch
+
+        from mixtura.kernels.packed.groups import quantise_blocks
+
+        if not {place.kind for place, _ in self._parts_of(name)} <= K_QUANTS:
+            return None
+
+        def quantised(place: TensorPlace) -> "Groups | None":
+            rows = torch.from_numpy(self._raw(place).reshape(-1, place.bytes_of_row))
+            return quantise_blocks(rows, int(place.kind), place.shape[-1], bits)
+
+        return self._grouped(name, quantised)
+
+    def _grouped(
+        self, name: str, of_place: "Callable[[TensorPlace], Groups | None]"
+    ) -> "Groups | None":
+        """Assemble the groups of an HF tensor from those of its places.
+
+        Returns None if a piece does not take whole rows, or if a place has no groups.
+        """
         import torch
 
         from mixtura.kernels.packed.groups import Groups
 
-        parts = self._parts_of(name)
-        kinds, rows = {place.kind for place, _ in parts}, self._shapes[name]
+        parts, rows = self._parts_of(name), self._shapes[name]
         pieces = [in_groups(piece) for _, piece in parts]
-        if len(kinds) > 1 or not kinds <= set(BITS) or None in pieces:
+        if None in pieces:
             return None
+        if len(parts) == 1 and is_whole(parts[0][1]):
+            return of_place(parts[0][0])
         q = torch.empty(rows, dtype=torch.int8)
         scale = torch.empty(*rows[:-1], rows[-1] // GROUP, dtype=torch.float16)
+        found: dict[int, Groups] = {}
         for (place, _), piece in zip(parts, pieces, strict=True):
-            stored = unpacked(self._raw(place).reshape(-1, place.bytes_of_row), place.kind)
+            stored = found.get(place.start) or of_place(place)
             if stored is None or piece is None:
                 return None
+            found[place.start] = stored
             for whole, part in ((q, stored.q_NK), (scale, stored.scale_NG)):
                 own = part.view(*place.shape[:-1], -1)
                 target, filling = taken(whole, own, piece)
                 target.copy_(filling)
-        return Groups(q.flatten(0, -2), scale.flatten(0, -2), BITS[kinds.pop()])
+        bits = next(iter(found.values())).bits
+        return Groups(q.flatten(0, -2), scale.flatten(0, -2), bits)
 
     def _parts_of(self, name: str) -> list[PlacedPiece]:
         if name not in self._parts:
@@ -172,13 +207,9 @@ class GGUFSource(Source):
 
     def _numbers(self, place: TensorPlace) -> NDArray[np.float32]:
         """Read a GGUF tensor in fp32."""
-        from gguf import GGMLQuantizationType, dequantize
-
-        raw = self._raw(place).reshape(*place.shape[:-1], place.bytes_of_row)
+        raw = self._raw(place).reshape(-1, place.bytes_of_row)
         try:
-            # Infinite and NaN scales are kept, and numpy must not warn about them.
-            with np.errstate(all="ignore"):
-                return dequantize(raw, GGMLQuantizationType(place.kind)).reshape(place.shape)
+            return numbers(raw, place.kind).reshape(place.shape)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.path}: tensor {place.name} is {place.kind.name}, which cannot be "

@@ -30,6 +30,8 @@ _AT_ONCE = 2048
 # The number of weights that the compiled kernels get at a time; the kernels divide them into blocks
 # that fit into caches.
 _WEIGHTS_AT_ONCE = 1 << 22
+# The weights of a block of any K-quant.
+_BLOCK_WEIGHTS = 256
 # The number that the kernels give to each dtype that they read; weights of other dtypes are
 # converted to fp32.
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
@@ -109,6 +111,40 @@ def quantise(
             of_row = inputs // GROUP
             _check_values(own_NK.float().view(-1, GROUP), start * of_row, of_row, bits, name)
     return Groups(q_NK, scale_NG, bits)
+
+
+def quantise_blocks(
+    row_NX: Tensor, kind: int, inputs: int, bits: Bits, kernels: InstructionSet = "auto"
+) -> Groups | None:
+    """The groups of a matrix of GGUF's K-quants, equal to `quantise` of the unpacked matrix.
+
+    `row_NX` has the bytes of each row, and `kind` is ggml's number of their format. The unpacked
+    weights are never in memory as a whole. Returns None without compiled kernels, and for weights
+    that `quantise` refuses.
+    """
+    module = native()
+    if module is None:
+        check_offered(kernels)
+        return None
+    rows = row_NX.shape[0]
+    row_NX = row_NX.contiguous()
+    q_NK = torch.empty(rows, inputs, dtype=torch.int8)
+    scale_NG = torch.empty(rows, inputs // GROUP, dtype=torch.float16)
+    levels, (low, high) = torch.tensor(_TRIED[bits]), limits(bits)
+    sound = module.quantise_blocks(
+        kind,
+        row_NX.data_ptr(),
+        rows * inputs // _BLOCK_WEIGHTS,
+        levels.data_ptr(),
+        len(levels),
+        low,
+        high,
+        LARGEST * high,
+        number_of(kernels),
+        q_NK.data_ptr(),
+        scale_NG.data_ptr(),
+    )
+    return Groups(q_NK, scale_NG, bits) if sound else None
 
 
 def quantise_naive(w_NK: Tensor, bits: Bits, name: str = "the matrix") -> Groups:

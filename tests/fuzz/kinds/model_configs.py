@@ -6,6 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.checkpoints.quantised.formats import FORMATS
 from tests.fuzz.kind import Kind
 from tests.fuzz.mutations import Raw, json_text, odd_value, spoilt_bytes, spoilt_tree
 
@@ -100,18 +101,32 @@ _DBRX = {
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 4, "rope_parameters": _LLAMA3, "attention_bias": True},
-    "mistral": {"sliding_window": 8},
+    "mistral": {"quantization_config": FORMATS["modelopt nvfp4"].settings, "sliding_window": 8},
     "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-    "qwen3": {"head_dim": 8},
-    "mixtral": {**_SPARSE, "sliding_window": None},
-    "olmoe": {**_SPARSE, "num_key_value_heads": 4, "clip_qkv": 8.0},
+    "qwen3": {"quantization_config": FORMATS["gptq"].settings, "head_dim": 8},
+    "mixtral": {
+        "quantization_config": FORMATS["tensors fp8 block"].settings,
+        **_SPARSE,
+        "sliding_window": None,
+    },
+    "olmoe": {
+        "quantization_config": FORMATS["tensors int4 groups and zeros"].settings,
+        **_SPARSE,
+        "num_key_value_heads": 4,
+        "clip_qkv": 8.0,
+    },
     "qwen2_moe": {**_SPARSE, "shared_expert_intermediate_size": 8, "decoder_sparse_step": 2},
     "qwen3_moe": {**_SPARSE, "head_dim": 8, "mlp_only_layers": [0], "norm_topk_prob": True},
     "gpt_oss": {**_SPARSE, "head_dim": 8, "sliding_window": 8, "rope_parameters": _YARN},
     "dbrx": _DBRX,
     "gemma3_text": _GEMMA,
     "gemma3": {"text_config": {**_SIZES, **_GEMMA}, "vision_config": {"hidden_size": 8}},
-    "granitemoe": {**_SPARSE, "embedding_multiplier": 12.0, "attention_multiplier": 0.3},
+    "granitemoe": {
+        "quantization_config": FORMATS["awq"].settings,
+        **_SPARSE,
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.3,
+    },
     "granitemoeshared": {**_SPARSE, "shared_intermediate_size": 8},
     "granitemoehybrid": {
         **_SPARSE,

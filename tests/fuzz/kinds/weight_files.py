@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.checkpoints.quantised.formats import FORMATS
 from tests.fuzz.kind import Kind
 from tests.fuzz.mutations import json_text, spoilt_bytes, spoilt_tree
 from tests.fuzz.signing import header_of, laid_out, signed
@@ -65,7 +66,7 @@ class WeightFiles(Kind):
 
 
 class Safetensors(WeightFiles):
-    """Whole, in shards, in fp8 and MXFP4: a header, an index or digests changed, or bytes."""
+    """Whole, in shards, in quantised formats: a header, an index or digests changed, or bytes."""
 
     name = "safetensors"
 
@@ -84,6 +85,8 @@ class Safetensors(WeightFiles):
                 shard_bytes=40_000 if model_type == "mixtral" else 10**9,
             )
         _in_fp8(folder / "llama", folder / "fp8")
+        for name in ("tensors int4 channel and zeros", "gptq rows", "tensors fp8 channel"):
+            _in_format(name, folder / "llama", folder / name.replace(" ", "-"))
 
     def mutate(self, rng: Random, valid: Path, case: Path) -> None:
         folder = rng.choice(_folders(valid))
@@ -319,6 +322,28 @@ def _in_fp8(folder: Path, out: Path) -> None:
         "weight_block_size": [16, 16],
         "activation_scheme": "dynamic",
     }
+    (out / "config.json").write_text(json.dumps(config))
+
+
+def _in_format(name: str, folder: Path, out: Path) -> None:
+    """The same model with random projections in a quantised format."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    fmt = FORMATS[name]
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("digests.json"))
+    torch.manual_seed(0)
+    stored: dict[str, torch.Tensor] = {}
+    for key, tensor in load_file(out / "model.safetensors").items():
+        if "_proj" not in key:
+            stored[key] = tensor.bfloat16()
+            continue
+        parts = fmt.make(*tensor.shape)
+        module = key.removesuffix(".weight")
+        stored |= {f"{module}.{part}": one.contiguous() for part, one in parts.items()}
+    save_file(stored, out / "model.safetensors")
+    config = json.loads((out / "config.json").read_bytes())
+    config["quantization_config"] = fmt.settings
     (out / "config.json").write_text(json.dumps(config))
 
 

@@ -65,7 +65,7 @@ def unpacked(rows_NX: NDArray[np.uint8], kind: Kind) -> "Groups | None":
 
 
 def packed(groups: "Groups") -> NDArray[np.uint8]:
-    """Convert groups to the bytes of blocks, (N, G B); the scale comes first in each block."""
+    """Convert groups to the bytes of blocks, (N, X); the scale comes first in each block."""
     q_NGK = groups.q_NK.numpy().reshape(*groups.scale_NG.shape, GROUP)
     scale_NGB = groups.scale_NG.contiguous().numpy()[..., None].view(np.uint8)
     if groups.bits == 4:

@@ -11,15 +11,15 @@ from mixtura.checkpoints.gguf.header import TensorPlace
 from mixtura.checkpoints.gguf.metadata import Metadata
 
 _OF_BLOCK = re.compile(r"blk\.(\d{1,9})\.")
-# The most experts of all layers together; DeepSeek-V3 has 15,616. The reader lists the tensors of
-# every expert by name, which takes memory.
+# The most experts of all layers together; DeepSeek-V3 has 15,616. There is a limit because the
+# reader lists the tensors of every expert by name, which takes memory.
 _MOST_EXPERTS = 1 << 18
 
 
 def check_counts(metadata: Metadata, places: Sequence[TensorPlace]) -> None:
     """Raise CheckpointError if the metadata states more layers or experts than the tensors have.
 
-    The message names the key.
+    Raises it too for more than `_MOST_EXPERTS` experts. The message names the key.
     """
     found = (_OF_BLOCK.match(place.name) for place in places)
     blocks = {block[1] for block in found if block is not None}

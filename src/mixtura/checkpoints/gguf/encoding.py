@@ -46,7 +46,7 @@ class OutTensor:
                 yield packed(exact)
                 continue
             values = filled(pieces, lambda piece: source.read(piece.ours))
-            # These are views of the stack, so only one expert's encoded bytes are in memory.
+            # The matrices are views of `values`, so only one matrix's encoded bytes are in memory.
             matrices = values.flatten(0, -3) if values.dim() > 2 else [values]
             for matrix_NK in matrices:
                 yield self._encoded(matrix_NK)

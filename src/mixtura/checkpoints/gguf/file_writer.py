@@ -45,7 +45,7 @@ _FILE_TYPES: Mapping[Kind, LlamaFileType] = {
     Kind.Q8_0: LlamaFileType.MOSTLY_Q8_0,
     Kind.Q4_0: LlamaFileType.MOSTLY_Q4_0,
 }
-# The version of the block layouts, which llama.cpp requires of a quantised file.
+# The version of the block layouts; llama.cpp needs this number in a quantised file.
 _QUANTISATION_VERSION = 2
 
 
@@ -59,7 +59,7 @@ class Written:
     """the storage format of most weights, such as `q8_0`"""
     bytes: int
     left_out: Mapping[str, str]
-    """for each stored tensor that the model does not use, by name, a description"""
+    """maps each tensor of the source that the model does not use, by name, to a description"""
 
 
 def write_gguf(
@@ -81,8 +81,8 @@ def write_gguf(
 
     `check` is finished before the file appears; if it fails, no file appears. `progress` is called
     with the number of bytes written and the total. Raises ConfigError for a family without an
-    architecture in llama.cpp, for a config that the metadata cannot express, and for quantised rows
-    whose length is not a multiple of 32. Raises DataError for a tokenizer that GGUF cannot hold.
+    architecture in llama.cpp, for a config that the metadata cannot express, and for a matrix to be
+    quantised whose row length is not a multiple of 32. Raises DataError for a tokenizer that GGUF cannot hold.
     """
     plan = _plan(source, kind)
     metadata = {

@@ -1,7 +1,7 @@
 """Reads the head of a GGUF file, version 2 or 3: the metadata, and the list of the tensors.
 
-`gguf.GGUFReader` is not used, because it makes an array of every number: it takes 2.8 s for a
-vocabulary of 49,152 tokens, and this module takes 0.1 s. `GGUFReader` also reads past the end of a
+`gguf.GGUFReader` is not used, because it makes a numpy array for each single number: it takes 2.8 s for
+a vocabulary of 49,152 tokens, and this module takes 0.1 s. `GGUFReader` also reads past the end of a
 truncated file without an error. The tests compare the two readers.
 """
 
@@ -32,11 +32,12 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _LENGTH = struct.Struct("<Q")
-# The fewest bytes of an entry, if its name is empty. A tensor's entry has the name's length, number
-# of dims, kind and offset. A key's entry has the name's length, a type and a value of one byte.
+# The bytes of the smallest entries, whose names are empty. A tensor's entry holds the name's length,
+# the number of dims, the kind and the offset. A key's entry holds the name's length, the value's
+# type, and a value of one byte.
 _LEAST_OF_TENSOR, _LEAST_OF_KEY = 8 + 4 + 4 + 8, 8 + 4 + 1
-# The most strings of an array; the largest vocabularies have 262,144 tokens. A string that is read
-# takes six times its bytes in the file.
+# The most strings of an array; the largest vocabularies have 262,144 tokens. In memory a string
+# takes six times as many bytes as in the file.
 _MOST_TEXTS = 1 << 22
 _MOST_ALIGNMENT = 1 << 20
 # The most bytes of a head. Gemma's 262,144 tokens and their merges take some 16 MiB.
@@ -177,7 +178,7 @@ class _Reader:
         return _SCALARS[kind]
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Read a tensor's name, shape, kind number, and offset from the end of the head."""
+        """Read a tensor's name, shape, kind number, and offset, which counts from the head's end."""
         name = self._string("the name of a tensor")
         dims = int(self._number("<u4", f"tensor {name}"))
         if dims > _MOST_DIMS:

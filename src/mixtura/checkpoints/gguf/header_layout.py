@@ -47,7 +47,7 @@ def head(metadata: Mapping[str, Any], places: Sequence[TensorPlace]) -> bytes:
 
 
 def padding(size: int) -> int:
-    """The bytes from `size` to the next multiple of 32, where a tensor may begin."""
+    """The number of bytes from `size` to the next multiple of 32, where a tensor may begin."""
     return -size % ALIGNMENT
 
 

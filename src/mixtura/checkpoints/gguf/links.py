@@ -36,7 +36,7 @@ def of_stack(one: Named, gguf: str, expert: int, experts: int) -> Iterator[Piece
 
 
 def rotated(one: Named, gguf: str, heads: int) -> Iterator[Piece]:
-    """RoPE rotates pairs of rows, which are neighbours in GGUF and half a head apart in HF."""
+    """The two rows of a pair that RoPE rotates are neighbours in GGUF, half a head apart in HF."""
     rows = one.shape[0] // heads
     view, half = (heads, rows, *one.shape[1:]), rows // 2
     for at, of in ((slice(0, half), slice(0, None, 2)), (slice(half, None), slice(1, None, 2))):
@@ -57,9 +57,10 @@ def gate_and_up(one: Named, gate: str, up: str) -> Iterator[Piece]:
 
 
 def narrowed(piece: Piece) -> tuple[int, Piece] | None:
-    """Return the index of GGUF's first dim that a piece fills, and the piece within that index.
+    """Narrow a piece that fills one index of the first dim of GGUF's tensor.
 
-    Returns None if the piece fills more than one index.
+    Returns this index, and the piece within it. Returns None for a piece that fills more than one
+    index.
     """
     if piece.stored_view is not None or not piece.of or not isinstance(piece.of[0], int):
         return None

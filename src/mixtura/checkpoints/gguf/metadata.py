@@ -22,7 +22,7 @@ class Metadata:
         self.architecture = self.text("general.architecture")
 
     def key(self, key: str) -> str:
-        """The file's key: the architecture's name is put before a leading dot."""
+        """Return the key that the file has: the architecture's name is put before a leading dot."""
         return self.architecture + key if key.startswith(".") else key
 
     def __contains__(self, key: str) -> bool:
@@ -35,14 +35,14 @@ class Metadata:
         return self._of(key, bool, "true or false", default)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number."""
+        """Read a finite number."""
         value = self._of(key, (int, float), "a number", default)
         if isinstance(value, bool) or not np.isfinite(value):
             raise self.error(key, f"{value!r}, expected a finite number")
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1; if there is one for each layer, all must be equal."""
+        """Read a whole number of 1 or more; numbers listed for each layer must all be equal."""
         value = self._values.get(self.key(key), default)
         if isinstance(value, np.ndarray):
             several = np.unique(value)
@@ -57,7 +57,7 @@ class Metadata:
         return value
 
     def token(self, key: str, vocabulary: int) -> int | None:
-        """The number of a token of the vocabulary; None if the file states no such token."""
+        """Read the number of a token of the vocabulary; None if the file states no token."""
         value = self._values.get(key)
         if value is None:
             return None

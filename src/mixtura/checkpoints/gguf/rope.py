@@ -15,7 +15,7 @@ from mixtura.config import Tree
 from mixtura.errors import ConfigError
 
 # Published models whose files hold RoPE's factors (Llama 3.1, 3.2 and 3.3) all have these settings.
-# Their scaling factor differs. It is the largest of the factors in the file.
+# Only the scaling factor differs: it is the largest number in the file's tensor of factors.
 _LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -41,10 +41,10 @@ def rope_parameters(
     factors_P: NDArray[np.float32] | None,
     read_elsewhere: Container[str] = (),
 ) -> dict[str, Any]:
-    """config.json's `rope_parameters`; `factors_P` is the tensor rope_freqs.weight, if any.
+    """Make config.json's `rope_parameters`; `factors_P` is the tensor rope_freqs.weight, if any.
 
-    `read_elsewhere` names settings of YaRN that the caller reads. Raises CheckpointError for a
-    RoPE scaling that is not supported.
+    `read_elsewhere` holds keys of YaRN's settings that the caller reads; they may have any value.
+    Raises CheckpointError for a RoPE scaling that is not supported.
     """
     base = metadata.number(".rope.freq_base", _ROPE_BASE)
     scaling = _stated(metadata, read_elsewhere)

@@ -20,7 +20,7 @@ _KINDS: dict[Bits, Kind] = {
 def llama_cpp_groups(w_NK: Tensor, bits: Bits) -> Groups:
     """Quantise a matrix to Q4_0 or Q8_0 with the package `gguf`.
 
-    Its rule computes the scale of a group from the group's largest weight.
+    The package's rule computes the scale of a group from the group's largest weight.
     """
     rows = quantize(np.ascontiguousarray(w_NK.float().numpy()), GGMLQuantizationType(_KINDS[bits]))
     groups = unpacked(rows, _KINDS[bits])

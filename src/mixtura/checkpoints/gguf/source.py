@@ -100,7 +100,11 @@ class GGUFSource(Source):
         return whole
 
     def dtype_of(self, name: str) -> "torch.dtype":
-        """The dtype that all matrices are stored in, or fp32 if they differ; fp32 for gates."""
+        """Return the dtype that a tensor is read in.
+
+        It is fp32 for gates of routers. For all other tensors it is the dtype that all matrices are
+        stored in, or fp32 if the matrices differ in dtype or are quantised.
+        """
         import torch
 
         return getattr(torch, self._dtype_name_of(name))
@@ -118,7 +122,7 @@ class GGUFSource(Source):
 
     @property
     def quantised(self) -> bool:
-        """Whether a tensor of the model is stored in another kind than F32, F16 and BF16."""
+        """Whether any tensor of the model is stored in a kind other than F32, F16 and BF16."""
         return any(place.kind not in _PLAIN for parts in self._parts.values() for place, _ in parts)
 
     def stored_bits(self, name: str) -> Bits:
@@ -265,7 +269,7 @@ def _read_as(path: Path, config: Tree) -> tuple[Family, DecoderShape]:
 
 
 def _part(place: TensorPlace, piece: Piece) -> PlacedPiece:
-    """Narrow the place of a stack of matrices to the one matrix that a piece takes."""
+    """If a piece takes one matrix of a stack, narrow the stack's place to this matrix."""
     found = narrowed(piece)
     if found is None:
         return place, piece
@@ -276,7 +280,7 @@ def _part(place: TensorPlace, piece: Piece) -> PlacedPiece:
 
 
 def _common_dtype(places: Iterable[TensorPlace]) -> str:
-    """The dtype that all matrices are stored in, or fp32 if they differ or are quantised.
+    """The dtype that all matrices are stored in; fp32 if their dtypes differ or are quantised.
 
     llama.cpp stores vectors, biases and routers in fp32, so their dtype does not count.
     """

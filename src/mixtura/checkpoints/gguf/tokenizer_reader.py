@@ -18,7 +18,7 @@ _HF_NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "pa
 def gguf_tokenizer(metadata: Metadata) -> CheckpointTokenizer:
     """Build the tokenizer that the metadata describes.
 
-    Raises CheckpointError if it is missing or damaged, or if its kind is not supported.
+    Raises CheckpointError if the tokenizer is missing, damaged or of a kind that is not supported.
     """
     model = metadata.text("tokenizer.ggml.model")
     if model not in _READERS:
@@ -104,7 +104,7 @@ def _facts(
 
 
 def _usual_names(tokens: list[str], kinds: list[int]) -> dict[str, str]:
-    """llama.cpp's default roles: token 0 is unknown, token 1 is bos, and token 2 is eos.
+    """Map llama.cpp's default roles to tokens: token 0 is unknown, token 1 is bos, token 2 is eos.
 
     A token that is not special gets no role.
     """

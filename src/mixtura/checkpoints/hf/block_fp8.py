@@ -1,4 +1,4 @@
-"""Unpacks FP8 weights, which have a scale for each block as in DeepSeek-V3, when they are read.
+"""Unpacks FP8 weights when they are read. Each block has a scale, as in DeepSeek-V3.
 
 A block is a rectangle of a matrix, such as 128 by 128. The last block of a row or a column may be
 smaller.
@@ -58,8 +58,8 @@ def _block(settings: Mapping[str, Any]) -> tuple[int, int]:
     """Read the height and the width of a block from the `quantization_config`."""
     keys = Keys(settings, "fp8", "config.json: quantization_config")
     keys.expect("fmt", "e4m3", None)
-    # Other schemes quantise a layer's inputs with one fixed scale. Mixtura does not quantise
-    # inputs, so its outputs would differ from those of such a model.
+    # The scheme "static" quantises a layer's inputs with one fixed scale. Mixtura does not quantise
+    # inputs, so its outputs would differ from the outputs of a model with that scheme.
     keys.expect("activation_scheme", "dynamic", None)
     match settings.get("weight_block_size"):
         case [int(height), int(width)] if height > 0 and width > 0:

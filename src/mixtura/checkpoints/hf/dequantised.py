@@ -1,4 +1,4 @@
-"""Opens quantised Hugging Face folders as if their weights were stored plain."""
+"""Opens quantised Hugging Face folders as if their weights were not quantised."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +28,7 @@ LAYOUTS: Mapping[str, Callable[[Settings], tuple[Layout, ...]]] = {
     "gptq": lambda settings: (gptq(settings),),
     "awq": lambda settings: (awq(settings),),
 }
-"""maps `quant_method` to a function that reads the settings of formats of single modules"""
+"""maps `quant_method` to a function that reads the layouts of modules from the settings"""
 METHODS = (*LAYOUTS, "mxfp4")
 
 
@@ -59,7 +59,7 @@ def dequantised(source: Source) -> Source:
 
 
 def described(method: str, settings: Settings) -> str:
-    """The method, and the format or the algorithm within it."""
+    """Return the method's name, with the format or the algorithm if the settings state one."""
     variant = next(
         (
             settings[key]

@@ -85,7 +85,7 @@ class _Shard:
 def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Mapping[str, Any]:
     """Read a JSON object of at most `most` bytes; `what` describes the file in an error message.
 
-    Configs of models with Mamba-2 may have an infinite number; see `parse_json`. Raises
+    Configs of models with Mamba-2 may contain the number Infinity; see `parse_json`. Raises
     CheckpointError if the file is missing or holds no JSON object.
     """
     try:
@@ -95,9 +95,11 @@ def read_json(path: Path, what: str, most: int = MOST_BYTES) -> Mapping[str, Any
 
 
 def _files(folder: Path) -> list[Path]:
-    """List the files with weights: those that the index names, or else the only safetensors file.
+    """List the files with weights.
 
-    Raises CheckpointError if there is no such file, or if there are several without an index.
+    These are the files that the index names. Without an index it is model.safetensors, or else the
+    folder's only safetensors file. Raises CheckpointError if the folder has no safetensors file, or
+    several of other names without an index.
     """
     if (folder / INDEX).exists():
         return [_inside(folder, name) for name in sorted(set(_weight_map(folder).values()))]
@@ -129,7 +131,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A shard's path. Raises CheckpointError if it is outside the folder, or does not exist."""
+    """Return a shard's path. Raises CheckpointError if it leaves the folder or does not exist."""
     parts = PurePosixPath(name)
     if parts.is_absolute() or len(parts.parts) != 1 or "\\" in name or name == "..":
         raise CheckpointError(

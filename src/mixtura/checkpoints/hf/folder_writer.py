@@ -64,7 +64,7 @@ def save_model(
     companions: Callable[[Path], object] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Saved:
-    """Write the weights of a decoder in memory; `write_hf` describes the options."""
+    """Write a decoder that is in memory; `write_hf` describes the options."""
     return write_hf(
         DecoderWeights(decoder, out),
         family,
@@ -90,10 +90,11 @@ def write_hf(
 ) -> Saved:
     """Write config, weights and digests as the folder `out`, which appears only when complete.
 
-    `like` is the checkpoint that the model came from; its config and its files beside the weights
-    are copied. `companions` writes further files into the folder, such as a tokenizer's. `check` is
-    finished before the folder appears; if it fails, no folder appears. Weights are written in
-    `dtype`, by default the dtype of the head; gates are never rounded. One shard is in memory at a
+    `like` is the checkpoint that the model came from. Its files beside the weights (`COMPANIONS`)
+    are copied, and so are the keys of its config if they still describe the model. `companions`
+    writes further files into the folder, such as a tokenizer's. `check` is finished before the
+    folder appears; if it fails, no folder appears. Weights are written in `dtype`, by default the
+    dtype of `head.weight`; the gates of routers are never rounded. One shard is in memory at a
     time. `progress` is called with the number of bytes written and the total. Raises ConfigError if
     the family's config cannot express what the decoder computes, and StorageError if the disk is
     full.
@@ -113,7 +114,7 @@ def write_hf(
     done = 0
     with atomic_folder(out) as folder:
         for name, shard in zip(names, shards, strict=True):
-            # Copied: experts of a stack share memory, and safetensors refuses such tensors.
+            # Copied, because experts of a stack share memory, which safetensors refuses.
             tensors = {
                 key: source.read(key).to(dtypes[stored[key][0].ours], copy=True).contiguous()
                 for key in shard
@@ -160,8 +161,8 @@ def _dtypes(weights: Weights, dtype: torch.dtype) -> Mapping[str, torch.dtype]:
     gates = gate_names(weights.blueprint)
     for name, like in weights.like.items():
         if not isinstance(like, torch.nn.Parameter):
-            # A choosing bias stays in fp32: it is updated in steps of 1e-3, and next to a bias of 1
-            # bf16 would round such a step to 0.
+            # A choosing bias stays in fp32, because training changes it in steps of 1e-3. In bf16
+            # a bias of 1 would stay 1 after such a step.
             found[name] = weights.dtype_of(name)
         else:
             is_gate = name in gates
@@ -176,7 +177,10 @@ def _bytes(piece: Piece, dtypes: Mapping[str, torch.dtype]) -> int:
 def _shards(
     stored: Mapping[str, list[Piece]], dtypes: Mapping[str, torch.dtype], limit: int
 ) -> list[list[str]]:
-    """Divide the stored tensors, in their order, into shards of at most `limit` bytes."""
+    """Divide the stored tensors, in their order, into shards of at most `limit` bytes.
+
+    A tensor of more than `limit` bytes is a shard by itself.
+    """
     shards: list[list[str]] = [[]]
     held = 0
     for name, pieces in stored.items():

@@ -27,7 +27,7 @@ def unpack_naive(
 def unpack(
     weight_RC: Tensor, scale: Tensor, block: tuple[int, int], dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
-    """Compute `unpack_naive` one row of blocks at a time, 3 times as fast.
+    """Compute the result of `unpack_naive` one row of blocks at a time, which is 3 times as fast.
 
     A NaN becomes a finite number, so the caller has to check `holds_nan` first.
     """
@@ -46,7 +46,7 @@ def unpack(
 
 
 def _as_half(weight: Tensor) -> Tensor:
-    """Shift the bits of e4m3 into those of fp16; the result is 256 times too small.
+    """Move the bits of e4m3 numbers to their places in fp16; the result is 256 times too small.
 
     e4m3 has a sign, 4 bits of exponent and 3 bits of fraction.
     """

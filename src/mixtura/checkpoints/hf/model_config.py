@@ -16,9 +16,9 @@ _TRAINING = ("balance", "capacity", "backend")
 def hf_config(config: DecoderConfig, family: Family, like: Source | None = None) -> Tree:
     """Write a config.json in the keys of `family`.
 
-    If the checkpoint `like` is of the same family and computes the same as the decoder, its keys
-    are copied. Raises ConfigError, naming the key, if the family's config cannot express a setting
-    of the decoder.
+    If the checkpoint `like` is of `family` and its config describes a model with the same outputs,
+    the keys of its config are copied. Raises ConfigError, naming the key, if the family's config
+    cannot express a setting of the decoder.
     """
     try:
         written = {**family.write(config.model_dump()), "use_cache": True}
@@ -57,7 +57,7 @@ def function_of(config: DecoderConfig) -> Tree:
 
 
 def difference_of(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first key whose values differ, and both values; None if all values are equal."""
+    """Return the first key whose values differ, and both values; None if the trees are equal."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in {**one, **other}:
             inner = f"{path}.{key}" if path else key
@@ -70,8 +70,8 @@ def difference_of(one: Any, other: Any, path: str = "") -> tuple[str, Any, Any] 
 def first_family(config: DecoderConfig, among: Iterable[str] = FAMILIES) -> Family:
     """The first family whose config can express all that this decoder computes.
 
-    `llama` is tried first for a dense decoder, `mixtral` for an MoE. If no family fits, ConfigError
-    names the setting that this first family lacks.
+    `llama` is tried first for a dense decoder, `mixtral` for an MoE. Raises
+    ConfigError if no family fits, naming the setting that the family tried first cannot express.
     """
     plainest = "llama" if config.moe is None else "mixtral"
     for family in map(family_named, sorted(among, key=lambda one: one != plainest)):

@@ -1,4 +1,4 @@
-"""Unpacks MXFP4 weights, as in gpt-oss, when they are read.
+"""Unpacks weights in MXFP4, the format of gpt-oss, when they are read.
 
 E experts, R rows of a matrix, G groups of 32 weights in a row.
 """
@@ -24,8 +24,8 @@ class MXFP4(Source):
     """A Source that combines each pair NAME_blocks and NAME_scales into one bf16 tensor NAME.
 
     In MXFP4 a group of 32 four-bit floats shares one scale, a power of two (OCP Microscaling
-    Formats 1.0, section 5). Each float times its scale is a bf16 number, so unpacking rounds
-    nothing. Raises CheckpointError if one tensor of a pair is missing, or if shapes do not match.
+    Formats 1.0, section 5). bf16 holds the product of a float and its scale exactly, so
+    unpacking rounds nothing. Raises CheckpointError if one tensor of a pair is missing, or if shapes do not match.
     """
 
     quantisation = "mxfp4"
@@ -51,7 +51,7 @@ class MXFP4(Source):
             raise CheckpointError(
                 f"{self.path}: {name}{SCALES} holds {_NAN}, which is no scale; the file is damaged"
             )
-        # MXFP4 files have a row for each output; gpt-oss in bf16 has a column for each output.
+        # Transposed: MXFP4 files have a row for each output, gpt-oss in bf16 a column for each.
         return unpack(self._packed.read(f"{name}{BLOCKS}"), scale_ERG).mT
 
 

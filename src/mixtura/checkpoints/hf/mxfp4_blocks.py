@@ -1,4 +1,4 @@
-"""Unpacks MXFP4 weights to bf16: groups of 32 four-bit floats that share a power of two.
+"""Unpacks MXFP4 weights to bf16. 32 four-bit floats share one scale, a power of two.
 
 E experts, R rows of a matrix, G groups in a row, B = 16 bytes of a group, C = 32G columns,
 N = 16RG bytes of an expert.
@@ -15,7 +15,7 @@ _VALUES = torch.tensor([*_SIZES, *(-size for size in _SIZES)], dtype=torch.bfloa
 
 def unpack(block_ERGB: Tensor, scale_ERG: Tensor) -> Tensor:
     """Return weight_ERC in bf16. A byte holds two values, the first in its lower four bits."""
-    # A table gives for each byte both of its values at once, as the 32 bits of two bf16 numbers.
+    # For each byte this table holds both values together, as the 32 bits of two bf16 numbers.
     pair_of_byte = torch.stack([_VALUES.repeat(16), _VALUES.repeat_interleave(16)], 1)
     bits_of_byte = pair_of_byte.view(torch.int32).flatten()
     experts, rows, groups, _ = block_ERGB.shape

@@ -47,7 +47,7 @@ class Patchwork:
     def tensor(
         self, shape: tuple[int, ...], dtype: torch.dtype, parts: Sequence[FilePart]
     ) -> Tensor:
-        """Build a tensor from parts of files; the parts must fill each of its bytes once."""
+        """Build a tensor from parts of files; the parts must fill each byte of the tensor once."""
         size = prod(shape) * dtype.itemsize
         assert sum(part.size for part in parts) == size, "the parts fill the tensor"
         # Only whole pages can be mapped. So the tensor starts at the same offset within a page as

@@ -94,7 +94,7 @@ class Architecture(ABC):
     ) -> Tree:
         """Translate a file's metadata to a config.json, without the key `dtype`.
 
-        `names` are the file's tensors, and `factors_P` is the tensor rope_freqs.weight, if any.
+        `names` holds the names of the file's tensors, and `factors_P` is rope_freqs.weight, if any.
         Raises CheckpointError for a missing key, or for a setting that the config.json of the HF
         family cannot express.
         """
@@ -175,7 +175,7 @@ class Architecture(ABC):
         }
 
     def check(self, shape: DecoderShape) -> None:
-        """Raise ConfigError if llama.cpp would not compute what this config describes."""
+        """Raise ConfigError if llama.cpp does not support a model of this shape."""
         dense = [layer for layer in range(shape.layers) if not shape.holds_moe(layer)]
         if shape.moe is not None and dense and not self.dense_layers:
             raise ConfigError(
@@ -214,7 +214,7 @@ class Architecture(ABC):
         shape: DecoderShape,
         present: Container[str],
     ) -> Iterator[Piece]:
-        """The pieces of a tensor in a layer; `rest` is HF's name of the tensor within the layer."""
+        """Yield the pieces of a tensor in a layer; `rest` is its HF name within the layer."""
         if expert := _OF_EXPERT.fullmatch(rest):
             assert shape.moe is not None, "it has experts"
             stack = f"{block}{_EXPERTS[expert[2]]}.weight"
@@ -260,7 +260,10 @@ def head_dim_of(metadata: Metadata, width: int, heads: int, *, partly_rotated: b
 
 
 def layers_of(metadata: Metadata) -> int:
-    """The model's layers, without the last blocks, which serve only multi-token prediction."""
+    """The number of the model's layers.
+
+    Blocks at the end that serve only multi-token prediction are not counted.
+    """
     blocks, drafting = metadata.count(".block_count"), int(metadata.number(_DRAFTING, 0))
     if not 0 <= drafting < blocks:
         raise metadata.error(_DRAFTING, f"{drafting}, expected less than the {blocks} blocks")

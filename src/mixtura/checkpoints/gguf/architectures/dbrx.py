@@ -1,4 +1,4 @@
-"""DBRX: other config keys than Llama, LayerNorm, and one tensor for queries, keys and values.
+"""DBRX: LayerNorm, one tensor for queries, keys and values, and config keys unlike Llama's.
 
 HF stands for Hugging Face. E experts, D width, F expert width, P pairs of dims that RoPE
 rotates in a head.
@@ -112,9 +112,10 @@ class Dbrx(Architecture):
     def in_block(
         self, one: Named, block: str, rest: str, shape: DecoderShape, present: Container[str]
     ) -> Iterator[Piece]:
-        """HF has the experts of a layer in one matrix, (E F, D), and GGUF in a stack of matrices.
+        """For gate, up and down, HF has one matrix of all experts each, and GGUF a stack.
 
-        The stack is (E, F, D) for gate and up. For the down projection, w2, it is (E, D, F).
+        HF's matrix is (E F, D). GGUF's stack is (E, F, D) for gate and up. For the down projection,
+        w2, it is (E, D, F).
         """
         if rest not in _EXPERTS:
             yield from super().in_block(one, block, rest, shape, present)

@@ -37,7 +37,7 @@ from mixtura.shapes.families import FAMILIES, Piece
 from mixtura.shapes.families.latent import write_latent
 
 # llama.cpp recognises a model without a query latent by its number of layers. DeepSeek-V2-Lite has
-# 27; another model has 26.
+# 27 layers; another such model has 26.
 _WITHOUT_QUERY_RANK = (26, 27)
 
 
@@ -135,8 +135,8 @@ class Deepseek2(Architecture):
     def head_keys(self, attention: Mapping[str, Any]) -> Tree:
         rank, rope_dim = attention["kv_rank"], attention["turning_dim"]
         found: Tree = {
-            # All heads share one latent, so llama.cpp counts one KV head. The latent is its value.
-            # The latent and the rotated dims together are its key.
+            # All heads share one latent, so llama.cpp counts one KV head. The value of this head is
+            # the latent; its key is the latent with the rotated dims appended.
             ".attention.head_count_kv": 1,
             ".attention.key_length": rank + rope_dim,
             ".attention.value_length": rank,
@@ -193,9 +193,10 @@ class Deepseek2(Architecture):
 
 
 def _keys_and_values(one: Named, block: str, attention: LatentAttentionShape) -> Iterator[Piece]:
-    """Split HF's matrix (A (N + V), R) into GGUF's two: (A, R, N) for keys, (A, V, R) for values.
+    """Split HF's matrix (A (N + V), R) into two GGUF tensors.
 
-    The part for keys is transposed, because llama.cpp multiplies queries by it.
+    The tensor for keys is (A, R, N), and the tensor for values is (A, V, R). The tensor for keys is
+    transposed, because llama.cpp multiplies queries by it.
     """
     heads, rank = attention.heads, attention.kv_rank
     nope, value = attention.nope_dim, attention.value_dim
@@ -230,6 +231,6 @@ def _router(metadata: Metadata, model_type: str) -> Tree:
 
 
 def _log_multiplier(attention: Mapping[str, Any]) -> Tree:
-    """llama.cpp's factor for YaRN's attention scale, which is a tenth of HF's `mscale_all_dim`."""
+    """The key of YaRN's attention scale, if any; its value is 0.1 times HF's `mscale_all_dim`."""
     share = write_latent(attention)["rope_parameters"].get("mscale_all_dim")
     return {} if share is None else {LOG_MULTIPLIER: 0.1 * share}

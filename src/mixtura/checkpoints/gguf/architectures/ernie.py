@@ -22,7 +22,7 @@ _FIRST, _STEP = ".leading_dense_block_count", ".interleave_moe_layer_step"
 
 
 class Ernie45Moe(Architecture):
-    """After a number of dense layers every n-th layer is an MoE.
+    """The first layers are dense. Of the layers after them every n-th is an MoE.
 
     The combine weights of a token's experts are renormalised.
     """

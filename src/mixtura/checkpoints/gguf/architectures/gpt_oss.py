@@ -1,4 +1,4 @@
-"""gpt-oss: attention sinks, biases, and a sliding window in every other layer.
+"""gpt-oss: attention sinks, biases, and a sliding window in layers 0, 2, 4, ...
 
 HF (Hugging Face) stores the experts' gate and up as one tensor (E, D, 2F), and down as (E, F, D).
 GGUF stores gate and up as two tensors (E, F, D), and down as (E, D, F). E experts, D width, F
@@ -97,6 +97,6 @@ class GptOss(Architecture):
 
 
 def _gate_and_up() -> Iterator[tuple[str, slice]]:
-    """The columns of gate and of up in HF's tensor, where they alternate."""
+    """Yield gate's and up's columns in HF's tensor: 0, 2, 4, ... and 1, 3, 5, ..."""
     yield "gate", slice(0, None, 2)
     yield "up", slice(1, None, 2)

@@ -48,8 +48,8 @@ class GraniteMoe(Architecture):
         config |= {
             **expert_counts(metadata, "num_local_experts"),
             "attention_bias": "blk.0.attn_q.bias" in names,
-            # A multiplier that is absent or 0 has its default, which is 1. The default of
-            # attention's multiplier is head_dim ** -0.5.
+            # If a multiplier is absent or 0, its default applies: head_dim ** -0.5 for attention,
+            # and 1 for the embedding and the residual.
             "embedding_multiplier": metadata.number(".embedding_scale", 1.0) or 1.0,
             "residual_multiplier": metadata.number(".residual_scale", 1.0) or 1.0,
             "attention_multiplier": metadata.number(".attention.scale", scale) or scale,

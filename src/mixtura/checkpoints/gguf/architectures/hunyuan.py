@@ -14,7 +14,7 @@ from mixtura.config import Tree
 
 
 class HunyuanMoe(Architecture):
-    """An MoE in every layer; the base of RoPE includes the HF config's `alpha`."""
+    """Every layer is an MoE; the file's RoPE base already includes the HF config's `alpha`."""
 
     name = "hunyuan-moe"
     names = MappingProxyType(

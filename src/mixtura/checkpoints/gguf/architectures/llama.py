@@ -133,7 +133,7 @@ def has_experts(metadata: Metadata) -> bool:
 
 
 def expert_counts(metadata: Metadata, key: str) -> Tree:
-    """Read the number of experts, as the config key `key`, and the number that a token chooses."""
+    """Read the number of experts, as the config key `key`, and the experts for each token."""
     experts = metadata.count(".expert_count")
     used = metadata.count(".expert_used_count")
     if used > experts:
@@ -144,7 +144,7 @@ def expert_counts(metadata: Metadata, key: str) -> Tree:
 def expert_width(metadata: Metadata, ffn_width: int) -> int:
     """The width of one expert.
 
-    Older files state only `ffn_width`, the width of a token's chosen experts together.
+    Older files state only `ffn_width`, the sum of the widths of a token's chosen experts.
     """
     together = max(1, ffn_width // metadata.count(".expert_used_count"))
     return metadata.count(".expert_feed_forward_length", together)

@@ -1,4 +1,4 @@
-"""Metadata of DeepSeek's experts: shared experts, and how a router scores, groups and weighs."""
+"""Translates metadata of MoEs like DeepSeek's: shared experts, dense layers and the router."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ SOFTMAX, SIGMOID = 1, 2
 
 
 def router_config(metadata: Metadata) -> Tree:
-    """The keys of a config.json for groups of experts and for combine weights."""
+    """Read the config.json keys for groups of experts and for combine weights."""
     groups = metadata.count(".expert_group_count", 1)
     return {
         "routed_scaling_factor": metadata.number(".expert_weights_scale", 1.0),
@@ -21,7 +21,7 @@ def router_config(metadata: Metadata) -> Tree:
 
 
 def layers_config(metadata: Metadata) -> Tree:
-    """The keys of a config.json for shared experts and for dense layers."""
+    """Read the config.json keys for shared experts and for dense layers."""
     return {
         "n_shared_experts": int(metadata.number(".expert_shared_count", 0)),
         "first_k_dense_replace": int(metadata.number(".leading_dense_block_count", 0)),
@@ -30,7 +30,7 @@ def layers_config(metadata: Metadata) -> Tree:
 
 
 def experts_keys(moe: Mapping[str, Any]) -> Tree:
-    """The metadata, from the MoE section of `DecoderConfig.model_dump()`."""
+    """Translate the section `moe` of `DecoderConfig.model_dump()` to metadata."""
     router = moe["router"]
     sigmoid = router["kind"] in {"sigmoid_topk", "deepseek_v3"}
     found: Tree = {

@@ -61,7 +61,7 @@ class SigmoidRouter(Architecture):
 
 
 class Glm4Moe(SigmoidRouter):
-    """Part of each head is rotated; queries and keys are normed where the file has norms."""
+    """RoPE rotates a part of each head; queries and keys are normed if the file has such norms."""
 
     name = "glm4moe"
     partly_rotated = True
@@ -78,7 +78,7 @@ class Glm4Moe(SigmoidRouter):
 
 
 class Dots1(SigmoidRouter):
-    """Queries and keys of each head are normed. llama.cpp has no window in this architecture."""
+    """Each head's queries and keys are normed. llama.cpp has no sliding window in dots1."""
 
     name = "dots1"
 
@@ -104,7 +104,7 @@ class Dots1(SigmoidRouter):
 
 
 class MiniMaxM2(SigmoidRouter):
-    """An MoE in every layer; queries and keys are normed over all heads at once."""
+    """Every layer is an MoE; one norm spans the queries of all heads, and another the keys."""
 
     name = "minimax-m2"
     partly_rotated = True

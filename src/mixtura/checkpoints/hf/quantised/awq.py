@@ -1,6 +1,6 @@
-"""AWQ in the layout `gemm`: integers of 4 bits in words along a row, in an order of their own.
+"""AWQ in its layout `gemm`: int32 words hold the 4-bit integers of 8 outputs in AWQ's own order.
 
-K inputs and N outputs: `qweight` is (K, N/8), `qzeros` (G, N/8) and `scales` (G, N), for G groups.
+K inputs, N outputs, G groups of inputs. `qweight` is (K, N/8), `qzeros` (G, N/8), `scales` (G, N).
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,10 @@ _PLACE_OF_OUTPUT = [_ORDER.index(output) for output in range(8)]
 
 @dataclass(frozen=True, slots=True)
 class AWQ(Layout):
-    """A module of an AWQ folder: weight[n, k] = (q[k, n] - zero[g, n]) * scale[g, n]."""
+    """A module of an AWQ folder.
+
+    weight[n, k] = (q[k, n] - zero[g, n]) * scale[g, n], with g the group of input k.
+    """
 
     group: int | None
 
@@ -60,14 +63,14 @@ class AWQ(Layout):
 
 
 def _by_output(words: "Tensor") -> "Tensor":
-    """The numbers of each row of words, in the order of the outputs."""
+    """Unpack each row of words to numbers, and put the numbers in the order of the outputs."""
     from mixtura.checkpoints.hf.quantised.integers import unpacked
 
     return unpacked(words, 4).unflatten(1, (-1, 8))[..., _PLACE_OF_OUTPUT].flatten(1)
 
 
 def awq(settings: Mapping[str, Any]) -> AWQ:
-    """Read a `quantization_config`. Raises ConfigError, naming the key, for other variants."""
+    """Read a `quantization_config`. Raises ConfigError, naming the key, if it is not supported."""
     keys = Keys(settings, "awq", "config.json: quantization_config")
     keys.expect(keys.first("bits", "w_bit"), 4)
     keys.expect("zero_point", True)

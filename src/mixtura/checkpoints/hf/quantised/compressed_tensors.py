@@ -25,10 +25,11 @@ _STRATEGIES: Mapping[str, Strategy] = {"tensor": "tensor", "channel": "channel",
 
 
 def compressed_tensors(settings: Mapping[str, Any]) -> tuple[Layout, ...]:
-    """The layouts of all groups of modules.
+    """Read the layouts of all `config_groups`, which are groups of modules.
 
-    `ignore` and the targets are not needed: the names of a module's parts state whether it is
-    quantised. Raises ConfigError, naming the key, for settings that are not supported.
+    `ignore` and the groups' targets are not read: the names and dtypes of a module's parts show
+    whether it is quantised. Raises ConfigError, naming the key, for settings that are not
+    supported.
     """
     keys = Keys(settings, _METHOD, _CONFIG)
     keys.expect("quantization_status", "compressed", None)
@@ -42,7 +43,7 @@ def compressed_tensors(settings: Mapping[str, Any]) -> tuple[Layout, ...]:
             )
     groups = keys.mapping("config_groups")
     found = [_layout(keys.section("config_groups"), name, settings) for name in groups]
-    # Groups may differ in their targets alone.
+    # Two groups that differ only in their targets have equal layouts; each layout is kept once.
     layouts = tuple(one for at, one in enumerate(found) if one not in found[:at])
     if not layouts:
         raise ConfigError(f"{_CONFIG}: config_groups is empty; it should give the weights' formats")
@@ -78,7 +79,7 @@ def _layout(groups: Keys, name: str, settings: Mapping[str, Any]) -> Layout:
 
 
 def _integers(weights: Keys) -> tuple[Strategy, int | None, bool]:
-    """The strategy, the columns of a group, and whether there are no zero points."""
+    """Read the strategy, the number of columns of a group, and whether zero points are absent."""
     symmetric = weights.flag("symmetric", True)
     size = weights.integer("group_size", None)
     implied = "tensor" if size is None else ("channel" if size == -1 else "group")

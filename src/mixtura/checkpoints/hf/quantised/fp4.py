@@ -18,10 +18,10 @@ _NAN_SCALE = 255
 
 @dataclass(frozen=True, slots=True)
 class NVFP4(Layout):
-    """weight = e2m1 * s, where s is the e4m3 scale of 16 numbers times or over a global scale.
+    """weight = e2m1 * s; s is a group's e4m3 scale, multiplied or divided by a global scale.
 
-    modelopt stores the global scale as a factor, compressed-tensors as a divisor. Both compute s in
-    fp32.
+    A group is 16 numbers of a row. modelopt stores the global scale as a factor, compressed-tensors
+    as a divisor. In both cases s is computed in fp32.
     """
 
     weight: str
@@ -56,7 +56,7 @@ class NVFP4(Layout):
 
 @dataclass(frozen=True, slots=True)
 class GroupedMXFP4(Layout):
-    """weight = e2m1 * 2^(s - 127), with a byte s for 32 numbers of a row."""
+    """weight = e2m1 * 2^(s - 127); 32 numbers of a row share the byte s."""
 
     weight = "weight_packed"
     dtypes = ("U8",)

@@ -9,12 +9,12 @@ from torch import Tensor
 # The values of the lower three bits of a number; the highest bit is the sign.
 _SIZES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _VALUES = torch.tensor([*_SIZES, *(-size for size in _SIZES)])
-# The weights that are computed at a time: 4 MiB of fp32.
+# About so many weights are computed at a time; in fp32 they take 4 MiB.
 _AT_ONCE = 1 << 20
 
 
 def scaled(byte_NH: Tensor, scale_NG: Tensor, dtype: torch.dtype) -> Tensor:
-    """weight_NK: each product of a number and its fp32 scale, rounded to `dtype`."""
+    """Compute weight_NK: each number times its fp32 scale, rounded to `dtype`."""
     rows, size = byte_NH.shape
     pair_of_byte = torch.stack([_VALUES.repeat(16), _VALUES.repeat_interleave(16)], 1)
     weight_NK = torch.empty(rows, 2 * size, dtype=dtype)

@@ -1,8 +1,10 @@
-"""GPTQ: integers of 4 or 8 bits in words along a column; each group has a scale and a zero point.
+"""GPTQ: integers of 4 or 8 bits; a group of inputs has a scale and a zero point for each output.
 
-Word r of column n of `qweight` holds the inputs from 32/bits * r on. `qzeros` packs
-the zero points of a group along the outputs. `g_idx` gives the group of each input; with desc_act
-the inputs of a group do not follow one another. N rows and K columns of a weight, G groups.
+N outputs and K inputs, which are the rows and the columns of a weight, and G groups of inputs. An
+int32 word holds 32/bits numbers. Word [r, n] of `qweight` holds the numbers of output n for inputs
+32/bits * r and following. A word of `qzeros` holds the zero points of a group for 32/bits outputs.
+`g_idx` gives the group of each input; with desc_act the inputs of a group do not follow one
+another.
 """
 
 from collections.abc import Mapping
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from mixtura.checkpoints.hf.quantised.integers import Integers
     from mixtura.kernels.packed.groups import Groups
 
-# 1 in each number of a word.
+# For 4 and for 8 bits, a word in which each number is 1.
 _ONES: Mapping[int, int] = {4: 0x11111111, 8: 0x01010101}
 
 
@@ -29,14 +31,16 @@ class GPTQ(Layout):
     """A module of a GPTQ folder.
 
     weight[n, k] = (q[k, n] - zero[g, n]) * scale[g, n], with g = g_idx[k]. In files of version 1
-    `qzeros` holds zero - 1. It was made by a subtraction from whole words, so 1 is added to each
-    number of a word with carry, as gptqmodel does.
+    `qzeros` holds zero - 1. Their writers subtracted `_ONES` from a whole word, so that borrows
+    passed from one number to the next. Here `_ONES` is added to the whole word, as in gptqmodel,
+    so that carries undo the borrows.
     """
 
     bits: int
     group: int | None
     symmetric: bool
     ordered: bool
+    """whether the columns were ordered by importance (`desc_act`), so that `g_idx` is needed"""
     offset: bool
     """whether `qzeros` holds zero - 1"""
 
@@ -81,7 +85,7 @@ class GPTQ(Layout):
         )
 
     def _group_of_column(self, module: Module, columns: int) -> "Tensor | None":
-        """The group of each column; None if columns of a group follow one another."""
+        """Return the group of each column; None if the groups are equal runs of columns in order."""
         import torch
 
         if self.group is None:
@@ -96,7 +100,7 @@ class GPTQ(Layout):
 
 
 def gptq(settings: Mapping[str, Any]) -> GPTQ:
-    """Read a `quantization_config`. Raises ConfigError, naming the key, for other variants."""
+    """Read a `quantization_config`. Raises ConfigError, naming the key, if it is not supported."""
     keys = Keys(settings, "gptq", "config.json: quantization_config")
     keys.expect("bits", 4, 8)
     keys.expect("pack_dtype", "int32", None)
@@ -118,7 +122,7 @@ def gptq(settings: Mapping[str, Any]) -> GPTQ:
 
 
 def group_size(keys: Keys, key: str, default: int) -> int | None:
-    """The columns of a group; None, stated as -1, for whole rows."""
+    """Read the number of columns of a group; None for -1, which makes each row one group."""
     found = keys.integer(key, default)
     if found == -1:
         return None
@@ -131,6 +135,6 @@ def group_size(keys: Keys, key: str, default: int) -> int | None:
 
 
 def integer_title(bits: int, group: int | None, symmetric: bool, ordered: bool = False) -> str:
-    """A format's name, such as INT4_G128_ZP: groups of 128 with zero points."""
+    """Return a format's name, such as INT4_G128_ZP for groups of 128 columns with zero points."""
     of_group = "ROW" if group is None else f"G{group}"
     return f"INT{bits}_{of_group}" + "_ZP" * (not symmetric) + "_GIDX" * ordered

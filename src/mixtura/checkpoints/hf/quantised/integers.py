@@ -1,7 +1,7 @@
 """Weights that are stored as integers with scales, as GPTQ, AWQ and compressed-tensors store them.
 
-N rows and K columns of a weight, G groups of a row, R rows and W words of a packed matrix. A word
-is an int32 that holds 32 / bits numbers, the first in its lowest bits.
+N rows and K columns of a weight, G groups of a row, R rows of a packed matrix, W words of its row.
+A word is an int32 that holds 32 / bits numbers, the first in its lowest bits.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 from mixtura.kernels.packed.groups import Groups
 from mixtura.shapes.storage.numbers import GROUP
 
-# The weights that are computed at a time: 4 MiB of fp32.
+# About so many weights are computed at a time; in fp32 they take 4 MiB.
 _AT_ONCE = 1 << 20
 
 
@@ -21,13 +21,13 @@ class Integers:
     """A weight: w[n, k] = q_NK[n, k] * scale_NG[n, g], with g the group of column k."""
 
     q_NK: Tensor
-    """int8 or int16; zero points are subtracted"""
+    """int8 or int16; zero points are already subtracted"""
     scale_NG: Tensor
     group_K: Tensor | None = None
     """the group of each column; None if each group is K/G columns that follow one another"""
 
     def plain(self, dtype: torch.dtype) -> Tensor:
-        """weight_NK: each product is computed in fp32 and rounded to `dtype`."""
+        """Compute weight_NK: each product is computed in fp32 and rounded to `dtype`."""
         rows, columns = self.q_NK.shape
         weight_NK = torch.empty(rows, columns, dtype=dtype)
         at_once = max(1, _AT_ONCE // columns)
@@ -47,7 +47,7 @@ class Integers:
         return weight_NK
 
     def groups(self) -> Groups | None:
-        """The same numbers as groups of 32 with fp16 scales; None if a number would change."""
+        """Return the weight as groups of 32 with fp16 scales; None if these cannot hold it exactly."""
         (_, columns), groups = self.q_NK.shape, self.scale_NG.shape[1]
         if self.group_K is not None or columns // groups % GROUP:
             return None
@@ -64,8 +64,9 @@ class Integers:
 
 
 def unpacked(word_RW: Tensor, bits: int) -> Tensor:
-    """The numbers 0..2^bits - 1 of each row, as uint8; `bits` is 4 or 8."""
-    # Flattened, because a matrix of one column counts as contiguous with any stride of that dim.
+    """Unpack each row to uint8 numbers in 0..2^bits - 1; `bits` is 4 or 8."""
+    # Flattened, because the view as bytes needs stride 1 in the last dim. `contiguous` does not
+    # ensure this for a matrix of one column, whose last stride torch ignores.
     byte = word_RW.flatten().view(torch.uint8).view(word_RW.shape[0], -1)
     if bits == 8:
         return byte
@@ -75,7 +76,7 @@ def unpacked(word_RW: Tensor, bits: int) -> Tensor:
 def centred(
     number_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor, group_K: Tensor | None = None
 ) -> Integers:
-    """The weight (number - zero) * scale; `number_NK` and `zero_NG` are uint8."""
+    """Return the weight (number - zero) * scale; numbers and zero points are int8 or uint8."""
     if group_K is not None:
         q_NK = number_NK.to(torch.int16) - zero_NG.to(torch.int16)[:, group_K]
         return Integers(q_NK, scale_NG, group_K)

@@ -34,7 +34,7 @@ class Module:
         return self.source.read(self.parts[part].name)
 
     def check(self, part: str, dtypes: Collection[str], *shapes: Shape) -> None:
-        """Raise CheckpointError if a part has another dtype, or none of the given shapes."""
+        """Raise CheckpointError if a part has none of the given dtypes or none of the shapes."""
         found = self.parts[part]
         if found.dtype not in dtypes or found.shape not in shapes:
             raise CheckpointError(
@@ -44,7 +44,7 @@ class Module:
             )
 
     def matrix(self, part: str, dtypes: Collection[str]) -> tuple[int, int]:
-        """The shape of a part that is a matrix. Raises CheckpointError for any other part."""
+        """Return a part's shape. Raises CheckpointError unless it is a matrix of given dtype."""
         found = self.parts[part]
         if found.dtype not in dtypes or len(found.shape) != 2 or 0 in found.shape:
             raise CheckpointError(
@@ -62,15 +62,15 @@ class Layout(ABC):
     """A format: the parts of a quantised module, and the weight that they stand for."""
 
     weight: str
-    """the part that holds the quantised numbers; a module with this part is quantised"""
+    """the name of the part that holds the quantised numbers"""
     dtypes: Collection[str]
-    """the dtypes of that part"""
+    """the dtypes of the part `weight`; a module is quantised if this part has one of them"""
     needed: tuple[str, ...]
     """further parts that every quantised module has"""
     optional: tuple[str, ...] = ()
 
     def holds(self, part: str, tensor: StoredTensor) -> bool:
-        """Whether a tensor holds the numbers of a module of this format."""
+        """Whether a module's part holds quantised numbers in this format."""
         return part == self.weight and tensor.dtype in self.dtypes
 
     @abstractmethod
@@ -79,19 +79,22 @@ class Layout(ABC):
 
     @abstractmethod
     def shape(self, module: Module) -> tuple[int, int]:
-        """(N, K) of the weight. Raises CheckpointError for parts that do not belong together."""
+        """Return (N, K) of the weight. Raises CheckpointError if the parts' shapes do not match."""
 
     @abstractmethod
     def plain(self, module: Module, dtype: "torch.dtype") -> "Tensor":
-        """weight_NK, computed in fp32 and rounded once to `dtype`."""
+        """Compute weight_NK in fp32, and round it once to `dtype`."""
 
     def groups(self, module: Module) -> "Groups | None":
-        """The stored integers and scales, if groups of 32 with fp16 scales hold them exactly."""
+        """Return the weight as groups of 32 with fp16 scales; None if these cannot hold it exactly."""
         return None
 
 
 def group_count(module: Module, part: str, columns: int, group: int | None) -> int:
-    """The groups of a row; `group` None is one group. Raises CheckpointError for an odd width."""
+    """Return the number of groups of a row; with `group` None the row is one group.
+
+    Raises CheckpointError if `columns` is not a multiple of `group`.
+    """
     if group is None:
         return 1
     if columns % group:

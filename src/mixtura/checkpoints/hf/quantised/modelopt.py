@@ -21,7 +21,7 @@ _LAYOUTS: Mapping[str, tuple[Layout, ...]] = {
 
 
 def modelopt(settings: Mapping[str, Any]) -> tuple[Layout, ...]:
-    """The layouts of `quant_algo`. Raises ConfigError for other algorithms."""
+    """Return the layouts of `quant_algo`. Raises ConfigError if it is not supported."""
     keys = Keys(settings, "modelopt", "config.json: quantization_config")
     keys.expect("quant_algo", *_LAYOUTS)
     keys.expect("group_size", 16, None)

@@ -75,8 +75,9 @@ class ScaledFP8(Layout):
 def scaled_fp8(settings: Mapping[str, Any]) -> tuple[ScaledFP8, ...]:
     """Read a `quantization_config` of the methods fp8 (without blocks) and fbgemm_fp8.
 
-    transformers calls the scale weight_scale_inv, and other writers call it weight_scale. Scales of
-    the inputs, which are stored if activation_scheme is static, are not used.
+    transformers calls the scale weight_scale_inv, and other writers call it weight_scale, so each
+    name has a layout. Scales of the inputs, which are stored if activation_scheme is static, are
+    not used.
     """
     keys = Keys(settings, "fp8", "config.json: quantization_config")
     keys.expect("fmt", "e4m3", None)

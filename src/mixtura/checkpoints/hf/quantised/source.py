@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from mixtura.kernels.packed.groups import Groups
 
 WEIGHT = "weight"
-# Scales for the inputs of a layer, and for keys and values. Mixtura quantises weights alone.
+# Scales of activations, such as a layer's inputs, keys and values. They are not used, because
+# Mixtura does not quantise activations.
 _OF_ACTIVATIONS = frozenset(
     {
         *("input_scale", "input_global_scale", "input_zero_point", "activation_scale"),
@@ -34,10 +35,10 @@ _DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloa
 class QuantisedSource(Source):
     """A Source that unpacks the weight of a quantised module when the weight is read.
 
-    A module that is stored as a plain weight, such as one that `ignore` or
-    `modules_to_not_convert` lists, is read as it is stored. A quantised weight is computed in fp32
-    and rounded to the dtype of most plain weights. Raises CheckpointError for parts that are
-    missing, misshapen or of no quantised module.
+    The plain weight of a module that is not quantised, such as a module that `ignore` or
+    `modules_to_not_convert` lists, is read unchanged. A quantised weight is computed in fp32 and
+    rounded to the dtype of most plain weights. Raises CheckpointError for a part that is missing,
+    has a wrong shape, or belongs to no quantised module.
     """
 
     def __init__(self, packed: Source, layouts: Sequence[Layout], quantisation: str) -> None:
@@ -81,7 +82,7 @@ class QuantisedSource(Source):
 def _modules(
     packed: Source, layouts: Sequence[Layout]
 ) -> Iterator[tuple[str, tuple[Module, Layout]]]:
-    """Yield each quantised module and its layout, by the name of its plain weight."""
+    """Yield, for each quantised module, the name of its plain weight, and (module, layout)."""
     by_module: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
     for name, tensor in packed.tensors.items():
         module, _, part = name.rpartition(".")
@@ -100,11 +101,12 @@ def _modules(
 def _chosen(
     name: str, parts: Mapping[str, StoredTensor], layouts: Sequence[Layout], packed: Source
 ) -> tuple[Module, Layout]:
-    """The module in the only layout that its parts fit.
+    """Return the module, and the only layout that its parts fit.
 
-    Raises CheckpointError if no layout fits: the error of the first. A folder has several layouts
-    if its config has several groups. Their targets are patterns, which a stranger's config could
-    make slow to match, so the stored shapes decide.
+    A folder has several layouts if its config has several groups of modules. The targets of a group
+    are patterns, and an untrusted config could contain patterns that are slow to match. So the
+    names, dtypes and shapes of the parts decide. Raises CheckpointError if several layouts fit, and
+    the first layout's CheckpointError if none fits.
     """
     found: list[tuple[Module, Layout]] = []
     errors: list[CheckpointError] = []
@@ -165,7 +167,7 @@ def _part_of(name: str) -> str:
 
 
 def _most_common_dtype(plain: Iterable[StoredTensor]) -> str:
-    """The dtype of most plain weights; BF16 if there is none."""
+    """Return the dtype of most numbers in plain matrices; BF16 if there is no such matrix."""
     count: Counter[str] = Counter()
     for tensor in plain:
         if tensor.dtype in _DTYPES and len(tensor.shape) > 1:

@@ -28,7 +28,10 @@ _SHAPE_BYTES = {"I64": 8, "I32": 4}
 
 @dataclass(frozen=True, slots=True)
 class _ScaledIntegers(Layout):
-    """What both formats share: weight[n, k] = (q[n, k] - zero) * scale."""
+    """The base class of both formats: weight[n, k] = (q[n, k] - zero) * scale.
+
+    zero and scale are those of row n and of the group of column k.
+    """
 
     bits: int
     strategy: Strategy
@@ -54,17 +57,17 @@ class _ScaledIntegers(Layout):
         return ((rows, group_count(module, self.weight, columns, self.group)),)
 
     def _scale(self, module: Module, rows: int) -> "Tensor":
-        """scale_NG; one scale of a whole tensor is repeated for each row."""
+        """Read scale_NG; if the whole tensor has one scale, it is repeated for each row."""
         scale = module.read("weight_scale")
         return scale.reshape(1, 1).expand(rows, 1) if self.strategy == "tensor" else scale
 
 
 @dataclass(frozen=True, slots=True)
 class PackQuantized(_ScaledIntegers):
-    """Integers of 4 or 8 bits in words along a row; a stored number is q + 2^(bits - 1).
+    """Integers of 4 or 8 bits, packed along a row in int32 words; q is stored as q + 2^(bits - 1).
 
-    Zero points are packed along a column, with the same offset. `weight_g_idx` gives the group of
-    each column for folders of actorder "group".
+    Zero points are packed along a column, and 2^(bits - 1) is added to them too. If the model was
+    quantised with actorder "group", `weight_g_idx` gives the group of each column.
     """
 
     weight = "weight_packed"
@@ -115,7 +118,7 @@ class PackQuantized(_ScaledIntegers):
             return None
         found = module.read("weight_g_idx").long()
         in_order = torch.arange(columns) // self.group
-        # -1 in every place states that the columns of each group follow one another.
+        # If every number is -1, the columns of each group follow one another.
         if bool((found == -1).all()) or found.equal(in_order):
             return None
         if not found.sort().values.equal(in_order):

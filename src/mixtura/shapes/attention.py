@@ -18,8 +18,8 @@ class LocalLayers(Config):
     window: int = Field(ge=1, le=bounds.CONTEXT)
     layers: tuple[int, ...] = Field(max_length=bounds.LAYERS)
     rope_base: float | None = Field(default=None, gt=1, allow_inf_nan=False)
-    """the RoPE base of these layers, which then have no RoPE scaling (Gemma 3); None: the base and
-    the scaling of all other layers"""
+    """the RoPE base of these layers, which then have no RoPE scaling (Gemma 3); None: these layers
+    have the base and the scaling of all other layers"""
 
 
 class AttentionSpec(Config, ABC):
@@ -51,9 +51,9 @@ class AttentionSpec(Config, ABC):
         return None
 
     def local_base_of(self, layer: int) -> float | None:
-        """The layer's own RoPE base, used without RoPE scaling; None: as in all other layers.
+        """The RoPE base of a layer that does not use `rope_base` and `rope_scaling`, else None.
 
-        0 if RoPE does not rotate the layer's queries and keys.
+        The result is 0 if RoPE does not rotate the layer's queries and keys.
         """
         return None
 
@@ -82,17 +82,19 @@ class AttentionShape(AttentionSpec):
     kv_heads: int = Field(ge=1, le=bounds.HEADS)
     head_dim: int = Field(ge=2, le=bounds.SIDE)
     rotated_dim: int | None = Field(default=None, ge=2, le=bounds.SIDE)
-    """the number of a head's first dims, which RoPE rotates; None: all of a head's dims"""
+    """the number of dims at the start of each head that RoPE rotates; None: all dims of the head"""
     norm: Literal["head", "all"] | None = None
-    """RMS norm of queries and keys before RoPE: of each head, or over all heads at once"""
+    """RMS norm of queries and keys before RoPE; head: over one head's dims; all: over all heads' dims;
+    None: no norm"""
     norm_after_rotation: bool = False
-    """whether that norm follows RoPE (Hunyuan)"""
+    """whether the norm of queries and keys comes after RoPE instead (Hunyuan)"""
     clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """bound on the absolute values of queries, keys and values, after any norm (DBRX, OLMoE)"""
+    """bound on the absolute values of queries, keys and values; applied after a norm (DBRX, OLMoE)"""
     sinks: bool = False
     """whether each head has a learned logit that joins the softmax but has no value (gpt-oss)"""
     output_gate: bool = False
-    """whether a sigmoid of the token scales what the heads give, dim by dim (Qwen3-Next)"""
+    """whether each dim of the heads' outputs is multiplied by the sigmoid of a dim of a projection of
+    the token (Qwen3-Next)"""
     local: LocalLayers | None = None
     unrotated: tuple[int, ...] = Field(default=(), max_length=bounds.LAYERS)
     """layers whose queries and keys RoPE does not rotate (EXAONE; called NoPE)"""
@@ -179,7 +181,8 @@ class LatentAttentionShape(AttentionSpec):
     nope_dim: int = Field(ge=1, le=bounds.SIDE)
     """dims of a head's query and key that RoPE does not rotate"""
     turning_dim: int = Field(ge=2, le=bounds.SIDE)
-    """the name of `rope_dim` in recipes and files: rotated dims of a query and of the shared key"""
+    """the number of rotated dims of each head's query and of the shared key; recipes and files use this
+    name for `rope_dim`"""
     value_dim: int = Field(ge=1, le=bounds.SIDE)
     norm_epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     """epsilon of the latents' RMS norms; the norms of blocks have an epsilon of their own"""

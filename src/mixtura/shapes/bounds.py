@@ -9,11 +9,11 @@ EXPERTS = 1 << 20
 """experts of one layer"""
 HEADS = 1 << 16
 TAPS = 16
-"""of a convolution before a recurrent mixer: kTapsMost in native/recurrent/delta_mixer.h"""
+"""taps of a recurrent mixer's convolution; equal to kTapsMost in native/recurrent/delta_mixer.h"""
 SIDE = 1 << 24
 """a side of any matrix, such as a width, a vocabulary size or a rank"""
 CONTEXT = 1 << 32
 WHOLE = 1 << 53
 """any other whole number of a config.json; above 2^53, fp64 skips whole numbers"""
 NUMBER = 1e30
-"""the absolute value of any other number; its square and its inverse are then finite"""
+"""the absolute value of any other number, whose square and inverse are then finite"""

@@ -48,22 +48,23 @@ class Multipliers(Config):
 
     embedding: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     residual: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """factor of the outputs of attention and FFN before they are added to the residual"""
+    """factor of the outputs of attention and FFN before these are added to the residual stream"""
     logits: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class DecoderShape(ModelShape):
-    """All that determines the weights of a decoder-only transformer."""
+    """All settings that determine the weights of a decoder-only transformer."""
 
     layers: int = Field(ge=1, le=bounds.LAYERS)
     attention: AnyAttention
     recurrence: AnyRecurrence | None = None
-    """the mixer of the layers that it names, in place of attention"""
+    """the recurrent mixer, which replaces attention in the layers that it lists"""
     norm: NormShape = NormShape()
     pre_norms: bool = True
-    """whether the inputs of attention and FFN are normed (all families but OLMo 2's)"""
+    """whether the inputs of attention and FFN are normed (in every family but FlexOlmo)"""
     post_norms: bool = False
-    """whether outputs of attention and FFN are normed before the residual addition (Gemma)"""
+    """whether outputs of attention and FFN are normed before the residual addition (Gemma 3,
+    FlexOlmo)"""
     multipliers: Multipliers = Multipliers()
     ffn_width: int | None = Field(default=None, ge=1, le=bounds.SIDE)
     activation: Activation = "swiglu"
@@ -241,7 +242,10 @@ def dense_of_total(shape: DecoderShape, multiple: int = 8) -> DecoderShape:
 
 
 def _dense(shape: DecoderShape, goal: int, multiple: int) -> DecoderShape:
-    """The decoder `shape` with dense FFNs of equal width, with about `goal` FFN weights in all."""
+    """The decoder `shape` with a dense FFN of the same width in every layer.
+
+    All these FFNs together have about `goal` weights.
+    """
     fields = {name: getattr(shape, name) for name in DecoderShape.model_fields}
     activation = shape.moe.activation if shape.moe else shape.activation
     matrices = 3 if is_gated(activation) else 2

@@ -12,7 +12,7 @@ _BIASED = ("sigmoid_topk", "deepseek_v3")
 def gate_buffers(router: object, rows: int, prefix: str) -> Iterator[Buffer]:
     """The buffers of a router whose gate has `rows` outputs.
 
-    `router` is the router's section of a config as plain data, which need not be checked.
+    `router` is the router's section of a config as plain data; it may still have bad values.
     """
     section = router if isinstance(router, Mapping) else {}
     kind = section.get("kind")

@@ -59,7 +59,7 @@ class ModelShape(Config, ABC):
         return ledger.active_parameters(self.weights(), convention)
 
     def flops_per_token(self, length: int | None = None) -> int:
-        """Forward FLOPs of a token in a sequence of `length` (default: the context).
+        """Forward FLOPs of one token in a sequence of `length` tokens (default: the context).
 
         A multiply-add counts as 2. Norms, activations and the embedding's look-up are not counted.
         """

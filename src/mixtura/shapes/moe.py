@@ -1,4 +1,4 @@
-"""The shape of MoE layers: the number and width of experts, and their layers. No torch."""
+"""The shape of MoE layers: the number and width of experts, and which layers have an MoE. No torch."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -100,7 +100,7 @@ class MoEShape(Config):
         return self
 
     def _check_step(self, step: PyramidStep) -> None:
-        """Check the config with the step's number of experts, including a subclass's rules."""
+        """Check the step's number of experts by all rules of this class, which may be a subclass."""
         try:
             self.of_layer(step.from_layer)
         except ValidationError as error:
@@ -117,7 +117,7 @@ class MoEShape(Config):
         return type(self)(**{**given, **own})
 
     def weights(self, width: int, prefix: str = "") -> Iterator[Weight]:
-        """The parameters of the layer's ledger."""
+        """The parameters among the layer's saved tensors."""
         return weights_of(self.tensors(width, prefix))
 
     def tensors(self, width: int, prefix: str = "") -> Iterator[Saved]:

@@ -1,7 +1,7 @@
-"""The shapes of recurrent mixers, which stand in place of attention in some layers of a decoder.
+"""The shapes of recurrent mixers, which replace attention in some layers of a decoder.
 
-A recurrent mixer keeps a few tensors of constant size of a sequence, whatever the sequence's
-length: its state.
+For each sequence, a recurrent mixer keeps a state: a few tensors whose size does not depend on the
+sequence's length.
 """
 
 from abc import ABC, abstractmethod
@@ -17,10 +17,10 @@ from mixtura.shapes.ledger import Weight
 
 
 class RecurrenceSpec(Config, ABC):
-    """The shape of any recurrent mixer, and the layers that hold it."""
+    """The shape of any recurrent mixer, and the layers that have it."""
 
     layers: tuple[int, ...] = Field(min_length=1, max_length=bounds.LAYERS)
-    """numbers of the layers that hold it in place of attention; layers count from 0"""
+    """numbers of the layers that have this mixer in place of attention; layers count from 0"""
 
     @abstractmethod
     def weights(self, width: int, prefix: str) -> Iterator[Weight]: ...
@@ -31,10 +31,10 @@ class RecurrenceSpec(Config, ABC):
 
     @abstractmethod
     def flops_of_token(self, width: int) -> int:
-        """Forward FLOPs of one token in one layer beside the products with its weights."""
+        """Forward FLOPs of one token in one layer, without products with the layer's weights."""
 
     def state_numbers(self, width: int) -> int:
-        """The numbers in one layer's state of one sequence."""
+        """How many elements the state of one sequence has in one layer."""
         return sum(map(prod, self.state(width)))
 
     @model_validator(mode="after")
@@ -50,12 +50,12 @@ class RecurrenceSpec(Config, ABC):
 class ShortConvShape(RecurrenceSpec):
     """A gated causal convolution over the last `kernel` tokens, channel by channel (LFM2).
 
-    With (b, c, v) = projection(x): out(c * conv(b * v)).
+    For an input x, (b, c, v) = projection(x), and the output is out(c * conv(b * v)).
     """
 
     kind: Literal["short_conv"] = "short_conv"
     kernel: int = Field(ge=2, le=bounds.HEADS)
-    """the tokens that the convolution covers, the newest included"""
+    """the number of tokens that the convolution covers, the newest included"""
     bias: bool = False
     """whether both projections and the convolution have a bias"""
 
@@ -67,7 +67,7 @@ class ShortConvShape(RecurrenceSpec):
                 yield Weight(f"{prefix}{name}.bias", shape[:1], "recurrent")
 
     def state(self, width: int) -> tuple[tuple[int, ...], ...]:
-        """The last kernel - 1 inputs of the convolution, the oldest first."""
+        """The shape of the convolution's last kernel - 1 inputs, which are kept with the oldest first."""
         return ((self.kernel - 1, width),)
 
     def flops_of_token(self, width: int) -> int:
@@ -75,23 +75,23 @@ class ShortConvShape(RecurrenceSpec):
 
 
 class GatedDeltaShape(RecurrenceSpec):
-    """A Gated DeltaNet (arXiv 2412.06464): a matrix for each value head, from keys to values.
+    """A Gated DeltaNet (arXiv 2412.06464): each value head keeps a matrix that maps keys to values.
 
-    Each token lets the matrix decay, and replaces what it has under the token's key by the token's
-    value. Key head i serves the value heads i * r to (i + 1) * r - 1, with r = value_heads /
+    At each token the matrix decays. Then it is changed so that it maps the token's key to a value
+    nearer to the token's value. Key head i serves the value heads i * r to (i + 1) * r - 1, with r = value_heads /
     key_heads.
     """
 
     kind: Literal["gated_delta"] = "gated_delta"
     key_heads: int = Field(ge=1, le=bounds.HEADS)
-    """heads of queries, and as many of keys"""
+    """the number of query heads, which is also the number of key heads"""
     value_heads: int = Field(ge=1, le=bounds.HEADS)
     key_dim: int = Field(ge=1, le=bounds.SIDE)
     value_dim: int = Field(ge=1, le=bounds.SIDE)
     kernel: int = Field(ge=2, le=bounds.TAPS)
-    """the tokens that the convolution of queries, keys and values covers, the newest included"""
+    """the number of tokens that the convolution of queries, keys and values covers"""
     norm_epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
-    """of the RMS norm of what each head gives; the blocks' norms have their own"""
+    """epsilon of the RMS norm of each head's output; the blocks' norms have an epsilon of their own"""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -103,17 +103,17 @@ class GatedDeltaShape(RecurrenceSpec):
 
     @property
     def keys(self) -> int:
-        """The numbers of a token's keys, of all heads; its queries have as many."""
+        """The dims of a token's keys in all heads together; its queries have as many dims."""
         return self.key_heads * self.key_dim
 
     @property
     def values(self) -> int:
-        """The numbers of a token's values, of all heads; its output gate has as many."""
+        """The dims of a token's values in all heads together; its output gate has as many dims."""
         return self.value_heads * self.value_dim
 
     @property
     def channels(self) -> int:
-        """The numbers that the convolution runs over: queries, keys and values."""
+        """The number of the convolution's channels: all dims of queries, keys and values."""
         return 2 * self.keys + self.values
 
     def weights(self, width: int, prefix: str) -> Iterator[Weight]:
@@ -130,39 +130,40 @@ class GatedDeltaShape(RecurrenceSpec):
         yield Weight(f"{prefix}out.weight", (width, self.values), "recurrent")
 
     def state(self, width: int) -> tuple[tuple[int, ...], ...]:
-        """The last kernel - 1 inputs of the convolution, and each value head's matrix."""
+        """The shapes of the convolution's last kernel - 1 inputs, and of the value heads' matrices."""
         matrices = (self.value_heads, self.key_dim, self.value_dim)
         return (self.kernel - 1, self.channels), matrices
 
     def flops_of_token(self, width: int) -> int:
-        """For each number of a matrix: decay 1, reading under the key 2, writing 2, output 2."""
+        """For each element of a matrix: decay 1, product with the key 2, update 2, output 2."""
         return 7 * self.value_heads * self.key_dim * self.value_dim
 
 
 class Mamba2Shape(RecurrenceSpec):
-    """Mamba-2 (arXiv 2405.21060): a matrix for each head, from state dims to the head's channels.
+    """Mamba-2 (arXiv 2405.21060): each head keeps a matrix S of `state_dim` by `head_dim`.
 
-    Each token has a step for each head. The matrix decays by e^(-rate step), and the token's input
-    times the step is added under the key b; the output is read under c. A group of heads shares b
-    and c, and the norm of the gated output covers a group.
+    For each head, a token has a step and an input x of `head_dim` dims. The token updates S to
+    e^(-rate * step) * S + b (step * x)^T, and its output is S^T c + skip * x. The heads of a group
+    share b and c. The norm of the gated outputs is computed over each group by itself.
     """
 
     kind: Literal["mamba2"] = "mamba2"
     heads: int = Field(ge=1, le=bounds.HEADS)
     head_dim: int = Field(ge=1, le=bounds.SIDE)
     state_dim: int = Field(ge=1, le=bounds.SIDE)
-    """numbers that the state keeps for each channel of a head"""
+    """the number of elements of the state for each dim of a head"""
     groups: int = Field(default=1, ge=1, le=bounds.HEADS)
     kernel: int = Field(ge=2, le=bounds.TAPS)
-    """the tokens that the convolution of inputs, b and c covers, the newest included"""
+    """the number of tokens that the convolution of inputs, b and c covers"""
     bias: bool = False
     """whether the projections have a bias"""
     conv_bias: bool = True
     least_step: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """bounds of a token's step, after softplus; most_step None: no upper bound"""
+    """the lower bound of a token's step, after softplus"""
     most_step: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """the upper bound of a token's step; None: no upper bound"""
     norm_epsilon: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
-    """of the RMS norm of a group's gated output; the blocks' norms have their own"""
+    """epsilon of the RMS norm of a group's gated outputs; the blocks' norms have their own epsilon"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -176,12 +177,12 @@ class Mamba2Shape(RecurrenceSpec):
 
     @property
     def inner(self) -> int:
-        """The numbers of a token's input, of all heads; its gate has as many."""
+        """The dims of a token's input in all heads together; its gate has as many dims."""
         return self.heads * self.head_dim
 
     @property
     def channels(self) -> int:
-        """The numbers that the convolution runs over: inputs, b and c."""
+        """The number of the convolution's channels: all dims of inputs, b and c."""
         return self.inner + 2 * self.groups * self.state_dim
 
     def weights(self, width: int, prefix: str) -> Iterator[Weight]:
@@ -206,11 +207,11 @@ class Mamba2Shape(RecurrenceSpec):
             yield Weight(f"{prefix}{name}", shape, "norm" if "norm" in name else "recurrent")
 
     def state(self, width: int) -> tuple[tuple[int, ...], ...]:
-        """The last kernel - 1 inputs of the convolution, and each head's matrix."""
+        """The shapes of the convolution's last kernel - 1 inputs, and of the heads' matrices."""
         return (self.kernel - 1, self.channels), (self.heads, self.state_dim, self.head_dim)
 
     def flops_of_token(self, width: int) -> int:
-        """For each number of a matrix: decay 1, writing 2, output 2."""
+        """For each element of a matrix: decay 1, update 2, output 2."""
         return 5 * self.heads * self.state_dim * self.head_dim
 
 

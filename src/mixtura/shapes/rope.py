@@ -23,7 +23,7 @@ class Llama3Scaling(Config):
 
     Pairs of a wavelength below original_context / high_factor are unchanged. Pairs of a wavelength
     above original_context / low_factor are slowed by `factor`. Pairs of a wavelength between these
-    two limits have a blend of both frequencies.
+    two limits have a blend of the unchanged and the slowed frequency.
     """
 
     kind: Literal["llama3"] = "llama3"
@@ -44,10 +44,10 @@ class Llama3Scaling(Config):
 class YarnScaling(Config):
     """YaRN (arXiv 2309.00071), which depends on a pair's number of rotations.
 
-    A pair with more than `beta_fast` rotations over the original context is unchanged. A pair with
+    A pair with more than `beta_fast` rotations in the original context is unchanged. A pair with
     fewer than `beta_slow` rotations is slowed by `factor`. Between these two limits, a linear ramp
-    blends both frequencies; `truncate` widens the ramp to whole pairs. Cosines and sines are
-    multiplied by `amplitude`.
+    over the pairs' numbers blends the unchanged and the slowed frequency. `truncate` rounds both
+    ends of the ramp outwards to whole numbers. Cosines and sines are multiplied by `amplitude`.
     """
 
     kind: Literal["yarn"] = "yarn"

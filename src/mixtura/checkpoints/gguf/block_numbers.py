@@ -19,7 +19,7 @@ K_QUANTS = frozenset({Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K})
 def numbers(
     row_NX: NDArray[np.uint8], kind: Kind, kernels: "InstructionSet" = "auto"
 ) -> NDArray[np.float32]:
-    """number_NK, as `numbers_naive`, but K-quants by the compiled kernels if there are any.
+    """Compute the result of `numbers_naive`; K-quants by the compiled kernels, if they are built.
 
     All instruction sets give the same bits, except for the payload of a NaN.
     """
@@ -41,7 +41,7 @@ def numbers(
 
 
 def numbers_naive(row_NX: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
-    """number_NK by the package gguf. Raises NotImplementedError for kinds without a reader."""
+    """Unpack by the package gguf. Raises NotImplementedError for a kind that it cannot unpack."""
     from gguf import GGMLQuantizationType, dequantize
 
     # Infinite and NaN scales are kept, and numpy must not warn about them.

@@ -19,7 +19,7 @@ _MOST_EXPERTS = 1 << 18
 def check_counts(metadata: Metadata, places: Sequence[TensorPlace]) -> None:
     """Raise CheckpointError if the metadata states more layers or experts than the tensors have.
 
-    Raises it too for more than `_MOST_EXPERTS` experts. The message names the key.
+    More than `_MOST_EXPERTS` experts raise the same error. The message names the key.
     """
     found = (_OF_BLOCK.match(place.name) for place in places)
     blocks = {block[1] for block in found if block is not None}

@@ -82,7 +82,8 @@ def write_gguf(
     `check` is finished before the file appears; if it fails, no file appears. `progress` is called
     with the number of bytes written and the total. Raises ConfigError for a family without an
     architecture in llama.cpp, for a config that the metadata cannot express, and for a matrix to be
-    quantised whose row length is not a multiple of 32. Raises DataError for a tokenizer that GGUF cannot hold.
+    quantised whose row length is not a multiple of 32. Raises DataError for a tokenizer that GGUF
+    cannot hold.
     """
     plan = _plan(source, kind)
     metadata = {

@@ -1,8 +1,8 @@
 """Reads the head of a GGUF file, version 2 or 3: the metadata, and the list of the tensors.
 
-`gguf.GGUFReader` is not used, because it makes a numpy array for each single number: it takes 2.8 s for
-a vocabulary of 49,152 tokens, and this module takes 0.1 s. `GGUFReader` also reads past the end of a
-truncated file without an error. The tests compare the two readers.
+`gguf.GGUFReader` is not used, because it makes a numpy array for each single number: it takes 2.8 s
+for a vocabulary of 49,152 tokens, and this module takes 0.1 s. `GGUFReader` also reads past the end
+of a truncated file without an error. The tests compare the two readers.
 """
 
 import mmap
@@ -32,9 +32,9 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _LENGTH = struct.Struct("<Q")
-# The bytes of the smallest entries, whose names are empty. A tensor's entry holds the name's length,
-# the number of dims, the kind and the offset. A key's entry holds the name's length, the value's
-# type, and a value of one byte.
+# The bytes of the smallest entries, whose names are empty. A tensor's entry holds the length of the
+# name, the number of dims, the kind and the offset. A key's entry holds the length of the name, the
+# type of the value, and a value of one byte.
 _LEAST_OF_TENSOR, _LEAST_OF_KEY = 8 + 4 + 4 + 8, 8 + 4 + 1
 # The most strings of an array; the largest vocabularies have 262,144 tokens. In memory a string
 # takes six times as many bytes as in the file.
@@ -178,7 +178,7 @@ class _Reader:
         return _SCALARS[kind]
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Read a tensor's name, shape, kind number, and offset, which counts from the head's end."""
+        """Read a tensor's name, shape, kind number, and offset, counted from the head's end."""
         name = self._string("the name of a tensor")
         dims = int(self._number("<u4", f"tensor {name}"))
         if dims > _MOST_DIMS:

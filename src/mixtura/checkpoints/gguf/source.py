@@ -103,7 +103,7 @@ class GGUFSource(Source):
         """Return the dtype that a tensor is read in.
 
         It is fp32 for gates of routers. For all other tensors it is the dtype that all matrices are
-        stored in, or fp32 if the matrices differ in dtype or are quantised.
+        stored in, or fp32 if their dtypes differ or any matrix is quantised.
         """
         import torch
 
@@ -143,7 +143,7 @@ class GGUFSource(Source):
         )
 
     def requantised(self, name: str, bits: Bits) -> "Groups | None":
-        """Quantise a tensor of K-quants again, as `Source.requantised` says."""
+        """Quantise a tensor of K-quants again, by the rules of `Source.requantised`."""
         import torch
 
         from mixtura.kernels.packed.groups import quantise_blocks
@@ -160,9 +160,9 @@ class GGUFSource(Source):
     def _grouped(
         self, name: str, of_place: "Callable[[TensorPlace], Groups | None]"
     ) -> "Groups | None":
-        """Assemble the groups of an HF tensor from those of its places.
+        """Assemble the groups of an HF tensor from the groups of its places in the file.
 
-        Returns None if a piece does not take whole rows, or if a place has no groups.
+        Returns None if a piece does not take whole rows, or if `of_place` returns None for a place.
         """
         import torch
 
@@ -280,7 +280,7 @@ def _part(place: TensorPlace, piece: Piece) -> PlacedPiece:
 
 
 def _common_dtype(places: Iterable[TensorPlace]) -> str:
-    """The dtype that all matrices are stored in; fp32 if their dtypes differ or are quantised.
+    """The dtype that all matrices are stored in; fp32 if their dtypes differ or any is quantised.
 
     llama.cpp stores vectors, biases and routers in fp32, so their dtype does not count.
     """

@@ -25,7 +25,8 @@ class MXFP4(Source):
 
     In MXFP4 a group of 32 four-bit floats shares one scale, a power of two (OCP Microscaling
     Formats 1.0, section 5). bf16 holds the product of a float and its scale exactly, so
-    unpacking rounds nothing. Raises CheckpointError if one tensor of a pair is missing, or if shapes do not match.
+    unpacking rounds nothing. Raises CheckpointError if one tensor of a pair is missing, or if
+    shapes do not match.
     """
 
     quantisation = "mxfp4"

@@ -10,7 +10,7 @@ from mixtura.registry import Registry
 from mixtura.shapes.families.family import Family, Piece, shape_of
 from mixtura.shapes.families.missing_parts import MISSING_PARTS, in_words
 
-# The module and the class of the family of each model_type.
+# For each model_type, the module and the class of its family.
 _HOMES = {
     "llama": ("llama", "Llama"),
     "mistral": ("llama", "Mistral"),
@@ -99,7 +99,7 @@ def register_family(family: Family) -> None:
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a config.json.
 
-    Raises ConfigError for an unknown model_type, with the nearest families.
+    Raises ConfigError for an unknown model_type; the error names the nearest families.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
@@ -115,8 +115,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
 def family_named(model_type: str) -> Family:
     """The family of a model_type.
 
-    Raises ConfigError for an unknown name, with the nearest names, and for the name of a family
-    that Mixtura does not read, with the parts that the family needs and Mixtura lacks.
+    Raises ConfigError for an unknown name; the error gives the nearest names. Raises ConfigError
+    for a family that Mixtura does not read, too; the error gives the parts that Mixtura lacks.
     """
     if model_type in FAMILIES:
         return FAMILIES[model_type]

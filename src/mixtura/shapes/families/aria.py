@@ -1,4 +1,4 @@
-"""Aria's text model: shared experts, and routed ones in stacks that lie on their side."""
+"""Aria's text model: shared experts, and routed experts in stacks that are stored transposed."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from mixtura.shapes.moe import MoEShape
 
 
 class AriaText(SparseLlama):
-    """The k largest logits, then a softmax; an MoE in every layer."""
+    """Every layer has an MoE, whose combine weights are a softmax over the k largest logits."""
 
     model_type = "aria_text"
     architecture = "AriaTextForCausalLM"

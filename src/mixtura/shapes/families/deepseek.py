@@ -27,8 +27,8 @@ class LatentLlama(SparseLlama):
 
     attention_kind = "latent"
     interleaved: bool = True
-    """whether the two rows of a stored RoPE pair are neighbours; those of a pair of Mixtura's
-    decoder are half of the rotated dims apart"""
+    """whether the two rows of a stored RoPE pair are neighbours; in Mixtura's decoder the two rows
+    of a pair are half of the rotated dims apart"""
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
         return read_latent(self.keys(config), config, self.model_type)
@@ -46,7 +46,7 @@ class LatentLlama(SparseLlama):
 class DeepseekV2(LatentLlama, SharedExperts):
     """Combine weights are softmax scores times a factor.
 
-    A config may restrict a token to experts of the token's best groups.
+    A config may group the experts, and restrict a token to the experts of its best groups.
     """
 
     model_type = "deepseek_v2"
@@ -56,8 +56,8 @@ class DeepseekV2(LatentLlama, SharedExperts):
 
     def read_router(self, keys: Keys) -> Tree:
         keys.expect("scoring_func", "softmax")
-        # Renormalised weights are refused, because implementations differ: the authors' code then
-        # drops routed_scaling_factor, and other code keeps it.
+        # Renormalised weights are refused, because implementations differ: for such weights the
+        # authors' code ignores routed_scaling_factor, and other code applies it.
         keys.expect("norm_topk_prob", False, None)
         keys.expect("topk_method", "greedy", "group_limited_greedy")
         scale, groups, kept = keys.number("routed_scaling_factor"), 1, 1
@@ -82,7 +82,7 @@ class DeepseekV3(LatentLlama, SigmoidExperts):
     drafting_keys = ("num_nextn_predict_layers", "num_mtp_layers")
     defaults = MappingProxyType(
         {
-            # Heads of V3 always have keys of their own.
+            # Each head of V3 has keys of its own, so an absent key means num_attention_heads.
             **{k: v for k, v in SigmoidExperts.defaults.items() if k != "num_key_value_heads"},
             **_RANKS,
             "num_experts_per_tok": 8,

@@ -1,4 +1,4 @@
-"""dots.llm1: DeepSeek-V3's experts under Qwen3's attention."""
+"""dots.llm1: Qwen3's attention with DeepSeek-V3's experts."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,11 +13,12 @@ _NOT_OF_DOTS = ("use_sliding_window", "head_dim")
 
 
 class Dots1(SigmoidExperts, Qwen3):
-    """Each head's queries and keys are normed; windows from `max_window_layers` on."""
+    """Each head's queries and keys are normed; layers from `max_window_layers` on have a window."""
 
     model_type = "dots1"
     architecture = "Dots1ForCausalLM"
-    # Its published configs name the method where others name the score.
+    # In `scoring_func`, published configs of this family have noaux_tc, which in other families is a
+    # `topk_method`.
     scoring_names = ("sigmoid", "noaux_tc")
     defaults = MappingProxyType(
         {

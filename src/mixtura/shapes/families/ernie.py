@@ -16,7 +16,7 @@ from mixtura.shapes.moe import MoEShape
 
 
 class Ernie45Moe(SparseLlama):
-    """A range of layers has MoEs. Combine weights are renormalised, without the choosing bias.
+    """A range of layers has MoEs. Combine weights are renormalised scores without the choosing bias.
 
     The two rows of a stored RoPE pair of queries or keys are neighbours. In Mixtura's decoder the
     two rows are half a head apart.
@@ -125,8 +125,9 @@ class Ernie45Moe(SparseLlama):
 
 
 _END = "moe_layer_end_index"
-# The largest moe_norm_min that is supported. The chosen probabilities of a token always have a
-# larger sum, so division by the sum gives transformers' weights, apart from the last bits.
+# The largest moe_norm_min that is supported. transformers divides a token's weights by their sum or
+# by moe_norm_min, whichever is larger. The sum is always larger than 1e-12, so division by the sum
+# gives transformers' weights, apart from the last bits.
 _LEAST = 1e-12
 _Span = tuple[slice, slice]
 

@@ -1,4 +1,4 @@
-"""K-EXAONE: DeepSeek-V3's experts; layers with a window are rotated, and full ones are not."""
+"""K-EXAONE: DeepSeek-V3's experts; RoPE rotates the layers with a window, and no others."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -15,7 +15,7 @@ _NOT_OF_EXAONE = ("n_shared_experts", "attention_bias")
 
 
 class ExaoneMoe(SigmoidExperts, WindowsByType):
-    """Each head's queries and keys are normed; three layers of four have a window."""
+    """Each head's queries and keys are normed; by default three of every four layers have a window."""
 
     model_type = "exaone_moe"
     architecture = "ExaoneMoeForCausalLM"
@@ -47,7 +47,7 @@ class ExaoneMoe(SigmoidExperts, WindowsByType):
     )
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
-        # Its own class has no key for biases.
+        # transformers' class of this family has no key for biases of attention.
         self.keys(config).expect("attention_bias", False, None)
         return {**super().read_attention({**config, "attention_bias": False}), "norm": "head"}
 

@@ -17,7 +17,7 @@ from mixtura.shapes.moe import MoEShape
 
 
 class Flint(SparseLlama, WindowsByType):
-    """Layers with a window are rotated, and full ones are not; the first two layers are dense."""
+    """RoPE rotates only the layers with a window; by default the first two layers are dense."""
 
     model_type = "flint"
     architecture = "FlintForCausalLM"
@@ -50,7 +50,7 @@ class Flint(SparseLlama, WindowsByType):
         return {**super().read_attention(config), "norm": "head", "sinks": True}
 
     def default_types(self, keys: Keys) -> list[str]:
-        """Full in the first two layers, in the second of every four, and in the last."""
+        """The first two layers, the second of every four, and the last layer have no window."""
         layers = keys.integer("num_hidden_layers")
         full = {0, 1, layers - 1, *range(1, layers, 4)}
         return ["full_attention" if layer in full else SLIDING for layer in range(layers)]

@@ -25,7 +25,10 @@ _TEXT_DEFAULTS = {
 
 
 class Gemma3Text(Llama):
-    """The text model: norms with scale weight + 1, a scaled embedding, a tied head, tanh GELU."""
+    """The text model. Norms scale by weight + 1, and the embedding is scaled by sqrt(width).
+
+    The FFN is gated by a tanh GELU. By default the head is tied.
+    """
 
     model_type = "gemma3_text"
     architecture = "Gemma3ForCausalLM"

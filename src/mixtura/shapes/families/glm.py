@@ -1,6 +1,6 @@
-"""GLM-4.5 to 4.7 and Solar Open: DeepSeek-V3's experts under grouped-query attention.
+"""GLM-4.5 to 4.7 and Solar Open: grouped-query attention with DeepSeek-V3's experts.
 
-GLM-4.7-Flash is in DeepSeek-V3's layout altogether.
+GLM-4.7-Flash has DeepSeek-V3's latent attention too.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,13 @@ from mixtura.shapes.families.layer_types import read_mlp_types, write_mlp_types
 from mixtura.shapes.families.partial_rotary import PartlyRotated
 from mixtura.shapes.families.shared_experts import SigmoidExperts
 
-# Its own class lists the MoE layers instead.
+# Keys of DeepSeek-V3 that transformers' class of GLM-4.7-Flash does not have. `mlp_layer_types` lists
+# the MoE layers there.
 _NOT_OF_LITE = ("first_k_dense_replace", "num_mtp_layers")
 
 
 class Glm4Moe(SigmoidExperts, PartlyRotated):
-    """Half of each head is rotated; queries and keys are normed if the config says so."""
+    """By default RoPE rotates half of each head; queries and keys are normed if `use_qk_norm`."""
 
     model_type = "glm4_moe"
     architecture = "Glm4MoeForCausalLM"
@@ -50,7 +51,7 @@ class Glm4Moe(SigmoidExperts, PartlyRotated):
 
 
 class SolarOpen(SigmoidExperts):
-    """As GLM-4.5, with an MoE in every layer and no norm of queries and keys."""
+    """GLM-4.5 with an MoE in every layer, whole heads rotated, and queries and keys not normed."""
 
     model_type = "solar_open"
     architecture = "SolarOpenForCausalLM"
@@ -68,7 +69,7 @@ class SolarOpen(SigmoidExperts):
     def read(self, config: Mapping[str, Any]) -> Tree:
         keys = self.keys(config)
         keys.expect("use_qk_norm", False, None)
-        # Its own class has no dense layers, and no key for their width.
+        # transformers' class of this family has no dense layers, and so no key for their width.
         width = keys.integer("moe_intermediate_size")
         return {**super().read({**config, "intermediate_size": width}), "ffn_width": None}
 
@@ -107,7 +108,10 @@ class Glm4MoeLite(DeepseekV3):
     )
 
     def read_placement(self, keys: Keys) -> Tree:
-        """An absent list puts MoEs in all layers but the first, whatever other keys state."""
+        """If `mlp_layer_types` is absent, all layers but the first have MoEs.
+
+        transformers ignores the other keys of placement; values that differ are refused here.
+        """
         if keys.given("mlp_layer_types") is None:
             keys.expect("first_k_dense_replace", 1, None)
             keys.expect("moe_layer_freq", 1, None)

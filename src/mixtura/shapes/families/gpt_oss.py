@@ -1,4 +1,4 @@
-"""gpt-oss: attention sinks, windows in every other layer, biases, and a clamped SwiGLU.
+"""gpt-oss: attention sinks, windows in half of the layers, biases, and a clamped SwiGLU.
 
 E experts, D model width, F expert width.
 """
@@ -14,8 +14,7 @@ from mixtura.shapes.families.llama import windows_by_type, write_window_types
 from mixtura.shapes.families.mixtral import SparseLlama
 from mixtura.shapes.moe import MoEShape
 
-# Defaults of absent keys: every other layer has a window, beginning with the first layer, and RoPE
-# is scaled by YaRN.
+# Defaults of absent keys: layers 0, 2, 4, ... have a window, and RoPE is scaled by YaRN.
 _TYPES = ("sliding_attention", "full_attention")
 _YARN = {
     "rope_type": "yarn",
@@ -31,7 +30,7 @@ class GptOss(SparseLlama):
     """Every layer has an MoE. Combine weights are a softmax over the logits of the chosen experts.
 
     The matrices of all experts are stacked and stored transposed: gate and up as (E, D, 2F), down
-    as (E, F, D). The gate and the up column of a hidden unit are neighbours.
+    as (E, F, D). The gate column and the up column of a hidden unit are neighbours.
     """
 
     model_type = "gpt_oss"

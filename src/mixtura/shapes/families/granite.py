@@ -110,9 +110,10 @@ class GraniteMoeShared(GraniteMoe):
 
 
 class GraniteMoeSwa(GraniteMoeShared, WindowsByType):
-    """Granite's MoE with windows and sinks; `layer_rope_theta` has a base for each layer, or 0.
+    """Granite's MoE with windows and sinks; `layer_rope_theta` lists the layers' RoPE bases.
 
-    Layers with a window share one base and all others one, apart from those that are not rotated.
+    A layer with base 0 is not rotated. All rotated layers with a window must have the same base, and
+    all rotated layers without a window must have the same base.
     """
 
     model_type = "granitemoe_swa"

@@ -16,13 +16,13 @@ from mixtura.shapes.families.llama import Llama
 from mixtura.shapes.families.mamba2 import mamba2_pieces, read_step_bounds, write_step_bounds
 from mixtura.shapes.recurrence import Mamba2Shape
 
-# Names in published configs, and in transformers 5.
+# Two names of each kind of layer: in published configs, and in transformers 5.
 _MAMBA, _ATTENTION = ("mamba", "linear_attention"), ("attention", "full_attention")
 _NOPE, _ROPE = "nope", "rope"
 
 
 class GraniteMoeHybrid(GraniteMoeShared):
-    """Attention has no positions by default; without experts the shared MLP is the FFN."""
+    """By default RoPE rotates no layer. If a config has 0 experts, the shared MLP is a dense FFN."""
 
     model_type = "granitemoehybrid"
     architecture = "GraniteMoeHybridForCausalLM"
@@ -85,7 +85,7 @@ class GraniteMoeHybrid(GraniteMoeShared):
         return int(keys.positive("mamba_expand") * keys.integer("hidden_size"))
 
     def mamba_layers(self, keys: Keys) -> list[int]:
-        """By default all layers, which are too many for a decoder."""
+        """The layers with Mamba-2; by default all of them, which Mixtura's decoder then refuses."""
         count = keys.integer("num_hidden_layers")
         named = keys.first("layer_types", "layers_block_type")
         types = keys.words(named, [_MAMBA[0]] * count)
@@ -125,7 +125,8 @@ class GraniteMoeHybrid(GraniteMoeShared):
         recurrence, width = decoder["recurrence"], decoder["width"]
         layers = range(decoder["layers"])
         if recurrence is None:
-            # transformers checks that one head of any size fits.
+            # transformers refuses sizes of Mamba-2 that do not fit the width, even if no layer has it.
+            # One head as wide as the model fits.
             sizes = {"mamba_n_heads": 1, "mamba_d_head": width, "mamba_expand": 1}
             return {"layer_types": [_ATTENTION[0] for _ in layers], **sizes}
         if recurrence["kind"] != "mamba2":

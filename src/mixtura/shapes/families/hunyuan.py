@@ -22,10 +22,10 @@ _NORMS = {"q_norm": "query_layernorm", "k_norm": "key_layernorm"}
 
 
 class HunyuanMoeV1(SparseLlama):
-    """Softmax, weights renormalised; each head is normed after rotation.
+    """Combine weights are renormalised softmax scores; queries and keys are normed after RoPE.
 
-    The shared expert is as wide as a routed one. `alpha` of the RoPE section raises the base, and
-    is written as the base that it gives.
+    The shared expert is as wide as a routed expert. `alpha` of the RoPE section raises the RoPE
+    base; `write` states the raised base, without `alpha`.
     """
 
     model_type = "hunyuan_v1_moe"
@@ -40,7 +40,7 @@ class HunyuanMoeV1(SparseLlama):
 
     def read(self, config: Mapping[str, Any]) -> Tree:
         keys = self.keys(config)
-        # transformers computes these whatever is stated; the published configs state them.
+        # transformers ignores these keys and computes as these values state.
         keys.expect("use_qk_norm", True)
         keys.expect("use_cla", False, None)
         keys.expect("moe_layer_num_skipped", 0, None)
@@ -92,7 +92,7 @@ class HunyuanMoeV1(SparseLlama):
 def _same_of_all(keys: Keys, key: str, needed: int | None) -> int:
     """The number that a key states for all layers, once or in a list.
 
-    Raises ConfigError where layers differ, and for another number than `needed`.
+    Raises ConfigError if the layers' numbers differ, or if they are not `needed`.
     """
     given = keys.given(key, needed)
     each = set(keys.integers(key)) if isinstance(given, list) else {given}
@@ -138,7 +138,7 @@ class HyV3(SigmoidExperts):
         return {"kind": "sigmoid_topk", "choosing_bias": True, "renormalise": True, "scale": scale}
 
     def read_placement(self, keys: Keys) -> Tree:
-        """An absent list puts MoEs in all layers but the first."""
+        """If `mlp_layer_types` is absent, all layers but the first have MoEs."""
         if keys.given("mlp_layer_types") is None:
             keys.expect("first_k_dense_replace", 1, None)
         return read_mlp_types(keys, first_dense=1)

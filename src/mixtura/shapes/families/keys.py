@@ -7,7 +7,8 @@ from mixtura.errors import ConfigError
 from mixtura.shapes import bounds
 
 _MISSING = object()
-# (least, most) of keys of two kinds: counts that code loops over or divides by, and matrix sides.
+# The bounds (least, most) of the values of some keys. The values are counts that code loops over or
+# divides by, or sides of matrices.
 _BOUNDS: Mapping[str, tuple[int, int]] = {
     key: limits
     for limits, keys in {
@@ -64,7 +65,7 @@ class Keys:
         return next((key for key in keys if self.given(key) is not None), keys[0])
 
     def with_value(self, key: str, *, value: Any) -> "Keys":
-        """The same keys with another value of one."""
+        """A copy of these keys, in which `key` has the value `value`."""
         return Keys({**self._config, key: value}, self._family, self._path)
 
     def integer(self, key: str, default: Any = _MISSING) -> int:
@@ -74,7 +75,7 @@ class Keys:
         return found
 
     def number(self, key: str, default: Any = _MISSING) -> float:
-        """A number that is 0 or has a size in 1e-30..1e30; square and inverse are then finite."""
+        """0, or a number with an absolute value in 1e-30..1e30: its square and inverse are finite."""
         found = float(self._typed(key, default, (int, float), "a number"))
         if found and not 1 / bounds.NUMBER <= abs(found) <= bounds.NUMBER:
             raise ConfigError(
@@ -141,7 +142,7 @@ class Keys:
                     f"{self._path}: missing key {key!r}, which a {self._family} model needs"
                 )
             return default
-        # In Python a bool is an int; a config that states true for a number is wrong.
+        # In Python a bool is an int, so `isinstance` alone would accept true in place of a number.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(f"{self._path}: {key}={value!r:.60} should be {expected}")
         return value

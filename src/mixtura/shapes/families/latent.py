@@ -17,7 +17,7 @@ def read_latent(keys: Keys, config: Mapping[str, Any], family: str) -> Tree:
     Raises ConfigError for missing keys, and for unsupported values.
     """
     heads = keys.integer("num_attention_heads")
-    # Each head projects keys and values of its own from the latent.
+    # Each head has keys and values of its own, so both counts of heads must be equal.
     keys.expect("num_key_value_heads", heads, None)
     bias = keys.flag("attention_bias")
     nope, rope_dim = keys.integer("qk_nope_head_dim"), keys.integer("qk_rope_head_dim")
@@ -130,7 +130,7 @@ def _scale(config: Mapping[str, Any], scaling: Tree | None, query_dim: int) -> f
 
 
 def _mscales(attention: Mapping[str, Any]) -> Tree:
-    """The keys `mscale_all_dim` and `mscale`, from the factor of scores and YaRN's amplitude."""
+    """The keys `mscale_all_dim` and `mscale`, from `scale` and YaRN's amplitude."""
     scaling, scale = attention["rope_scaling"], attention["scale"]
     if scale is None or scaling is None or scaling.get("factor", 1) <= 1:
         return {}

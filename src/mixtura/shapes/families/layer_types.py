@@ -1,4 +1,7 @@
-"""Lists that name the kind of each layer's FFN in a config.json, to our placement and back."""
+"""Converts `mlp_layer_types` of a config.json to Mixtura's placement of MoEs, and back.
+
+`mlp_layer_types` lists the kind of each layer's FFN: dense or sparse (an MoE).
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +15,9 @@ _KEY, _KINDS = "mlp_layer_types", ("dense", "sparse")
 
 
 def read_mlp_types(keys: Keys, first_dense: int) -> Tree:
-    """The placement from `mlp_layer_types`; an absent list has `first_dense` dense layers first.
+    """The placement from `mlp_layer_types`; if it is absent, the first `first_dense` layers are dense.
 
-    Raises ConfigError for a list of another length, and for a kind that is neither.
+    Raises ConfigError unless the list has one entry for each layer, either dense or sparse.
     """
     if keys.given(_KEY) is None:
         return {"placement": {"first_dense": first_dense}}

@@ -20,12 +20,15 @@ from mixtura.shapes.recurrence import ShortConvShape
 
 _CONV, _ATTENTION = "conv", "full_attention"
 _FFN = ("w1", "w3", "w2")
-# Ours, and what transformers names otherwise than in Llama's attention.
+# Stored names of attention's tensors that differ from Llama's: Llama's name, and LFM2's name.
 _RENAMED = {"q_norm": "q_layernorm", "k_norm": "k_layernorm", "o_proj": "out_proj"}
 
 
 class Lfm2(Llama):
-    """A short convolution in each layer that `layer_types` calls conv; heads are normed."""
+    """Each layer that `layer_types` calls conv has a short convolution in place of attention.
+
+    In attention, each head's queries and keys are normed.
+    """
 
     model_type = "lfm2"
     architecture = "Lfm2ForCausalLM"
@@ -48,7 +51,7 @@ class Lfm2(Llama):
 
     def read(self, config: Mapping[str, Any]) -> Tree:
         keys = self.keys(config)
-        # Not a key of this family: its attention has no bias.
+        # This family has no such key, because its attention has no bias.
         keys.expect("attention_bias", False, None)
         same = {
             "rms_norm_eps": keys.number("norm_eps"),
@@ -74,7 +77,11 @@ class Lfm2(Llama):
         return {**tree, "recurrence": mixed}
 
     def read_ffn_width(self, keys: Keys) -> int:
-        """`intermediate_size`, of which two thirds are taken, scaled and rounded up, by default."""
+        """The FFN width. By default it is two thirds of `intermediate_size`, scaled and rounded up.
+
+        The factor is `block_ffn_dim_multiplier`, and the result is a multiple of
+        `block_multiple_of`.
+        """
         width = keys.integer(keys.first("block_ff_dim", "intermediate_size"))
         if not keys.flag("block_auto_adjust_ff_dim"):
             return width
@@ -86,7 +93,9 @@ class Lfm2(Llama):
         return multiple * -(-width // multiple)
 
     def layer_types(self, keys: Keys) -> list[str]:
-        """By default attention in the layers of `full_attn_idxs`, which are all by default."""
+        """The kind of each layer. If `layer_types` is absent, `full_attn_idxs` lists the layers with
+        attention; if both are absent, all layers have attention.
+        """
         every = range(keys.integer("num_hidden_layers"))
         attending = set(keys.integers("full_attn_idxs", list(every)))
         return keys.words("layer_types", [_ATTENTION if n in attending else _CONV for n in every])
@@ -112,7 +121,7 @@ class Lfm2(Llama):
         }
 
     def write_ffn_width(self) -> Tree:
-        """Keys by which `intermediate_size` is the width itself."""
+        """The keys that make `read_ffn_width` return `intermediate_size` unchanged."""
         return {"block_auto_adjust_ff_dim": False}
 
     def write_attention(self, attention: Mapping[str, Any]) -> Tree:
@@ -153,7 +162,10 @@ class Lfm2(Llama):
 
 
 class Lfm2Moe(Lfm2, SparseLlama):
-    """Experts chosen by sigmoid and bias, in all layers but the first `num_dense_layers`."""
+    """All layers have MoEs, but for the first `num_dense_layers`.
+
+    Scores are sigmoids, and experts are chosen with a choosing bias by default.
+    """
 
     model_type = "lfm2_moe"
     architecture = "Lfm2MoeForCausalLM"
@@ -179,7 +191,8 @@ class Lfm2Moe(Lfm2, SparseLlama):
 
     def read(self, config: Mapping[str, Any]) -> Tree:
         keys, tree = self.keys(config), super().read(config)
-        # transformers adds 1e-6 to a token's sum of scores, and ours 1e-20.
+        # To renormalise, transformers divides by a token's sum of scores plus 1e-6, and Mixtura by
+        # the sum plus 1e-20.
         router = {
             "kind": "sigmoid_topk",
             "choosing_bias": keys.flag("use_expert_bias"),
@@ -232,7 +245,7 @@ class Lfm2Moe(Lfm2, SparseLlama):
 
 
 def conv_pieces(shape: DecoderShape, layer: int, stored: str, ours: str) -> Iterator[Piece]:
-    """Both projections, and the convolution, whose weights have a dim of 1 in the middle."""
+    """The pieces of a short convolution, whose stored weight has shape (width, 1, kernel)."""
     recurrence, width = shape.recurrence_of(layer), shape.width
     assert isinstance(recurrence, ShortConvShape), "this family has no other"
     kernel = recurrence.kernel

@@ -77,7 +77,7 @@ class Llama(Family):
         return read_rope(config, self.model_type, self.default_theta)
 
     def read_windows(self, keys: Keys) -> Tree | None:
-        """The layers with a window, and its size. Llama has no windows, so this gives None."""
+        """The layers with a window, and the window. Llama has no windows, so this returns None."""
         return None
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
@@ -226,7 +226,7 @@ class Qwen3(Qwen2):
 
 
 def window_of_all(keys: Keys) -> Tree | None:
-    """One window for all layers; None if `sliding_window` is null or 0."""
+    """The same window for all layers; None if `sliding_window` is null or 0."""
     window = keys.integer("sliding_window", 0)
     return (
         {"window": window, "layers": range(keys.integer("num_hidden_layers"))} if window else None

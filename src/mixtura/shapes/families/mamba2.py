@@ -1,4 +1,4 @@
-"""Mamba-2 in Hugging Face configs and checkpoints: what families with it share."""
+"""Converts Mamba-2's config keys and tensor names, for all families that have Mamba-2 layers."""
 
 from collections.abc import Iterator, Mapping
 from math import inf
@@ -14,7 +14,7 @@ _INFINITY = {"__float__": "Infinity"}
 
 
 def read_step_bounds(keys: Keys) -> Tree:
-    """The bounds of a step from `time_step_limit`; an infinite one is no bound."""
+    """The bounds of a step, from `time_step_limit`; an infinite upper bound becomes None."""
     limit = keys.given("time_step_limit", (0.0, inf))
     bounds = [inf if bound == _INFINITY else bound for bound in limit] if _is_pair(limit) else []
     if not bounds or not all(isinstance(bound, int | float) for bound in bounds):
@@ -34,7 +34,11 @@ def write_step_bounds(recurrence: Mapping[str, Any]) -> Tree:
 
 
 def mamba2_pieces(width: int, mixer: Mamba2Shape, stored: str, ours: str) -> Iterator[Piece]:
-    """The pieces of a mixer; the stored projection has gate, inputs, b, c and steps."""
+    """The pieces of one mixer.
+
+    The stored in_proj has the rows of gate, inputs, b, c and steps. Mixtura's `steps` has the rows
+    of the steps, and `projection` has all other rows.
+    """
     packed = mixer.inner + mixer.channels
     every = packed + mixer.heads
     parts = {"projection": slice(0, packed), "steps": slice(packed, every)}

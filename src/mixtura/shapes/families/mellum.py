@@ -1,4 +1,4 @@
-"""Mellum: Qwen3-MoE's layer, where layers with a window have a RoPE base of their own."""
+"""Mellum: Qwen3-MoE's layers, but layers with a window have a RoPE base of their own."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -17,7 +17,7 @@ _BASES = {_FULL: 500_000.0, _SLIDING: 10_000.0}
 
 
 class Mellum(SparseLlama, WindowsByType):
-    """Each head's queries and keys are normed; all layers hold an MoE by default."""
+    """Each head's queries and keys are normed; by default all layers have an MoE."""
 
     model_type = "mellum"
     architecture = "MellumForCausalLM"
@@ -62,7 +62,7 @@ class Mellum(SparseLlama, WindowsByType):
         )
 
     def _section(self, config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-        """RoPE's parameters of one kind of layer."""
+        """The RoPE parameters of the layers that `layer_types` calls `kind`."""
         stated = {"rope_type": "default", "rope_theta": _BASES[kind]}
         return self.keys(config).mapping("rope_parameters", {}).get(kind, stated)
 

@@ -1,4 +1,4 @@
-"""MiniMax M2: Mixtral's layout, a sigmoid router with a choosing bias, half of a head rotated."""
+"""MiniMax M2: Mixtral's layout, a sigmoid router with a choosing bias, partly rotated heads."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from mixtura.shapes.moe import MoEShape
 
 
 class MiniMaxM2(SparseLlama, PartlyRotated):
-    """Queries and keys are normed over all heads at once; `rotary_dim` dims of each are rotated."""
+    """Queries and keys are normed over all heads at once; RoPE rotates `rotary_dim` dims a head."""
 
     model_type = "minimax_m2"
     architecture = "MiniMaxM2ForCausalLM"
@@ -33,7 +33,7 @@ class MiniMaxM2(SparseLlama, PartlyRotated):
 
     def read(self, config: Mapping[str, Any]) -> Tree:
         keys = self.keys(config)
-        # transformers computes these whatever is stated; the published configs state them.
+        # transformers ignores these keys and computes as these values state.
         keys.expect("scoring_func", "sigmoid")
         keys.expect("use_routing_bias", True)
         keys.expect("use_qk_norm", True)
@@ -45,7 +45,7 @@ class MiniMaxM2(SparseLlama, PartlyRotated):
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
         tree = super().read_attention(config)
-        # Its own class has no key for biases.
+        # transformers' class of this family has no key for biases of attention.
         return {**tree, "input_bias": False, "output_bias": False, "norm": "all"}
 
     def share_of(self, keys: Keys, head_dim: int) -> float:

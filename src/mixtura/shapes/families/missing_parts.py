@@ -1,6 +1,7 @@
 """What known MoE families need and Mixtura lacks, by model_type of transformers.
 
-A family that is read has no place here. `docs/make_families.py` writes both into docs/families.md.
+Families that Mixtura reads are not in this table. `docs/make_families.py` writes docs/families.md
+from this table and from the families that Mixtura reads.
 """
 
 from collections.abc import Mapping
@@ -57,6 +58,6 @@ MISSING_PARTS: Mapping[str, tuple[str, ...]] = {
 
 
 def in_words(parts: tuple[str, ...]) -> str:
-    """A list as a sentence has it: a, b and c."""
+    """Joins parts as in a sentence: a, b and c."""
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last

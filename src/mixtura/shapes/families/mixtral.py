@@ -89,7 +89,7 @@ class SparseLlama(Llama):
 
 
 class Mixtral(SparseLlama, Mistral):
-    """Every layer has an MoE with renormalised weights; all layers have one window, or none has."""
+    """Every layer has an MoE with renormalised weights. All layers have the same window, or none."""
 
     model_type = "mixtral"
     architecture = "MixtralForCausalLM"
@@ -118,7 +118,10 @@ class Mixtral(SparseLlama, Mistral):
 
 
 class Olmoe(SparseLlama):
-    """Queries and keys are normed over all heads at once; by default weights are softmax scores."""
+    """Queries and keys are normed over all heads at once.
+
+    By default combine weights are softmax scores, not renormalised.
+    """
 
     model_type = "olmoe"
     architecture = "OlmoeForCausalLM"
@@ -142,7 +145,7 @@ class Olmoe(SparseLlama):
 
 
 class FlexOlmo(Olmoe):
-    """OLMoE's layer with norms behind attention and FFN alone."""
+    """OLMoE's layer, but the outputs of attention and FFN are normed instead of their inputs."""
 
     model_type = "flex_olmo"
     architecture = "FlexOlmoForCausalLM"
@@ -160,7 +163,7 @@ class FlexOlmo(Olmoe):
         return {**super().read(config), "pre_norms": False, "post_norms": True}
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
-        # transformers' default, 100277, lies outside a small vocabulary.
+        # transformers' default for pad_token_id is 100277, which a small vocabulary does not have.
         return {**super().write(decoder), "pad_token_id": None}
 
     def write_attention(self, attention: Mapping[str, Any]) -> Tree:
@@ -227,7 +230,7 @@ class Qwen2Moe(SparseLlama, Qwen2):
 
 
 class Qwen3Moe(SparseLlama, Qwen3):
-    """Qwen3 with MoEs in some layers; `norm_topk_prob` states if weights are renormalised."""
+    """Qwen3 with MoEs in some layers; `norm_topk_prob` states whether weights are renormalised."""
 
     model_type = "qwen3_moe"
     architecture = "Qwen3MoeForCausalLM"

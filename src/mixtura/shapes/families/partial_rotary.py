@@ -1,4 +1,4 @@
-"""Attention that rotates a part of each head: `partial_rotary_factor`."""
+"""Attention in which RoPE rotates only a part of each head: `partial_rotary_factor`."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,10 +10,10 @@ from mixtura.shapes.families.rotary import read_rope, read_rotated, write_rotate
 
 
 class PartlyRotated(Llama):
-    """The first dims of each head are rotated, and the others pass."""
+    """RoPE rotates the first dims of each head and leaves the other dims unchanged."""
 
     default_share: ClassVar[float] = 1.0
-    """the share of a head where none is stated"""
+    """the rotated share of a head's dims if the config states none"""
 
     def read_rope(self, config: Mapping[str, Any], head_dim: int) -> Tree:
         share = self.share_of(self.keys(config), head_dim)
@@ -23,7 +23,7 @@ class PartlyRotated(Llama):
         }
 
     def share_of(self, keys: Keys, head_dim: int) -> float:
-        """The share where `partial_rotary_factor` is absent."""
+        """The rotated share of a head's dims if `partial_rotary_factor` is absent."""
         return self.default_share
 
     def write_attention(self, attention: Mapping[str, Any]) -> Tree:

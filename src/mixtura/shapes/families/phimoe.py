@@ -14,8 +14,8 @@ from mixtura.shapes.families.rotary import rope_keys
 class PhiMoe(Mixtral):
     """Attention and the head have biases, and SparseMixer routes each token to two experts.
 
-    An expert's combine weight is its softmax probability among the experts whose logits are nearly
-    equal. The key `input_jitter_noise`, which adds noise to a layer's inputs in training, is not
+    A chosen expert's combine weight is its softmax probability among the experts whose logits are
+    near the largest logit. The key `input_jitter_noise`, which adds noise to a layer's inputs in training, is not
     supported.
     """
 

@@ -23,7 +23,7 @@ from mixtura.shapes.moe import MoEShape
 from mixtura.shapes.recurrence import GatedDeltaShape
 
 _DELTA, _ATTENTION = "linear_attention", "full_attention"
-# Ours, and the key of a config.json.
+# Mixtura's field for a size, and the key of the same size in a config.json.
 _SIZES = {
     "key_heads": "linear_num_key_heads",
     "value_heads": "linear_num_value_heads",
@@ -35,7 +35,10 @@ _DRAFTING = {r"mtp\..*": "multi-token prediction, which drafts tokens beyond the
 
 
 class Qwen3Next(PartlyRotated, SparseLlama):
-    """Norms with unit offset, a quarter of each head rotated, and a gated shared expert."""
+    """Norms scale by weight + 1, and the shared expert has a gate.
+
+    By default RoPE rotates a quarter of each head.
+    """
 
     model_type = "qwen3_next"
     architecture = "Qwen3NextForCausalLM"
@@ -130,7 +133,7 @@ class Qwen3Next(PartlyRotated, SparseLlama):
             yield from self.ffn_pieces(shape, layer, stored, f"{ours}ffn.")
 
     def attention_pieces(self, shape: DecoderShape, stored: str, ours: str) -> Iterator[Piece]:
-        """`q_proj` has the rows of each head's queries and, behind them, those of its gate."""
+        """The stored `q_proj` has, for each head, the rows of its query, then those of its gate."""
         assert isinstance(shape.attention, AttentionShape), "this family reads no other"
         for piece in attention_pieces(shape, shape.attention, stored, ours):
             if piece.stored.startswith(f"{stored}q_proj."):
@@ -152,7 +155,12 @@ class Qwen3Next(PartlyRotated, SparseLlama):
     def projection_pieces(
         self, width: int, delta: GatedDeltaShape, stored: str, ours: str
     ) -> Iterator[Piece]:
-        """Rows by key head: its queries and keys, then values and gates of its value heads."""
+        """The stored rows are grouped by key head; Mixtura's rows are grouped by part.
+
+        For each key head, in_proj_qkvz has the rows of its query and its key, then the rows of the
+        values and of the output gates of its value heads. in_proj_ba has both of their gates
+        likewise.
+        """
         served = delta.value_heads // delta.key_heads
         key, value = delta.key_dim, served * delta.value_dim
         values = 2 * delta.keys
@@ -187,7 +195,8 @@ class Qwen3Next(PartlyRotated, SparseLlama):
 class Qwen35MoeText(Qwen3Next):
     """The text model of Qwen3.5 and 3.6: an MoE in every layer, and a tensor for each projection.
 
-    Its RoPE has three positions for images; those of a text are equal, so it is RoPE as elsewhere.
+    Its RoPE gives each token three positions. They differ only for images, so for a text this is
+    ordinary RoPE.
     """
 
     model_type = "qwen3_5_moe_text"
@@ -207,7 +216,7 @@ class Qwen35MoeText(Qwen3Next):
     def read(self, config: Mapping[str, Any]) -> Tree:
         keys = self.keys(config)
         keys.expect("norm_topk_prob", True)
-        # Its own class has no dense layers, and no key for their width.
+        # transformers' class of this family has no dense layers, and so no key for their width.
         width = keys.integer("moe_intermediate_size")
         return {**super().read({**config, "intermediate_size": width}), "ffn_width": None}
 
@@ -292,7 +301,10 @@ def _rows(start: int, count: int) -> tuple[slice]:
 
 
 def _queries_and_gates(queries: Piece, attention: AttentionShape, ours: str) -> Iterator[Piece]:
-    """From the piece of queries alone, those of queries and gates, head by head."""
+    """The pieces of queries and output gates, head by head.
+
+    `queries` is the piece that `q_proj` would have if it had no rows of gates.
+    """
     dim = attention.head_dim
     rows, *others = queries.shape
     suffix = queries.ours.rpartition(".")[2]

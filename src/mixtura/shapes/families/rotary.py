@@ -17,7 +17,7 @@ def read_rope(
 ) -> Tree:
     """The settings `rope_base` and `rope_scaling` of Mixtura's attention.
 
-    `partial` states whether the family may rotate a part of each head; see `read_rotated`.
+    `partial` states whether the family may rotate only a part of each head; see `read_rotated`.
     """
     outer = Keys(config, family)
     parameters = rope_keys(outer)
@@ -49,7 +49,7 @@ def write_rotated(attention: Mapping[str, Any]) -> float:
     """The rotated share of a head, from which `read_rotated` gives the same `rotated_dim`."""
     rotated, head_dim = attention["rotated_dim"], attention["head_dim"]
     share = 1.0 if rotated is None else rotated / head_dim
-    # head_dim * share can round to less than `rotated`, which `int` would lower by 1.
+    # head_dim * share can round to less than `rotated`; `int` of it would then be rotated - 1.
     return share if int(head_dim * share) == (rotated or head_dim) else math.nextafter(share, 1)
 
 

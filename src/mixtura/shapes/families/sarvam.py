@@ -1,4 +1,4 @@
-"""Sarvam's two MoEs: in DeepSeek-V3's layout, and in that of GLM-4.5 with fused projections."""
+"""Sarvam's two MoEs: one in DeepSeek-V3's layout, one in GLM-4.5's with fused projections."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,7 +12,7 @@ from mixtura.shapes.families.deepseek import DeepseekV3
 from mixtura.shapes.families.family import Piece
 from mixtura.shapes.families.glm import Glm4Moe
 
-# The authors' own names of keys, and transformers' names.
+# The authors' names of config keys, and transformers' names of the same keys.
 _RENAMED = {
     "num_experts": "n_routed_experts",
     "num_shared_experts": "n_shared_experts",
@@ -23,7 +23,7 @@ _NORMS = {"q_norm": "query_layernorm", "k_norm": "key_layernorm"}
 
 
 def renamed(config: Mapping[str, Any]) -> Tree:
-    """The config in transformers' names."""
+    """The config, with transformers' names of keys."""
     ours = {_RENAMED.get(key, key): value for key, value in config.items()}
     scaling = ours.get("rope_scaling")
     if isinstance(scaling, Mapping) and scaling.get("type") == "deepseek_yarn":
@@ -52,7 +52,7 @@ class SarvamMla(DeepseekV3):
 
 
 class SarvamMoe(Glm4Moe):
-    """GLM-4.5's model with whole heads rotated; queries, keys and values are stored as one."""
+    """GLM-4.5's model with whole heads rotated; queries, keys and values are one tensor."""
 
     model_type = "sarvam_moe"
     default_share = 1.0

@@ -15,9 +15,9 @@ from mixtura.shapes.moe import MoEShape
 
 
 class SharedExperts(SparseLlama):
-    """The first layers are dense and the others have MoEs; `n_shared_experts` compute every token.
+    """The first layers are dense, and the others have MoEs.
 
-    A subclass reads and writes its router.
+    The `n_shared_experts` shared experts of an MoE compute every token. A subclass reads and writes its router.
     """
 
     count_key = "n_routed_experts"
@@ -129,7 +129,7 @@ class SigmoidExperts(SharedExperts):
         return type(self)(drafting=self.drafting_layers(config))
 
     def drafting_layers(self, config: Mapping[str, Any]) -> range:
-        """The numbers of the layers that follow the model's last layer."""
+        """The numbers of the layers that serve only multi-token prediction."""
         if not self.drafting_keys:
             return range(0)
         keys = self.keys(config)

@@ -1,4 +1,7 @@
-"""Windows in the layers that `layer_types` names, and layers that are not rotated."""
+"""Families in which `layer_types` names the layers with a window.
+
+In some of them RoPE rotates only the layers with a window.
+"""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -9,10 +12,10 @@ from mixtura.shapes.families.llama import Llama, windows_by_type, write_window_t
 
 
 class WindowsByType(Llama):
-    """A stated window holds in the layers that `layer_types` calls sliding."""
+    """If the config states a window, the layers that `layer_types` calls sliding have this window."""
 
     rotates_full_layers: ClassVar[bool] = True
-    """whether full layers are rotated where others have a window"""
+    """whether RoPE rotates the layers without a window, in a config that states a window"""
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
         keys, tree = self.keys(config), super().read_attention(config)
@@ -29,12 +32,12 @@ class WindowsByType(Llama):
         return windows_by_type(keys.with_value("use_sliding_window", value=True), types)
 
     def default_types(self, keys: Keys) -> list[str]:
-        """`layer_types` where it is absent."""
+        """The value of `layer_types` if the key is absent."""
         return ["full_attention"] * keys.integer("num_hidden_layers")
 
     def write(self, decoder: Mapping[str, Any]) -> Tree:
         written = super().write(decoder)
-        # Without a window every layer would be rotated.
+        # A config that states no window is read as one in which RoPE rotates every layer.
         if written["sliding_window"] is None and decoder["attention"]["unrotated"]:
             written["sliding_window"] = self.defaults["sliding_window"]
         return written

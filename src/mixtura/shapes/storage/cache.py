@@ -1,7 +1,7 @@
 """The bytes of a position in each kind of KV cache, and of recurrent layers' states.
 
 A layer with a window keeps all positions, as other layers do, so a window changes no size. A layer
-with a recurrent mixer keeps no position: its state of a sequence has one size.
+with a recurrent mixer keeps no positions: its state has the same size for a sequence of any length.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ from mixtura.shapes.storage.numbers import ITEM_BYTES, Plain
 KVKind = Literal["bf16", "int8", "fp32"]
 """the format of numbers in the engine's KV cache; each int8 vector has a scale in fp32"""
 SNAPSHOTS = 4
-"""copies of a recurrent layer's state of each sequence, at earlier positions, to go back to"""
+"""the number of snapshots of a sequence's state that a recurrent layer keeps. A snapshot is the state
+at an earlier position, so that the sequence can go back to this position."""
 _NUMBER_BYTES: Mapping[KVKind, int] = {"bf16": 2, "int8": 1, "fp32": 4}
 
 
@@ -26,7 +27,7 @@ class KVDims(NamedTuple):
     key_dim: int
     value_dim: int
     values_in_keys: bool
-    """true for latent attention, which keeps one head; its values are the first dims of its keys"""
+    """true for latent attention, which keeps one head, whose values are the first dims of its keys"""
 
     @classmethod
     def of(cls, shape: DecoderShape) -> Self:
@@ -60,7 +61,7 @@ def bytes_of_cache(shape: DecoderShape, slots: int, context: int, kind: KVKind) 
 
 
 def bytes_of_states(shape: DecoderShape) -> int:
-    """Bytes of one sequence in all recurrent layers, whatever its length, with the snapshots."""
+    """Bytes of one sequence's states and snapshots in all recurrent layers, for any length."""
     if shape.recurrence is None:
         return 0
     numbers = len(shape.recurrence.layers) * shape.recurrence.state_numbers(shape.width)
@@ -73,11 +74,12 @@ def plain_bytes_of_position(shape: DecoderShape, dtype: Plain) -> int:
 
 
 def bytes_of_text(shape: DecoderShape) -> int:
-    """Bytes of the text that LongRoPE and recurrent layers keep, for each position; 0 otherwise.
+    """Bytes for each position of the tokens that LongRoPE and recurrent layers keep; 0 otherwise.
 
     LongRoPE changes its angles when a text grows beyond the original context. The whole text is
-    then read again, so its tokens are kept. Recurrent layers read tokens again to go back to an
-    earlier position, and keep one byte more of each: whether it was read in decode.
+    then read again, so its tokens are kept. To go back to an earlier position, recurrent layers
+    read the tokens after a snapshot again. Prefill and decode round differently, so one more byte
+    for each token states whether decode read it.
     """
     if shape.recurrence is not None:
         return ITEM_BYTES["int64"] + 1

@@ -24,7 +24,8 @@ TRAINED_BYTES: Mapping[Literal["weight", "gradient", "moments"], int] = {
     "gradient": ITEM_BYTES["float32"],
     "moments": 2 * ITEM_BYTES["float32"],
 }
-"""the bytes of a parameter in training by AdamW: all are fp32, whatever dtype a pass computes in"""
+"""the bytes that training with AdamW keeps for each parameter; all of them are fp32 numbers, even if
+the forward pass computes in bf16"""
 
 
 def group_bytes(bits: Bits) -> int:

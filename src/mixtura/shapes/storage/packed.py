@@ -28,9 +28,9 @@ _PACKED: Mapping[str, tuple[TensorKind, Bits]] = {
     "experts8": ("experts", 8),
 }
 _OUTER = frozenset({"embedding", "head"})
-# The names of modules whose matrices are packed: of a recurrent mixer both projections. Latent
-# attention's kv_up stays plain, because the absorbed form multiplies with parts of it; gates stay
-# plain, because rounding a gate could change the choice of experts.
+# The names of modules whose matrices are packed; a recurrent mixer has `projection` and `out`.
+# Latent attention's kv_up stays plain, because the absorbed form multiplies with parts of it. Gates
+# stay plain, because rounding a gate could change the choice of experts.
 _MATRICES = _OUTER | {"qkv", "out", "query_down", "query", "kv_down", "projection", "output_gate"}
 # Sort keys of attention tensors whose place in the file differs from the ledger's order: sinks come
 # first, and norms of queries and keys come last.
@@ -116,7 +116,7 @@ class Placed:
 
     @property
     def digests(self) -> int:
-        """The number of this tensor's digests: one for each FFN, or one for any other tensor."""
+        """The number of this tensor's digests: one for each expert or dense FFN, else one in all."""
         return self.shape[0] if kind_of(self.format) == "experts" else 1
 
 
@@ -152,9 +152,10 @@ def size_of(stored_as: Format, shape: Shape) -> int:
 
 
 def planned(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Planned]:
-    """The tensors of a packed file, in the order of `tensors`: a model's tensor names and shapes.
+    """The tensors of a packed file, in the order of `tensors`.
 
-    Raises ConfigError where the model's width is not a multiple of 32.
+    `tensors` has the name and the shape of each tensor of a model. Raises ConfigError if an FFN's width
+    is not a multiple of 32.
     """
     held = dict(tensors)
     for name, shape in held.items():
@@ -163,7 +164,7 @@ def planned(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Planned]:
             case "w_in":
                 yield _ffns(module, shape, held[f"{module}.w_out"])
             case "w_out":
-                # One planned tensor has both w_in and w_out, and is made at w_in.
+                # The planned tensor that is yielded at w_in contains w_out too.
                 pass
             case "weight" if len(shape) == 2 and module.rpartition(".")[2] in _MATRICES:
                 yield Planned(name, "tiles", shape)
@@ -182,7 +183,7 @@ def packed_layout(
     """Every tensor of a packed file, in the order of the file.
 
     `bits` returns the bits of a packed tensor. `plain` returns the dtype of the plain parameter of
-    a given name. Raises ConfigError where the model's width is not a multiple of 32.
+    a given name. Raises ConfigError if the model's width is not a multiple of 32.
     """
     dtypes: dict[str, Plain] = {buffer.name: buffer.dtype for buffer in shape.buffers()}
     found: list[Placed] = []

@@ -2,13 +2,13 @@
 
 docs/packed.md has pictures of tiles, blocks and units.
 
-N output channels, K inputs, D width, F expert width.
+N output channels and K inputs of a matrix.
 """
 
 from mixtura.shapes.storage.numbers import GROUP, SCALE_BYTES, Bits, group_bytes, up
 
 UNIT, BLOCK, TILE = 32, 64, 16
-"""the channels of a unit, the inputs of a block, and the channels of a tile"""
+"""the output channels of a unit, the inputs of a block, and the output channels of a tile"""
 ALIGNMENT, PAGE = 64, 4096
 """the offset of a tensor is a multiple of ALIGNMENT, the offset of an expert a multiple of PAGE"""
 BLOCK_GROUPS = UNIT * BLOCK // GROUP
@@ -17,7 +17,7 @@ BLOCK_SCALE_BYTES = BLOCK_GROUPS * SCALE_BYTES
 
 
 def block_bytes(bits: Bits) -> int:
-    """Bytes of a block: 32 channels with 64 inputs each."""
+    """Bytes of a block: 32 output channels with 64 inputs each."""
     return BLOCK_GROUPS * group_bytes(bits)
 
 

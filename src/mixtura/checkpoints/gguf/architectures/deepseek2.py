@@ -231,6 +231,6 @@ def _router(metadata: Metadata, model_type: str) -> Tree:
 
 
 def _log_multiplier(attention: Mapping[str, Any]) -> Tree:
-    """The key of YaRN's attention scale, if any; its value is 0.1 times HF's `mscale_all_dim`."""
+    """Make the key of YaRN's attention scale, if any; the value is 0.1 times `mscale_all_dim`."""
     share = write_latent(attention)["rope_parameters"].get("mscale_all_dim")
     return {} if share is None else {LOG_MULTIPLIER: 0.1 * share}

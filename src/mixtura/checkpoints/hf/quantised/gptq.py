@@ -85,7 +85,7 @@ class GPTQ(Layout):
         )
 
     def _group_of_column(self, module: Module, columns: int) -> "Tensor | None":
-        """Return the group of each column; None if the groups are equal runs of columns in order."""
+        """Return each column's group; None if the groups are equal runs of columns in order."""
         import torch
 
         if self.group is None:

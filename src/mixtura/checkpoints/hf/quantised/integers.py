@@ -47,7 +47,7 @@ class Integers:
         return weight_NK
 
     def groups(self) -> Groups | None:
-        """Return the weight as groups of 32 with fp16 scales; None if these cannot hold it exactly."""
+        """Return the exact weight as groups of 32 with fp16 scales; None if they cannot hold it."""
         (_, columns), groups = self.q_NK.shape, self.scale_NG.shape[1]
         if self.group_K is not None or columns // groups % GROUP:
             return None

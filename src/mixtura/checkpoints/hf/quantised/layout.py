@@ -44,7 +44,7 @@ class Module:
             )
 
     def matrix(self, part: str, dtypes: Collection[str]) -> tuple[int, int]:
-        """Return a part's shape. Raises CheckpointError unless it is a matrix of given dtype."""
+        """Return a part's shape. Raises CheckpointError if it is no matrix of these dtypes."""
         found = self.parts[part]
         if found.dtype not in dtypes or len(found.shape) != 2 or 0 in found.shape:
             raise CheckpointError(
@@ -86,7 +86,7 @@ class Layout(ABC):
         """Compute weight_NK in fp32, and round it once to `dtype`."""
 
     def groups(self, module: Module) -> "Groups | None":
-        """Return the weight as groups of 32 with fp16 scales; None if these cannot hold it exactly."""
+        """Return the exact weight as groups of 32 with fp16 scales; None if they cannot hold it."""
         return None
 
 

@@ -51,6 +51,6 @@ def test_the_refusal_by_hand() -> None:
     with pytest.raises(ConfigError, match="model_type='jamba' needs Mamba layers, which Mixtura"):
         family_of({"model_type": "jamba"})
     with pytest.raises(
-        ConfigError, match="'qwen3_next' needs Gated DeltaNet layers and a gate on attention's"
+        ConfigError, match="'qwen4_exp' needs Gated DeltaNet layers and a sparse attention index"
     ):
-        family_of({"model_type": "qwen3_next"})
+        family_of({"model_type": "qwen4_exp"})

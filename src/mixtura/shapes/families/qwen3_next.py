@@ -254,7 +254,6 @@ class Qwen35Moe(Qwen35MoeText):
     """
 
     model_type = "qwen3_5_moe"
-    architecture = "Qwen3_5MoeForConditionalGeneration"
     left_out = MappingProxyType(
         {**Qwen35MoeText.left_out, r"model\.visual\..*": "reads images and videos"}
     )

@@ -84,17 +84,17 @@ class AttentionShape(AttentionSpec):
     rotated_dim: int | None = Field(default=None, ge=2, le=bounds.SIDE)
     """the number of dims at the start of each head that RoPE rotates; None: all dims of the head"""
     norm: Literal["head", "all"] | None = None
-    """RMS norm of queries and keys before RoPE; head: over one head's dims; all: over all heads' dims;
-    None: no norm"""
+    """RMS norm of queries and keys before RoPE; head: over the dims of one head; all: over the dims
+    of all heads; None: no norm"""
     norm_after_rotation: bool = False
     """whether the norm of queries and keys comes after RoPE instead (Hunyuan)"""
     clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """bound on the absolute values of queries, keys and values; applied after a norm (DBRX, OLMoE)"""
+    """bound on absolute values of queries, keys and values, applied after any norm (DBRX, OLMoE)"""
     sinks: bool = False
     """whether each head has a learned logit that joins the softmax but has no value (gpt-oss)"""
     output_gate: bool = False
-    """whether each dim of the heads' outputs is multiplied by the sigmoid of a dim of a projection of
-    the token (Qwen3-Next)"""
+    """whether the heads' outputs are multiplied, dim by dim, by the sigmoid of a projection of the
+    token (Qwen3-Next)"""
     local: LocalLayers | None = None
     unrotated: tuple[int, ...] = Field(default=(), max_length=bounds.LAYERS)
     """layers whose queries and keys RoPE does not rotate (EXAONE; called NoPE)"""
@@ -181,8 +181,8 @@ class LatentAttentionShape(AttentionSpec):
     nope_dim: int = Field(ge=1, le=bounds.SIDE)
     """dims of a head's query and key that RoPE does not rotate"""
     turning_dim: int = Field(ge=2, le=bounds.SIDE)
-    """the number of rotated dims of each head's query and of the shared key; recipes and files use this
-    name for `rope_dim`"""
+    """the number of rotated dims of each head's query and of the shared key; recipes and files have
+    `rope_dim` under this name"""
     value_dim: int = Field(ge=1, le=bounds.SIDE)
     norm_epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     """epsilon of the latents' RMS norms; the norms of blocks have an epsilon of their own"""

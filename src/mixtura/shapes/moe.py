@@ -1,4 +1,4 @@
-"""The shape of MoE layers: the number and width of experts, and which layers have an MoE. No torch."""
+"""The shape of MoE layers: how many experts, how wide, and in which layers. No torch."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -100,7 +100,7 @@ class MoEShape(Config):
         return self
 
     def _check_step(self, step: PyramidStep) -> None:
-        """Check the step's number of experts by all rules of this class, which may be a subclass."""
+        """Check the step's number of experts by all rules, including those of a subclass."""
         try:
             self.of_layer(step.from_layer)
         except ValidationError as error:

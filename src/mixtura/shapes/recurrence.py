@@ -67,7 +67,7 @@ class ShortConvShape(RecurrenceSpec):
                 yield Weight(f"{prefix}{name}.bias", shape[:1], "recurrent")
 
     def state(self, width: int) -> tuple[tuple[int, ...], ...]:
-        """The shape of the convolution's last kernel - 1 inputs, which are kept with the oldest first."""
+        """The shape of the convolution's last kernel - 1 inputs, of which the oldest is first."""
         return ((self.kernel - 1, width),)
 
     def flops_of_token(self, width: int) -> int:
@@ -78,8 +78,8 @@ class GatedDeltaShape(RecurrenceSpec):
     """A Gated DeltaNet (arXiv 2412.06464): each value head keeps a matrix that maps keys to values.
 
     At each token the matrix decays. Then it is changed so that it maps the token's key to a value
-    nearer to the token's value. Key head i serves the value heads i * r to (i + 1) * r - 1, with r = value_heads /
-    key_heads.
+    nearer to the token's value. Key head i serves the value heads i * r to (i + 1) * r - 1, with
+    r = value_heads / key_heads.
     """
 
     kind: Literal["gated_delta"] = "gated_delta"
@@ -91,7 +91,7 @@ class GatedDeltaShape(RecurrenceSpec):
     kernel: int = Field(ge=2, le=bounds.TAPS)
     """the number of tokens that the convolution of queries, keys and values covers"""
     norm_epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
-    """epsilon of the RMS norm of each head's output; the blocks' norms have an epsilon of their own"""
+    """epsilon of the RMS norm of each head's output; the blocks' norms have their own epsilon"""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -130,7 +130,7 @@ class GatedDeltaShape(RecurrenceSpec):
         yield Weight(f"{prefix}out.weight", (width, self.values), "recurrent")
 
     def state(self, width: int) -> tuple[tuple[int, ...], ...]:
-        """The shapes of the convolution's last kernel - 1 inputs, and of the value heads' matrices."""
+        """The shapes of the last kernel - 1 inputs of the convolution, and of the matrices."""
         matrices = (self.value_heads, self.key_dim, self.value_dim)
         return (self.kernel - 1, self.channels), matrices
 
@@ -163,7 +163,7 @@ class Mamba2Shape(RecurrenceSpec):
     most_step: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """the upper bound of a token's step; None: no upper bound"""
     norm_epsilon: float = Field(default=1e-5, gt=0, allow_inf_nan=False)
-    """epsilon of the RMS norm of a group's gated outputs; the blocks' norms have their own epsilon"""
+    """epsilon of the RMS norm of a group's gated outputs; the blocks' norms have their own"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -207,7 +207,7 @@ class Mamba2Shape(RecurrenceSpec):
             yield Weight(f"{prefix}{name}", shape, "norm" if "norm" in name else "recurrent")
 
     def state(self, width: int) -> tuple[tuple[int, ...], ...]:
-        """The shapes of the convolution's last kernel - 1 inputs, and of the heads' matrices."""
+        """The shapes of the last kernel - 1 inputs of the convolution, and of the matrices."""
         return (self.kernel - 1, self.channels), (self.heads, self.state_dim, self.head_dim)
 
     def flops_of_token(self, width: int) -> int:

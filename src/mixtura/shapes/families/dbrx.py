@@ -66,7 +66,7 @@ class Dbrx(Family):
             "activation": "swiglu",
             "router": {
                 "kind": "dbrx",
-                # null means that weights are not divided; an absent key means division by the 1-norm.
+                # null means that weights are not divided by a norm; an absent key means the 1-norm.
                 "norm": config.get("moe_normalize_expert_weights", 1.0),
                 "jitter": keys.number("moe_jitter_eps", 0.0),
             },

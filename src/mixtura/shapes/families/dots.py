@@ -17,7 +17,7 @@ class Dots1(SigmoidExperts, Qwen3):
 
     model_type = "dots1"
     architecture = "Dots1ForCausalLM"
-    # In `scoring_func`, published configs of this family have noaux_tc, which in other families is a
+    # Published configs of this family have noaux_tc in `scoring_func`; other families have it in
     # `topk_method`.
     scoring_names = ("sigmoid", "noaux_tc")
     defaults = MappingProxyType(

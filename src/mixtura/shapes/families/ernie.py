@@ -16,7 +16,9 @@ from mixtura.shapes.moe import MoEShape
 
 
 class Ernie45Moe(SparseLlama):
-    """A range of layers has MoEs. Combine weights are renormalised scores without the choosing bias.
+    """A range of layers has MoEs. Combine weights are renormalised softmax scores.
+
+    The choosing bias does not change them.
 
     The two rows of a stored RoPE pair of queries or keys are neighbours. In Mixtura's decoder the
     two rows are half a head apart.

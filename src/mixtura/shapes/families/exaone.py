@@ -15,7 +15,7 @@ _NOT_OF_EXAONE = ("n_shared_experts", "attention_bias")
 
 
 class ExaoneMoe(SigmoidExperts, WindowsByType):
-    """Each head's queries and keys are normed; by default three of every four layers have a window."""
+    """Each head's queries and keys are normed; by default 3 of 4 layers have a window."""
 
     model_type = "exaone_moe"
     architecture = "ExaoneMoeForCausalLM"

@@ -18,9 +18,9 @@ from mixtura.shapes.moe import MoEShape
 
 Part = tuple[int | slice, ...]
 InFp32 = Literal["gates", "scores", "weights", "rotation"]
-"""gates: the routers' gates, in memory and in saved files; scores: the sigmoids of logits, which are
-rounded to bf16 before; weights: the combine weights and their products with expert outputs;
-rotation: the rotation of queries and keys"""
+"""gates: the routers' gates, in memory and in saved files; scores: the sigmoids of logits that are
+rounded to bf16; weights: the combine weights and their products with expert outputs; rotation: the
+rotation of queries and keys"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from mixtura.shapes.families.layer_types import read_mlp_types, write_mlp_types
 from mixtura.shapes.families.partial_rotary import PartlyRotated
 from mixtura.shapes.families.shared_experts import SigmoidExperts
 
-# Keys of DeepSeek-V3 that transformers' class of GLM-4.7-Flash does not have. `mlp_layer_types` lists
-# the MoE layers there.
+# Keys of DeepSeek-V3 that transformers' class of GLM-4.7-Flash does not have; its `mlp_layer_types`
+# lists the MoE layers.
 _NOT_OF_LITE = ("first_k_dense_replace", "num_mtp_layers")
 
 

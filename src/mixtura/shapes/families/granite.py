@@ -112,8 +112,8 @@ class GraniteMoeShared(GraniteMoe):
 class GraniteMoeSwa(GraniteMoeShared, WindowsByType):
     """Granite's MoE with windows and sinks; `layer_rope_theta` lists the layers' RoPE bases.
 
-    A layer with base 0 is not rotated. All rotated layers with a window must have the same base, and
-    all rotated layers without a window must have the same base.
+    A layer with base 0 is not rotated. All rotated layers with a window must have one base, and all
+    rotated layers without a window must have one base.
     """
 
     model_type = "granitemoe_swa"

@@ -22,7 +22,7 @@ _NOPE, _ROPE = "nope", "rope"
 
 
 class GraniteMoeHybrid(GraniteMoeShared):
-    """By default RoPE rotates no layer. If a config has 0 experts, the shared MLP is a dense FFN."""
+    """By default RoPE rotates no layer. With 0 experts, the shared MLP is a dense FFN."""
 
     model_type = "granitemoehybrid"
     architecture = "GraniteMoeHybridForCausalLM"
@@ -125,8 +125,8 @@ class GraniteMoeHybrid(GraniteMoeShared):
         recurrence, width = decoder["recurrence"], decoder["width"]
         layers = range(decoder["layers"])
         if recurrence is None:
-            # transformers refuses sizes of Mamba-2 that do not fit the width, even if no layer has it.
-            # One head as wide as the model fits.
+            # transformers refuses sizes of Mamba-2 that do not fit the model's width, even if no
+            # layer has Mamba-2. One head of the model's width fits.
             sizes = {"mamba_n_heads": 1, "mamba_d_head": width, "mamba_expand": 1}
             return {"layer_types": [_ATTENTION[0] for _ in layers], **sizes}
         if recurrence["kind"] != "mamba2":

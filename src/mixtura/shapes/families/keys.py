@@ -75,7 +75,7 @@ class Keys:
         return found
 
     def number(self, key: str, default: Any = _MISSING) -> float:
-        """0, or a number with an absolute value in 1e-30..1e30: its square and inverse are finite."""
+        """0, or a number of absolute value 1e-30..1e30, whose square and inverse are finite."""
         found = float(self._typed(key, default, (int, float), "a number"))
         if found and not 1 / bounds.NUMBER <= abs(found) <= bounds.NUMBER:
             raise ConfigError(

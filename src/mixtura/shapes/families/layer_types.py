@@ -15,9 +15,10 @@ _KEY, _KINDS = "mlp_layer_types", ("dense", "sparse")
 
 
 def read_mlp_types(keys: Keys, first_dense: int) -> Tree:
-    """The placement from `mlp_layer_types`; if it is absent, the first `first_dense` layers are dense.
+    """The placement from `mlp_layer_types`.
 
-    Raises ConfigError unless the list has one entry for each layer, either dense or sparse.
+    If the list is absent, the first `first_dense` layers are dense. Raises ConfigError unless the
+    list has one entry for each layer, either dense or sparse.
     """
     if keys.given(_KEY) is None:
         return {"placement": {"first_dense": first_dense}}

@@ -93,8 +93,10 @@ class Lfm2(Llama):
         return multiple * -(-width // multiple)
 
     def layer_types(self, keys: Keys) -> list[str]:
-        """The kind of each layer. If `layer_types` is absent, `full_attn_idxs` lists the layers with
-        attention; if both are absent, all layers have attention.
+        """The kind of each layer.
+
+        If `layer_types` is absent, `full_attn_idxs` lists the layers with attention. If both are
+        absent, all layers have attention.
         """
         every = range(keys.integer("num_hidden_layers"))
         attending = set(keys.integers("full_attn_idxs", list(every)))

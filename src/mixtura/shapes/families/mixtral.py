@@ -89,7 +89,7 @@ class SparseLlama(Llama):
 
 
 class Mixtral(SparseLlama, Mistral):
-    """Every layer has an MoE with renormalised weights. All layers have the same window, or none."""
+    """Every layer has an MoE with renormalised weights; all layers have the same window or none."""
 
     model_type = "mixtral"
     architecture = "MixtralForCausalLM"

@@ -15,8 +15,8 @@ class PhiMoe(Mixtral):
     """Attention and the head have biases, and SparseMixer routes each token to two experts.
 
     A chosen expert's combine weight is its softmax probability among the experts whose logits are
-    near the largest logit. The key `input_jitter_noise`, which adds noise to a layer's inputs in training, is not
-    supported.
+    near the largest logit. The key `input_jitter_noise`, which adds noise to a layer's inputs in
+    training, is not supported.
     """
 
     model_type = "phimoe"

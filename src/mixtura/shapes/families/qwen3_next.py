@@ -158,8 +158,8 @@ class Qwen3Next(PartlyRotated, SparseLlama):
         """The stored rows are grouped by key head; Mixtura's rows are grouped by part.
 
         For each key head, in_proj_qkvz has the rows of its query and its key, then the rows of the
-        values and of the output gates of its value heads. in_proj_ba has both of their gates
-        likewise.
+        values and of the output gates of its value heads. in_proj_ba has the rows of b, then those
+        of a, of the same value heads.
         """
         served = delta.value_heads // delta.key_heads
         key, value = delta.key_dim, served * delta.value_dim

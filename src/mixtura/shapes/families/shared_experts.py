@@ -17,7 +17,8 @@ from mixtura.shapes.moe import MoEShape
 class SharedExperts(SparseLlama):
     """The first layers are dense, and the others have MoEs.
 
-    The `n_shared_experts` shared experts of an MoE compute every token. A subclass reads and writes its router.
+    The `n_shared_experts` shared experts of an MoE compute every token. A subclass reads and
+    writes its router.
     """
 
     count_key = "n_routed_experts"

@@ -12,7 +12,7 @@ from mixtura.shapes.families.llama import Llama, windows_by_type, write_window_t
 
 
 class WindowsByType(Llama):
-    """If the config states a window, the layers that `layer_types` calls sliding have this window."""
+    """If the config states a window, the layers that `layer_types` calls sliding have it."""
 
     rotates_full_layers: ClassVar[bool] = True
     """whether RoPE rotates the layers without a window, in a config that states a window"""

@@ -15,8 +15,8 @@ from mixtura.shapes.storage.numbers import ITEM_BYTES, Plain
 KVKind = Literal["bf16", "int8", "fp32"]
 """the format of numbers in the engine's KV cache; each int8 vector has a scale in fp32"""
 SNAPSHOTS = 4
-"""the number of snapshots of a sequence's state that a recurrent layer keeps. A snapshot is the state
-at an earlier position, so that the sequence can go back to this position."""
+"""the number of snapshots that a recurrent layer keeps for each sequence. A snapshot is a copy of
+the state at an earlier position, to which the sequence can go back."""
 _NUMBER_BYTES: Mapping[KVKind, int] = {"bf16": 2, "int8": 1, "fp32": 4}
 
 
@@ -27,7 +27,7 @@ class KVDims(NamedTuple):
     key_dim: int
     value_dim: int
     values_in_keys: bool
-    """true for latent attention, which keeps one head, whose values are the first dims of its keys"""
+    """true for latent attention: it keeps one head, whose values are the first dims of its keys"""
 
     @classmethod
     def of(cls, shape: DecoderShape) -> Self:

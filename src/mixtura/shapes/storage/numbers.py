@@ -24,8 +24,8 @@ TRAINED_BYTES: Mapping[Literal["weight", "gradient", "moments"], int] = {
     "gradient": ITEM_BYTES["float32"],
     "moments": 2 * ITEM_BYTES["float32"],
 }
-"""the bytes that training with AdamW keeps for each parameter; all of them are fp32 numbers, even if
-the forward pass computes in bf16"""
+"""the bytes that training with AdamW keeps for each parameter; all are in fp32, even if the forward
+pass computes in bf16"""
 
 
 def group_bytes(bits: Bits) -> int:

@@ -116,7 +116,7 @@ class Placed:
 
     @property
     def digests(self) -> int:
-        """The number of this tensor's digests: one for each expert or dense FFN, else one in all."""
+        """The number of this tensor's digests: one for each FFN in it, or one if it has no FFNs."""
         return self.shape[0] if kind_of(self.format) == "experts" else 1
 
 
@@ -154,8 +154,8 @@ def size_of(stored_as: Format, shape: Shape) -> int:
 def planned(tensors: Iterable[tuple[str, Shape]]) -> Iterator[Planned]:
     """The tensors of a packed file, in the order of `tensors`.
 
-    `tensors` has the name and the shape of each tensor of a model. Raises ConfigError if an FFN's width
-    is not a multiple of 32.
+    `tensors` has the name and the shape of each tensor of a model. Raises ConfigError if the
+    model's width is not a multiple of 32.
     """
     held = dict(tensors)
     for name, shape in held.items():

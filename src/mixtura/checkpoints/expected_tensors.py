@@ -54,6 +54,7 @@ def check_tensors(
             if values:
                 _check_copy(source, name, of)
             left_out[name] = f"{of} once more"
+    left_out |= _without_effect(source, sorted(set(spare) - set(left_out)))
     unexpected = sorted(set(spare) - set(left_out))
     if unexpected:
         raise CheckpointError(
@@ -61,6 +62,12 @@ def check_tensors(
             "model of this config has a place for them"
         )
     return left_out
+
+
+def _without_effect(source: Source, names: Iterable[str]) -> dict[str, str]:
+    """The named tensors that have no effect, such as a bias of zeros, with a description."""
+    found = {name: source.without_effect(name) for name in names}
+    return {name: word for name, word in found.items() if word is not None}
 
 
 def _check_copy(source: Source, name: str, of: str) -> None:

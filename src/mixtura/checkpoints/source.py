@@ -83,6 +83,10 @@ class Source(ABC):
 
         return getattr(torch, _DTYPES.get(self.tensors[name].dtype, "float32"))
 
+    def without_effect(self, name: str) -> str | None:
+        """A description of a tensor that a model without a place for it may leave out, or None."""
+        return None
+
     def own_check(self, roles: Mapping[str, str]) -> Check | None:
         """A check of all tensors against the source's own digests; None if it has no digests."""
         return None

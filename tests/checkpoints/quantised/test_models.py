@@ -163,6 +163,17 @@ def test_a_plain_module_in_a_quantised_folder_stays_plain(
     assert torch.equal(found.get_parameter("blocks.0.attention.out.weight"), own)
 
 
+def test_biases_of_zeros_are_left_out(quantised: Callable[..., Written]) -> None:
+    folder, _ = quantised("gptq")
+    tensors = load_file(folder / "model.safetensors")
+    key = "model.layers.0.block_sparse_moe.experts.0.w1.bias"
+    save_file({**tensors, key: torch.zeros(32).half()}, folder / "model.safetensors")
+    assert load_model(folder).left_out == {key: "a bias of zeros"}
+    save_file({**tensors, key: torch.ones(32).half()}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{key} is unexpected"):
+        load_model(folder)
+
+
 def test_a_quantised_weight_of_another_width_is_refused(quantised: Callable[..., Written]) -> None:
     folder, _ = quantised("awq")
     config = json.loads((folder / "config.json").read_text())

@@ -72,6 +72,13 @@ class QuantisedSource(Source):
     def place_of(self, name: str) -> Place | None:
         return None if name in self._modules else self._packed.place_of(name)
 
+    def without_effect(self, name: str) -> str | None:
+        """Older versions of AutoGPTQ write a bias of zeros for every quantised module."""
+        module, _, part = name.rpartition(".")
+        if part != "bias" or f"{module}.{WEIGHT}" not in self._modules:
+            return None
+        return None if bool(self.read(name).any()) else "a bias of zeros"
+
     def groups(self, name: str) -> "Groups | None":
         if name not in self._modules:
             return None

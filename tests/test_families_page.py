@@ -34,7 +34,8 @@ def test_every_moe_class_runs_or_lacks_a_part(script: ModuleType) -> None:
     unplaced = [kind for kind in classes if (kind in FAMILIES) == (kind in MISSING_PARTS)]
     assert not unplaced, "each belongs in one of FAMILIES and missing_parts.py"
     assert not MISSING_PARTS.keys() - classes.keys(), "transformers has these no more"
-    runs = {kind for kind in classes if kind in FAMILIES}
+    # Of qwen3_5_moe the folder states the class of images and text, of which the text part runs.
+    runs = {kind for kind in classes if kind in FAMILIES and kind != "qwen3_5_moe"}
     assert all(FAMILIES[kind].architecture == classes[kind] for kind in runs)
 
 
@@ -51,6 +52,6 @@ def test_the_refusal_by_hand() -> None:
     with pytest.raises(ConfigError, match="model_type='jamba' needs Mamba layers, which Mixtura"):
         family_of({"model_type": "jamba"})
     with pytest.raises(
-        ConfigError, match="'qwen4_exp' needs Gated DeltaNet layers and a sparse attention index"
+        ConfigError, match="'hy_v4' needs a sparse attention index and hyper-connections, which"
     ):
-        family_of({"model_type": "qwen4_exp"})
+        family_of({"model_type": "hy_v4"})

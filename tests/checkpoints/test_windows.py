@@ -51,6 +51,17 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {**GRANITE, "layer_types": KINDS * 2, "layer_rope_theta": [0, 100.0, 500.0, 0]},
         {**GRANITE, "shared_intermediate_size": 0, "layer_rope_theta": [0, 90.0, 90.0, 90.0]},
     ],
+    "afmoe": [
+        {**SIZES, "head_dim": 8},
+        {**SIZES, "head_dim": 6, "layer_types": KINDS * 2, "mup_enabled": True},
+        {
+            **SIZES,
+            "head_dim": 8,
+            "num_dense_layers": 2,
+            "num_shared_experts": 1,
+            "route_scale": 2.0,
+        },
+    ],
     "mellum": [
         {**SIZES, "head_dim": 8, "num_experts": 5},
         {**SIZES, "head_dim": 6, "layer_types": KINDS * 2, "norm_topk_prob": False},

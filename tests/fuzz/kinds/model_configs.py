@@ -151,6 +151,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "flex_olmo": _SPARSE,
     "exaone_moe": {**_SPARSE, "num_shared_experts": 1, "sliding_window": 8, "head_dim": 8},
     "flint": {**_SPARSE, "shared_expert_intermediate_size": 8, "head_dim": 8},
+    "afmoe": {**_SPARSE, "head_dim": 8, "mup_enabled": True},
     "mellum": {**_SPARSE, "head_dim": 8},
     "granitemoe_swa": {**_SPARSE, "shared_intermediate_size": 8},
     "solar_open": {**_SIGMOID, "head_dim": 8},

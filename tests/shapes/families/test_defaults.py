@@ -243,6 +243,15 @@ OWN: dict[str, dict[str, Any]] = {
         "norm_topk_prob": False,
         "attention_bias": True,
     },
+    "afmoe": {
+        "num_experts": 9,
+        "num_shared_experts": 1,
+        "num_dense_layers": 3,
+        "moe_intermediate_size": 8,
+        "route_scale": 2.0,
+        "global_attn_every_n_layers": 3,
+        "mup_enabled": True,
+    },
     "mellum": {
         "num_experts": 9,
         "moe_intermediate_size": 8,

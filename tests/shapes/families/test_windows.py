@@ -80,6 +80,7 @@ def test_bases_by_kind_of_layer() -> None:
         GRANITE,
         {**GRANITE, "layer_types": TYPES, "layer_rope_theta": [0, 100, 500, 100, 500, 0]},
         {**SIZES, "model_type": "flex_olmo", "head_dim": None},
+        {**SIZES, "model_type": "afmoe", "mup_enabled": True, "layer_types": TYPES},
     ],
 )
 def test_what_is_written_reads_the_same(config: dict[str, Any]) -> None:
@@ -95,6 +96,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ({**SIZES, "model_type": "afmoe", "attention_bias": True}, "attention_bias=True"),
         ({**EXAONE, "attention_bias": True}, "attention_bias=True"),
         ({**EXAONE, "layer_types": TYPES[:3]}, "3 entries where num_hidden_layers is 6"),
         (

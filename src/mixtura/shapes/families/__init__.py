@@ -51,6 +51,7 @@ _HOMES = {
     "exaone_moe": ("exaone", "ExaoneMoe"),
     "flint": ("flint", "Flint"),
     "mellum": ("mellum", "Mellum"),
+    "afmoe": ("afmoe", "Afmoe"),
     "glm4_moe_lite": ("glm", "Glm4MoeLite"),
 }
 

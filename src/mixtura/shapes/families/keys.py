@@ -15,7 +15,7 @@ _BOUNDS: Mapping[str, tuple[int, int]] = {
         (1, bounds.LAYERS): (
             *("num_hidden_layers", "n_layers"),
             *("decoder_sparse_step", "moe_layer_freq", "moe_layer_interval"),
-            *("sliding_window_pattern", "_sliding_window_pattern"),
+            *("sliding_window_pattern", "_sliding_window_pattern", "global_attn_every_n_layers"),
             *("block_multiple_of", "full_attention_interval"),
         ),
         (0, bounds.LAYERS): (

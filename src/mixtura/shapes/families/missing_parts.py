@@ -6,12 +6,10 @@ from this table and from the families that Mixtura reads.
 
 from collections.abc import Mapping
 
-_DELTA_NET = "Gated DeltaNet layers"
 _KIMI_DELTA = "Kimi Delta Attention layers"
-_MAMBA_2 = "Mamba-2 layers"
 _SHORT_CONV = "short convolutions between layers"
 _INDEX = "a sparse attention index"
-_GATED = "a gate on attention's output"
+_LATENT_GATE = "a gate on latent attention's output"
 _NO_ROPE = "latent attention without RoPE"
 _HEADS = "heads that differ by layer"
 _RELATIVE = "relative positions"
@@ -20,11 +18,10 @@ _PARALLEL = "attention and FFN side by side"
 _QUERY_SCALE = "a query scale that follows the position"
 
 MISSING_PARTS: Mapping[str, tuple[str, ...]] = {
-    "afmoe": (_GATED,),
     "axk1": ("a norm after the FFN in MoE layers alone",),
-    "axk2": (_INDEX, _GATED, "gated norms"),
-    "bailing_hybrid": (_KIMI_DELTA, _GATED),
-    "beam": (_GATED, _QUERY_SCALE, "residuals scaled by depth"),
+    "axk2": (_INDEX, _LATENT_GATE, "gated norms"),
+    "bailing_hybrid": (_KIMI_DELTA, _LATENT_GATE),
+    "beam": (_QUERY_SCALE, "residuals scaled by depth"),
     "cohere2_moe": (_PARALLEL,),
     "deepseek_v32": (_INDEX,),
     "deepseek_v4": ("compressed attention", _INDEX, _HYPER),
@@ -42,17 +39,17 @@ MISSING_PARTS: Mapping[str, tuple[str, ...]] = {
     "jetmoe": ("experts of attention heads",),
     "kimi_linear": (_KIMI_DELTA, _NO_ROPE),
     "kolibri1": ("a choosing bias on the logits of a sigmoid router",),
-    "laguna": (_GATED, _HEADS),
-    "lara_mini": (_DELTA_NET,),
+    "laguna": ("a softplus gate on attention's output", _HEADS),
+    "lara_mini": ("a reader of its config and tensors",),
     "llama4": ("chunked attention", _QUERY_SCALE, "weights on experts' inputs"),
     "llama4_text": ("chunked attention", _QUERY_SCALE, "weights on experts' inputs"),
     "longcat_flash": ("two attentions a layer", "experts that compute nothing"),
     "mimo_v2_flash": (_HEADS, "values narrower than keys"),
     "minimax": ("lightning attention layers",),
     "minimax_m3_vl_text": (_INDEX,),
-    "nemotron_h": (_MAMBA_2,),
-    "qwen4_exp": (_DELTA_NET, _INDEX),
-    "qwen4_exp_text": (_DELTA_NET, _INDEX),
+    "nemotron_h": ("layers of one branch each",),
+    "qwen4_exp": (_INDEX, "n-gram embeddings"),
+    "qwen4_exp_text": (_INDEX, "n-gram embeddings"),
     "zaya": ("compressed convolutional attention", "a router of several layers"),
 }
 

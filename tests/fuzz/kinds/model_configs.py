@@ -44,6 +44,17 @@ _LATENT = {
     "norm_topk_prob": False,
     "routed_scaling_factor": 1.5,
 }
+_DELTA = {
+    **_SPARSE,
+    "head_dim": 8,
+    "shared_expert_intermediate_size": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "linear_conv_kernel_dim": 3,
+}
 _SIGMOID = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
@@ -151,6 +162,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "flex_olmo": _SPARSE,
     "exaone_moe": {**_SPARSE, "num_shared_experts": 1, "sliding_window": 8, "head_dim": 8},
     "flint": {**_SPARSE, "shared_expert_intermediate_size": 8, "head_dim": 8},
+    "qwen3_next": _DELTA,
+    "qwen3_5_moe_text": {**_DELTA, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "qwen3_5_moe": {"text_config": {**_SIZES, **_DELTA}, "vision_config": {"hidden_size": 8}},
     "afmoe": {**_SPARSE, "head_dim": 8, "mup_enabled": True},
     "mellum": {**_SPARSE, "head_dim": 8},
     "granitemoe_swa": {**_SPARSE, "shared_intermediate_size": 8},

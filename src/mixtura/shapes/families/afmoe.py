@@ -57,7 +57,7 @@ class Afmoe(SigmoidExperts, WindowsByType):
         return {**tree, "post_norms": True, **(scaled if keys.flag("mup_enabled") else {})}
 
     def read_attention(self, config: Mapping[str, Any]) -> Tree:
-        # The attention biases of transformers' class have none at the gate, and ours one.
+        # With biases transformers' gate has none, and the decoder's gate has one.
         self.keys(config).expect("attention_bias", False)
         return {**super().read_attention(config), "norm": "head", "output_gate": True}
 
@@ -66,10 +66,8 @@ class Afmoe(SigmoidExperts, WindowsByType):
         return {"kind": "sigmoid_topk", "choosing_bias": True, "renormalise": True, "scale": scale}
 
     def default_types(self, keys: Keys) -> list[str]:
-        every, layers = (
-            keys.integer("global_attn_every_n_layers"),
-            keys.integer("num_hidden_layers"),
-        )
+        every = keys.integer("global_attn_every_n_layers")
+        layers = keys.integer("num_hidden_layers")
         return [SLIDING if (i + 1) % every else "full_attention" for i in range(layers)]
 
     def read_placement(self, keys: Keys) -> Tree:

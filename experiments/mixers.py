@@ -18,8 +18,17 @@ from mixtura.config import Tree
 
 TRAINING = ("model.layers=4", "train.steps=400", "train.warmup=40", "train.batch=4")
 LATENT = "{kind: latent, heads: 4, kv_rank: 32, nope_dim: 16, turning_dim: 8, value_dim: 16}"
+GATED_DELTA = (
+    "{kind: gated_delta, key_heads: 2, value_heads: 4, key_dim: 16, value_dim: 16, kernel: 4, "
+    "layers: [0, 1, 2]}"
+)
+MAMBA2 = (
+    "{kind: mamba2, heads: 8, head_dim: 16, state_dim: 32, groups: 1, kernel: 4, layers: [0, 1, 2]}"
+)
 MIXERS: Mapping[str, tuple[str, ...]] = {
     "latent": (f"model.attention={LATENT}",),
+    "gated_delta": (f"model.recurrence={GATED_DELTA}",),
+    "mamba2": (f"model.recurrence={MAMBA2}",),
     "short_conv": ("model.recurrence={kind: short_conv, kernel: 3, layers: [0, 1, 2]}",),
 }
 FFNS: Mapping[str, tuple[str, ...]] = {

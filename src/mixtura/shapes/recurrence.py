@@ -119,11 +119,11 @@ class GatedDeltaShape(RecurrenceSpec):
     def weights(self, width: int, prefix: str) -> Iterator[Weight]:
         rows = self.channels + self.values
         for name, shape in {
+            "rate_log": (self.value_heads,),
+            "step_bias": (self.value_heads,),
             "projection.weight": (rows, width),
             "gates.weight": (2 * self.value_heads, width),
             "conv.weight": (self.channels, self.kernel),
-            "rate_log": (self.value_heads,),
-            "step_bias": (self.value_heads,),
         }.items():
             yield Weight(f"{prefix}{name}", shape, "recurrent")
         yield Weight(f"{prefix}norm.weight", (self.value_dim,), "norm")
@@ -188,15 +188,15 @@ class Mamba2Shape(RecurrenceSpec):
     def weights(self, width: int, prefix: str) -> Iterator[Weight]:
         rows = self.inner + self.channels
         shapes: dict[str, tuple[int, ...]] = {
+            "rate_log": (self.heads,),
+            "step_bias": (self.heads,),
+            "skip": (self.heads,),
             "projection.weight": (rows, width),
             "projection.bias": (rows,),
             "steps.weight": (self.heads, width),
             "steps.bias": (self.heads,),
             "conv.weight": (self.channels, self.kernel),
             "conv.bias": (self.channels,),
-            "rate_log": (self.heads,),
-            "step_bias": (self.heads,),
-            "skip": (self.heads,),
             "norm.weight": (self.inner,),
             "out.weight": (width, self.inner),
             "out.bias": (width,),

@@ -34,7 +34,7 @@ _OUTER = frozenset({"embedding", "head"})
 _MATRICES = _OUTER | {"qkv", "out", "query_down", "query", "kv_down", "projection", "output_gate"}
 # Sort keys of attention tensors whose place in the file differs from the ledger's order: sinks come
 # first, and norms of queries and keys come last.
-_ORDER = {"sinks": -1, "q_norm": 1, "k_norm": 1}
+_ORDER = {"sinks": -1, "q_norm": 1, "k_norm": 1, "output_gate": 2}
 
 
 class FFNs(NamedTuple):

@@ -110,16 +110,6 @@ _DBRX = {
         "ffn_act_fn": {"name": "silu"},
     },
 }
-_NEXT = {
-    **_SPARSE,
-    "head_dim": 8,
-    "shared_expert_intermediate_size": 8,
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 4,
-    "linear_value_head_dim": 4,
-}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"head_dim": 4, "rope_parameters": _LLAMA3, "attention_bias": True},
     "mistral": {"quantization_config": FORMATS["modelopt nvfp4"].settings, "sliding_window": 8},
@@ -177,9 +167,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3_5_moe": {"text_config": {**_SIZES, **_DELTA}, "vision_config": {"hidden_size": 8}},
     "afmoe": {**_SPARSE, "head_dim": 8, "mup_enabled": True},
     "mellum": {**_SPARSE, "head_dim": 8},
-    "qwen3_next": _NEXT,
-    "qwen3_5_moe_text": _NEXT,
-    "qwen3_5_moe": {"text_config": {**_SIZES, **_NEXT}, "vision_config": {"hidden_size": 8}},
     "granitemoe_swa": {**_SPARSE, "shared_intermediate_size": 8},
     "solar_open": {**_SIGMOID, "head_dim": 8},
     "dots1": {**_SIGMOID, "sliding_window": 8, "max_window_layers": 1},

@@ -44,7 +44,7 @@ void check_quantised(GgufKind kind, int64_t count, InstructionSet set) {
   std::vector<uint8_t> blocks(count * bytes_of(kind));
   for (uint8_t& one : blocks) one = static_cast<uint8_t>(random_bits() % 0x60);
   const std::vector<float> weights = unpacked(kind, blocks, count, set);
-  constexpr float kTried[] = {-8.2f, -7.0f};
+  static constexpr float kTried[] = {-8.2f, -7.0f};
   constexpr Levels kLevels{kTried, 2, -8.0f, 7.0f, 458528.0f};
   const int64_t groups = count * kBlockWeights / kGroup;
   std::vector<int8_t> q(groups * kGroup), other_q(groups * kGroup);
